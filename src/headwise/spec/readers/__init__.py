@@ -1,0 +1,71 @@
+"""From a Hugging Face config to layers: a small file per kind of family, a table of them all."""
+
+from collections.abc import Mapping
+
+from headwise.errors import SpecError
+from headwise.spec.readers.bert import BERT, ROBERTA
+from headwise.spec.readers.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from headwise.spec.readers.falcon import FALCON
+from headwise.spec.readers.family import Family
+from headwise.spec.readers.fields import ConfigFields
+from headwise.spec.readers.gemma import GEMMA2, GEMMA3_TEXT
+from headwise.spec.readers.gpt2 import GPT2, GPT_BIGCODE
+from headwise.spec.readers.gpt_oss import GPT_OSS
+from headwise.spec.readers.layout import Layout
+from headwise.spec.readers.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from headwise.spec.readers.t5 import T5
+
+FAMILIES: Mapping[str, Family] = {
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "t5": T5,
+    "gpt2": GPT2,
+    "gpt_bigcode": GPT_BIGCODE,
+    "falcon": FALCON,
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "gemma2": GEMMA2,
+    "gemma3_text": GEMMA3_TEXT,
+    "gpt_oss": GPT_OSS,
+    "deepseek_v2": DEEPSEEK_V2,
+    "deepseek_v3": DEEPSEEK_V3,
+}
+# Multimodal types whose config class fills in a text part that config.json may leave out.
+_DEFAULT_TEXT_TYPE = {"gemma3": "gemma3_text"}
+
+
+def read_config(config: object) -> tuple[str, Layout]:
+    """Read `config` as the family that its model_type names, and return both.
+
+    >>> family, layout = read_config({"model_type": "gpt2"})
+    >>> family, len(layout.layers), layout.max_context
+    ('gpt2', 12, 1024)
+
+    Raises:
+        SpecError: naming the field, for an unknown model_type or an inconsistent config.
+    """
+    outer = ConfigFields(config)
+    model_type = outer.model_type()
+    text = outer.raw("text_config")
+    default_text_type = _DEFAULT_TEXT_TYPE.get(model_type)
+    if text is not None or default_text_type is not None:
+        config = {} if text is None else text
+        model_type = ConfigFields(config).model_type(default=default_text_type)
+    family = FAMILIES.get(model_type)
+    if family is None:
+        known = ", ".join([*FAMILIES, *_DEFAULT_TEXT_TYPE])
+        raise SpecError(f"model_type={model_type!r} is not covered: expected one of {known}")
+    fields = ConfigFields(config, defaults=family.defaults, aliases=family.aliases)
+    if fields.raw("per_layer_config"):
+        raise SpecError(
+            "per_layer_config overrides fields of single layers, which is not covered: "
+            f"expected a {model_type} config whose fields hold for every layer"
+        )
+    if fields.raw("is_causal") is False:
+        raise SpecError(
+            f"is_causal=False turns {model_type}'s causal masks off, which is not covered: "
+            "expected the family's own masks; leave it out"
+        )
+    return model_type, family.read(fields)

@@ -1,0 +1,80 @@
+"""DeepSeek-V2 and V3: multi-head latent attention, with YaRN's factor in the scale."""
+
+import math
+from collections.abc import Mapping
+
+from headwise.errors import SpecError
+from headwise.spec.attention_spec import AttentionSpec
+from headwise.spec.checks import finite
+from headwise.spec.readers.family import Family
+from headwise.spec.readers.fields import ConfigFields
+from headwise.spec.readers.layout import Layout, one_stack
+
+_SHARED: dict[str, object] = {
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "rope_scaling": None,
+    "rope_parameters": None,
+}
+_V2 = _SHARED | {
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "max_position_embeddings": 2048,
+}
+_V3 = _SHARED | {
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "max_position_embeddings": 4096,
+}
+
+
+def _read(fields: ConfigFields) -> Layout:
+    heads, kv_heads = fields.positive("num_attention_heads"), fields.raw("num_key_value_heads")
+    if kv_heads not in (None, heads):
+        raise SpecError(
+            f"num_key_value_heads={kv_heads!r} with num_attention_heads={heads}: the latent is "
+            "expanded to one key per query head; expected equal numbers"
+        )
+    rope_dim = fields.positive("qk_rope_head_dim")
+    head_dim = fields.positive("qk_nope_head_dim") + rope_dim
+    yarn = _yarn_factor(fields)
+    attention = AttentionSpec(
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+        value_dim=fields.positive("v_head_dim"),
+        scale=head_dim**-0.5 * yarn * yarn,
+        latent_rank=fields.positive("kv_lora_rank"),
+        rope_dim=rope_dim,
+        query_rank=fields.optional_positive("q_lora_rank"),
+    )
+    layers = fields.positive("num_hidden_layers")
+    return one_stack([attention] * layers, fields.positive("max_position_embeddings"))
+
+
+def _yarn_factor(fields: ConfigFields) -> float:
+    """What YaRN multiplies queries and keys by: 0.1 * mscale_all_dim * ln(factor) + 1.
+
+    Source: https://arxiv.org/abs/2309.00071 (equation 22), applied as Transformers does.
+    """
+    # The published files say rope_scaling, files written by Transformers 5 rope_parameters.
+    name = "rope_scaling" if fields.raw("rope_scaling") else "rope_parameters"
+    rope = fields.raw(name) or {}
+    if not isinstance(rope, Mapping):
+        raise SpecError(f"{name}={rope!r}: expected a dict of rotary settings or null")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    strength = rope.get("mscale_all_dim", 0)
+    if kind == "default" or not strength:
+        return 1.0
+    strength = finite(f"{name}.mscale_all_dim", strength)
+    factor = finite(f"{name}.factor", rope.get("factor"))
+    return 0.1 * strength * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+DEEPSEEK_V2 = Family(_read, _V2)
+DEEPSEEK_V3 = Family(_read, _V3)

@@ -1,0 +1,53 @@
+"""Falcon in its three layouts: 7B (MQA), 40B and 180B (grouped kv heads), RW (MHA with ALiBi)."""
+
+from headwise.errors import SpecError
+from headwise.spec.attention_spec import AttentionSpec
+from headwise.spec.readers.family import Family
+from headwise.spec.readers.fields import ConfigFields
+from headwise.spec.readers.heads import key_value_heads, split_hidden
+from headwise.spec.readers.layout import Layout, one_stack
+
+
+def _read(fields: ConfigFields) -> Layout:
+    heads, head_dim = fields.positive("num_attention_heads"), split_hidden(fields)
+    attention = AttentionSpec(
+        heads=heads,
+        kv_heads=_kv_heads(fields, heads),
+        head_dim=head_dim,
+        value_dim=head_dim,
+        alibi=fields.optional_flag("alibi"),
+    )
+    layers = fields.positive("num_hidden_layers")
+    return one_stack([attention] * layers, fields.positive("max_position_embeddings"))
+
+
+def _kv_heads(fields: ConfigFields, heads: int) -> int:
+    if fields.optional_flag("new_decoder_architecture"):
+        return key_value_heads(fields, heads, "num_kv_heads")
+    # Falcon-7B's config says num_kv_heads=71 and multi_query=true; the second one holds.
+    if fields.optional_flag("multi_query"):
+        return 1
+    given = fields.optional_positive("num_kv_heads")
+    if given not in (None, heads):
+        raise SpecError(
+            f"num_kv_heads={given} with multi_query=False and new_decoder_architecture=False: "
+            f"that layout has num_attention_heads={heads} kv heads; "
+            "leave it out or set new_decoder_architecture=True"
+        )
+    return heads
+
+
+FALCON = Family(
+    _read,
+    defaults={
+        "hidden_size": 4544,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 71,
+        "num_kv_heads": None,
+        "alibi": False,
+        "new_decoder_architecture": False,
+        "multi_query": True,
+        "max_position_embeddings": 2048,
+    },
+    aliases={"n_embed": "hidden_size"},
+)

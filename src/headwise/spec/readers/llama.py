@@ -1,0 +1,83 @@
+"""Llama, Mistral, Qwen2 and Qwen3: grouped kv heads, some with windows or normalised heads."""
+
+from collections.abc import Sequence
+
+from headwise.spec.attention_spec import AttentionSpec
+from headwise.spec.readers.family import Family
+from headwise.spec.readers.fields import ConfigFields
+from headwise.spec.readers.heads import key_value_heads, split_hidden
+from headwise.spec.readers.layout import Layout, one_stack
+from headwise.spec.readers.windows import layer_windows
+
+_LLAMA: dict[str, object] = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "max_position_embeddings": 2048,
+}
+_MISTRAL = _LLAMA | {
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
+_QWEN2 = _LLAMA | {
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
+}
+_QWEN3 = _QWEN2 | {"head_dim": 128}
+
+
+def _read_llama(fields: ConfigFields) -> Layout:
+    return _read(fields, [None] * fields.positive("num_hidden_layers"))
+
+
+def _read_mistral(fields: ConfigFields) -> Layout:
+    window = fields.optional_positive("sliding_window")
+    return _read(fields, [window] * fields.positive("num_hidden_layers"))
+
+
+def _read_qwen2(fields: ConfigFields) -> Layout:
+    return _read(fields, _qwen_windows(fields))
+
+
+def _read_qwen3(fields: ConfigFields) -> Layout:
+    return _read(fields, _qwen_windows(fields), qk_norm=True)
+
+
+def _qwen_windows(fields: ConfigFields) -> list[int | None]:
+    # Published Qwen2 configs carry a sliding_window that use_sliding_window=false switches off.
+    used = fields.flag("use_sliding_window")
+    window = fields.optional_positive("sliding_window") if used else None
+    layers, first = fields.positive("num_hidden_layers"), fields.whole("max_window_layers")
+    slides = [window is not None and index >= first for index in range(layers)]
+    return layer_windows(fields, window, default=slides)
+
+
+def _read(fields: ConfigFields, windows: Sequence[int | None], qk_norm: bool = False) -> Layout:
+    heads = fields.positive("num_attention_heads")
+    head_dim = fields.optional_positive("head_dim") or split_hidden(fields)
+    kv_heads = key_value_heads(fields, heads)
+    attentions = [
+        AttentionSpec(
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            value_dim=head_dim,
+            window=window,
+            qk_norm=qk_norm,
+        )
+        for window in windows
+    ]
+    return one_stack(attentions, fields.positive("max_position_embeddings"))
+
+
+LLAMA = Family(_read_llama, _LLAMA)
+MISTRAL = Family(_read_mistral, _MISTRAL)
+QWEN2 = Family(_read_qwen2, _QWEN2)
+QWEN3 = Family(_read_qwen3, _QWEN3)

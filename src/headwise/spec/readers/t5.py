@@ -1,0 +1,56 @@
+"""T5: an encoder and a decoder with cross-attention, unscaled scores, relative position bias."""
+
+from headwise.spec.attention_spec import AttentionSpec
+from headwise.spec.layer_spec import LayerSpec
+from headwise.spec.readers.family import Family
+from headwise.spec.readers.fields import ConfigFields
+from headwise.spec.readers.layout import Layout
+
+_DEFAULTS: dict[str, object] = {
+    "d_kv": 64,
+    "num_heads": 8,
+    "num_layers": 6,
+    "num_decoder_layers": None,
+    "is_encoder_decoder": True,
+}
+
+
+def _read(fields: ConfigFields) -> Layout:
+    heads, head_dim = fields.positive("num_heads"), fields.positive("d_kv")
+    layers = fields.positive("num_layers")
+
+    def attention(*, causal: bool, cross: bool = False) -> AttentionSpec:
+        # T5 puts 1/sqrt(D) into its initialisation and multiplies scores by nothing
+        # (https://arxiv.org/abs/1910.10683); its cross-attention adds a bias of zeros.
+        return AttentionSpec(
+            heads=heads,
+            kv_heads=heads,
+            head_dim=head_dim,
+            value_dim=head_dim,
+            scale=1.0,
+            causal=causal,
+            cross=cross,
+            relative_bias=not cross,
+        )
+
+    encoder = tuple(LayerSpec(index, attention(causal=False)) for index in range(layers))
+    decoder: tuple[LayerSpec, ...] = ()
+    # T5EncoderModel clears this flag in the config that it is built from.
+    if fields.flag("is_encoder_decoder"):
+        decoder = tuple(
+            LayerSpec(index, attention(causal=True), attention(causal=False, cross=True))
+            for index in range(fields.optional_positive("num_decoder_layers") or layers)
+        )
+    # Relative positions beyond the last bucket share it, so no length is too long.
+    return Layout(decoder, encoder, None)
+
+
+T5 = Family(
+    _read,
+    _DEFAULTS,
+    aliases={
+        "head_dim": "d_kv",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+    },
+)

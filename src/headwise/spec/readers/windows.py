@@ -1,0 +1,48 @@
+"""Windows of models whose layers differ: which layers slide, and over how many tokens."""
+
+from collections.abc import Sequence
+
+from headwise.errors import SpecError
+from headwise.spec.readers.fields import ConfigFields
+
+# "attention" is what configs written before Transformers 5 call it.
+_SLIDES = {"full_attention": False, "attention": False, "sliding_attention": True}
+
+
+def layer_windows(
+    fields: ConfigFields, window: int | None, default: Sequence[bool]
+) -> list[int | None]:
+    """Window of each layer, None for full attention, from layer_types.
+
+    `default` says which layers slide where the config has no layer_types.
+
+    >>> fields = ConfigFields({"layer_types": ["sliding_attention", "full_attention"]})
+    >>> layer_windows(fields, 128, default=[False, False])
+    [128, None]
+
+    Raises:
+        SpecError: when layer_types has another length than the model, a kind of attention that
+            is not covered, or sliding layers while there is no window.
+    """
+    slides = list(default)
+    types = fields.raw("layer_types")
+    if types is not None:
+        if not isinstance(types, list | tuple) or len(types) != len(slides):
+            given = f"{len(types)} entries" if isinstance(types, list | tuple) else repr(types)
+            raise SpecError(
+                f"layer_types has {given}: expected one for each of the "
+                f"num_hidden_layers={len(slides)} layers"
+            )
+        unknown = [kind for kind in types if kind not in _SLIDES]
+        if unknown:
+            raise SpecError(
+                f"layer_types contains {unknown[0]!r}, which is not covered: "
+                f"expected {' or '.join(map(repr, _SLIDES))}"
+            )
+        slides = [_SLIDES[kind] for kind in types]
+    if any(slides) and window is None:
+        raise SpecError(
+            f"sliding_window is not set while {sum(slides)} of {len(slides)} layers slide: "
+            "expected the window's tokens (and use_sliding_window, where the family has it)"
+        )
+    return [window if slide else None for slide in slides]

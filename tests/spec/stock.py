@@ -1,0 +1,227 @@
+"""Small configs of every family, and the attention modules that Transformers builds from them.
+
+The numbers are chosen so that no product of two of them equals another product.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoConfig, AutoModel
+
+GROUPED = {
+    "hidden_size": 60,
+    "num_attention_heads": 15,
+    "num_key_value_heads": 5,
+    "num_hidden_layers": 7,
+    "intermediate_size": 17,
+    "vocab_size": 31,
+    "pad_token_id": 0,
+}
+HEADS = {
+    "hidden_size": 55,
+    "num_attention_heads": 5,
+    "num_hidden_layers": 3,
+    "intermediate_size": 17,
+    "vocab_size": 31,
+}
+GPT = {"n_embd": 55, "n_head": 5, "n_layer": 3, "n_positions": 43, "vocab_size": 31}
+FALCON = {"hidden_size": 84, "num_attention_heads": 6, "num_hidden_layers": 3, "vocab_size": 31}
+MIXED = ["full_attention", "sliding_attention"] * 3 + ["sliding_attention"]
+MLA = {
+    "hidden_size": 60,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+    "num_hidden_layers": 3,
+    "intermediate_size": 17,
+    "moe_intermediate_size": 11,
+    "n_routed_experts": 8,
+    "vocab_size": 31,
+    "kv_lora_rank": 37,
+    "q_lora_rank": 29,
+    "qk_nope_head_dim": 13,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 23,
+}
+YARN = {
+    "type": "yarn",
+    "factor": 40.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.707,
+    "original_max_position_embeddings": 4096,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+
+# name -> (model_type, fields as a config.json gives them)
+CONFIGS = {
+    "bert": ("bert", HEADS),
+    "bert decoder": ("bert", HEADS | {"is_decoder": True, "add_cross_attention": True}),
+    "roberta": ("roberta", HEADS | {"max_position_embeddings": 514}),
+    "roberta decoder": ("roberta", HEADS | {"is_decoder": True}),
+    "t5": (
+        "t5",
+        {
+            "d_model": 55,
+            "d_kv": 7,
+            "num_heads": 5,
+            "num_layers": 2,
+            "num_decoder_layers": 3,
+            "d_ff": 17,
+            "vocab_size": 31,
+        },
+    ),
+    "gpt2": ("gpt2", GPT),
+    "gpt2 unscaled": ("gpt2", GPT | {"scale_attn_weights": False}),
+    "gpt2 by depth": (
+        "gpt2",
+        GPT | {"scale_attn_by_inverse_layer_idx": True, "add_cross_attention": True},
+    ),
+    "gpt_bigcode": ("gpt_bigcode", GPT),
+    "gpt_bigcode heads": ("gpt_bigcode", GPT | {"multi_query": False, "scale_attn_weights": False}),
+    "falcon shared": ("falcon", FALCON | {"num_kv_heads": 6}),
+    "falcon grouped": ("falcon", FALCON | {"num_kv_heads": 3, "new_decoder_architecture": True}),
+    "falcon alibi": ("falcon", FALCON | {"multi_query": False, "alibi": True}),
+    "llama": ("llama", GROUPED),
+    "llama head_dim": ("llama", GROUPED | {"head_dim": 22, "num_key_value_heads": None}),
+    "mistral": ("mistral", GROUPED | {"sliding_window": 19}),
+    "mistral full": ("mistral", GROUPED | {"sliding_window": None, "head_dim": 22}),
+    "qwen2": ("qwen2", GROUPED),
+    "qwen2 windows": (
+        "qwen2",
+        GROUPED | {"use_sliding_window": True, "sliding_window": 19, "max_window_layers": 4},
+    ),
+    "qwen3": ("qwen3", GROUPED | {"head_dim": 22}),
+    "qwen3 layer types": (
+        "qwen3",
+        GROUPED | {"use_sliding_window": True, "sliding_window": 19, "layer_types": MIXED},
+    ),
+    "gemma2": (
+        "gemma2",
+        GROUPED | {"head_dim": 22, "query_pre_attn_scalar": 41, "sliding_window": 19},
+    ),
+    "gemma2 uncapped": ("gemma2", GROUPED | {"attn_logit_softcapping": None}),
+    "gemma3_text": (
+        "gemma3_text",
+        GROUPED | {"head_dim": 22, "query_pre_attn_scalar": 41, "sliding_window": 19},
+    ),
+    "gemma3_text pattern": (
+        "gemma3_text",
+        GROUPED | {"sliding_window_pattern": 3, "attn_logit_softcapping": 53.0},
+    ),
+    "gemma3_text bidirectional": (
+        "gemma3_text",
+        GROUPED | {"use_bidirectional_attention": True, "sliding_window": 39},
+    ),
+    "gpt_oss": (
+        "gpt_oss",
+        GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 19},
+    ),
+    "gpt_oss layer types": (
+        "gpt_oss",
+        GROUPED
+        | {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 22, "layer_types": MIXED},
+    ),
+    "deepseek_v2": ("deepseek_v2", MLA),
+    "deepseek_v2 direct query": ("deepseek_v2", MLA | {"q_lora_rank": None}),
+    "deepseek_v2 yarn": ("deepseek_v2", MLA | {"rope_scaling": YARN}),
+    "deepseek_v3": ("deepseek_v3", MLA),
+    "deepseek_v3 direct query": ("deepseek_v3", MLA | {"q_lora_rank": None}),
+    "deepseek_v3 yarn": ("deepseek_v3", MLA | {"rope_scaling": YARN | {"mscale_all_dim": 1.0}}),
+    "deepseek_v3 yarn plain": (
+        "deepseek_v3",
+        MLA | {"rope_scaling": {"type": "yarn", "factor": 40.0}},
+    ),
+    "deepseek_v3 linear rope": (
+        "deepseek_v3",
+        MLA | {"rope_scaling": {"type": "linear", "factor": 3.0, "mscale_all_dim": 0.5}},
+    ),
+}
+
+
+def raw_config(name):
+    """The config as a parsed config.json."""
+    model_type, fields = CONFIGS[name]
+    return {"model_type": model_type, **_copy(fields)}
+
+
+def stock_config(name):
+    """The same as Transformers' config object."""
+    model_type, fields = CONFIGS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return AutoConfig.for_model(model_type, **_copy(fields))
+
+
+@dataclass
+class Stock:
+    """What a stock attention module shows of itself; None where it does not show it."""
+
+    module: torch.nn.Module
+    query: int
+    key: int
+    value: int
+
+
+def stock_layers(name):
+    """(decoder or only stack, encoder beside it, cross-attention) as lists of Stock."""
+    model_type = CONFIGS[name][0]
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModel.from_config(stock_config(name))
+    if model_type in ("bert", "roberta"):
+        layers = model.encoder.layer
+        own = [_separate(layer.attention.self, "query", "key", "value") for layer in layers]
+        cross = [
+            _separate(layer.crossattention.self, "query", "key", "value")
+            for layer in layers
+            if hasattr(layer, "crossattention")
+        ]
+        return own, [], cross
+    if model_type == "t5":
+        encoder, decoder = model.encoder.block, model.decoder.block
+        return (
+            [_separate(block.layer[0].SelfAttention, "q", "k", "v") for block in decoder],
+            [_separate(block.layer[0].SelfAttention, "q", "k", "v") for block in encoder],
+            [_separate(block.layer[1].EncDecAttention, "q", "k", "v") for block in decoder],
+        )
+    if model_type in ("gpt2", "gpt_bigcode"):
+        own = [_fused(block.attn, block.attn.c_attn.weight.numel() // 55, 55) for block in model.h]
+        cross = [
+            Stock(block.crossattention, 55, 55, 55)
+            for block in model.h
+            if hasattr(block, "crossattention")
+        ]
+        return own, [], cross
+    if model_type == "falcon":
+        own = [block.self_attention for block in model.h]
+        return [_fused(layer, layer.query_key_value.out_features, 84) for layer in own], [], []
+    if model_type.startswith("deepseek"):
+        return [_latent(layer.self_attn) for layer in model.layers], [], []
+    return (
+        [_separate(layer.self_attn, "q_proj", "k_proj", "v_proj") for layer in model.layers],
+        [],
+        [],
+    )
+
+
+def _separate(module, query, key, value):
+    return Stock(module, *(getattr(module, name).out_features for name in (query, key, value)))
+
+
+def _fused(module, total, query):
+    """Query, key and value behind one projection; key and value are equally large."""
+    return Stock(module, query, (total - query) // 2, (total - query) // 2)
+
+
+def _latent(module):
+    query = module.q_proj if module.q_lora_rank is None else module.q_b_proj
+    expanded = module.kv_b_proj.out_features
+    nope = module.num_heads * module.qk_nope_head_dim
+    rope = module.num_heads * module.qk_rope_head_dim
+    return Stock(module, query.out_features, nope + rope, expanded - nope)
+
+
+def _copy(fields):
+    # Config classes write into the nested dicts that they are given.
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in fields.items()}

@@ -1,0 +1,115 @@
+"""A config that cannot be read or contradicts itself: a one-line error names the field."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwise.errors import SpecError
+from headwise.spec import ModelSpec
+from headwise.spec.readers import FAMILIES
+
+SLIDING = ["sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({}, "model_type=None"),
+        ({"model_type": 7}, "model_type=7"),
+        ({"model_type": "mamba"}, "expected one of bert, .*gemma3"),
+        ({"model_type": "llava"}, "model_type='llava'"),
+        ({"model_type": "llava", "text_config": {}}, "model_type=None"),
+        ({"model_type": "llava", "text_config": {"model_type": "mamba"}}, "model_type='mamba'"),
+        ({"model_type": "gemma3", "text_config": 7}, "config is int 7"),
+        (None, "config is NoneType"),
+        ("config.json", "config is str 'config.json'"),
+        (torch.nn.Linear(2, 3), "model.config"),
+        ({"model_type": "llama", "hidden_size": 100, "num_attention_heads": 7}, "hidden_size=100"),
+        ({"model_type": "bert", "hidden_size": 100, "num_attention_heads": 7}, "hidden_size=100"),
+        ({"model_type": "gpt2", "n_embd": 100, "n_head": 7}, "n_embd=100"),
+        ({"model_type": "falcon", "hidden_size": 100}, "hidden_size=100"),
+        ({"model_type": "llama", "num_key_value_heads": 5}, "num_key_value_heads=5"),
+        ({"model_type": "gemma2", "num_key_value_heads": 3}, "num_key_value_heads=3"),
+        ({"model_type": "gpt_oss", "num_key_value_heads": 3}, "num_key_value_heads=3"),
+        ({"model_type": "deepseek_v3", "num_key_value_heads": 1}, "num_key_value_heads=1"),
+        (
+            {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 8},
+            "num_kv_heads=8",
+        ),
+        ({"model_type": "falcon", "multi_query": False, "num_kv_heads": 1}, "num_kv_heads=1"),
+        ({"model_type": "qwen2", "layer_types": SLIDING}, "layer_types has 2 entries"),
+        ({"model_type": "qwen2", "layer_types": "full"}, "layer_types has 'full'"),
+        (
+            {"model_type": "qwen2", "num_hidden_layers": 2, "layer_types": SLIDING},
+            "sliding_window is not set",
+        ),
+        ({"model_type": "gemma2", "sliding_window": None}, "sliding_window is not set"),
+        ({"model_type": "gpt_oss", "sliding_window": None}, "sliding_window is not set"),
+        ({"model_type": "gemma3_text", "sliding_window": None}, "sliding_window is not set"),
+        (
+            {"model_type": "qwen3", "num_hidden_layers": 1, "layer_types": ["linear_attention"]},
+            "layer_types contains 'linear_attention'",
+        ),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window=0"),
+        ({"model_type": "qwen2", "max_window_layers": -1}, "max_window_layers=-1"),
+        ({"model_type": "gemma2", "query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0"),
+        ({"model_type": "gemma2", "attn_logit_softcapping": -5.0}, "attn_logit_softcapping=-5.0"),
+        ({"model_type": "bert", "add_cross_attention": True}, "add_cross_attention=True"),
+        ({"model_type": "gpt_bigcode", "add_cross_attention": True}, "add_cross_attention=True"),
+        ({"model_type": "bert", "is_decoder": "no"}, "is_decoder='no'"),
+        ({"model_type": "roberta", "pad_token_id": None}, "pad_token_id=None"),
+        ({"model_type": "roberta", "pad_token_id": 511}, "pad_token_id=511"),
+        (
+            {"model_type": "gpt2", "n_embd": 768, "hidden_size": 512},
+            "hidden_size=512 contradicts n_embd=768",
+        ),
+        ({"model_type": "deepseek_v3", "rope_scaling": "yarn"}, "rope_scaling='yarn'"),
+        (
+            {"model_type": "deepseek_v3", "rope_scaling": {"type": "yarn", "mscale_all_dim": 1.0}},
+            "rope_scaling.factor=None",
+        ),
+        ({"model_type": "llama", "is_causal": False}, "is_causal=False"),
+        ({"model_type": "llama", "per_layer_config": {"3": {"head_dim": 8}}}, "per_layer_config"),
+    ],
+)  # fmt: skip
+def test_error_names_the_field(config, named):
+    with pytest.raises(SpecError, match=named) as caught:
+        ModelSpec.from_config(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_head_dim_frees_the_hidden_size_from_the_heads():
+    config = {"model_type": "llama", "hidden_size": 100, "num_attention_heads": 7, "head_dim": 11}
+    assert ModelSpec.from_config(config).layers[0].attention.head_dim == 11
+
+
+def test_layer_types_written_before_transformers_5_are_understood():
+    config = {"model_type": "qwen2", "num_hidden_layers": 1, "layer_types": ["attention"]}
+    assert ModelSpec.from_config(config).layers[0].attention.window is None
+
+
+# Not looked at by default: the window while use_sliding_window is off, the hidden size beside a
+# head_dim.
+UNUSED = {
+    ("qwen2", "sliding_window"),
+    ("qwen3", "sliding_window"),
+    ("qwen3", "hidden_size"),
+    ("gpt_oss", "hidden_size"),
+}
+INTEGER_FIELDS = sorted(
+    (model_type, name)
+    for model_type, family in FAMILIES.items()
+    for name, value in family.defaults.items()
+    if type(value) is int and (model_type, name) not in UNUSED
+)
+
+
+@given(
+    st.sampled_from(INTEGER_FIELDS),
+    st.one_of(st.integers(max_value=-1), st.booleans(), st.text(max_size=3), st.just(float("nan"))),
+)
+def test_any_field_that_should_count_something_and_does_not_is_named(field, value):
+    model_type, name = field
+    with pytest.raises(SpecError, match=name):
+        ModelSpec.from_config({"model_type": model_type, name: value})

@@ -1,0 +1,156 @@
+"""What is read from a config equals what Transformers builds from it."""
+
+import dataclasses
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+from transformers import AutoConfig, DynamicCache, Gemma3Config
+
+from headwise.spec import ModelSpec
+from headwise.spec.readers import FAMILIES
+from spec.stock import CONFIGS, raw_config, stock_config, stock_layers
+
+every_config = pytest.mark.parametrize("name", CONFIGS)
+every_family = pytest.mark.parametrize("model_type", FAMILIES)
+
+
+def pairs(name):
+    """Every (AttentionSpec, stock module) of a model: self, encoder and cross."""
+    spec = ModelSpec.from_config(raw_config(name))
+    own, encoder, cross = stock_layers(name)
+    stacks = [(spec.layers or spec.encoder_layers, own)]
+    if spec.layers:
+        stacks.append((spec.encoder_layers, encoder))
+    found = []
+    for layers, modules in stacks:
+        assert len(layers) == len(modules)
+        found += [(layer.attention, stock) for layer, stock in zip(layers, modules)]
+    crossing = [layer.cross_attention for layer in spec.layers if layer.cross_attention]
+    assert len(crossing) == len(cross)
+    return found + list(zip(crossing, cross))
+
+
+@every_config
+def test_scale_equals_the_stock_modules_scaling(name):
+    for attention, stock in pairs(name):
+        if CONFIGS[name][0] == "falcon":
+            assert attention.scale == pytest.approx(stock.module.inv_norm_factor, rel=1e-15)
+        else:
+            assert attention.scale == stock.module.scaling
+
+
+@every_config
+def test_head_counts_and_sizes_fit_the_stock_projections(name):
+    for attention, stock in pairs(name):
+        assert attention.heads * attention.head_dim == stock.query
+        assert attention.kv_heads * attention.head_dim == stock.key
+        assert attention.kv_heads * attention.value_dim == stock.value
+        module = stock.module
+        sizes = ("head_dim", "attention_head_size", "key_value_proj_dim", "qk_head_dim")
+        assert attention.head_dim in [getattr(module, size, None) for size in sizes]
+        assert getattr(module, "num_key_value_groups", attention.group_size) in (
+            attention.group_size,
+        )
+
+
+@every_config
+def test_options_are_those_of_the_stock_module(name):
+    for attention, stock in pairs(name):
+        module = stock.module
+        assert attention.causal == (module.is_causal and not attention.cross)
+        assert attention.sinks == hasattr(module, "sinks")
+        assert attention.qk_norm == hasattr(module, "q_norm")
+        assert attention.softcap == getattr(module, "attn_logit_softcapping", None)
+        if hasattr(module, "sliding_window"):
+            assert attention.window == module.sliding_window
+        for field, attribute in [("latent_rank", "kv_lora_rank"), ("query_rank", "q_lora_rank")]:
+            assert getattr(attention, field) == getattr(module, attribute, None)
+
+
+# T5's cache is made of two others, and the encoders have none.
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in CONFIGS
+        if name not in ("bert", "roberta", "t5", "gemma3_text bidirectional")
+    ],
+)
+def test_windows_are_those_of_the_stock_cache(name):
+    layers = ModelSpec.from_config(raw_config(name)).layers
+    stock = DynamicCache(config=stock_config(name)).layers
+    assert len(layers) == len(stock)
+    for layer, cached in zip(layers, stock):
+        assert layer.attention.window == getattr(cached, "sliding_window", None)
+
+
+@every_config
+def test_dict_object_and_attributes_read_the_same(name):
+    config = stock_config(name)
+    expected = ModelSpec.from_config(config)
+    assert ModelSpec.from_config(raw_config(name)) == expected
+    assert ModelSpec.from_config(config.to_dict()) == expected
+    assert ModelSpec.from_config(json.loads(config.to_json_string())) == expected
+    assert ModelSpec.from_config(SimpleNamespace(**config.to_dict())) == expected
+
+
+@every_family
+def test_a_config_of_defaults_reads_as_transformers_own(model_type):
+    stock = AutoConfig.for_model(model_type)
+    assert ModelSpec.from_config({"model_type": model_type}) == ModelSpec.from_config(stock)
+
+
+@every_family
+def test_each_default_is_that_of_the_config_class(model_type):
+    stock = type(AutoConfig.for_model(model_type))
+    defaults = {field.name: field.default for field in dataclasses.fields(stock)}
+    # Not fields of their classes: rope_scaling is renamed on reading, the pattern has its default
+    # in Gemma3TextConfig.__post_init__, and Qwen2Attention takes a head_dim if there is one.
+    defaults = {"rope_scaling": None, "sliding_window_pattern": 6, "head_dim": None} | defaults
+    for name, value in FAMILIES[model_type].defaults.items():
+        assert (name, value) == (name, defaults[name])
+
+
+@every_family
+def test_aliases_are_those_of_the_config_class(model_type):
+    stock = type(AutoConfig.for_model(model_type))
+    read = FAMILIES[model_type].defaults
+    attribute_map = {other: name for other, name in stock.attribute_map.items() if name in read}
+    # FalconConfig takes n_embed apart by hand.
+    expected = attribute_map or ({"n_embed": "hidden_size"} if model_type == "falcon" else {})
+    assert FAMILIES[model_type].aliases == expected
+
+
+def test_multimodal_gemma3_reads_its_text_part():
+    text = raw_config("gemma3_text")
+    expected = ModelSpec.from_config(text)
+    assert ModelSpec.from_config({"model_type": "gemma3", "text_config": text}) == expected
+    untyped = {key: value for key, value in text.items() if key != "model_type"}
+    assert ModelSpec.from_config({"model_type": "gemma3", "text_config": untyped}) == expected
+    assert ModelSpec.from_config(Gemma3Config(text_config=dict(text))) == expected
+    assert ModelSpec.from_config({"model_type": "gemma3"}) == ModelSpec.from_config(Gemma3Config())
+
+
+def test_multimodal_wrappers_of_a_known_text_model_read_it():
+    text = raw_config("llama")
+    wrapped = ModelSpec.from_config({"model_type": "llava", "text_config": text})
+    assert wrapped == ModelSpec.from_config(text)
+
+
+def test_yarn_changes_the_scale_only_with_mscale_all_dim():
+    plain = ModelSpec.from_config(raw_config("deepseek_v3 yarn plain")).layers[0].attention
+    scaled = ModelSpec.from_config(raw_config("deepseek_v3 yarn")).layers[0].attention
+    assert plain.scale == 19**-0.5
+    assert scaled.scale / plain.scale == pytest.approx((0.1 * math.log(40) + 1) ** 2, rel=1e-14)
+
+
+def test_t5_encoder_alone_has_no_decoder_layers():
+    spec = ModelSpec.from_config(raw_config("t5") | {"is_encoder_decoder": False})
+    assert (len(spec.layers), len(spec.encoder_layers)) == (0, 2)
+
+
+def test_roberta_positions_start_behind_the_padding_row():
+    # The published roberta-base has 514 rows, pad_token_id 1, and takes 512 tokens.
+    assert ModelSpec.from_config(raw_config("roberta")).max_context == 512
