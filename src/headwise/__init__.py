@@ -1,0 +1,57 @@
+"""Decoder attention as one family: MHA, MQA, GQA and MLA, each with the KV cache that it needs."""
+
+from typing import TYPE_CHECKING, Any
+
+from headwise.errors import (
+    CapacityError,
+    ConversionError,
+    HeadwiseError,
+    LoadError,
+    ShapeError,
+    SpecError,
+    UnsupportedError,
+)
+from headwise.ops import attention, explain, latent_attention
+from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from headwise.hf import AttachReport, attach, detach
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttachReport",
+    "AttentionSpec",
+    "CapacityError",
+    "ConversionError",
+    "HeadwiseError",
+    "LayerSpec",
+    "LoadError",
+    "ModelSpec",
+    "ShapeError",
+    "SpecError",
+    "UnsupportedError",
+    "attach",
+    "attention",
+    "detach",
+    "explain",
+    "latent_attention",
+]
+
+# Transformers takes seconds to import, and the operators and specs do without it.
+_NEEDS_TRANSFORMERS = ("AttachReport", "attach", "detach")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEEDS_TRANSFORMERS:
+        try:
+            from headwise import hf
+        except ModuleNotFoundError as error:
+            if error.name != "transformers":
+                raise
+            raise ModuleNotFoundError(
+                f"headwise.{name} needs Transformers: pip install 'headwise[hf]'",
+                name="transformers",
+            ) from None
+        return getattr(hf, name)
+    raise AttributeError(f"module 'headwise' has no attribute {name!r}")

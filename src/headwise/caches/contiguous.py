@@ -1,0 +1,219 @@
+"""A contiguous cache for one layer: a pair of tensors that grows without copying at every token.
+
+It covers memory and positions, not attention: it hands out strided views of what it holds.
+"""
+
+import torch
+from torch import Tensor
+
+from headwise.errors import CapacityError, ShapeError, UnsupportedError
+
+# Below this many bytes a full buffer doubles; above, it grows to 1.25 times what it must hold.
+_DOUBLE_BELOW = 64 * 2**20
+_FIRST_CAPACITY = 16
+
+
+class ContiguousCache:
+    """Two tensors [B, heads, L, dim] side by side: (key, value), or MLA's (latent, rope key).
+
+    Example:
+        >>> import torch
+        >>> from headwise.caches import ContiguousCache
+        >>> cache = ContiguousCache()
+        >>> key, value = cache.append(torch.randn(1, 3, 10, 64), torch.randn(1, 3, 10, 64))
+        >>> key, value = cache.append(torch.randn(1, 3, 1, 64), torch.randn(1, 3, 1, 64))
+        >>> key.shape, cache.length, cache.nbytes
+        (torch.Size([1, 3, 11, 64]), 11, 16896)
+
+    An append copies the new tokens only, save when the buffer is full: then it grows, geometrically
+    and to at most 1.25 times what it holds once that is more than 64 MiB. The views that it hands
+    out stay valid until the next call. Appends are in place, so no gradient flows through them.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: tuple[Tensor, Tensor] | None = None
+        self.length = 0
+
+    @property
+    def first(self) -> Tensor | None:
+        """The held part of the first tensor, [B, heads, length, dim]; None before any append."""
+        return None if self._buffers is None else self._buffers[0][:, :, : self.length]
+
+    @property
+    def second(self) -> Tensor | None:
+        """The held part of the second tensor, [B, heads, length, dim]; None before any append."""
+        return None if self._buffers is None else self._buffers[1][:, :, : self.length]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit before the next growth."""
+        return 0 if self._buffers is None else self._buffers[0].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the held tokens take."""
+        return self.length * self._bytes_per_token()
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes that are allocated."""
+        return self.capacity * self._bytes_per_token()
+
+    def append(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Add tokens: first [B, heads, S, dim], second [B, heads, S, dim'].
+
+        Returns:
+            Views of everything held: [B, heads, L, dim] and [B, heads, L, dim'].
+
+        Raises:
+            ShapeError: the tokens do not fit what the cache holds.
+            UnsupportedError: the tokens need gradients.
+            CapacityError: the grown buffer cannot be allocated; the cache is unchanged.
+        """
+        _check_pair(first, second)
+        if self._buffers is not None:
+            for buffer, tokens in zip(self._buffers, (first, second), strict=True):
+                _check_fits(buffer, tokens)
+        needed = self.length + first.shape[2]
+        if self._buffers is None or needed > self.capacity:
+            self._grow(needed, first, second)
+        assert self._buffers is not None
+        for buffer, tokens in zip(self._buffers, (first, second), strict=True):
+            buffer[:, :, self.length : needed].copy_(tokens)
+        self.length = needed
+        return self._buffers[0][:, :, :needed], self._buffers[1][:, :, :needed]
+
+    def crop(self, length: int) -> None:
+        """Keep the first `length` tokens.
+
+        Raises:
+            ShapeError: `length` is negative or more than is held.
+        """
+        if not 0 <= length <= self.length:
+            raise ShapeError(f"crop to {length} tokens, expected 0 to {self.length}, those held")
+        self.length = length
+
+    def select(self, index: Tensor) -> None:
+        """Make sequence i what sequence index[i] was: index [B'] int, any order, repeats allowed.
+
+        Raises:
+            ShapeError: `index` is not 1-d or names a sequence that is not held.
+        """
+        if self._buffers is None:
+            return
+        batch = self._buffers[0].shape[0]
+        if index.ndim != 1 or index.dtype not in (torch.int32, torch.int64):
+            raise ShapeError(
+                f"index has shape {list(index.shape)} and dtype {index.dtype}, expected [B'] of "
+                "int32 or int64"
+            )
+        if index.device.type == "cpu" and index.numel():
+            low, high = int(index.min()), int(index.max())
+            if low < 0 or high >= batch:
+                raise ShapeError(
+                    f"index runs from {low} to {high}, expected 0 to {batch - 1}, those held"
+                )
+        with torch.inference_mode(False), torch.no_grad():
+            index = index.to(self._buffers[0].device)
+            selected = []
+            for buffer in self._buffers:
+                fresh = buffer.new_empty(index.shape[0], *buffer.shape[1:])
+                held = buffer[:, :, : self.length].index_select(0, index)
+                fresh[:, :, : self.length].copy_(held)
+                selected.append(fresh)
+            self._buffers = (selected[0], selected[1])
+
+    def reorder(self, index: Tensor) -> None:
+        """`select` that keeps the batch size, as beam search does at every step.
+
+        Raises:
+            ShapeError: as `select`, or `index` has another length than the batch.
+        """
+        if self._buffers is not None and index.shape[:1] != self._buffers[0].shape[:1]:
+            raise ShapeError(
+                f"index has shape {list(index.shape)}, expected [{self._buffers[0].shape[0]}], "
+                "one per sequence held"
+            )
+        self.select(index)
+
+    def reset(self) -> None:
+        """Forget everything and release the memory."""
+        self._buffers = None
+        self.length = 0
+
+    def to(self, device: torch.device | str) -> None:
+        """Move what is held to `device`."""
+        if self._buffers is not None:
+            with torch.inference_mode(False):
+                first, second = self._buffers
+                self._buffers = (first.to(device), second.to(device))
+
+    def _bytes_per_token(self) -> int:
+        return 0 if self._buffers is None else sum(map(_bytes_per_token, self._buffers))
+
+    def _grow(self, needed: int, first: Tensor, second: Tensor) -> None:
+        per_token = _bytes_per_token(first) + _bytes_per_token(second)
+        capacity = grown_capacity(needed, per_token)
+        # normal tensors even under inference mode, so that appends go on working outside it
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                grown = [t.new_empty(*t.shape[:2], capacity, t.shape[3]) for t in (first, second)]
+            except (RuntimeError, MemoryError) as error:
+                raise CapacityError(
+                    f"the cache needs {capacity * per_token:,} bytes for {capacity:,} tokens of a "
+                    f"layer, beside the {self.reserved_bytes:,} that it has: {error}"
+                ) from error
+            if self._buffers is not None:
+                for fresh, old in zip(grown, self._buffers, strict=True):
+                    fresh[:, :, : self.length].copy_(old[:, :, : self.length])
+            self._buffers = (grown[0], grown[1])
+
+
+def grown_capacity(needed: int, bytes_per_token: int) -> int:
+    """Tokens to make room for when `needed` must fit.
+
+    >>> grown_capacity(1, 1024), grown_capacity(100, 1024)
+    (16, 200)
+    >>> grown_capacity(100_000, 1024)
+    125000
+    """
+    doubled = max(_FIRST_CAPACITY, 2 * needed)
+    if doubled * bytes_per_token <= _DOUBLE_BELOW:
+        return doubled
+    # past the limit by growth, but never below what the limit alone would give
+    return max(needed + needed // 4, min(doubled, _DOUBLE_BELOW // max(1, bytes_per_token)))
+
+
+def _bytes_per_token(tensor: Tensor) -> int:
+    batch, heads, _, dim = tensor.shape
+    return batch * heads * dim * tensor.element_size()
+
+
+def _check_pair(first: Tensor, second: Tensor) -> None:
+    for name, tokens in (("first", first), ("second", second)):
+        if tokens.ndim != 4:
+            raise ShapeError(f"{name} has shape {list(tokens.shape)}, expected [B, heads, S, dim]")
+        if tokens.requires_grad and torch.is_grad_enabled():
+            raise UnsupportedError(
+                f"{name} needs gradients, and a cache appends in place: use torch.no_grad(), or "
+                "train without a cache"
+            )
+    if first.shape[:3] != second.shape[:3] or first.device != second.device:
+        raise ShapeError(
+            f"first has shape {list(first.shape)} on {first.device} and second "
+            f"{list(second.shape)} on {second.device}: B, heads, S and device must agree"
+        )
+
+
+def _check_fits(buffer: Tensor, tokens: Tensor) -> None:
+    expected = (buffer.shape[0], buffer.shape[1], buffer.shape[3])
+    given = (tokens.shape[0], tokens.shape[1], tokens.shape[3])
+    if given != expected:
+        raise ShapeError(
+            f"tokens have batch, heads, dim {list(given)}, the cache holds {list(expected)}"
+        )
+    if tokens.dtype != buffer.dtype or tokens.device != buffer.device:
+        raise ShapeError(
+            f"tokens are {tokens.dtype} on {tokens.device}, the cache holds {buffer.dtype} on "
+            f"{buffer.device}"
+        )

@@ -1,0 +1,36 @@
+"""The operators, and the backends that run them."""
+
+from headwise.ops._attention import attention, explain
+from headwise.ops._call import Problem
+from headwise.ops._choice import (
+    BACKENDS,
+    Accepted,
+    Backend,
+    Explanation,
+    Rejected,
+    Verdict,
+    explain_problem,
+)
+from headwise.ops._latent import choose_paradigm, latent_attention
+from headwise.ops._weights import attention_weights
+
+__all__ = [
+    "Accepted",
+    "Backend",
+    "Explanation",
+    "Problem",
+    "Rejected",
+    "Verdict",
+    "attention",
+    "attention_weights",
+    "backends",
+    "choose_paradigm",
+    "explain",
+    "explain_problem",
+    "latent_attention",
+]
+
+
+def backends() -> tuple[Backend, ...]:
+    """Every backend, in order of speed."""
+    return BACKENDS

@@ -1,0 +1,148 @@
+"""`attention`: multi-head, multi-query and grouped-query attention as one operator."""
+
+from typing import Any, Literal, overload
+
+from torch import Tensor
+
+from headwise.ops._call import AttentionCall, check
+from headwise.ops._choice import Explanation, choose, explain_problem
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool = ...,
+    scale: float | None = ...,
+    window: int | None = ...,
+    sinks: Tensor | None = ...,
+    softcap: float | None = ...,
+    alibi_slopes: Tensor | None = ...,
+    bias: Tensor | None = ...,
+    mask: Tensor | None = ...,
+    kv_lengths: Tensor | None = ...,
+    return_lse: Literal[False] = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool = ...,
+    scale: float | None = ...,
+    window: int | None = ...,
+    sinks: Tensor | None = ...,
+    softcap: float | None = ...,
+    alibi_slopes: Tensor | None = ...,
+    bias: Tensor | None = ...,
+    mask: Tensor | None = ...,
+    kv_lengths: Tensor | None = ...,
+    return_lse: Literal[True],
+    backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    kv_lengths: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attend: softmax(scale * query key^T) value, each query head h on kv head h // (H / K).
+
+    Example:
+        >>> import torch, headwise
+        >>> query = torch.randn(2, 6, 1, 16)   # [B, H, S, D]: one new token, 6 query heads
+        >>> key = torch.randn(2, 3, 50, 16)    # [B, K, L, D]: 3 kv heads, 50 cached tokens
+        >>> value = torch.randn(2, 3, 50, 16)  # [B, K, L, V]
+        >>> headwise.attention(query, key, value, causal=True).shape
+        torch.Size([2, 6, 1, 16])
+
+    Args:
+        query: [B, H, S, D], in float32, bfloat16, float16 or float64.
+        key: [B, K, L, D], H a multiple of K. K = H is multi-head, K = 1 multi-query attention.
+        value: [B, K, L, V]; V may differ from D.
+        causal: a query sees no key after its own position. The LAST query sits on the LAST key.
+        scale: factor of the scores, D^-0.5 by default.
+        window: with causal, the query at position p sees keys p - window + 1 .. p.
+        sinks: [H], logits that enter the softmax denominator and the lse, neither scaled nor capped.
+        softcap: c in c * tanh(score / c).
+        alibi_slopes: [H], adds slope * (key position - query position).
+        bias: added to the scores after the cap; broadcasts to [B, H, S, L].
+        mask: boolean, True = attend; broadcasts to [B, H, S, L].
+        kv_lengths: [B] int, tokens held by each sequence; keys past them are never read, and
+            causality aligns with each sequence's own last key.
+        return_lse: also return the log-sum-exp of the scores.
+        backend: the name of the backend to force; by default the fastest that accepts the call.
+
+    Returns:
+        out [B, H, S, V] in the query's dtype; with return_lse also lse [B, H, S] (natural log,
+        float32, or float64 for float64 inputs). A row that may attend to nothing is 0, its lse -inf
+        (with a sink: the sink).
+
+    Raises:
+        ShapeError: shapes, dtypes, devices or options that do not fit together.
+        UnsupportedError: the forced backend is unknown or cannot serve the call.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), Shazeer 2019 (1911.02150), Ainslie et al. 2023
+    (2305.13245).
+    """
+    call = make_call(
+        query,
+        key,
+        value,
+        causal=causal,
+        scale=scale,
+        window=window,
+        sinks=sinks,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        bias=bias,
+        mask=mask,
+        kv_lengths=kv_lengths,
+        return_lse=return_lse,
+    )
+    out, lse = choose(call.problem(), backend).attend(call)
+    return out if lse is None else (out, lse)
+
+
+def explain(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Explanation:
+    """Say which backend `attention` would run with the same arguments, and why not the others.
+
+    Example:
+        >>> import torch, headwise
+        >>> query, kv = torch.randn(1, 6, 1, 16), torch.randn(1, 3, 50, 16)
+        >>> print(headwise.explain(query, kv, kv, causal=True))
+        torch      runs      scaled_dot_product_attention, 2 query heads packed per kv head
+        reference  slower    the definition: every score in full, in float32 or float64
+
+    Raises:
+        ShapeError: as `attention`.
+        TypeError: an option that `attention` does not have.
+    """
+    return explain_problem(make_call(query, key, value, **options).problem())
+
+
+def make_call(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> AttentionCall:
+    """The checked call of `attention` with these arguments."""
+    if options.get("scale") is None and isinstance(query, Tensor) and query.ndim:
+        options["scale"] = float(query.shape[-1] or 1) ** -0.5
+    options.setdefault("causal", False)
+    return check(AttentionCall(query=query, key=key, value=value, **options))

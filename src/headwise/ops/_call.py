@@ -1,0 +1,220 @@
+"""One attention call: its tensors, checked, and the facts about it that a backend decides by.
+
+`Problem` holds no tensor: whether a backend can serve a call follows from shapes, dtype, device and
+options alone, so a decision can be made (and explained) before there is any data.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwise.errors import ShapeError
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Everything about a call but its data. Names are those of the operator's contract."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    query_length: int
+    context: int
+    head_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: str
+    causal: bool = False
+    window: int | None = None
+    sinks: bool = False
+    softcap: bool = False
+    alibi: bool = False
+    bias: torch.dtype | None = None
+    mask: bool = False
+    ragged: bool = False
+    lse: bool = False
+    needs_grad: bool = False
+    split_key: bool = False
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one kv head, G = H / K."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """The tensors and options of one call, after `check` has accepted them.
+
+    query [B,H,S,D], key [B,K,L,D], value [B,K,L,V]. With a split key (absorbed MLA) the last dims of
+    query and key are held apart: query_tail [B,H,S,P], key_tail [B,K,L,P], and a score is the sum
+    of both products.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    query_tail: Tensor | None = None
+    key_tail: Tensor | None = None
+    causal: bool
+    scale: float
+    window: int | None = None
+    sinks: Tensor | None = None
+    softcap: float | None = None
+    alibi_slopes: Tensor | None = None
+    bias: Tensor | None = None
+    mask: Tensor | None = None
+    kv_lengths: Tensor | None = None
+    return_lse: bool = False
+
+    def problem(self) -> Problem:
+        """The facts that backends decide by."""
+        batch, heads, query_length, head_dim = self.query.shape
+        if self.query_tail is not None:
+            head_dim += self.query_tail.shape[-1]
+        tensors = (self.query, self.key, self.value, self.query_tail, self.key_tail)
+        tensors += (self.sinks, self.alibi_slopes, self.bias)
+        return Problem(
+            batch=batch,
+            heads=heads,
+            kv_heads=self.key.shape[1],
+            query_length=query_length,
+            context=self.key.shape[2],
+            head_dim=head_dim,
+            value_dim=self.value.shape[-1],
+            dtype=self.query.dtype,
+            device=self.query.device.type,
+            causal=self.causal,
+            window=self.window,
+            sinks=self.sinks is not None,
+            softcap=self.softcap is not None,
+            alibi=self.alibi_slopes is not None,
+            bias=None if self.bias is None else self.bias.dtype,
+            mask=self.mask is not None,
+            ragged=self.kv_lengths is not None,
+            lse=self.return_lse,
+            needs_grad=torch.is_grad_enabled()
+            and any(t is not None and t.requires_grad for t in tensors),
+            split_key=self.query_tail is not None,
+        )
+
+
+def check(call: AttentionCall) -> AttentionCall:
+    """Return `call` unchanged, or raise `ShapeError` on the first thing that does not fit."""
+    query, key, value = call.query, call.key, call.value
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        require_tensor(name, tensor, 4)
+    batch, heads, query_length, head_dim = query.shape
+    kv_heads, context = key.shape[1], key.shape[2]
+    require_like(query, key=key, value=value)
+    if key.shape[0] != batch or key.shape[3] != head_dim:
+        raise ShapeError(
+            f"key has shape {list(key.shape)}, expected [B, K, L, D] with B={batch} and D={head_dim} "
+            f"as in query {list(query.shape)}"
+        )
+    if tuple(value.shape[:3]) != tuple(key.shape[:3]):
+        raise ShapeError(
+            f"value has shape {list(value.shape)}, expected [B, K, L, V] with the same B, K and L "
+            f"as key {list(key.shape)}"
+        )
+    if kv_heads == 0 or heads % kv_heads:
+        raise ShapeError(
+            f"query has {heads} heads and key has {kv_heads}: the query heads must be a multiple "
+            "of the kv heads"
+        )
+    if head_dim == 0 or value.shape[3] == 0:
+        raise ShapeError("head dims of 0 are not attention: give D and V of at least 1")
+    _check_options(call)
+    for name in ("mask", "bias"):
+        extra = getattr(call, name)
+        if extra is not None:
+            _check_broadcast(name, extra, query, (batch, heads, query_length, context))
+    if call.mask is not None and call.mask.dtype != torch.bool:
+        raise ShapeError(
+            f"mask has dtype {call.mask.dtype}, expected torch.bool (True = attend): pass an "
+            "additive float mask as bias="
+        )
+    if call.bias is not None and not call.bias.is_floating_point():
+        raise ShapeError(f"bias has dtype {call.bias.dtype}, expected a floating dtype")
+    for name in ("sinks", "alibi_slopes"):
+        per_head = getattr(call, name)
+        if per_head is not None:
+            require_tensor(name, per_head, 1)
+            if per_head.shape[0] != heads or per_head.device != query.device:
+                raise ShapeError(
+                    f"{name} has shape {list(per_head.shape)} on {per_head.device}, expected "
+                    f"[{heads}] (one per query head) on {query.device}"
+                )
+    if call.kv_lengths is not None:
+        _check_lengths(call.kv_lengths, batch, context, query.device)
+    return call
+
+
+def require_tensor(name: str, tensor: Any, ndim: int) -> None:
+    """Raise `ShapeError` unless `tensor` is a tensor of `ndim` dims."""
+    if not isinstance(tensor, Tensor):
+        raise ShapeError(f"{name} is a {type(tensor).__name__}, expected a tensor")
+    if tensor.ndim != ndim:
+        raise ShapeError(f"{name} has shape {list(tensor.shape)}, expected {ndim} dims")
+
+
+def require_like(query: Tensor, **others: Tensor) -> None:
+    """Raise `ShapeError` unless every tensor has the query's dtype and device."""
+    if query.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ShapeError(f"query has dtype {query.dtype}, expected one of {names}")
+    for name, tensor in others.items():
+        if tensor.dtype != query.dtype:
+            raise ShapeError(
+                f"{name} has dtype {tensor.dtype} and query {query.dtype}: convert one, as "
+                f"{name}.to(query.dtype)"
+            )
+        if tensor.device != query.device:
+            raise ShapeError(f"{name} is on {tensor.device} and query on {query.device}")
+
+
+def _check_options(call: AttentionCall) -> None:
+    if call.window is not None:
+        if not isinstance(call.window, int) or call.window < 1:
+            raise ShapeError(f"window is {call.window!r}, expected an int of at least 1")
+        if not call.causal:
+            raise ShapeError("window needs causal=True: give a symmetric window as a mask")
+    if call.softcap is not None and not call.softcap > 0:
+        raise ShapeError(f"softcap is {call.softcap!r}, expected a number above 0")
+
+
+def _check_broadcast(name: str, tensor: Any, query: Tensor, full: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ShapeError(f"{name} is a {type(tensor).__name__}, expected a tensor")
+    fits = tensor.ndim == 4 and all(
+        size in (1, whole) for size, whole in zip(tensor.shape, full, strict=True)
+    )
+    if not fits:
+        raise ShapeError(
+            f"{name} has shape {list(tensor.shape)}, expected 4 dims that broadcast to "
+            f"[B, H, S, L] = {list(full)}"
+        )
+    if tensor.device != query.device:
+        raise ShapeError(f"{name} is on {tensor.device} and query on {query.device}")
+
+
+def _check_lengths(kv_lengths: Any, batch: int, context: int, device: torch.device) -> None:
+    require_tensor("kv_lengths", kv_lengths, 1)
+    if kv_lengths.shape[0] != batch or kv_lengths.dtype not in (torch.int32, torch.int64):
+        raise ShapeError(
+            f"kv_lengths has shape {list(kv_lengths.shape)} and dtype {kv_lengths.dtype}, expected "
+            f"[{batch}] (one per sequence) of int32 or int64"
+        )
+    if kv_lengths.device != device:
+        raise ShapeError(f"kv_lengths is on {kv_lengths.device} and query on {device}")
+    # on other devices reading the values would stall the queue
+    if device.type == "cpu" and batch and not torch.compiler.is_compiling():
+        low, high = int(kv_lengths.min()), int(kv_lengths.max())
+        if low < 0 or high > context:
+            raise ShapeError(
+                f"kv_lengths run from {low} to {high}, expected 0 to L={context}, the keys given"
+            )

@@ -1,0 +1,114 @@
+"""Backends as candidates: which one serves a call, and why the others do not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from headwise.errors import UnsupportedError
+from headwise.ops import _reference, _torch
+from headwise.ops._call import AttentionCall, Problem
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A backend that can serve a call; `reason` says how it would."""
+
+    backend: str
+    reason: str
+    accepted = True
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A backend that cannot serve a call; `reason` says why."""
+
+    backend: str
+    reason: str
+    accepted = False
+
+
+Verdict = Accepted | Rejected
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the operator.
+
+    `available` says whether it can run on this machine at all, and why not; `accepts` answers for
+    one problem, from the problem alone; `attend` runs a call that was accepted and returns
+    out [B,H,S,V] and lse [B,H,S] or None.
+    """
+
+    name: str
+    available: Callable[[], tuple[bool, str]]
+    accepts: Callable[[Problem], Verdict]
+    attend: Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
+
+
+def _always() -> tuple[bool, str]:
+    return True, "needs PyTorch only"
+
+
+def _torch_accepts(problem: Problem) -> Verdict:
+    return Accepted("torch", _torch.how(problem))
+
+
+def _reference_accepts(problem: Problem) -> Verdict:
+    return Accepted("reference", "the definition: every score in full, in float32 or float64")
+
+
+# In order of speed: the first that accepts a call runs it.
+BACKENDS = (
+    Backend("torch", _always, _torch_accepts, _torch.attend),
+    Backend("reference", _always, _reference_accepts, _reference.attend),
+)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What every backend answers to one problem, in order of speed."""
+
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def chosen(self) -> str:
+        """The name of the backend that runs: the first that accepted."""
+        return next(verdict.backend for verdict in self.verdicts if verdict.accepted)
+
+    def __str__(self) -> str:
+        width = max(len(verdict.backend) for verdict in self.verdicts)
+        lines, runs = [], True
+        for verdict in self.verdicts:
+            state = "rejected"
+            if verdict.accepted:
+                state, runs = ("runs" if runs else "slower"), False
+            lines.append(f"{verdict.backend:<{width}}  {state:<8}  {verdict.reason}")
+        return "\n".join(lines)
+
+
+def explain_problem(problem: Problem) -> Explanation:
+    """Ask every backend about `problem`."""
+    return Explanation(tuple(backend.accepts(problem) for backend in BACKENDS))
+
+
+def choose(problem: Problem, backend: str | None) -> Backend:
+    """The first backend that accepts, or the named one.
+
+    Raises:
+        UnsupportedError: the name is unknown, or that backend rejects the problem.
+    """
+    if backend is None:
+        return next(known for known in BACKENDS if known.accepts(problem).accepted)
+    for known in BACKENDS:
+        if known.name == backend:
+            verdict = known.accepts(problem)
+            if verdict.accepted:
+                return known
+            able = [other.name for other in BACKENDS if other.accepts(problem).accepted]
+            raise UnsupportedError(
+                f"backend {backend!r} cannot serve this call: {verdict.reason}; "
+                f"{', '.join(able)} can"
+            )
+    names = ", ".join(known.name for known in BACKENDS)
+    raise UnsupportedError(f"no backend is called {backend!r}: choose one of {names}")

@@ -1,0 +1,200 @@
+"""`latent_attention`: multi-head latent attention (MLA) in its two equal forms.
+
+Source: DeepSeek-V2, arXiv 2405.04434, section 2.1 and appendix C. A token is cached as a latent c
+(rank R) and one rotary key k (dim P) that all heads share. Head h has key [w_uk[h] c | k] and value
+w_uv[h] c. Expanded: build them and run multi-head attention. Absorbed: since
+q . (w_uk c) = (w_uk^T q) . c, fold w_uk into the query and w_uv behind the attention, which is then
+multi-query attention with key [c | k] and value c: the context is never expanded.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from headwise.errors import ShapeError
+from headwise.ops._call import AttentionCall, check, require_like, require_tensor
+from headwise.ops._choice import choose
+
+Paradigm = Literal["auto", "expanded", "absorbed"]
+
+# FLOPs that a processor does in the time that it takes to move one byte: about 10 on CPUs in
+# bfloat16 (300 GFLOP/s, 30 GB/s). It only decides where "auto" changes over.
+_FLOPS_PER_BYTE = 10
+
+
+def latent_attention(
+    query_nope: Tensor,
+    query_rope: Tensor,
+    latent: Tensor,
+    key_rope: Tensor,
+    w_uk: Tensor,
+    w_uv: Tensor,
+    *,
+    paradigm: Paradigm = "auto",
+    causal: bool = False,
+    scale: float | None = None,
+    kv_lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attend over cached latents and rotary keys.
+
+    Example:
+        >>> import torch, headwise
+        >>> heads, nope, rope, rank, dim = 4, 16, 8, 32, 16
+        >>> out = headwise.latent_attention(
+        ...     torch.randn(1, heads, 1, nope), torch.randn(1, heads, 1, rope),
+        ...     torch.randn(1, 50, rank), torch.randn(1, 50, rope),
+        ...     torch.randn(heads, nope, rank), torch.randn(heads, dim, rank), causal=True)
+        >>> out.shape
+        torch.Size([1, 4, 1, 16])
+
+    Args:
+        query_nope: [B, H, S, N], the part of the queries without position.
+        query_rope: [B, H, S, P], the rotated part.
+        latent: [B, L, R], the cached (normalised) latents.
+        key_rope: [B, L, P], the cached rotated keys, shared by all heads.
+        w_uk: [H, N, R], from latents to keys.
+        w_uv: [H, V, R], from latents to values.
+        paradigm: "expanded" (up-project the latents, run as MHA), "absorbed" (fold w_uk into the
+            query and w_uv after, run as MQA), or "auto": the one with less counted work.
+        causal, kv_lengths, mask, return_lse, backend: as in `attention`.
+        scale: factor of the scores, (N + P)^-0.5 by default.
+
+    Returns:
+        out [B, H, S, V]; with return_lse also lse [B, H, S].
+
+    Raises:
+        ShapeError: shapes, dtypes or devices that do not fit together.
+        UnsupportedError: the forced backend is unknown or cannot serve the call.
+    """
+    _check(query_nope, query_rope, latent, key_rope, w_uk, w_uv, paradigm)
+    rope_dim = query_rope.shape[-1]
+    if scale is None:
+        scale = float(query_nope.shape[-1] + rope_dim) ** -0.5
+    if paradigm == "auto":
+        paradigm = choose_paradigm(
+            batch=latent.shape[0],
+            heads=w_uk.shape[0],
+            query_length=query_nope.shape[2],
+            context=latent.shape[1],
+            nope_dim=w_uk.shape[1],
+            rope_dim=rope_dim,
+            value_dim=w_uv.shape[1],
+            rank=w_uk.shape[2],
+            itemsize=latent.element_size(),
+        )
+    options = {
+        "causal": causal,
+        "scale": scale,
+        "kv_lengths": kv_lengths,
+        "mask": mask,
+        "return_lse": return_lse,
+    }
+    latent, key_rope = latent.unsqueeze(1), key_rope.unsqueeze(1)
+    if paradigm == "absorbed":
+        call = AttentionCall(
+            query=query_nope @ w_uk,
+            query_tail=query_rope,
+            key=latent,
+            key_tail=key_rope,
+            value=latent,
+            **options,  # type: ignore[arg-type]
+        )
+    else:
+        call = AttentionCall(
+            query=torch.cat([query_nope, query_rope], dim=-1),
+            key=_expand_key(latent, key_rope, w_uk),
+            value=_up_project(latent, w_uv),
+            **options,  # type: ignore[arg-type]
+        )
+    out, lse = choose(check(call).problem(), backend).attend(call)
+    if paradigm == "absorbed":
+        out = out @ w_uv.transpose(-1, -2)
+    return out if lse is None else (out, lse)
+
+
+def choose_paradigm(
+    *,
+    batch: int,
+    heads: int,
+    query_length: int,
+    context: int,
+    nope_dim: int,
+    rope_dim: int,
+    value_dim: int,
+    rank: int,
+    itemsize: int,
+) -> Literal["expanded", "absorbed"]:
+    """The paradigm with less work, counting FLOPs and the bytes that each has to move.
+
+    >>> deepseek_v2_lite = dict(heads=16, nope_dim=128, rope_dim=64, value_dim=128, rank=512)
+    >>> choose_paradigm(batch=1, query_length=1, context=4096, itemsize=2, **deepseek_v2_lite)
+    'absorbed'
+    >>> choose_paradigm(batch=1, query_length=4096, context=4096, itemsize=2, **deepseek_v2_lite)
+    'expanded'
+    """
+    scored = 2 * batch * heads * query_length * context
+    cached = batch * context * (rank + rope_dim)
+    expanded = batch * context * heads * (nope_dim + rope_dim + value_dim)
+    up_projection = 2 * batch * context * heads * rank * (nope_dim + value_dim)
+    # expanded keys and values are written once and read once
+    work_expanded = (
+        up_projection
+        + scored * (nope_dim + rope_dim + value_dim)
+        + _FLOPS_PER_BYTE * itemsize * (cached + 2 * expanded)
+    )
+    folding = 2 * batch * heads * query_length * rank * (nope_dim + value_dim)
+    work_absorbed = folding + scored * (2 * rank + rope_dim) + _FLOPS_PER_BYTE * itemsize * cached
+    return "absorbed" if work_absorbed < work_expanded else "expanded"
+
+
+def _up_project(latent: Tensor, weight: Tensor) -> Tensor:
+    """latent [B,1,L,R] by weight [H,X,R]: [B,H,L,X]."""
+    batch, _, context, rank = latent.shape
+    flat = latent.reshape(batch, context, rank) @ weight.reshape(-1, rank).T
+    return flat.view(batch, context, weight.shape[0], weight.shape[1]).transpose(1, 2)
+
+
+def _expand_key(latent: Tensor, key_rope: Tensor, w_uk: Tensor) -> Tensor:
+    nope = _up_project(latent, w_uk)
+    return torch.cat([nope, key_rope.expand(-1, nope.shape[1], -1, -1)], dim=-1)
+
+
+def _check(
+    query_nope: Tensor,
+    query_rope: Tensor,
+    latent: Tensor,
+    key_rope: Tensor,
+    w_uk: Tensor,
+    w_uv: Tensor,
+    paradigm: str,
+) -> None:
+    if paradigm not in ("auto", "expanded", "absorbed"):
+        raise ShapeError(
+            f"paradigm is {paradigm!r}, expected one of 'auto', 'expanded', 'absorbed'"
+        )
+    for name, tensor in (("query_nope", query_nope), ("query_rope", query_rope)):
+        require_tensor(name, tensor, 4)
+    threes = {"latent": latent, "key_rope": key_rope, "w_uk": w_uk, "w_uv": w_uv}
+    for name, tensor in threes.items():
+        require_tensor(name, tensor, 3)
+    require_like(query_nope, query_rope=query_rope, **threes)
+    batch, heads, length, nope_dim = query_nope.shape
+    context, rank = latent.shape[1:]
+    rope_dim = query_rope.shape[3]
+    expected = {
+        "query_rope": (query_rope, (batch, heads, length, rope_dim)),
+        "latent": (latent, (batch, context, rank)),
+        "key_rope": (key_rope, (batch, context, rope_dim)),
+        "w_uk": (w_uk, (heads, nope_dim, rank)),
+        "w_uv": (w_uv, (heads, w_uv.shape[1], rank)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ShapeError(
+                f"{name} has shape {list(tensor.shape)}, expected {list(shape)} to fit query_nope "
+                f"{list(query_nope.shape)} and latent {list(latent.shape)}"
+            )
