@@ -31,3 +31,7 @@ class ConversionError(HeadwiseError, ValueError):
 
 class LoadError(HeadwiseError, OSError):
     """A model file or folder that is missing, is not a model, or is not safe to read."""
+
+
+class OptionError(HeadwiseError, ValueError):
+    """An option outside the values that it can have."""

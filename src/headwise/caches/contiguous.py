@@ -98,6 +98,7 @@ class ContiguousCache:
 
         Raises:
             ShapeError: `index` is not 1-d or names a sequence that is not held.
+            CapacityError: the new buffers cannot be allocated; the cache is unchanged.
         """
         if self._buffers is None:
             return
@@ -115,13 +116,11 @@ class ContiguousCache:
                 )
         with torch.inference_mode(False), torch.no_grad():
             index = index.to(self._buffers[0].device)
-            selected = []
-            for buffer in self._buffers:
-                fresh = buffer.new_empty(index.shape[0], *buffer.shape[1:])
-                held = buffer[:, :, : self.length].index_select(0, index)
+            selected = self._allocate(self._buffers, index.shape[0], self.length, self.capacity)
+            for fresh, old in zip(selected, self._buffers, strict=True):
+                held = old[:, :, : self.length].index_select(0, index)
                 fresh[:, :, : self.length].copy_(held)
-                selected.append(fresh)
-            self._buffers = (selected[0], selected[1])
+            self._buffers = selected
 
     def reorder(self, index: Tensor) -> None:
         """`select` that keeps the batch size, as beam search does at every step.
@@ -152,21 +151,32 @@ class ContiguousCache:
         return 0 if self._buffers is None else sum(map(_bytes_per_token, self._buffers))
 
     def _grow(self, needed: int, first: Tensor, second: Tensor) -> None:
-        per_token = _bytes_per_token(first) + _bytes_per_token(second)
-        capacity = grown_capacity(needed, per_token)
         # normal tensors even under inference mode, so that appends go on working outside it
         with torch.inference_mode(False), torch.no_grad():
-            try:
-                grown = [t.new_empty(*t.shape[:2], capacity, t.shape[3]) for t in (first, second)]
-            except (RuntimeError, MemoryError) as error:
-                raise CapacityError(
-                    f"the cache needs {capacity * per_token:,} bytes for {capacity:,} tokens of a "
-                    f"layer, beside the {self.reserved_bytes:,} that it has: {error}"
-                ) from error
+            grown = self._allocate((first, second), first.shape[0], needed)
             if self._buffers is not None:
                 for fresh, old in zip(grown, self._buffers, strict=True):
                     fresh[:, :, : self.length].copy_(old[:, :, : self.length])
-            self._buffers = (grown[0], grown[1])
+            self._buffers = grown
+
+    def _allocate(
+        self, like: tuple[Tensor, Tensor], batch: int, needed: int, at_most: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Empty buffers with room for `needed` tokens of `batch` sequences, and to grow."""
+        heads = like[0].shape[1]
+        per_token = batch * heads * sum(t.shape[3] * t.element_size() for t in like)
+        capacity = grown_capacity(needed, per_token)
+        if at_most is not None:
+            capacity = min(capacity, at_most)
+        try:
+            first, second = (t.new_empty(batch, heads, capacity, t.shape[3]) for t in like)
+        except (RuntimeError, MemoryError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CapacityError(
+                f"the cache needs {capacity * per_token:,} bytes for {capacity:,} tokens of a "
+                f"layer, beside the {self.reserved_bytes:,} that it has: {reason}"
+            ) from error
+        return first, second
 
 
 def grown_capacity(needed: int, bytes_per_token: int) -> int:

@@ -69,8 +69,8 @@ def attention(
 
     Example:
         >>> import torch, headwise
-        >>> query = torch.randn(2, 6, 1, 16)   # [B, H, S, D]: one new token, 6 query heads
-        >>> key = torch.randn(2, 3, 50, 16)    # [B, K, L, D]: 3 kv heads, 50 cached tokens
+        >>> query = torch.randn(2, 6, 1, 16)  # [B, H, S, D]: one new token, 6 query heads
+        >>> key = torch.randn(2, 3, 50, 16)  # [B, K, L, D]: 3 kv heads, 50 cached tokens
         >>> value = torch.randn(2, 3, 50, 16)  # [B, K, L, V]
         >>> headwise.attention(query, key, value, causal=True).shape
         torch.Size([2, 6, 1, 16])
@@ -82,7 +82,7 @@ def attention(
         causal: a query sees no key after its own position. The LAST query sits on the LAST key.
         scale: factor of the scores, D^-0.5 by default.
         window: with causal, the query at position p sees keys p - window + 1 .. p.
-        sinks: [H], logits that enter the softmax denominator and the lse, neither scaled nor capped.
+        sinks: [H], logits that enter the softmax denominator and the lse, not scaled, not capped.
         softcap: c in c * tanh(score / c).
         alibi_slopes: [H], adds slope * (key position - query position).
         bias: added to the scores after the cap; broadcasts to [B, H, S, L].

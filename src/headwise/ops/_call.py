@@ -4,7 +4,9 @@
 options alone, so a decision can be made (and explained) before there is any data.
 """
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -50,9 +52,9 @@ class Problem:
 class AttentionCall:
     """The tensors and options of one call, after `check` has accepted them.
 
-    query [B,H,S,D], key [B,K,L,D], value [B,K,L,V]. With a split key (absorbed MLA) the last dims of
-    query and key are held apart: query_tail [B,H,S,P], key_tail [B,K,L,P], and a score is the sum
-    of both products.
+    query [B,H,S,D], key [B,K,L,D], value [B,K,L,V]. With a split key (absorbed MLA) the last dims
+    of query and key are held apart: query_tail [B,H,S,P], key_tail [B,K,L,P], and a score is the
+    sum of both products.
     """
 
     query: Tensor
@@ -76,8 +78,10 @@ class AttentionCall:
         batch, heads, query_length, head_dim = self.query.shape
         if self.query_tail is not None:
             head_dim += self.query_tail.shape[-1]
-        tensors = (self.query, self.key, self.value, self.query_tail, self.key_tail)
-        tensors += (self.sinks, self.alibi_slopes, self.bias)
+        tensors = (
+            *(self.query, self.key, self.value, self.query_tail, self.key_tail),
+            *(self.sinks, self.alibi_slopes, self.bias),
+        )
         return Problem(
             batch=batch,
             heads=heads,
@@ -113,8 +117,8 @@ def check(call: AttentionCall) -> AttentionCall:
     require_like(query, key=key, value=value)
     if key.shape[0] != batch or key.shape[3] != head_dim:
         raise ShapeError(
-            f"key has shape {list(key.shape)}, expected [B, K, L, D] with B={batch} and D={head_dim} "
-            f"as in query {list(query.shape)}"
+            f"key has shape {list(key.shape)}, expected [B, K, L, D] with B={batch} and "
+            f"D={head_dim} as in query {list(query.shape)}"
         )
     if tuple(value.shape[:3]) != tuple(key.shape[:3]):
         raise ShapeError(
@@ -150,7 +154,7 @@ def check(call: AttentionCall) -> AttentionCall:
                     f"[{heads}] (one per query head) on {query.device}"
                 )
     if call.kv_lengths is not None:
-        _check_lengths(call.kv_lengths, batch, context, query.device)
+        require_lengths(call.kv_lengths, batch, context, query.device)
     return call
 
 
@@ -178,13 +182,20 @@ def require_like(query: Tensor, **others: Tensor) -> None:
 
 
 def _check_options(call: AttentionCall) -> None:
+    if not _is_number(call.scale):
+        raise ShapeError(f"scale is {call.scale!r}, expected a finite number")
     if call.window is not None:
-        if not isinstance(call.window, int) or call.window < 1:
+        whole = isinstance(call.window, int) and not isinstance(call.window, bool)
+        if not whole or not 1 <= call.window < 2**63:
             raise ShapeError(f"window is {call.window!r}, expected an int of at least 1")
         if not call.causal:
             raise ShapeError("window needs causal=True: give a symmetric window as a mask")
-    if call.softcap is not None and not call.softcap > 0:
-        raise ShapeError(f"softcap is {call.softcap!r}, expected a number above 0")
+    if call.softcap is not None and not (_is_number(call.softcap) and call.softcap > 0):
+        raise ShapeError(f"softcap is {call.softcap!r}, expected a finite number above 0")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and -math.inf < float(value) < math.inf
 
 
 def _check_broadcast(name: str, tensor: Any, query: Tensor, full: tuple[int, ...]) -> None:
@@ -202,7 +213,8 @@ def _check_broadcast(name: str, tensor: Any, query: Tensor, full: tuple[int, ...
         raise ShapeError(f"{name} is on {tensor.device} and query on {query.device}")
 
 
-def _check_lengths(kv_lengths: Any, batch: int, context: int, device: torch.device) -> None:
+def require_lengths(kv_lengths: Any, batch: int, context: int, device: torch.device) -> None:
+    """Raise `ShapeError` unless `kv_lengths` is one length of 0 to `context` per sequence."""
     require_tensor("kv_lengths", kv_lengths, 1)
     if kv_lengths.shape[0] != batch or kv_lengths.dtype not in (torch.int32, torch.int64):
         raise ShapeError(

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from headwise.errors import ShapeError
-from headwise.ops._call import AttentionCall, check, require_like, require_tensor
+from headwise.ops._call import (
+    AttentionCall,
+    check,
+    require_lengths,
+    require_like,
+    require_tensor,
+)
 from headwise.ops._choice import choose
 
 Paradigm = Literal["auto", "expanded", "absorbed"]
@@ -45,9 +51,14 @@ def latent_attention(
         >>> import torch, headwise
         >>> heads, nope, rope, rank, dim = 4, 16, 8, 32, 16
         >>> out = headwise.latent_attention(
-        ...     torch.randn(1, heads, 1, nope), torch.randn(1, heads, 1, rope),
-        ...     torch.randn(1, 50, rank), torch.randn(1, 50, rope),
-        ...     torch.randn(heads, nope, rank), torch.randn(heads, dim, rank), causal=True)
+        ...     torch.randn(1, heads, 1, nope),
+        ...     torch.randn(1, heads, 1, rope),
+        ...     torch.randn(1, 50, rank),
+        ...     torch.randn(1, 50, rope),
+        ...     torch.randn(heads, nope, rank),
+        ...     torch.randn(heads, dim, rank),
+        ...     causal=True,
+        ... )
         >>> out.shape
         torch.Size([1, 4, 1, 16])
 
@@ -104,6 +115,9 @@ def latent_attention(
             **options,  # type: ignore[arg-type]
         )
     else:
+        if kv_lengths is not None:
+            require_lengths(kv_lengths, latent.shape[0], latent.shape[2], latent.device)
+            latent = _zero_past(latent, kv_lengths)
         call = AttentionCall(
             query=torch.cat([query_nope, query_rope], dim=-1),
             key=_expand_key(latent, key_rope, w_uk),
@@ -158,6 +172,13 @@ def _up_project(latent: Tensor, weight: Tensor) -> Tensor:
     return flat.view(batch, context, weight.shape[0], weight.shape[1]).transpose(1, 2)
 
 
+def _zero_past(latent: Tensor, kv_lengths: Tensor) -> Tensor:
+    """latent [B,1,L,R], zero past each length: NaN there would reach the weights' gradients."""
+    index = torch.arange(latent.shape[2], device=latent.device)
+    past = index >= kv_lengths[:, None]
+    return latent.masked_fill(past[:, None, :, None], 0.0)
+
+
 def _expand_key(latent: Tensor, key_rope: Tensor, w_uk: Tensor) -> Tensor:
     nope = _up_project(latent, w_uk)
     return torch.cat([nope, key_rope.expand(-1, nope.shape[1], -1, -1)], dim=-1)
@@ -198,3 +219,8 @@ def _check(
                 f"{name} has shape {list(tensor.shape)}, expected {list(shape)} to fit query_nope "
                 f"{list(query_nope.shape)} and latent {list(latent.shape)}"
             )
+    if 0 in (nope_dim, rank, w_uv.shape[1]):
+        raise ShapeError(
+            f"w_uk has shape {list(w_uk.shape)} and w_uv {list(w_uv.shape)}, expected dims N, V "
+            "and R of at least 1"
+        )

@@ -39,7 +39,8 @@ def scores(call: AttentionCall) -> Tensor:
         visible = visible & call.mask
     if call.kv_lengths is not None:
         visible = visible & _within_length(call).transpose(-1, -2)
-    return score.masked_fill(~visible, float("-inf"))
+    # a bias of -inf hides a key too: filled here as well, it cannot make a gradient NaN
+    return score.masked_fill(~visible | torch.isneginf(score), float("-inf"))
 
 
 def positions(call: AttentionCall) -> tuple[Tensor, Tensor]:
@@ -53,7 +54,7 @@ def positions(call: AttentionCall) -> tuple[Tensor, Tensor]:
 
 
 def weights(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """Softmax weights [B,H,S,L] and lse [B,H,S]; a row that sees nothing has weights 0, lse -inf."""
+    """Softmax weights [B,H,S,L], lse [B,H,S]; a row that sees nothing has weights 0, lse -inf."""
     score = scores(call)
     if call.sinks is not None:
         sink = call.sinks.to(score.dtype).view(1, -1, 1, 1).expand(*score.shape[:3], 1)

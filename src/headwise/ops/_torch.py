@@ -36,15 +36,16 @@ def how(problem: Problem) -> str:
 
 def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     """out [B,H,S,V] and, when asked, lse [B,H,S]."""
-    if call.kv_lengths is not None:
+    if call.kv_lengths is not None and call.query.shape[0] > 0:
         return _attend_ragged(call)
     problem = call.problem()
     by_sdpa = _sdpa_obstacle(problem) is None
-    if by_sdpa and _is_plain_causal(problem):
+    # its causal kernel scales the -inf of what is masked, which is NaN for a scale of 0 or less
+    if by_sdpa and _is_plain_causal(problem) and call.scale > 0:
         return _sdpa(call, call.query, call.key, call.value, None, causal=True), None
     outs, lses = [], []
     for block in _blocks(call, _rows_per_block(problem, by_sdpa)):
-        if block.stop <= block.start:
+        if block.stop <= block.start or call.query.numel() == 0:
             out, lse = _nothing_to_see(call, block)
         elif by_sdpa:
             query, key, value = call.query[:, :, block.rows], call.key, call.value
@@ -171,7 +172,9 @@ def _part(tensor: Tensor, rows: slice, start: int, stop: int) -> Tensor:
 
 def _nothing_to_see(call: AttentionCall, block: _Block) -> tuple[Tensor, Tensor | None]:
     query = call.query[:, :, block.rows]
-    out = query.new_zeros(*query.shape[:3], call.value.shape[3])
+    # the empty sum keeps the result on the graph, so that a backward pass through it works
+    zero = query[..., :0].sum(dim=-1, keepdim=True)
+    out = query.new_zeros(*query.shape[:3], call.value.shape[3]) + zero
     if not call.return_lse:
         return out, None
     exact = torch.promote_types(query.dtype, torch.float32)
@@ -191,7 +194,7 @@ def _sdpa(
     """scaled_dot_product_attention over K heads, each read where it lies."""
     mask = None if block is None else _additive(block, query.dtype)
     batch, heads, rows, head_dim = query.shape
-    kv_heads, context = key.shape[1], key.shape[2]
+    kv_heads = key.shape[1]
     group = heads // kv_heads
     if group == 1:
         pass
@@ -237,7 +240,7 @@ def _products(call: AttentionCall, block: _Block) -> tuple[Tensor, Tensor | None
     if call.softcap is not None:
         score = call.softcap * torch.tanh(score / call.softcap)
     if block.bias is not None:
-        score = score + block.bias
+        score = score + block.bias.to(exact)
     if block.visible is not None:
         score = score.masked_fill(~block.visible, float("-inf"))
     # the shift cancels out, so it needs no gradient; a row that sees nothing is shifted by 0
@@ -251,8 +254,12 @@ def _products(call: AttentionCall, block: _Block) -> tuple[Tensor, Tensor | None
     if sink is not None:
         total = total + torch.exp(sink - peak)
     out = _weighted(weight.reshape(packed), call.value[:, :, keys]).reshape(batch, heads, rows, -1)
-    out = (out / total.masked_fill(total == 0, 1.0)).to(call.query.dtype)
-    return out, (peak + torch.log(total)).squeeze(-1) if call.return_lse else None
+    empty = total == 0
+    total = total.masked_fill(empty, 1.0)
+    out = (out / total).to(call.query.dtype)
+    if not call.return_lse:
+        return out, None
+    return out, (peak + torch.log(total)).masked_fill(empty, float("-inf")).squeeze(-1)
 
 
 def _scores(query: Tensor, key: Tensor) -> Tensor:

@@ -1,0 +1,256 @@
+"""`attach` and `detach`: put a Transformers model on headwise, and take it off again.
+
+Everything that attaching leaves is on the model object itself (and the name in Transformers'
+registry): the name in its configs, and three kinds of instance attributes that pickle, copy and
+vanish with `detach`.
+"""
+
+import inspect
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+
+from headwise.errors import SpecError, UnsupportedError
+from headwise.hf import latent
+from headwise.hf.cache import use_contiguous_layers
+from headwise.hf.interface import NAME, register
+from headwise.hf.report import AttachReport, layer_report
+from headwise.spec import ModelSpec
+from headwise.spec.readers import FAMILIES
+
+_CACHE_ARGUMENTS = ("cache", "past_key_values")
+
+
+@dataclass
+class _Attachment:
+    """What was there before, kept on the model; unpickling it registers headwise again."""
+
+    previous: list[tuple[Any, str | None]]
+    report: AttachReport
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        register()
+
+
+class _PrepareCache:
+    """Stands in for a model's `_prepare_cache_for_generation`: stock's cache, with our layers."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        # weak, so that the model is freed as soon as its last user lets go
+        self._model = weakref.ref(model)
+
+    def __call__(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
+        model = self._model()
+        assert model is not None
+        given = any(model_kwargs.get(name) is not None for name in _CACHE_ARGUMENTS)
+        stock = type(model)._prepare_cache_for_generation
+        result = stock(model, generation_config, model_kwargs, *args)
+        if not given and not torch.is_grad_enabled():
+            for name in _CACHE_ARGUMENTS:
+                if isinstance(model_kwargs.get(name), Cache):
+                    use_contiguous_layers(model_kwargs[name])
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self._model()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._model = weakref.ref(state["model"])
+
+
+class _ForwardCache:
+    """Forward pre-hook: where the model would make a cache of its own, give it ours."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        parameters = list(inspect.signature(type(model).forward).parameters)[1:]
+        self.argument = next((name for name in _CACHE_ARGUMENTS if name in parameters), None)
+        self.positions = {name: index for index, name in enumerate(parameters)}
+
+    def __call__(
+        self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # appends in place would break gradients, and a compiler should see stock's own code
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        if any(self._given(name, args, kwargs) is not None for name in _CACHE_ARGUMENTS):
+            return None
+        use_cache = self._given("use_cache", args, kwargs)
+        config = model.config.get_text_config(decoder=True)
+        if not (getattr(config, "use_cache", False) if use_cache is None else use_cache):
+            return None
+        if self.argument is None or len(args) > self.positions[self.argument]:
+            return None
+        cache: Cache = DynamicCache(config=config)
+        if model.config.is_encoder_decoder:
+            cache = EncoderDecoderCache(cache, DynamicCache(config=config))
+        return args, {**kwargs, self.argument: use_contiguous_layers(cache)}
+
+    def _given(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        position = self.positions.get(name)
+        if position is not None and position < len(args):
+            return args[position]
+        return kwargs.get(name)
+
+
+def attach(model: PreTrainedModel) -> AttachReport:
+    """Run a Transformers model's attention, and its cache, on headwise.
+
+    Example:
+        >>> import headwise, transformers
+        >>> config = transformers.LlamaConfig(
+        ...     vocab_size=99,
+        ...     hidden_size=64,
+        ...     intermediate_size=96,
+        ...     num_hidden_layers=2,
+        ...     num_attention_heads=4,
+        ...     num_key_value_heads=2,
+        ... )
+        >>> model = transformers.LlamaForCausalLM(config)
+        >>> report = headwise.attach(model)
+        >>> report.layers[0].spec.mechanism
+        'GQA'
+        >>> headwise.detach(model)
+
+    Afterwards `model.generate(...)` and `model(...)` work as before, with the same results. A model
+    that is attached already stays as it is. Nothing of headwise is saved with the model.
+
+    Args:
+        model: any `PreTrainedModel` whose attention is on Transformers' attention interface.
+
+    Returns:
+        Per layer: its spec, the backend that runs it, and why the others do not; prints as a table.
+
+    Raises:
+        UnsupportedError: not a Transformers model, or one whose attention cannot be replaced.
+        SpecError: the model's config contradicts itself.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedError(
+            f"attach was given a {type(model).__name__}, expected a Transformers PreTrainedModel"
+        )
+    attachment = model.__dict__.get("_headwise")
+    if attachment is not None:
+        report: AttachReport = attachment.report
+        return report
+    _require_interface(model)
+    spec = _spec(model)
+    report = _report(model, spec)
+    previous = [(config, config._attn_implementation) for config in _configs(model)]
+    register()
+    model.set_attn_implementation(NAME)
+    model._headwise = _Attachment(previous, report)
+    for module in _latent_modules(model):
+        if latent.obstacle(module) is None:
+            module.expand_kv = latent.LatentPassthrough()
+    if spec is None or any(at.attention and at.attention.causal for at in spec.layers):
+        model._prepare_cache_for_generation = _PrepareCache(model)
+        model.register_forward_pre_hook(_ForwardCache(model), with_kwargs=True)
+    return report
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Undo `attach`: the model is as it was before. A model that is not attached stays as it is."""
+    attachment = model.__dict__.pop("_headwise", None)
+    if attachment is None:
+        return
+    for config, implementation in attachment.previous:
+        config._attn_implementation_internal = implementation
+    model.__dict__.pop("_prepare_cache_for_generation", None)
+    for module in model.modules():
+        if latent.receives_latents(module):
+            del module.expand_kv
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if isinstance(hook, _ForwardCache):
+            del model._forward_pre_hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _configs(model: PreTrainedModel) -> list[Any]:
+    """Every distinct config in the model that names an attention implementation."""
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        pending = [module.config] if isinstance(module, PreTrainedModel) else []
+        while pending:
+            config = pending.pop()
+            if id(config) not in found:
+                found[id(config)] = config
+                parts = (getattr(config, name, None) for name in config.sub_configs)
+                pending.extend(part for part in parts if part is not None)
+    return list(found.values())
+
+
+def _require_interface(model: PreTrainedModel) -> None:
+    name = type(model).__name__
+    if not model._can_set_attn_implementation():
+        raise UnsupportedError(
+            f"{name} does not take its attention from Transformers' attention interface, so "
+            "headwise cannot replace it"
+        )
+    if any(hasattr(module, "indexer") for module in model.modules()):
+        raise UnsupportedError(
+            f"{name} attends to the tokens that an indexer chooses (sparse attention), which "
+            "headwise does not do"
+        )
+    if model.config.get_text_config(decoder=True).output_attentions:
+        raise UnsupportedError(
+            "config.output_attentions=True works with eager attention only: pass "
+            "output_attentions=True per call instead"
+        )
+
+
+def _spec(model: PreTrainedModel) -> ModelSpec | None:
+    """The model's spec; None for a family without a reader that runs on SDPA, and so on ours."""
+    try:
+        return ModelSpec.from_config(model.config)
+    except SpecError:
+        if model.config.get_text_config(decoder=True).model_type in FAMILIES:
+            raise
+        if not model._supports_sdpa:
+            raise
+        return None
+
+
+def _latent_modules(model: PreTrainedModel) -> list[Any]:
+    family = model.config.get_text_config(decoder=True).model_type
+    if family not in latent.LATENT_FAMILIES:
+        return []
+    return [module for module in model.modules() if hasattr(module, "expand_kv")]
+
+
+def _report(model: PreTrainedModel, spec: ModelSpec | None) -> AttachReport:
+    dtype, device = model.dtype, model.device.type
+    if spec is None:
+        family = model.config.get_text_config(decoder=True).model_type
+        note = f"no spec reader for {family!r}: what each call needs is read from its arguments"
+        return AttachReport(
+            type(model).__name__,
+            (layer_report("all", None, dtype, device, note, False),),
+            "contiguous, grown in place",
+        )
+    obstacles = {latent.obstacle(module) for module in _latent_modules(model)}
+    reasons = sorted(reason for reason in obstacles if reason is not None)
+    note = f"the latents are expanded at every step: {reasons[0]}" if reasons else ""
+    absorbs = bool(obstacles) and not reasons
+    layers = []
+    groups = (("encoder", spec.encoder_layers), ("decoder", spec.layers))
+    for stack, specs in groups:
+        for at in specs:
+            name = f"{stack}.{at.index}"
+            if at.attention is not None:
+                layers.append(layer_report(name, at.attention, dtype, device, note, absorbs))
+            if at.cross_attention is not None:
+                layers.append(
+                    layer_report(f"{name}.cross", at.cross_attention, dtype, device, "", False)
+                )
+    windows = any(at.attention and at.attention.window for at in spec.layers)
+    cache = "contiguous, grown in place"
+    if not any(at.attention and at.attention.causal for at in spec.layers):
+        cache = "none (an encoder)"
+    elif windows:
+        cache += "; sliding layers keep Transformers' own"
+    return AttachReport(type(model).__name__, tuple(layers), cache)

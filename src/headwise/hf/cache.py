@@ -1,0 +1,141 @@
+"""headwise's caches as Transformers cache layers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    EncoderDecoderCache,
+)
+
+from headwise.caches import ContiguousCache
+from headwise.errors import ShapeError
+
+
+class ContiguousLayer(CacheLayerMixin):
+    """One layer of a Transformers cache, held in a `ContiguousCache`.
+
+    `keys` and `values` are views trimmed to the length. MLA modules store their latent and their
+    rope key under these names, [B, 1, L, R] and [B, 1, L, P].
+    """
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self) -> None:
+        # not super().__init__(): it assigns keys and values, which are read-only here
+        self.cache = ContiguousCache()
+        self.device: torch.device | None = None
+
+    @property
+    def keys(self) -> Tensor | None:
+        """[B, K, L, D], a view."""
+        return self.cache.first
+
+    @property
+    def values(self) -> Tensor | None:
+        """[B, K, L, V], a view."""
+        return self.cache.second
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether memory has been allocated."""
+        return self.cache.first is not None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate for tensors like these, and hold none of them."""
+        self.device = key_states.device
+        self.cache.append(key_states[:, :, :0], value_states[:, :, :0])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append [B, K, S, D] and [B, K, S, V]; views of all that is held."""
+        self.device = key_states.device
+        return self.cache.append(key_states, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that the next update returns, and the position of the first."""
+        return self.cache.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens held."""
+        return self.cache.length
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last -tokens_to_remove tokens (Transformers passes a negative number)."""
+        if tokens_to_remove > 0:
+            raise ShapeError(
+                f"crop({tokens_to_remove}): expected a negative number, the tokens to remove"
+            )
+        if self.is_initialized:
+            self.cache.crop(max(0, self.cache.length + tokens_to_remove))
+
+    def reset(self) -> None:
+        """Forget everything and release the memory."""
+        self.cache.reset()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Make sequence i what sequence beam_idx[i] was."""
+        self.cache.reorder(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence `repeats` times."""
+        if self.keys is not None:
+            index = torch.arange(self.keys.shape[0], device=self.keys.device)
+            self.cache.select(index.repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the sequences `indices` (ints or a boolean mask)."""
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero().squeeze(-1)
+        self.cache.select(indices)
+
+    def offload(self) -> None:
+        """Move what is held to main memory."""
+        self.cache.to("cpu")
+
+    def prefetch(self) -> None:
+        """Move what is held back to where it was made."""
+        if self.device is not None:
+            self.cache.to(self.device)
+
+
+def use_contiguous_layers(cache: Cache) -> Cache:
+    """Replace the growing layers of a fresh, stock `DynamicCache` by ours, in place.
+
+    Layers of other kinds (sliding windows, linear attention, quantised, static) stay as they are,
+    and so does the cross-attention cache, which is written once.
+    """
+    own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    if type(own) is not DynamicCache or own.offloading:
+        return cache
+    own.layers = [ContiguousLayer() if type(at) is DynamicLayer else at for at in own.layers]
+    if own.layer_class_to_replicate is DynamicLayer:
+        own.layer_class_to_replicate = ContiguousLayer
+    return cache
+
+
+def cache_nbytes(cache: Cache) -> int:
+    """Bytes that the tokens held by a Transformers cache take, its own layers or ours.
+
+    A static cache counts its whole capacity, which is what it holds.
+    """
+    if isinstance(cache, EncoderDecoderCache):
+        return cache_nbytes(cache.self_attention_cache) + cache_nbytes(cache.cross_attention_cache)
+    return sum(_layer_nbytes(layer) for layer in cache.layers)
+
+
+def _layer_nbytes(layer: Any) -> int:
+    if isinstance(layer, ContiguousLayer):
+        return layer.cache.nbytes
+    held = (getattr(layer, "keys", None), getattr(layer, "values", None))
+    return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))

@@ -1,0 +1,143 @@
+"""The attention function that Transformers calls for a model attached to headwise."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.utils import output_capturing
+
+from headwise.errors import UnsupportedError
+from headwise.hf.latent import attend_absorbed, expand, receives_latents
+from headwise.hf.masks import headwise_mask
+from headwise.ops import attention, attention_weights
+
+# Under this name a model's config asks for headwise.
+NAME = "headwise"
+
+
+def register() -> None:
+    """Make the name known to Transformers, for the whole process; any number of times."""
+    AttentionInterface.register(NAME, headwise_attention_forward)
+    # without a mask function of its own the mask would silently be None
+    AttentionMaskInterface.register(NAME, headwise_mask)
+
+
+def headwise_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    indices: Tensor | None = None,
+    output_attentions: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend for one module.
+
+    query [B,H,S,D]; key [B,K,L,D] and value [B,K,L,V], or for MLA latent [B,1,L,R] and rope key
+    [B,1,L,P]. attention_mask is boolean or additive, [B,1|H,S,L]; None means the module's causal
+    and window rule. Returns out [B,S,H,V] and, when asked, the weights [B,H,S,L].
+    """
+    if indices is not None:
+        raise UnsupportedError(
+            f"{type(module).__name__} attends to chosen tokens only (sparse attention), which "
+            "headwise does not: call headwise.detach(model)"
+        )
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    # a mask that arrives is complete
+    causal = bool(causal) and attention_mask is None
+    output_attentions = output_attentions or _weights_are_collected()
+    if receives_latents(module):
+        boolean = attention_mask is None or attention_mask.dtype == torch.bool
+        if boolean and not dropout and not output_attentions:
+            out = attend_absorbed(
+                module, query, key, value, mask=attention_mask, causal=causal, scale=scaling
+            )
+            if out is not None:
+                return out.transpose(1, 2).contiguous(), None
+        key, value = expand(module, key, value)
+    options: dict[str, Any] = {
+        "causal": causal,
+        "scale": scaling,
+        "window": sliding_window if causal else None,
+        "softcap": softcap,
+        "sinks": s_aux,
+        "bias": position_bias,
+        "mask": None,
+    }
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        options["mask"] = attention_mask
+    elif attention_mask is not None:
+        options["bias"] = (
+            attention_mask if position_bias is None else attention_mask + position_bias
+        )
+    if dropout:
+        return _stock(module, query, key, value, dropout, options)
+    out = attention(query, key, value, **options).transpose(1, 2).contiguous()
+    if not output_attentions:
+        return out, None
+    return out, attention_weights(query, key, **options).to(query.dtype)
+
+
+def _weights_are_collected() -> bool:
+    """Whether the running forward was called with output_attentions=True.
+
+    GPT-2 and GPT-BigCode do not hand that argument on to the attention function, so ask what
+    collects their outputs. A compiler cannot trace that, and gets the argument alone.
+    """
+    collector = getattr(output_capturing, "_active_collector", None)
+    if collector is None or torch.compiler.is_compiling():
+        return False
+    collected = collector.get() or {}
+    return "attentions" in collected or "cross_attentions" in collected
+
+
+def _stock(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """Attention with dropout, which our operators do not have: Transformers' own code."""
+    mask = _explicit_mask(query, key, options)
+    by_sdpa = options["softcap"] is None and options["sinks"] is None
+    function: Any = sdpa_attention_forward
+    if not by_sdpa:
+        function = sys.modules[type(module).__module__].eager_attention_forward
+        if mask.dtype == torch.bool:
+            mask = torch.where(mask, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
+    extra = {"is_causal": False} if by_sdpa else {"softcap": options["softcap"]}
+    out, _ = function(
+        module, query, key, value, mask, dropout=dropout, scaling=options["scale"], **extra
+    )
+    return out, None
+
+
+def _explicit_mask(query: Tensor, key: Tensor, options: dict[str, Any]) -> Tensor:
+    """All that `options` masks or adds, as one [B|1,1|H,S,L]: additive where there is a bias."""
+    length, context = query.shape[2], key.shape[2]
+    visible = torch.ones(1, 1, length, context, dtype=torch.bool, device=query.device)
+    if options["causal"]:
+        visible = visible.tril(context - length)
+    if options["window"] is not None:
+        visible = visible.triu(context - length - options["window"] + 1)
+    if options["mask"] is not None:
+        visible = visible & options["mask"]
+    if options["bias"] is None:
+        return visible
+    return torch.where(visible, options["bias"].to(query.dtype), torch.finfo(query.dtype).min)

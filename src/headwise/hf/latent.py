@@ -1,0 +1,104 @@
+"""MLA inside Transformers: attend over the cached latents instead of expanding them every token.
+
+Transformers' MLA modules call `self.expand_kv(latent, rope_key)` on the whole cache and then the
+attention function. Where that method is replaced by `LatentPassthrough`, the attention function
+receives the latents, and decides per call between absorbing and the module's own expansion.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwise.ops import choose_paradigm, latent_attention
+
+# Families whose module was checked to hand expand_kv's result straight to the attention function.
+LATENT_FAMILIES = frozenset({"deepseek_v2", "deepseek_v3"})
+
+
+class LatentPassthrough:
+    """Stands in for a module's `expand_kv`: latent [B,1,L,R] and rope key [B,1,L,P] go through."""
+
+    def __call__(self, latent: Tensor, key_rope: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both as they are."""
+        return latent, key_rope
+
+
+def receives_latents(module: Any) -> bool:
+    """Whether this module's attention function gets latents in place of keys and values."""
+    return isinstance(module.__dict__.get("expand_kv"), LatentPassthrough)
+
+
+def expand(module: Any, latent: Tensor, key_rope: Tensor) -> tuple[Tensor, Tensor]:
+    """The module's own expansion: key [B,H,L,N+P] and value [B,H,L,V]."""
+    key, value = type(module).expand_kv(module, latent, key_rope)
+    return key, value
+
+
+def obstacle(module: Any) -> str | None:
+    """Why w_uk and w_uv cannot be read off the module's up-projection; None if they can."""
+    projection = module.kv_b_proj
+    if type(projection) is not nn.Linear or type(projection.weight) is not nn.Parameter:
+        return f"kv_b_proj is a {type(projection).__name__} with its own way to multiply"
+    if projection.bias is not None:
+        return "kv_b_proj has a bias"
+    if projection._forward_hooks or projection._forward_pre_hooks:
+        return "kv_b_proj has hooks"
+    return None
+
+
+def attend_absorbed(
+    module: Any,
+    query: Tensor,
+    latent: Tensor,
+    key_rope: Tensor,
+    *,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> Tensor | None:
+    """out [B,H,S,V] by absorption; None where the module's own expansion is right or cheaper.
+
+    query [B,H,S,N+P], latent [B,1,L,R], key_rope [B,1,L,P].
+    """
+    rope_dim = key_rope.shape[-1]
+    nope_dim = query.shape[-1] - rope_dim
+    heads, rank = query.shape[1], latent.shape[-1]
+    # an adapter or a quantiser may have wrapped the projection since attach
+    if obstacle(module) is not None:
+        return None
+    weight = module.kv_b_proj.weight
+    if weight.dtype != latent.dtype:
+        return None
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (query, latent, weight)):
+        return None
+    value_dim = weight.shape[0] // heads - nope_dim
+    paradigm = choose_paradigm(
+        batch=query.shape[0],
+        heads=heads,
+        query_length=query.shape[2],
+        context=latent.shape[2],
+        nope_dim=nope_dim,
+        rope_dim=rope_dim,
+        value_dim=value_dim,
+        rank=rank,
+        itemsize=latent.element_size(),
+    )
+    if paradigm == "expanded":
+        return None
+    query_nope, query_rope = query.split([nope_dim, rope_dim], dim=-1)
+    w_uk, w_uv = weight.view(heads, -1, rank).split([nope_dim, value_dim], dim=1)
+    out = latent_attention(
+        query_nope,
+        query_rope,
+        latent.squeeze(1),
+        key_rope.squeeze(1),
+        w_uk,
+        w_uv,
+        paradigm="absorbed",
+        causal=causal,
+        scale=scale,
+        mask=mask,
+    )
+    assert isinstance(out, Tensor)
+    return out

@@ -1,0 +1,75 @@
+"""The mask function that Transformers calls for a model attached to headwise.
+
+It says None only where the mask is exactly the operator's own causal or window rule (the last query
+sits on the last key), or where nothing is masked; anything else is spelled out as a boolean mask.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.utils.import_utils import is_torchdynamo_exporting
+
+# Families whose attention modules hand their window to the attention function at every call, so
+# that a window need not be spelled out (read in the modules of Transformers 5.24).
+WINDOW_FAMILIES = frozenset(
+    {"gemma2", "gemma3", "gemma3_text", "gpt_oss", "mistral", "qwen2", "qwen3"}
+)
+
+
+def headwise_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Any = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    config: Any = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """Boolean mask [B, 1, S, L], True = attend, or None where the operator needs none."""
+    if _has_padding(attention_mask, kv_length, kv_offset) is False:
+        aligned = isinstance(q_offset, int) and q_offset + q_length == kv_offset + kv_length
+        in_window = local_size is None or kv_length <= local_size
+        if allow_is_causal_skip and aligned and (in_window or _passes_window(config)):
+            return None
+        # a causal module takes None for its causal rule, so only say it where modules are not
+        encoder = getattr(config, "is_causal", True) is not False
+        if allow_is_bidirectional_skip and encoder and local_size is None:
+            return None
+    mask: Tensor = sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        allow_is_causal_skip=False,
+        allow_is_bidirectional_skip=False,
+        **kwargs,
+    )
+    return mask
+
+
+def _passes_window(config: Any) -> bool:
+    return getattr(config, "model_type", None) in WINDOW_FAMILIES
+
+
+def _has_padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int) -> bool | None:
+    """Whether any key in use is padding; None where that cannot be read (while tracing)."""
+    if is_torchdynamo_exporting():
+        return None
+    if attention_mask is None:
+        return False
+    if torch.compiler.is_compiling() or isinstance(attention_mask, torch.fx.Proxy):
+        return None
+    seen = attention_mask[:, kv_offset : kv_offset + kv_length]
+    # keys that the 2D mask does not reach count as padding
+    return seen.shape[1] < kv_length or not bool(seen.all())

@@ -1,0 +1,179 @@
+"""What a user may do with model(...) itself: caches, masks, weights, packed sequences."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+import headwise
+from families import DECODERS, GENERATORS, VOCABULARY, make
+from headwise.hf import ContiguousLayer
+
+PROMPT = torch.randint(3, VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(4))
+
+
+def _close(ours: torch.Tensor, stock: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, stock, atol=1e-4 * stock.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gemma2", "gpt_oss", "deepseek_v3", "gpt2", "t5"])
+def test_output_attentions_gives_the_true_weights(family: str) -> None:
+    model = make(family, attn_implementation="eager")
+    inputs = {"input_ids": PROMPT}
+    if family == "t5":
+        inputs["decoder_input_ids"] = PROMPT[:, :5]
+    name = "decoder_attentions" if family == "t5" else "attentions"
+    with torch.no_grad():
+        expected = model(**inputs, output_attentions=True)[name]
+        headwise.attach(model)
+        given = model(**inputs, output_attentions=True)[name]
+    assert len(given) == len(expected) == 3
+    for ours, stock in zip(given, expected, strict=True):
+        _close(ours, stock)
+
+
+def test_a_float_mask_of_the_user_is_added() -> None:
+    model = make("llama-gqa")
+    bias = torch.randn(2, 1, 17, 17).triu(1).mul(-3.0)
+    with torch.no_grad():
+        expected = model(PROMPT, attention_mask=bias).logits
+        headwise.attach(model)
+        _close(model(PROMPT, attention_mask=bias).logits, expected)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek_v3"])
+def test_a_boolean_mask_of_the_user_is_the_whole_mask(family: str) -> None:
+    model = make(family)
+    mask = torch.rand(2, 1, 17, 17, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask |= torch.eye(17, dtype=torch.bool)
+    with torch.no_grad():
+        expected = model(PROMPT, attention_mask=mask).logits
+        headwise.attach(model)
+        _close(model(PROMPT, attention_mask=mask).logits, expected)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "mistral", "deepseek_v3"])
+def test_packed_sequences_do_not_see_one_another(family: str) -> None:
+    model = make(family)
+    positions = torch.cat([torch.arange(9), torch.arange(8)])[None].expand(2, -1)
+    with torch.no_grad():
+        expected = model(PROMPT, position_ids=positions, use_cache=False).logits
+        headwise.attach(model)
+        _close(model(PROMPT, position_ids=positions, use_cache=False).logits, expected)
+
+
+@pytest.mark.parametrize("family", GENERATORS)
+def test_a_model_makes_our_cache_where_none_is_passed(family: str) -> None:
+    model = make(family)
+    headwise.attach(model)
+    inputs = {"decoder_input_ids": PROMPT[:, :5]} if family == "t5" else {}
+    with torch.no_grad():
+        cache = model(PROMPT, use_cache=True, **inputs).cache
+        assert model(PROMPT, use_cache=False, **inputs).get("cache") is None
+    layers = cache.self_attention_cache.layers if family == "t5" else cache.layers
+    kinds = {type(layer).__name__ for layer in layers}
+    assert "ContiguousLayer" in kinds or family in ("mistral",)
+    assert "DynamicLayer" not in kinds
+
+
+def test_a_cache_of_the_caller_is_left_as_it_is() -> None:
+    model = make("llama-gqa")
+    headwise.attach(model)
+    forward, generate = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(PROMPT, cache=forward)
+        model.generate(PROMPT, cache=generate, max_new_tokens=3)
+    for cache in (forward, generate):
+        assert {type(layer) for layer in cache.layers} == {DynamicLayer}
+
+
+def test_no_cache_of_ours_while_gradients_are_enabled() -> None:
+    model = make("llama-gqa")
+    headwise.attach(model)
+    assert {type(layer) for layer in model(PROMPT, use_cache=True).cache.layers} == {DynamicLayer}
+
+
+def test_a_base_model_without_a_head_gets_our_cache() -> None:
+    model = hf.LlamaModel(make("llama-gqa").config).eval()
+    headwise.attach(model)
+    with torch.no_grad():
+        assert isinstance(model(PROMPT).cache.layers[0], ContiguousLayer)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_decoding_token_by_token_equals_one_forward(family: str) -> None:
+    model = make(family)
+    headwise.attach(model)
+    with torch.no_grad():
+        whole = model(PROMPT, use_cache=False).logits
+        cache, steps = None, []
+        for token in PROMPT.split([5, 1, 3, 1, 1, 6], dim=1):
+            output = model(token, cache=cache, use_cache=True)
+            cache = output.cache
+            steps.append(output.logits)
+    _close(torch.cat(steps, dim=1), whole)
+
+
+def test_prefill_in_inference_mode_goes_on_outside_it() -> None:
+    model = make("llama-gqa")
+    headwise.attach(model)
+    with torch.inference_mode():
+        cache = model(PROMPT, use_cache=True).cache
+    with torch.no_grad():
+        given = model(PROMPT[:, :1], cache=cache).logits
+    assert given.isfinite().all()
+
+
+def test_a_copied_cache_continues_on_its_own() -> None:
+    import copy
+
+    model = make("llama-gqa")
+    headwise.attach(model)
+    with torch.no_grad():
+        shared = model(PROMPT, use_cache=True).cache
+        expected = model(PROMPT[:, :3], cache=copy.deepcopy(shared)).logits
+        model(PROMPT[:, 5:9], cache=copy.deepcopy(shared))
+        assert torch.equal(model(PROMPT[:, :3], cache=copy.deepcopy(shared)).logits, expected)
+    assert shared.get_seq_length() == 17
+
+
+class _Doubled(torch.nn.Module):
+    """Stands for an adapter or quantiser that wraps a projection."""
+
+    def __init__(self, inner: torch.nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return 2 * self.inner(states)
+
+
+@pytest.mark.parametrize("wrapped", ["before attach", "after attach"])
+def test_a_wrapped_up_projection_keeps_its_own_expansion(wrapped: str) -> None:
+    def wrap(model: Any) -> None:
+        for layer in model.model.layers:
+            layer.self_attn.kv_b_proj = _Doubled(layer.self_attn.kv_b_proj)
+
+    stock, model = make("deepseek_v3"), make("deepseek_v3")
+    wrap(stock)
+    if wrapped == "before attach":
+        wrap(model)
+        report = headwise.attach(model)
+        assert "kv_b_proj is a _Doubled" in str(report)
+    else:
+        headwise.attach(model)
+        wrap(model)
+    options = {"max_new_tokens": 8, "do_sample": False}
+    assert torch.equal(model.generate(PROMPT, **options), stock.generate(PROMPT, **options))
+
+
+def test_chosen_tokens_are_refused_not_ignored() -> None:
+    from headwise.hf.interface import headwise_attention_forward
+
+    states = torch.randn(1, 2, 3, 4)
+    with pytest.raises(headwise.UnsupportedError, match="sparse attention"):
+        headwise_attention_forward(
+            torch.nn.Identity(), states, states, states, None, indices=torch.zeros(1, 3, 2)
+        )

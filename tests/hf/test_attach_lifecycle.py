@@ -1,0 +1,238 @@
+"""Attach and detach as operations on a model object: what they leave, save, copy and refuse."""
+
+import copy
+import gc
+import pickle
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+import headwise
+from families import FAMILIES, GENERATORS, VOCABULARY, make
+from headwise.hf.interface import NAME
+
+PROMPT = torch.randint(3, VOCABULARY, (1, 13), generator=torch.Generator().manual_seed(8))
+
+
+def _tokens(model: Any) -> torch.Tensor:
+    return model.generate(PROMPT, max_new_tokens=12, do_sample=False)
+
+
+def _state(model: Any) -> dict[str, Any]:
+    """Everything on the model object and its modules that attaching could have touched."""
+    state: dict[str, Any] = {"class": type(model), "model": set(model.__dict__)}
+    for name, module in model.named_modules():
+        state[name] = (type(module), set(module.__dict__), list(module._forward_pre_hooks))
+        if isinstance(module, hf.PreTrainedModel):
+            state[f"{name} attention"] = module.config._attn_implementation
+            state[f"{name} config"] = set(module.config.__dict__)
+    return state
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_detach_leaves_nothing_behind(family: str) -> None:
+    model = make(family)
+    before = _state(model)
+    headwise.attach(model)
+    assert _state(model) != before
+    headwise.detach(model)
+    assert _state(model) == before
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_detach_restores_the_attention_that_was_there(implementation: str) -> None:
+    model = make("llama-gqa", attn_implementation=implementation)
+    headwise.attach(model)
+    assert model.config._attn_implementation == NAME
+    headwise.detach(model)
+    assert model.config._attn_implementation == implementation
+
+
+def test_attaching_twice_is_attaching_once() -> None:
+    model = make("deepseek_v3")
+    first = headwise.attach(model)
+    state = _state(model)
+    assert headwise.attach(model) is first
+    assert _state(model) == state
+    headwise.detach(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_detaching_a_stock_model_does_nothing() -> None:
+    model = make("llama-gqa")
+    before = _state(model)
+    headwise.detach(model)
+    assert _state(model) == before
+
+
+def test_attaching_one_model_leaves_another_alone() -> None:
+    attached, other = make("llama-gqa"), make("llama-gqa")
+    headwise.attach(attached)
+    assert other.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek_v3", "t5"])
+def test_saving_an_attached_model_writes_what_stock_writes(family: str, tmp_path: Path) -> None:
+    model = make(family)
+    model.save_pretrained(tmp_path / "stock")
+    expected = _tokens(model)
+    headwise.attach(model)
+    model.save_pretrained(tmp_path / "attached")
+    names = sorted(path.name for path in (tmp_path / "stock").iterdir())
+    assert sorted(path.name for path in (tmp_path / "attached").iterdir()) == names
+    for name in names:
+        ours, stock = tmp_path / "attached" / name, tmp_path / "stock" / name
+        assert ours.read_bytes() == stock.read_bytes(), name
+    loaded = type(model).from_pretrained(tmp_path / "attached")
+    assert loaded.config._attn_implementation == "sdpa"
+    headwise.attach(loaded)
+    assert torch.equal(_tokens(loaded), expected)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek_v3", "t5", "bert"])
+def test_a_deep_copy_is_attached_on_its_own(family: str) -> None:
+    model = make(family)
+    headwise.attach(model)
+    twin = copy.deepcopy(model)
+    headwise.detach(model)
+    assert twin.config._attn_implementation == NAME
+    if family != "bert":
+        assert twin._prepare_cache_for_generation._model() is twin
+        assert torch.equal(_tokens(twin), _tokens(model))
+    headwise.detach(twin)
+    assert _state(twin) == _state(model)
+
+
+_UNPICKLE = """
+import pickle, sys, torch
+model = pickle.load(open(sys.argv[1], "rb"))
+prompt = torch.load(sys.argv[2])
+assert model.config._attn_implementation == "headwise"
+torch.save(model.generate(prompt, max_new_tokens=12, do_sample=False), sys.argv[3])
+import headwise
+headwise.detach(model)
+assert model.config._attn_implementation == "sdpa"
+"""
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek_v3"])
+def test_a_pickled_model_works_in_a_fresh_process(family: str, tmp_path: Path) -> None:
+    model = make(family)
+    expected = _tokens(model)
+    headwise.attach(model)
+    (tmp_path / "model").write_bytes(pickle.dumps(model))
+    torch.save(PROMPT, tmp_path / "prompt")
+    paths = [str(tmp_path / name) for name in ("model", "prompt", "tokens")]
+    subprocess.run([sys.executable, "-c", _UNPICKLE, *paths], check=True)
+    assert torch.equal(torch.load(tmp_path / "tokens"), expected)
+
+
+def test_an_attached_model_is_freed_as_soon_as_it_is_let_go() -> None:
+    model = make("llama-gqa")
+    headwise.attach(model)
+    _tokens(model)
+    alive = weakref.ref(model)
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_the_report_says_per_layer_what_runs() -> None:
+    report = headwise.attach(make("gpt_oss"))
+    assert [layer.name for layer in report.layers] == ["decoder.0", "decoder.1", "decoder.2"]
+    first = report.layers[0]
+    assert first.spec is not None
+    assert (first.spec.mechanism, first.spec.heads, first.spec.kv_heads) == ("GQA", 6, 2)
+    assert [verdict.backend for verdict in first.decode] == ["torch", "reference"]
+    assert "sinks" in first.decode[0].reason
+    text = str(report)
+    assert "GptOssForCausalLM" in text
+    assert "decoder.0" in text
+
+
+def test_the_report_of_mla_shows_absorption() -> None:
+    report = headwise.attach(make("deepseek_v2"))
+    spec = report.layers[0].spec
+    assert spec is not None
+    assert spec.mechanism == "MLA"
+    assert "latent and rope key held apart" in report.layers[0].decode[0].reason
+    assert "head dims 20 and 14 differ" in report.layers[0].prefill[0].reason
+
+
+def test_the_report_of_t5_lists_encoder_decoder_and_cross_attention() -> None:
+    names = [layer.name for layer in headwise.attach(make("t5")).layers]
+    assert names[:3] == ["encoder.0", "encoder.1", "encoder.2"]
+    assert names[3:5] == ["decoder.0", "decoder.0.cross"]
+
+
+def test_a_family_without_a_reader_is_attached_and_says_so() -> None:
+    torch.manual_seed(2)
+    config = hf.Phi3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        sliding_window=7,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
+    model = hf.Phi3ForCausalLM(config).eval()
+    expected = _tokens(model)
+    report = headwise.attach(model)
+    assert report.layers[0].spec is None
+    assert "no spec reader for 'phi3'" in str(report)
+    assert torch.equal(_tokens(model), expected)
+
+
+def _falcon() -> Any:
+    return hf.FalconForCausalLM(
+        hf.FalconConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.nn.Linear(2, 2), "given a Linear, expected a Transformers PreTrainedModel"),
+        ("gpt2", "given a str, expected a Transformers PreTrainedModel"),
+    ],
+)
+def test_attach_refuses_what_is_not_a_model(bad: Any, message: str) -> None:
+    with pytest.raises(headwise.UnsupportedError, match=message):
+        headwise.attach(bad)
+
+
+def test_attach_refuses_a_model_that_is_not_on_the_interface() -> None:
+    with pytest.raises(headwise.UnsupportedError, match="FalconForCausalLM"):
+        headwise.attach(_falcon())
+
+
+def test_attach_refuses_attentions_asked_for_in_the_config() -> None:
+    model = make("llama-gqa", attn_implementation="eager")
+    model.config.output_attentions = True
+    with pytest.raises(headwise.UnsupportedError, match="per call"):
+        headwise.attach(model)
+
+
+@pytest.mark.parametrize("family", GENERATORS)
+def test_a_refused_attach_changes_nothing(family: str) -> None:
+    model = make(family, attn_implementation="eager")
+    model.config.output_attentions = True
+    before = _state(model)
+    with pytest.raises(headwise.UnsupportedError):
+        headwise.attach(model)
+    assert _state(model) == before
