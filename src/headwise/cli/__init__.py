@@ -1,0 +1,45 @@
+"""The `headwise` command: a thin shell over the library's functions.
+
+Every error that a user can cause is one line on stderr and exit code 2; Ctrl-C is exit code 130.
+"""
+
+import os
+import sys
+
+from headwise.errors import HeadwiseError
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command with `arguments` (the process's own by default); returns its exit code."""
+    import typer
+
+    from headwise.cli.app import command
+    from headwise.cli.terminal import one_line
+
+    try:
+        code = command()(arguments, prog_name="headwise", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except HeadwiseError as error:
+        print(f"headwise: error: {one_line(str(error))}", file=sys.stderr)  # noqa: T201
+        return 2
+    except typer.TyperException as error:
+        text = one_line(error.format_message()).rstrip(".")
+        print(f"headwise: error: {text}; see headwise --help", file=sys.stderr)  # noqa: T201
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        text = "this needs Transformers; run: pip install 'headwise[hf]'"
+        print(f"headwise: error: {text}", file=sys.stderr)  # noqa: T201
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("headwise: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left (`headwise generate | head`): nothing more to say, also
+        # not when the interpreter flushes stdout on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

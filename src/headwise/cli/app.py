@@ -1,0 +1,41 @@
+"""The commands and the options that stand before them."""
+
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+
+from headwise.cli.env import env
+from headwise.cli.generate import generate
+
+
+def command() -> Any:
+    """The command line as one callable of Click's kind."""
+    app = typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_before)
+    app.command()(generate)
+    app.command()(env)
+    return typer.main.get_command(app)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"headwise {version('headwise')}")
+        raise typer.Exit
+
+
+def _before(
+    context: typer.Context,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Decoder attention (MHA, MQA, GQA, MLA) for Hugging Face Transformers models."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())

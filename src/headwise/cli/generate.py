@@ -1,0 +1,139 @@
+"""`headwise generate`: text from a model, and what it took."""
+
+import json
+import secrets
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from headwise.cli.terminal import Screen, harmless, screen
+
+Attention = Literal["headwise", "sdpa", "eager"]
+
+
+def generate(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A model folder, a .gguf file or a hub id. Default: SmolLM2-135M-Instruct.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    prompt: Annotated[str, typer.Option(help="The text to go on from.")],
+    context: Annotated[
+        Path | None, typer.Option(help="A text file to put in front of the prompt.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the most likely token; above, sample.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the most likely tokens of this total probability.")
+    ] = 1.0,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the sampling. Default: a new one.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Of weights and cache; auto keeps the checkpoint's."),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto finds one.")] = "auto",
+    attention: Annotated[Attention, typer.Option(help="What computes the attention.")] = "headwise",
+    against: Annotated[
+        Attention | None,
+        typer.Option(help="Run the prompt again with this one and compare.", show_default=False),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of text and table.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+) -> int:
+    """Generate text and show the mechanism, speed and cache of the attention that ran."""
+    from headwise.errors import OptionError
+    from headwise.generation.options import Sampling
+    from headwise.generation.session import Session
+    from headwise.generation.text import read_document
+    from headwise.loading.progress import quiet_transformers
+
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=secrets.randbits(31) if seed is None else seed,
+    )
+    if against == attention:
+        raise OptionError(f"--against {against} is what --attention is; choose another")
+    document = read_document(context) if context is not None else ""
+    with quiet_transformers(), screen(animated=True) as loading:
+        loading("starting", 0, 0)
+        session = Session.open(
+            model,
+            prompt,
+            document=document,
+            chat=chat,
+            sampling=sampling,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            progress=loading,
+        )
+    with quiet_transformers():
+        runs = [_run(session, attention, stream=not as_json)]
+        if against is not None and not runs[0].interrupted:
+            runs.append(_run(session, against, stream=False))
+    if as_json:
+        sys.stdout.write(json.dumps(session.report(runs)) + "\n")
+    else:
+        from headwise.cli.generate_table import show
+
+        show(session, runs)
+    return 130 if any(run.interrupted for run in runs) else 0
+
+
+def _run(session: Any, attention: str, *, stream: bool) -> Any:
+    """One measured run; its text goes to stdout as it comes, or its progress to stderr."""
+    with screen(animated=False) as shown:
+        if not stream:
+            return session.run(
+                attention,
+                on_prefill=_stage(shown, f"{attention}: reading the prompt"),
+                on_text=_count(shown, f"{attention}: generating", session.sampling.max_new_tokens),
+            )
+
+        def write(text: str) -> None:
+            shown.close()  # the bar of a long prompt must not stand in the text
+            sys.stdout.write(harmless(text))
+            sys.stdout.flush()
+
+        run = session.run(
+            attention,
+            on_prefill=_stage(shown, f"{attention}: reading the prompt"),
+            on_text=write,
+        )
+    sys.stdout.write("\n")
+    return run
+
+
+def _stage(shown: Screen, stage: str) -> Any:
+    def report(done: int, total: int) -> None:
+        shown(stage, done, total)
+
+    return report
+
+
+def _count(shown: Screen, stage: str, total: int) -> Any:
+    done = 0
+
+    def report(text: str) -> None:
+        nonlocal done
+        done += 1
+        shown(stage, min(done, total), total)
+
+    return report

@@ -1,0 +1,97 @@
+"""What reaches the terminal: text from models made harmless, and progress on stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+# Text from a model or a file name may hold escape sequences that change the terminal, and
+# characters that reorder what is read. C0 controls have pictures at U+2400; newline and tab stay.
+_HARMLESS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
+_HARMLESS |= {0x7F: "\u2421"}
+_HARMLESS |= dict.fromkeys(
+    [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
+)
+
+
+def harmless(text: str) -> str:
+    r"""Text in which nothing controls the terminal: control characters become visible ones.
+
+    >>> harmless("\x1b[31mred\x07\n")
+    '␛[31mred␇\n'
+    """
+    return text.translate(_HARMLESS)
+
+
+def one_line(text: str) -> str:
+    """Harmless text on one line."""
+    return harmless(" ".join(text.split()))
+
+
+class Screen:
+    """A progress bar on stderr, shown while work reports; plain lines where stderr is no terminal.
+
+    An instance is a `headwise.loading.progress.Progress`. `animated` lets the bar move while its
+    stage is silent, which takes a thread: not for work that is timed.
+    """
+
+    def __init__(self, *, animated: bool) -> None:
+        # Its own file: sys.stderr may be replaced while a library's bar is read from it.
+        self.console = Console(file=sys.stderr)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[count]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+            transient=True,
+            auto_refresh=animated,
+            refresh_per_second=8,
+        )
+        self.stage = ""
+        self.task: TaskID | None = None
+        self.drawn = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self.stage:
+            self._begin(stage)
+        if self.task is None:
+            return
+        count = f"{done}/{total}" if 0 < total < 1_000_000 else ""
+        self.bar.update(self.task, completed=done, total=total or None, count=count)
+        now = time.monotonic()
+        if now - self.drawn > 0.1 or done == total:
+            self.bar.refresh()
+            self.drawn = now
+
+    def _begin(self, stage: str) -> None:
+        self.stage = stage
+        if not self.console.is_terminal:
+            self.console.print(escape(harmless(stage)), highlight=False, soft_wrap=True)
+            return
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+        else:
+            self.bar.start()
+        self.task = self.bar.add_task(escape(harmless(stage)), total=None, count="")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+            self.bar.stop()
+        self.task, self.stage = None, ""
+
+
+@contextmanager
+def screen(*, animated: bool) -> Iterator[Screen]:
+    """A `Screen` that is taken away at the end, also after an error."""
+    shown = Screen(animated=animated)
+    try:
+        yield shown
+    finally:
+        shown.close()

@@ -1,0 +1,182 @@
+"""One prompt on one loaded model, to be run with one attention or several and compared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from headwise.generation.options import Sampling, check_length, context_limit
+from headwise.generation.run import OnPrefill, Run, generate
+from headwise.generation.text import TextStream, prompt_tokens
+from headwise.loading.load import (
+    check_dtype,
+    find_device,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_folder,
+)
+from headwise.loading.progress import Progress, silent
+from headwise.loading.source import demo_model, find_source
+
+OnText = Callable[[str], None]
+
+
+@dataclass
+class Session:
+    """A loaded model with a prompt's tokens."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    prompt: list[int]
+    sampling: Sampling
+
+    @classmethod
+    def open(
+        cls,
+        model: str | None,
+        prompt: str,
+        *,
+        document: str = "",
+        chat: bool = False,
+        sampling: Sampling,
+        dtype: str = "auto",
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+        progress: Progress = silent,
+    ) -> "Session":
+        """Load a model (None: the demo model), after checking that prompt and answer fit it.
+
+        Raises:
+            LoadError: no such model, or not one that is safe to read.
+            ShapeError: prompt and answer are longer than the model's context.
+            CapacityError: weights and cache would not fit in memory.
+        """
+        check_dtype(dtype)
+        target = find_device(device)
+        place = model if model is not None else demo_model()
+        folder = model_folder(place, progress=progress)
+        config = load_config(folder, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        tokens = prompt_tokens(tokenizer, prompt, document=document, chat=chat)
+        check_length(len(tokens), sampling.max_new_tokens, context_limit(config))
+        loaded = load_model(
+            folder,
+            config,
+            dtype=dtype,
+            device=target,
+            attention="eager",  # the one that every model has; a run selects its own
+            context=len(tokens) + sampling.max_new_tokens,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+        progress("warming up", 0, 0)
+        _warm_up(loaded, tokens[:32])
+        return cls(find_source(place).name, loaded, tokenizer, tokens, sampling)
+
+    def run(
+        self,
+        attention: str,
+        *,
+        on_prefill: OnPrefill | None = None,
+        on_text: OnText | None = None,
+    ) -> Run:
+        """Run the prompt with one attention; `on_text` gets the answer's text, a piece a token."""
+        stream = TextStream(self.tokenizer)
+
+        def on_token(token: int) -> None:
+            if on_text is not None:
+                on_text(stream.push(token))
+
+        run = generate(
+            self.model,
+            self.prompt,
+            attention=attention,
+            sampling=self.sampling,
+            on_prefill=on_prefill,
+            on_token=on_token,
+        )
+        if on_text is not None and (rest := stream.finish()):
+            on_text(rest)
+        return run
+
+    def text(self, run: Run) -> str:
+        """A run's answer as text."""
+        return str(self.tokenizer.decode(run.tokens, skip_special_tokens=True))
+
+    def report(self, runs: list[Run]) -> dict[str, Any]:
+        """The runs as plain data, for JSON; times in seconds, sizes in bytes."""
+        return {
+            "model": self.name,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": str(self.model.device),
+            "prompt_tokens": len(self.prompt),
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "seed": self.sampling.seed,
+            "runs": [self._run_report(run) for run in runs],
+            "identical": identical(runs),
+        }
+
+    def _run_report(self, run: Run) -> dict[str, Any]:
+        return {
+            "attention": run.attention,
+            "layers": [
+                {
+                    "count": each.layers,
+                    "mechanism": each.mechanism,
+                    "backend": each.backend,
+                    "others": [{"backend": name, "reason": why} for name, why in each.others],
+                }
+                for each in run.mechanisms
+            ],
+            "text": self.text(run),
+            "tokens": run.tokens,
+            "prefill": {
+                "tokens": run.prefill_tokens,
+                "seconds": run.prefill_seconds,
+                "tokens_per_second": run.prefill_rate,
+            },
+            "decode": {
+                "tokens": len(run.tokens),
+                "seconds": sum(run.decode_seconds),
+                "tokens_per_second": run.decode_rate,
+                "median_seconds_per_token": run.decode_median,
+            },
+            "cache": {
+                "tokens": run.cache_tokens,
+                "bytes": run.cache_bytes,
+                "bytes_per_token": run.cache_bytes_per_token,
+            },
+            "interrupted": run.interrupted,
+        }
+
+
+def _warm_up(model: Any, tokens: list[int]) -> None:
+    """One forward pass, so that no measured run pays for what is done once.
+
+    Weights are read from disk by their first use, and kernels are chosen by theirs.
+    """
+    with torch.no_grad():
+        model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False)
+
+
+def identical(runs: list[Run]) -> bool | None:
+    """Whether two runs gave the same tokens; None without two whole runs."""
+    if len(runs) < 2 or any(run.interrupted for run in runs):
+        return None
+    return all(run.tokens == runs[0].tokens for run in runs[1:])
+
+
+def first_difference(first: list[int], second: list[int]) -> int | None:
+    """The position of the first token that differs, None where there is none.
+
+    >>> first_difference([5, 7, 11], [5, 7, 13]), first_difference([5], [5])
+    (2, None)
+    """
+    for position, (one, other) in enumerate(zip(first, second)):
+        if one != other:
+            return position
+    return None if len(first) == len(second) else min(len(first), len(second))

@@ -1,0 +1,85 @@
+"""A model from the Hugging Face hub into its local cache: safetensors and configs, nothing else."""
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+from headwise.errors import LoadError
+from headwise.loading.progress import Progress, bar_class, silent
+from headwise.loading.source import PICKLES, refuse_pickle
+
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
+# Other formats of the same weights lie in subfolders, and in Mistral's consolidated files.
+_UNWANTED = ["*/*", "consolidated*"]
+
+# More weight files than any model has, fewer bytes than any.
+_MOST_FILES = 10_000
+
+
+def download(repo: str, progress: Progress = silent) -> Path:
+    """The local folder of a hub model, fetched if it is not in the hub's cache yet.
+
+    Without a network, what is in that cache is used.
+
+    Raises:
+        LoadError: no such model, no network, no access, or no safetensors weights.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                repo,
+                allow_patterns=_WANTED,
+                ignore_patterns=_UNWANTED,
+                tqdm_class=bar_class(_bytes_only(progress), f"downloading {repo}"),
+            )
+        )
+        if not any(folder.glob("*.safetensors")):
+            refuse_pickle(repo, _pickles(repo))
+    except HFValidationError as error:
+        raise LoadError(
+            f"{repo!r} is neither an existing path nor a hub id (owner/name)"
+        ) from error
+    except GatedRepoError as error:
+        raise LoadError(
+            f"{repo} is gated: ask for access on its page on the hub, then run: hf auth login"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise LoadError(
+            f"{repo!r} is neither an existing path nor a model on the hub (or it is private: "
+            "run hf auth login)"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise LoadError(
+            f"{repo!r} is not an existing path nor in the hub's local cache, and the hub cannot be "
+            "reached; check the network, or give a local folder or .gguf file"
+        ) from error
+    except LoadError:
+        raise
+    except OSError as error:
+        text = " ".join(str(error).split())[:200]
+        raise LoadError(f"{repo} could not be downloaded: {text}; try again") from error
+    return folder
+
+
+def _bytes_only(progress: Progress) -> Progress:
+    """Leave out the hub's bar of files, which counts to the number of `_WANTED` files at most."""
+
+    def report(stage: str, done: int, total: int) -> None:
+        if total > _MOST_FILES:
+            progress(stage, done, total)
+
+    return report
+
+
+def _pickles(repo: str) -> list[str]:
+    import huggingface_hub
+
+    names = huggingface_hub.list_repo_files(repo)
+    return [name for name in names if any(fnmatch(name, pattern) for pattern in PICKLES)]

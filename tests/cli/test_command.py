@@ -1,0 +1,103 @@
+"""The command as a whole: version, help, env, and what it never imports."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from headwise.cli import main
+from headwise.cli.terminal import harmless, one_line
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"headwise {version('headwise')}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["generate", "-h"], ["env", "--help"]])
+def test_help_is_shown(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert main(arguments) == 0
+    assert "Usage: headwise" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fly"]) == 2
+    assert (
+        capsys.readouterr().err == "headwise: error: No such command 'fly'; see headwise --help\n"
+    )
+
+
+def test_python_m_headwise_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "headwise", "--version"], capture_output=True, check=True, text=True
+    )
+    assert done.stdout == f"headwise {version('headwise')}\n"
+
+
+def test_env_is_json_with_the_facts_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["torch"] == torch.__version__
+    assert found["cpu"]["torch_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert found["cpu"]["logical"] == os.cpu_count()
+    assert 0 < found["memory"]["available"] <= found["memory"]["total"]
+    reasons = {each["name"]: each for each in found["backends"]}
+    assert reasons["reference"]["available"] is True
+    assert all(each["available"] or each["reason"] for each in found["backends"])
+
+
+def test_env_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env"]) == 0
+    out = capsys.readouterr().out
+    for expected in (torch.__version__, "backend reference", "available", "threads"):
+        assert expected in out
+
+
+def test_without_transformers_env_works_and_generate_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "block.py").write_text(
+        "import sys\n"
+        "sys.modules['transformers'] = None\n"
+        "from headwise.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    run = [sys.executable, str(tmp_path / "block.py")]
+    shown = subprocess.run([*run, "env"], capture_output=True, check=False, text=True)
+    assert shown.returncode == 0, shown.stderr
+    done = subprocess.run(
+        [*run, "generate", "--prompt", "x"], capture_output=True, check=False, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "headwise: error: this needs Transformers; run: pip install 'headwise[hf]'"
+    )
+
+
+def test_importing_headwise_leaves_the_commands_libraries_alone() -> None:
+    code = (
+        "import sys, headwise; print(*sorted({'typer', 'rich', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout == "\n"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = (
+        "import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, 1); "
+        "from headwise.cli import main; sys.exit(main(['env', '--json']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_no_control_character_is_left() -> None:
+    every = "".join(map(chr, range(0x2100)))
+    left = {character for character in harmless(every) if not character.isprintable()}
+    assert not left & set(map(chr, [*range(9), *range(11, 32), *range(127, 160)]))
+    assert "\u202e" not in harmless(every)
+    assert {"\n", "\t"} <= set(harmless(every))
+    assert one_line("a\n \x1b]0;b\x07") == "a ␛]0;b␇"

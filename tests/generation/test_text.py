@@ -1,0 +1,29 @@
+"""Text as it streams: the pieces make the whole, and no half character is shown."""
+
+from pathlib import Path
+
+import pytest
+
+from cli.checkpoints import save_tiny
+from headwise.generation.text import TextStream
+from headwise.loading.load import load_tokenizer
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "héllo Ω", "日本語 text", "👍🏽 ok", " leading\n\nlines "]
+)
+def test_pieces_join_to_the_text(tmp_path: Path, text: str) -> None:
+    tokenizer = load_tokenizer(save_tiny(tmp_path))
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(token) for token in tokenizer(text)["input_ids"]]
+    assert "".join(pieces) + stream.finish() == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_character_that_never_ends_comes_out_at_the_end(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(save_tiny(tmp_path))
+    stream = TextStream(tokenizer)
+    half = tokenizer("Ω")["input_ids"][:1]
+    assert [stream.push(token) for token in half] == [""]
+    assert stream.finish() == "\ufffd"
+    assert stream.finish() == ""
