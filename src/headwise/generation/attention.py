@@ -52,7 +52,7 @@ def _attached(report: Any) -> tuple[Mechanism, ...]:
     for layer in report.layers:
         accepted = next((verdict for verdict in layer.decode if verdict.accepted), None)
         others = tuple(
-            (verdict.backend, "slower" if verdict.accepted else verdict.reason)
+            (verdict.backend, f"slower: {verdict.reason}" if verdict.accepted else verdict.reason)
             for verdict in layer.decode
             if verdict is not accepted
         )

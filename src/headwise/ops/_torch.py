@@ -20,8 +20,8 @@ from headwise.ops._reference import positions
 _BLOCK_SCORES = 2**24
 # Queries in one block where causality or a window lets whole blocks of keys be skipped.
 _BLOCK_ROWS = 512
-# Elements of K or V that are widened to float32 at a time (2 MiB: they stay in a core's cache).
-_WIDEN = 2**19
+# Elements of K or V that are widened to float32 at a time (8 MiB: they stay in the last cache).
+_WIDEN = 2**21
 _EXACT = (torch.float32, torch.float64)
 
 
@@ -232,17 +232,24 @@ def _products(call: AttentionCall, block: _Block) -> tuple[Tensor, Tensor | None
     batch, heads, rows = query.shape[:3]
     kv_heads, keys = call.key.shape[1], slice(block.start, block.stop)
     packed = (batch, kv_heads, heads // kv_heads * rows, -1)
-    score = _scores(query.to(exact).reshape(packed), call.key[:, :, keys])
+    # scaling the few queries is cheaper than scaling the scores
+    scaled = (call.scale * query.to(exact)).reshape(packed)
+    score = _scores(scaled, call.key[:, :, keys])
     if call.query_tail is not None and call.key_tail is not None:
-        tail = call.query_tail[:, :, block.rows].to(exact).reshape(packed)
-        score = score + _scores(tail, call.key_tail[:, :, keys])
-    score = call.scale * score.reshape(batch, heads, rows, -1)
+        tail = call.scale * call.query_tail[:, :, block.rows].to(exact)
+        score = score + _scores(tail.reshape(packed), call.key_tail[:, :, keys])
+    score = score.reshape(batch, heads, rows, -1)
     if call.softcap is not None:
         score = call.softcap * torch.tanh(score / call.softcap)
     if block.bias is not None:
         score = score + block.bias.to(exact)
     if block.visible is not None:
         score = score.masked_fill(~block.visible, float("-inf"))
+    value = call.value[:, :, keys]
+    if block.visible is None and block.bias is None and call.sinks is None and not call.return_lse:
+        # no row can be empty, so PyTorch's own softmax will do
+        out = _weighted(torch.softmax(score, dim=-1).reshape(packed), value)
+        return out.reshape(batch, heads, rows, -1).to(call.query.dtype), None
     # the shift cancels out, so it needs no gradient; a row that sees nothing is shifted by 0
     peak = score.detach().amax(dim=-1, keepdim=True)
     sink = None if call.sinks is None else call.sinks.to(exact).view(1, heads, 1, 1)
@@ -253,7 +260,7 @@ def _products(call: AttentionCall, block: _Block) -> tuple[Tensor, Tensor | None
     total = weight.sum(dim=-1, keepdim=True)
     if sink is not None:
         total = total + torch.exp(sink - peak)
-    out = _weighted(weight.reshape(packed), call.value[:, :, keys]).reshape(batch, heads, rows, -1)
+    out = _weighted(weight.reshape(packed), value).reshape(batch, heads, rows, -1)
     empty = total == 0
     total = total.masked_fill(empty, 1.0)
     out = (out / total).to(call.query.dtype)

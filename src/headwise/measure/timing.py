@@ -1,0 +1,81 @@
+"""Times of several candidates in one process, taken in turn, so that a busy machine is fair to all.
+
+Absolute times on a shared machine mean little; the ratio of two candidates timed within the same
+round means something, and its spread says how much.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+from headwise.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one candidate, one entry a round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median seconds."""
+        return median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one candidate takes as another: median and quartiles over rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.1f}x ({self.low:.1f}-{self.high:.1f})"
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], *, rounds: int = 21, warmup: int = 3
+) -> dict[str, Timing]:
+    """Run every candidate once a round, in turn, each round starting with another one.
+
+    Example:
+        >>> timings = interleaved({"sum": lambda: sum(range(99)), "one": lambda: 1}, rounds=5)
+        >>> {name: len(timing.seconds) for name, timing in timings.items()}
+        {'sum': 5, 'one': 5}
+
+    Args:
+        candidates: name to a function without arguments, which must have finished its work when it
+            returns.
+        rounds: how often each is timed.
+        warmup: rounds before those that count.
+
+    Raises:
+        OptionError: fewer than 4 rounds, of which no quartile can be taken.
+    """
+    if rounds < 4:
+        raise OptionError(f"rounds is {rounds}, expected at least 4 for a spread")
+    names = list(candidates)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(warmup + rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            began = time.perf_counter()
+            candidates[name]()
+            took = time.perf_counter() - began
+            if turn >= warmup:
+                seconds[name].append(took)
+    return {name: Timing(tuple(times)) for name, times in seconds.items()}
+
+
+def ratio(slow: Timing, fast: Timing) -> Ratio:
+    """slow / fast, round by round.
+
+    >>> print(ratio(Timing((4.0, 6.0, 8.0, 8.0)), Timing((2.0, 2.0, 2.0, 2.0))))
+    3.5x (2.2-4.0)
+    """
+    pairs = [a / b for a, b in zip(slow.seconds, fast.seconds, strict=True)]
+    low, _, high = quantiles(pairs, n=4)
+    return Ratio(median(pairs), low, high)
