@@ -6,7 +6,9 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-QUESTION ?= List the four kinds of attention that the text names.
+QUESTION ?= Which errors does the text describe?
+# The dtype that the demo model was trained in.
+DTYPE ?= bfloat16
 NEW_TOKENS ?= 64
 MAX_WHEEL_KB := 1000
 
@@ -24,7 +26,7 @@ help:
 
 demo: .venv/.run
 	$(BIN)/headwise generate --context docs/design.md --chat --prompt "$(QUESTION)" \
-	    --max-new-tokens $(NEW_TOKENS) --against sdpa
+	    --max-new-tokens $(NEW_TOKENS) --dtype $(DTYPE) --against sdpa
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -n $(JOBS)

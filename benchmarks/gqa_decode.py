@@ -2,9 +2,9 @@
 
     python benchmarks/gqa_decode.py [--context 16384] [--dtypes bfloat16 float32]
 
-32 query and 8 kv heads of 128, as Llama 3 8B. Every round takes another of several caches, so that K
-and V are read from memory and not from the processor's cache. The output is compared with the
-reference before anything is timed.
+32 query and 8 kv heads of 128, as Llama 3 8B. Every round takes another of several caches, so
+that K and V are read from memory and not from the processor's cache. The output is compared with
+the reference before anything is timed.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python benchmarks/mla_decode.py [--contexts 4096 16384] [--dtypes float32 bfloat16]
 
 The module has the model's own dimensions (16 heads, R 512, P 64, N 128, V 128, hidden 2048) and
-random weights. Both sides get a cache that was filled in chunks; both modules run in one process, in
-turn, on the same hidden state; the outputs are compared before anything is timed. A step is the whole
-module: projections, rotary embedding, cache update and attention.
+random weights. Both sides get a cache that was filled in chunks; both modules run in one process,
+in turn, on the same hidden state; the outputs are compared before anything is timed. A step is the
+whole module: projections, rotary embedding, cache update and attention.
 """
 
 import argparse
@@ -103,13 +103,14 @@ def measure(context: int, dtype: torch.dtype, rounds: int) -> Row:
     )
     expansion = 2 * context * RANK * HEADS * (NOPE + VALUE)
     attended = 2 * context * HEADS * (2 * RANK + ROPE)
+    path = operators(lambda: run(stock, stock_cache))
     return Row(
         what=f"{context:,} tokens, {str(dtype).removeprefix('torch.')}",
         stock=timings["stock"].median,
         ours=timings["headwise"].median,
         ratio=ratio(timings["stock"], timings["headwise"]),
         note=(
-            f"stock expands {expansion / 1e9:.1f} GFLOP, then {operators(lambda: run(stock, stock_cache))}; "
+            f"stock expands {expansion / 1e9:.1f} GFLOP, then {path}; "
             f"ours {attended / 1e9:.2f} GFLOP over {cache_nbytes(ours_cache) / 2**20:.1f} MiB; "
             f"max error {error:.1e}"
         ),

@@ -51,7 +51,9 @@ def operators(run: Callable[[], object]) -> str:
 
 def print_table(title: str, stock: str, rows: list[Row]) -> None:
     """Print `rows` as a table that a wide terminal shows whole."""
-    table = Table("", stock, "headwise", "ratio (quartiles)", "behind it", title=title, box=box.MARKDOWN)
+    table = Table(
+        "", stock, "headwise", "ratio (quartiles)", "behind it", title=title, box=box.MARKDOWN
+    )
     for row in rows:
         times = (f"{1e3 * row.stock:.2f} ms", f"{1e3 * row.ours:.2f} ms")
         table.add_row(row.what, *times, str(row.ratio), row.note)

@@ -47,7 +47,7 @@ def __getattr__(name: str) -> Any:
         try:
             from headwise import hf
         except ModuleNotFoundError as error:
-            if error.name != "transformers":
+            if (error.name or "").partition(".")[0] != "transformers":
                 raise
             raise ModuleNotFoundError(
                 f"headwise.{name} needs Transformers: pip install 'headwise[hf]'",

@@ -10,9 +10,11 @@ def test_candidates_take_turns_and_every_one_starts_a_round() -> None:
     order: list[str] = []
     names = ("a", "b", "c")
     interleaved({n: lambda n=n: order.append(n) for n in names}, rounds=6, warmup=0)
-    rounds = list(itertools.batched(order, 3)) if hasattr(itertools, "batched") else [
-        tuple(order[at : at + 3]) for at in range(0, len(order), 3)
-    ]
+    rounds = (
+        list(itertools.batched(order, 3))
+        if hasattr(itertools, "batched")
+        else [tuple(order[at : at + 3]) for at in range(0, len(order), 3)]
+    )
     assert len(rounds) == 6
     assert all(sorted(at) == ["a", "b", "c"] for at in rounds)
     assert {at[0] for at in rounds} == {"a", "b", "c"}

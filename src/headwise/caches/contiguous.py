@@ -201,6 +201,8 @@ def _bytes_per_token(tensor: Tensor) -> int:
 
 def _check_pair(first: Tensor, second: Tensor) -> None:
     for name, tokens in (("first", first), ("second", second)):
+        if not isinstance(tokens, Tensor):
+            raise ShapeError(f"{name} is a {type(tokens).__name__}, expected a tensor")
         if tokens.ndim != 4:
             raise ShapeError(f"{name} has shape {list(tokens.shape)}, expected [B, heads, S, dim]")
         if tokens.requires_grad and torch.is_grad_enabled():

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"headwise: error: {text}; see headwise --help", file=sys.stderr)  # noqa: T201
         return 2
     except ModuleNotFoundError as error:
-        if error.name != "transformers":
+        if (error.name or "").partition(".")[0] != "transformers":
             raise
         text = "this needs Transformers; run: pip install 'headwise[hf]'"
         print(f"headwise: error: {text}", file=sys.stderr)  # noqa: T201

@@ -82,7 +82,14 @@ def _verdict(session: Any, runs: list[Any]) -> str:
     if same:
         return f"Tokens identical: yes, all {len(runs[0].tokens)}{how}"
     at = first_difference(runs[0].tokens, runs[1].tokens)
-    return f"Tokens identical: no, token {at} (from 0) is the first that differs{how}"
+    differs = f"Tokens identical: no, token {at} (from 0) is the first that differs{how}"
+    if session.sampling.greedy and at is not None and session.near_tie(runs, at):
+        dtype = str(session.model.dtype).removeprefix("torch.")
+        lead = max(run.margins[at].lead for run in runs)
+        differs += (
+            f"; a near-tie there: two logits {lead:.2g} apart, which {dtype} does not resolve"
+        )
+    return differs
 
 
 def _safe(text: str) -> str:

@@ -23,6 +23,14 @@ OnToken = Callable[[int], None]
 OnPrefill = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class Margin:
+    """How clear the choice of one token was: the best logit, and its lead over the second."""
+
+    best: float
+    lead: float
+
+
 @dataclass
 class Run:
     """What one generation gave and took.
@@ -34,6 +42,7 @@ class Run:
     mechanisms: tuple[Mechanism, ...]
     prompt_tokens: int
     tokens: list[int] = field(default_factory=list)
+    margins: list[Margin] = field(default_factory=list)
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: list[float] = field(default_factory=list)
@@ -159,6 +168,7 @@ def _decode(
         cache_implementation=None,
         pad_token_id=padding,
         streamer=_Stopwatch(run, on_token),
+        logits_processor=[_Margins(run)],
         return_dict_in_generate=True,
         **sampling.generate_arguments(),
         **extra,
@@ -189,6 +199,18 @@ class _Stopwatch:
 
     def end(self) -> None:
         """Nothing is held back."""
+
+
+class _Margins:
+    """A logits processor that changes nothing and notes how clear each choice was."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __call__(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        best, second = logits[0].topk(2).values.tolist()
+        self.run.margins.append(Margin(best, best - second))
+        return logits
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

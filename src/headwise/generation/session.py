@@ -22,6 +22,10 @@ from headwise.loading.source import demo_model, find_source
 
 OnText = Callable[[str], None]
 
+# How far the logits of two right attentions may be apart, relative to the largest logit: what the
+# rounding of a whole model's layers adds up to (docs/concepts/equality.md).
+LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
 
 @dataclass
 class Session:
@@ -118,7 +122,24 @@ class Session:
             "seed": self.sampling.seed,
             "runs": [self._run_report(run) for run in runs],
             "identical": identical(runs),
+            "first_difference": self._difference_report(runs),
         }
+
+    def near_tie(self, runs: list[Run], at: int) -> bool:
+        """Whether every run found its choice of token `at` too close to call in its dtype."""
+        tolerance = LOGIT_TOLERANCE.get(self.model.dtype, 0.0)
+        at_token = [run.margins[at] for run in runs if at < len(run.margins)]
+        return all(margin.lead <= tolerance * abs(margin.best) for margin in at_token)
+
+    def _difference_report(self, runs: list[Run]) -> dict[str, Any] | None:
+        at = (
+            None
+            if identical(runs) is not False
+            else first_difference(runs[0].tokens, runs[1].tokens)
+        )
+        if at is None:
+            return None
+        return {"token": at, "near_tie": self.near_tie(runs, at)}
 
     def _run_report(self, run: Run) -> dict[str, Any]:
         return {

@@ -133,10 +133,13 @@ def explain(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Exp
         torch      runs      scaled_dot_product_attention, 2 query heads packed per kv head
         reference  slower    the definition: every score in full, in float32 or float64
 
+    A `backend` among the options changes nothing: every backend is asked.
+
     Raises:
         ShapeError: as `attention`.
         TypeError: an option that `attention` does not have.
     """
+    options.pop("backend", None)
     return explain_problem(make_call(query, key, value, **options).problem())
 
 
