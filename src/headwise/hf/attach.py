@@ -147,7 +147,7 @@ def attach(model: PreTrainedModel) -> AttachReport:
     for module in _latent_modules(model):
         if latent.obstacle(module) is None:
             module.expand_kv = latent.LatentPassthrough()
-    if spec is None or any(at.attention and at.attention.causal for at in spec.layers):
+    if _grows_a_cache(model, spec):
         model._prepare_cache_for_generation = _PrepareCache(model)
         model.register_forward_pre_hook(_ForwardCache(model), with_kwargs=True)
     return report
@@ -211,8 +211,20 @@ def _spec(model: PreTrainedModel) -> ModelSpec | None:
         if model.config.get_text_config(decoder=True).model_type in FAMILIES:
             raise
         if not model._supports_sdpa:
-            raise
+            family = model.config.get_text_config(decoder=True).model_type
+            raise UnsupportedError(
+                f"{type(model).__name__}: model_type {family!r} has no spec reader and does not run on "
+                "SDPA in Transformers, so that what its attention needs is not known"
+            ) from None
         return None
+
+
+def _grows_a_cache(model: PreTrainedModel, spec: ModelSpec | None) -> bool:
+    """Whether the model makes a `DynamicCache`, whose layers ours can replace."""
+    if spec is not None:
+        return any(at.attention and at.attention.causal for at in spec.layers)
+    # of a family without a reader only this is known, and some have caches of their own
+    return model.can_generate() and model._supports_default_dynamic_cache()
 
 
 def _latent_modules(model: PreTrainedModel) -> list[Any]:

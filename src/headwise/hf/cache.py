@@ -21,6 +21,9 @@ class ContiguousLayer(CacheLayerMixin):
 
     `keys` and `values` are views trimmed to the length. MLA modules store their latent and their
     rope key under these names, [B, 1, L, R] and [B, 1, L, P].
+
+    What a buffer that is written in place cannot do (tokens that need gradients, keys that a user
+    assigns) turns the layer, for good, into the `DynamicLayer` that Transformers would have made.
     """
 
     is_sliding = False
@@ -36,10 +39,20 @@ class ContiguousLayer(CacheLayerMixin):
         """[B, K, L, D], a view."""
         return self.cache.first
 
+    @keys.setter
+    def keys(self, keys: Tensor | None) -> None:
+        self._become_stock()
+        self.keys = keys
+
     @property
     def values(self) -> Tensor | None:
         """[B, K, L, V], a view."""
         return self.cache.second
+
+    @values.setter
+    def values(self, values: Tensor | None) -> None:
+        self._become_stock()
+        self.values = values
 
     @property
     def is_initialized(self) -> bool:
@@ -55,6 +68,9 @@ class ContiguousLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append [B, K, S, D] and [B, K, S, V]; views of all that is held."""
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            self._become_stock()
+            return self.update(key_states, value_states, *args, **kwargs)
         self.device = key_states.device
         return self.cache.append(key_states, value_states)
 
@@ -94,10 +110,9 @@ class ContiguousLayer(CacheLayerMixin):
             self.cache.select(index.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the sequences `indices` (ints or a boolean mask)."""
-        if indices.dtype == torch.bool:
-            indices = indices.nonzero().squeeze(-1)
-        self.cache.select(indices)
+        """Keep the sequences `indices`: whatever can index the batch dimension."""
+        if self.keys is not None:
+            self.cache.select(torch.arange(self.keys.shape[0], device=self.keys.device)[indices])
 
     def offload(self) -> None:
         """Move what is held to main memory."""
@@ -107,6 +122,15 @@ class ContiguousLayer(CacheLayerMixin):
         """Move what is held back to where it was made."""
         if self.device is not None:
             self.cache.to(self.device)
+
+    def _become_stock(self) -> None:
+        keys, values, device = self.keys, self.values, self.device
+        self.__dict__.clear()
+        self.__class__ = DynamicLayer
+        self.__init__()  # type: ignore[misc]
+        if keys is not None and values is not None:
+            self.lazy_initialization(keys, values)
+            self.keys, self.values, self.device = keys, values, device
 
 
 def use_contiguous_layers(cache: Cache) -> Cache:

@@ -35,7 +35,7 @@ def headwise_mask(
     """Boolean mask [B, 1, S, L], True = attend, or None where the operator needs none."""
     if _has_padding(attention_mask, kv_length, kv_offset) is False:
         aligned = isinstance(q_offset, int) and q_offset + q_length == kv_offset + kv_length
-        in_window = local_size is None or kv_length <= local_size
+        in_window = local_size is None or kv_length < local_size
         if allow_is_causal_skip and aligned and (in_window or _passes_window(config)):
             return None
         # a causal module takes None for its causal rule, so only say it where modules are not
