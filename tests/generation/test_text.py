@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cli.checkpoints import save_tiny
-from headwise.generation.text import TextStream
+from headwise.errors import OptionError
+from headwise.generation.text import TextStream, prompt_tokens
 from headwise.loading.load import load_tokenizer
 
 
@@ -27,3 +28,10 @@ def test_a_character_that_never_ends_comes_out_at_the_end(tmp_path: Path) -> Non
     assert [stream.push(token) for token in half] == [""]
     assert stream.finish() == "\ufffd"
     assert stream.finish() == ""
+
+
+def test_a_prompt_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(save_tiny(tmp_path))
+    # what Python makes of a byte on the command line that is not UTF-8
+    with pytest.raises(OptionError, match="not valid UTF-8"):
+        prompt_tokens(tokenizer, "hi \udcff")

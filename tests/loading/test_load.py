@@ -138,6 +138,14 @@ def test_a_missing_shard_is_named(copy: Path) -> None:
         load(copy)
 
 
+def test_weights_for_fewer_layers_than_the_config_has_are_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError, match=r"lacks 9 weights .* first model\.layers\.\d"):
+        load(copy)
+
+
 def test_a_missing_tokenizer_is_one_line(copy: Path) -> None:
     for file in copy.glob("token*"):
         file.unlink()

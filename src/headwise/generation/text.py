@@ -32,6 +32,8 @@ def prompt_tokens(tokenizer: Any, prompt: str, *, document: str = "", chat: bool
     text = f"{document.rstrip()}\n\n{prompt}" if document.strip() else prompt
     if not text.strip():
         raise OptionError("the prompt is empty; give some text with --prompt")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise OptionError("the prompt is not valid UTF-8 text; check the terminal's encoding")
     if not chat:
         return list(tokenizer(text)["input_ids"])
     if not getattr(tokenizer, "chat_template", None):

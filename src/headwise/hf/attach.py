@@ -213,8 +213,8 @@ def _spec(model: PreTrainedModel) -> ModelSpec | None:
         if not model._supports_sdpa:
             family = model.config.get_text_config(decoder=True).model_type
             raise UnsupportedError(
-                f"{type(model).__name__}: model_type {family!r} has no spec reader and does not run on "
-                "SDPA in Transformers, so that what its attention needs is not known"
+                f"{type(model).__name__}: no spec reader for model_type {family!r}, and no SDPA in "
+                "Transformers either, so that what its attention needs is not known"
             ) from None
         return None
 

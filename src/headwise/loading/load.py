@@ -131,8 +131,9 @@ def load_model(
     stage = "loading weights"
     progress(stage, 0, 0)
     with _one_line(folder, "model"), transformers_progress(progress, stage):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
+            output_loading_info=True,
             config=config,
             dtype=chosen or "auto",
             attn_implementation=attention,
@@ -140,6 +141,13 @@ def load_model(
             local_files_only=True,
             trust_remote_code=trust_remote_code,
         )
+        if found["missing_keys"]:
+            # Transformers would fill them with random numbers
+            missing = sorted(found["missing_keys"])
+            raise LoadError(
+                f"{folder} lacks {len(missing)} weights that its config.json asks for, first "
+                f"{missing[0]}: config and weights are not of one model"
+            )
         return model.to(target).eval()
 
 
