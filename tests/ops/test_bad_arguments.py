@@ -132,6 +132,10 @@ BAD_ATTENTION = {
         "sinks has shape [3] on cpu, expected [6] (one per query head) on cpu",
     ),
     "sinks of 2 dims": ({"sinks": ones(1, H)}, "sinks has shape [1, 6], expected 1 dims"),
+    "query is sparse": (
+        {"query": ones(B, H, S, D).to_sparse()},
+        "query has layout torch.sparse_coo, expected a dense tensor",
+    ),
     "sinks is a list": ({"sinks": [0.0] * H}, "sinks is a list"),
     "sinks elsewhere": ({"sinks": ones(H, device="meta")}, "sinks has shape [6] on meta"),
     "ALiBi slopes per kv head": ({"alibi_slopes": ones(K)}, "alibi_slopes has shape [3]"),

@@ -162,6 +162,8 @@ def require_tensor(name: str, tensor: Any, ndim: int) -> None:
     """Raise `ShapeError` unless `tensor` is a tensor of `ndim` dims."""
     if not isinstance(tensor, Tensor):
         raise ShapeError(f"{name} is a {type(tensor).__name__}, expected a tensor")
+    if tensor.layout != torch.strided:
+        raise ShapeError(f"{name} has layout {tensor.layout}, expected a dense tensor")
     if tensor.ndim != ndim:
         raise ShapeError(f"{name} has shape {list(tensor.shape)}, expected {ndim} dims")
 
