@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cli.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, VOCAB, save_tiny, save_tiny_gguf
 from headwise.cli import main
@@ -188,7 +189,7 @@ def test_a_gguf_file_generates(
         (["--device", "abacus"], "device 'abacus'"),
         (["--no-such-option"], "--no-such-option"),
         (["--context", "/no/such/file"], "context file /no/such/file cannot be read"),
-        (["--context", "/"], "context file / cannot be read"),
+        (["--context", "/"], "context file / is not a file"),
         (["--chat"], "no chat template"),
         (["--max-new-tokens", "300"], "prompt (1 tokens) and answer (300) make 301 tokens"),
     ],
@@ -247,6 +248,63 @@ def test_a_file_that_is_not_gguf_is_one_line(
     line = error_line(capsys, "generate", str(tmp_path / "bad.gguf"), "--prompt", "x")
     assert "not a GGUF file" in line
     assert "\x1b" not in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "bert"}, "is an encoder (bert) and writes no text; give a decoder"),
+        ({"model_type": "t5"}, "is an encoder-decoder (t5); the command needs a decoder"),
+        ({"vocab_size": 3}, "the model has 3: they are not of one model"),
+    ],
+)
+def test_a_model_that_cannot_write_is_refused_before_it_is_loaded(
+    tiny: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict,
+    message: str,
+) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    assert message in error_line(capsys, "generate", str(folder), "--prompt", "hello")
+
+
+def test_weights_that_are_not_numbers_are_refused(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"].fill_(float("nan"))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "logits are not numbers" in error_line(
+        capsys, "generate", str(folder), "--prompt", "hello"
+    )
+
+
+def test_a_context_far_too_long_is_refused_without_tokenizing_it(
+    tiny: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "long.txt").write_text("d" * 100_000)
+    monkeypatch.setattr(
+        "headwise.generation.session.prompt_tokens", lambda *_, **__: pytest.fail("tokenized")
+    )
+    line = error_line(
+        capsys, "generate", str(tiny), "--prompt", "p", "--context", str(tmp_path / "long.txt")
+    )
+    assert "prompt (at least " in line
+    assert "more than the model's 211" in line
+
+
+def test_a_context_that_is_not_a_file_is_one_line(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = error_line(capsys, "generate", str(tiny), "--prompt", "p", "--context", str(tmp_path))
+    assert "is not a file; give a text file" in line
 
 
 def test_an_unreachable_hub_id_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -204,6 +204,20 @@ def test_a_family_without_a_reader_is_attached_and_says_so() -> None:
     assert torch.equal(_tokens(model), expected)
 
 
+def test_an_attention_that_a_user_sets_afterwards_is_theirs() -> None:
+    model = make("llama-gqa")
+    headwise.attach(model)
+    model.set_attn_implementation("eager")
+    headwise.detach(model)
+    assert model.config._attn_implementation == "eager"
+    headwise.attach(model)
+    model.set_attn_implementation("eager")
+    headwise.attach(model)
+    assert model.config._attn_implementation == NAME
+    headwise.detach(model)
+    assert model.config._attn_implementation == "eager"
+
+
 def _falcon() -> Any:
     return hf.FalconForCausalLM(
         hf.FalconConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
@@ -218,8 +232,9 @@ def _falcon() -> Any:
     ],
 )
 def test_attach_refuses_what_is_not_a_model(bad: Any, message: str) -> None:
-    with pytest.raises(headwise.UnsupportedError, match=message):
-        headwise.attach(bad)
+    for function in (headwise.attach, headwise.detach):
+        with pytest.raises(headwise.UnsupportedError, match=message):
+            function(bad)
 
 
 def test_attach_refuses_a_model_that_is_not_on_the_interface() -> None:

@@ -57,7 +57,7 @@ def _attached(report: Any) -> tuple[Mechanism, ...]:
             if verdict is not accepted
         )
         words = str(layer.spec) if layer.spec is not None else "read at run time"
-        backend = accepted.backend if accepted is not None else "Transformers"
+        backend = accepted.backend if accepted is not None else "headwise, by shape"
         key = (words, backend, others)
         counts[key] = counts.get(key, 0) + 1
     return tuple(

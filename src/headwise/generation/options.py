@@ -61,7 +61,9 @@ def check_attention(name: str) -> None:
         raise OptionError(f"attention {name!r} is unknown; use one of {', '.join(ATTENTIONS)}")
 
 
-def check_length(prompt_tokens: int, max_new_tokens: int, limit: int | None) -> None:
+def check_length(
+    prompt_tokens: int, max_new_tokens: int, limit: int | None, *, at_least: bool = False
+) -> None:
     """Refuse a prompt that is empty, or with its answer longer than the model's context.
 
     >>> check_length(8000, 300, 8192)
@@ -74,8 +76,9 @@ def check_length(prompt_tokens: int, max_new_tokens: int, limit: int | None) -> 
     if not prompt_tokens:
         raise ShapeError("the prompt has no tokens; give some text")
     if limit is not None and prompt_tokens + max_new_tokens > limit:
+        count = f"at least {prompt_tokens}" if at_least else f"{prompt_tokens}"
         raise ShapeError(
-            f"prompt ({prompt_tokens} tokens) and answer ({max_new_tokens}) make "
+            f"prompt ({count} tokens) and answer ({max_new_tokens}) make "
             f"{prompt_tokens + max_new_tokens} tokens, more than the model's {limit}; shorten the "
             "context or lower --max-new-tokens"
         )

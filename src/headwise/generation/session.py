@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from headwise.errors import LoadError, SpecError
 from headwise.generation.options import Sampling, check_length, context_limit
 from headwise.generation.run import OnPrefill, Run, generate
-from headwise.generation.text import TextStream, prompt_tokens
+from headwise.generation.text import TextStream, least_tokens, prompt_tokens
 from headwise.loading.load import (
     check_dtype,
     find_device,
@@ -19,6 +20,7 @@ from headwise.loading.load import (
 )
 from headwise.loading.progress import Progress, silent
 from headwise.loading.source import demo_model, find_source
+from headwise.spec import ModelSpec
 
 OnText = Callable[[str], None]
 
@@ -64,8 +66,18 @@ class Session:
         folder = model_folder(place, progress=progress)
         config = load_config(folder, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        _check_decoder(place, config)
+        limit = context_limit(config)
+        if least := least_tokens(tokenizer, document):
+            check_length(least, sampling.max_new_tokens, limit, at_least=True)
         tokens = prompt_tokens(tokenizer, prompt, document=document, chat=chat)
-        check_length(len(tokens), sampling.max_new_tokens, context_limit(config))
+        check_length(len(tokens), sampling.max_new_tokens, limit)
+        vocabulary = config.get_text_config(decoder=True).vocab_size
+        if max(tokens, default=0) >= vocabulary:
+            raise LoadError(
+                f"{place}: its tokenizer made token {max(tokens)} and the model has {vocabulary}: "
+                "they are not of one model"
+            )
         loaded = load_model(
             folder,
             config,
@@ -175,13 +187,35 @@ class Session:
         }
 
 
+def _check_decoder(place: str, config: Any) -> None:
+    """Refuse what does not write text token after token."""
+    if config.is_encoder_decoder:
+        raise LoadError(
+            f"{place} is an encoder-decoder ({config.model_type}); the command needs a decoder. In "
+            "Python headwise.attach works on it"
+        )
+    try:
+        writes = bool(ModelSpec.from_config(config).layers)
+    except SpecError:
+        return  # a family without a reader
+    if not writes:
+        raise LoadError(
+            f"{place} is an encoder ({config.model_type}) and writes no text; give a decoder"
+        )
+
+
 def _warm_up(model: Any, tokens: list[int]) -> None:
     """One forward pass, so that no measured run pays for what is done once.
 
     Weights are read from disk by their first use, and kernels are chosen by theirs.
     """
     with torch.no_grad():
-        model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False)
+        output = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False)
+    if not bool(output.logits.isfinite().all()):
+        raise LoadError(
+            f"the model's logits are not numbers in {str(model.dtype)[6:]}: its weights are "
+            "damaged, or need another --dtype"
+        )
 
 
 def identical(runs: list[Run]) -> bool | None:

@@ -12,6 +12,8 @@ def read_document(path: Path) -> str:
     Raises:
         LoadError: missing, a folder, not allowed, or not UTF-8 text.
     """
+    if path.exists() and not path.is_file():
+        raise LoadError(f"context file {path} is not a file; give a text file")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -21,6 +23,15 @@ def read_document(path: Path) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LoadError(f"context file {path} cannot be read: {reason}") from error
+
+
+def least_tokens(tokenizer: Any, text: str) -> int:
+    """A number of tokens that `text` has at least, without tokenizing it.
+
+    No token is longer than the longest of the vocabulary. A text of hundreds of megabytes would
+    take all memory before its tokens could be counted.
+    """
+    return len(text) // max(1, max(map(len, tokenizer.get_vocab()), default=1))
 
 
 def prompt_tokens(tokenizer: Any, prompt: str, *, document: str = "", chat: bool = False) -> list:

@@ -129,14 +129,13 @@ def attach(model: PreTrainedModel) -> AttachReport:
         UnsupportedError: not a Transformers model, or one whose attention cannot be replaced.
         SpecError: the model's config contradicts itself.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise UnsupportedError(
-            f"attach was given a {type(model).__name__}, expected a Transformers PreTrainedModel"
-        )
+    _require_model("attach", model)
     attachment = model.__dict__.get("_headwise")
     if attachment is not None:
-        report: AttachReport = attachment.report
-        return report
+        if model.config._attn_implementation == NAME:
+            report: AttachReport = attachment.report
+            return report
+        detach(model)  # another attention was set since
     _require_interface(model)
     spec = _spec(model)
     report = _report(model, spec)
@@ -154,12 +153,19 @@ def attach(model: PreTrainedModel) -> AttachReport:
 
 
 def detach(model: PreTrainedModel) -> None:
-    """Undo `attach`: the model is as it was before. A model that is not attached stays as it is."""
+    """Undo `attach`: the model is as it was before. A model that is not attached stays as it is.
+
+    Raises:
+        UnsupportedError: not a Transformers model.
+    """
+    _require_model("detach", model)
     attachment = model.__dict__.pop("_headwise", None)
     if attachment is None:
         return
     for config, implementation in attachment.previous:
-        config._attn_implementation_internal = implementation
+        # a user may have set another one since
+        if config._attn_implementation == NAME:
+            config._attn_implementation_internal = implementation
     model.__dict__.pop("_prepare_cache_for_generation", None)
     for module in model.modules():
         if latent.receives_latents(module):
@@ -168,6 +174,14 @@ def detach(model: PreTrainedModel) -> None:
         if isinstance(hook, _ForwardCache):
             del model._forward_pre_hooks[key]
             model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _require_model(function: str, model: Any) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedError(
+            f"{function} was given a {type(model).__name__}, expected a Transformers "
+            "PreTrainedModel"
+        )
 
 
 def _configs(model: PreTrainedModel) -> list[Any]:
