@@ -249,3 +249,100 @@ def test_chunked_attention_is_masked_across_its_chunks() -> None:
     expected = model.generate(PROMPT[:, :9], **options)
     headwise.attach(model)
     assert torch.equal(model.generate(PROMPT[:, :9], **options), expected)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt_oss", "deepseek_v3", "gpt2"])
+def test_autocast_runs_as_in_stock(family: str) -> None:
+    def run(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            output = model(PROMPT, use_cache=True)
+            return output.logits, model(PROMPT[:, :1], cache=output.cache).logits
+
+    changes = {"first_k_dense_replace": 3} if family == "deepseek_v3" else {}
+    model = make(family, **changes)
+    with torch.no_grad():
+        exact = model(PROMPT).logits
+    expected = run(model)
+    headwise.attach(model)
+    given = run(model)
+    for ours, stock in zip(given, expected, strict=True):
+        assert ours.dtype == stock.dtype
+    stock_error = (expected[0].float() - exact).pow(2).mean().sqrt()
+    assert (given[0].float() - exact).pow(2).mean().sqrt() <= 1.5 * stock_error
+
+
+def test_a_replaced_up_projection_keeps_its_own_forward() -> None:
+    def replace(model: Any) -> None:
+        for layer in model.model.layers:
+            projection = layer.self_attn.kv_b_proj
+            projection.forward = lambda x, old=projection.forward: 1.5 * old(x)
+
+    stock, model = make("deepseek_v3"), make("deepseek_v3")
+    headwise.attach(model)
+    replace(stock)
+    replace(model)
+    options = {"max_new_tokens": 8, "do_sample": False}
+    assert torch.equal(model.generate(PROMPT, **options), stock.generate(PROMPT, **options))
+
+
+class _Logits(torch.nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.model(ids, attention_mask=mask).logits
+
+
+# tracing warns of everything that it takes for constant, and of its own deprecation
+@pytest.mark.filterwarnings("ignore")
+def test_a_traced_model_still_sees_padding() -> None:
+    mask = torch.ones_like(PROMPT)
+    padded = mask.clone()
+    padded[0, :5] = 0
+    model = make("llama-gqa", use_cache=False)
+    with torch.no_grad():
+        expected = model(PROMPT, attention_mask=padded).logits
+        headwise.attach(model)
+        traced = torch.jit.trace(_Logits(model), (PROMPT, mask))
+        given = traced(PROMPT, padded)
+    _close(given[padded.bool()], expected[padded.bool()])
+
+
+def test_a_decoder_with_cross_attention_makes_its_own_cache() -> None:
+    model = make("bert")
+    config = model.config
+    config.is_decoder = config.add_cross_attention = True
+    torch.manual_seed(1)
+    model = hf.BertLMHeadModel(config).eval()
+    states = torch.randn(2, 7, 48)
+    with torch.no_grad():
+        expected = model(PROMPT, encoder_hidden_states=states, use_cache=True).logits
+        headwise.attach(model)
+        _close(model(PROMPT, encoder_hidden_states=states, use_cache=True).logits, expected)
+
+
+def test_a_query_alone_may_need_gradients() -> None:
+    model = make("llama-gqa").requires_grad_(False)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.requires_grad_(True)
+
+    def gradient(at: Any) -> torch.Tensor:
+        with torch.no_grad():
+            cache = at(PROMPT, use_cache=True).cache
+        at.zero_grad()
+        loss = at(PROMPT[:, :2], cache=cache).logits.mean()
+        (loss + at(PROMPT[:, 2:4], cache=cache).logits.square().mean()).backward()
+        return at.model.layers[2].self_attn.q_proj.weight.grad.clone()
+
+    expected = gradient(model)
+    headwise.attach(model)
+    _close(gradient(model), expected)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gemma2"])
+def test_weights_are_given_while_dropout_is_on(family: str) -> None:
+    model = make(family, attention_dropout=0.3).train()
+    headwise.attach(model)
+    attentions = model(PROMPT, output_attentions=True, use_cache=False).attentions
+    assert [tuple(at.shape) for at in attentions] == [(2, 6, 17, 17)] * 3

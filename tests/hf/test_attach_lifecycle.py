@@ -15,7 +15,7 @@ import transformers as hf
 
 import headwise
 from families import FAMILIES, GENERATORS, VOCABULARY, make
-from headwise.hf.interface import NAME
+from headwise.hf.owned import NAME
 
 PROMPT = torch.randint(3, VOCABULARY, (1, 13), generator=torch.Generator().manual_seed(8))
 
@@ -103,7 +103,7 @@ def test_a_deep_copy_is_attached_on_its_own(family: str) -> None:
     headwise.detach(model)
     assert twin.config._attn_implementation == NAME
     if family in GENERATORS:
-        assert twin._prepare_cache_for_generation._model() is twin
+        assert twin._prepare_cache_for_generation.owner is twin
         assert torch.equal(_tokens(twin), _tokens(model))
     headwise.detach(twin)
     assert _state(twin) == _state(model)
@@ -216,6 +216,26 @@ def test_an_attention_that_a_user_sets_afterwards_is_theirs() -> None:
     assert model.config._attn_implementation == NAME
     headwise.detach(model)
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek_v3", "t5"])
+def test_setting_another_attention_runs_that_one(family: str) -> None:
+    model = make(family)
+    expected = _tokens(model)
+    headwise.attach(model)
+    model.set_attn_implementation("eager")
+    assert torch.equal(_tokens(model), expected)
+
+
+def test_a_config_that_is_attached_already_is_refused() -> None:
+    model = make("deepseek_v2")
+    twin = type(model)(model.config).eval()
+    headwise.attach(model)
+    for other in (twin, model.model):
+        with pytest.raises(headwise.UnsupportedError, match="shares a config"):
+            headwise.attach(other)
+    headwise.detach(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def _falcon() -> Any:

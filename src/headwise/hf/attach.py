@@ -6,7 +6,6 @@ vanish with `detach`.
 """
 
 import inspect
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,8 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from headwise.errors import SpecError, UnsupportedError
 from headwise.hf import latent
 from headwise.hf.cache import use_contiguous_layers
-from headwise.hf.interface import NAME, register
+from headwise.hf.interface import register
+from headwise.hf.owned import NAME, Owned
 from headwise.hf.report import AttachReport, layer_report
 from headwise.spec import ModelSpec
 from headwise.spec.readers import FAMILIES
@@ -37,16 +37,11 @@ class _Attachment:
         register()
 
 
-class _PrepareCache:
+class _PrepareCache(Owned):
     """Stands in for a model's `_prepare_cache_for_generation`: stock's cache, with our layers."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        # weak, so that the model is freed as soon as its last user lets go
-        self._model = weakref.ref(model)
-
     def __call__(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
-        model = self._model()
-        assert model is not None
+        model = self.owner
         given = any(model_kwargs.get(name) is not None for name in _CACHE_ARGUMENTS)
         stock = type(model)._prepare_cache_for_generation
         result = stock(model, generation_config, model_kwargs, *args)
@@ -55,12 +50,6 @@ class _PrepareCache:
                 if isinstance(model_kwargs.get(name), Cache):
                     use_contiguous_layers(model_kwargs[name])
         return result
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": self._model()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._model = weakref.ref(state["model"])
 
 
 class _ForwardCache:
@@ -82,6 +71,9 @@ class _ForwardCache:
         use_cache = self._given("use_cache", args, kwargs)
         config = model.config.get_text_config(decoder=True)
         if not (getattr(config, "use_cache", False) if use_cache is None else use_cache):
+            return None
+        # a decoder with cross-attention and no encoder of its own makes another kind of cache
+        if not model.config.is_encoder_decoder and kwargs.get("encoder_hidden_states") is not None:
             return None
         if self.argument is None or len(args) > self.positions[self.argument]:
             return None
@@ -140,12 +132,17 @@ def attach(model: PreTrainedModel) -> AttachReport:
     spec = _spec(model)
     report = _report(model, spec)
     previous = [(config, config._attn_implementation) for config in _configs(model)]
+    if any(implementation == NAME for _, implementation in previous):
+        raise UnsupportedError(
+            f"{type(model).__name__} shares a config with a model that is attached (or is part of "
+            "one): give it a config of its own, or attach the outermost model only"
+        )
     register()
     model.set_attn_implementation(NAME)
     model._headwise = _Attachment(previous, report)
     for module in _latent_modules(model):
         if latent.obstacle(module) is None:
-            module.expand_kv = latent.LatentPassthrough()
+            module.expand_kv = latent.LatentPassthrough(module)
     if _grows_a_cache(model, spec):
         model._prepare_cache_for_generation = _PrepareCache(model)
         model.register_forward_pre_hook(_ForwardCache(model), with_kwargs=True)
@@ -168,7 +165,7 @@ def detach(model: PreTrainedModel) -> None:
             config._attn_implementation_internal = implementation
     model.__dict__.pop("_prepare_cache_for_generation", None)
     for module in model.modules():
-        if latent.receives_latents(module):
+        if isinstance(module.__dict__.get("expand_kv"), latent.LatentPassthrough):
             del module.expand_kv
     for key, hook in list(model._forward_pre_hooks.items()):
         if isinstance(hook, _ForwardCache):

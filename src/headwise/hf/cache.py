@@ -68,7 +68,8 @@ class ContiguousLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append [B, K, S, D] and [B, K, S, V]; views of all that is held."""
-        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+        # the views handed out may be needed by a backward pass, whatever it is that needs it
+        if torch.is_grad_enabled():
             self._become_stock()
             return self.update(key_states, value_states, *args, **kwargs)
         self.device = key_states.device

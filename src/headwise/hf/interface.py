@@ -13,10 +13,8 @@ from transformers.utils import output_capturing
 from headwise.errors import UnsupportedError
 from headwise.hf.latent import attend_absorbed, expand, receives_latents
 from headwise.hf.masks import headwise_mask
+from headwise.hf.owned import NAME
 from headwise.ops import attention, attention_weights
-
-# Under this name a model's config asks for headwise.
-NAME = "headwise"
 
 
 def register() -> None:
@@ -54,6 +52,11 @@ def headwise_attention_forward(
             f"{type(module).__name__} attends to chosen tokens only (sparse attention), which "
             "headwise does not: call headwise.detach(model)"
         )
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        # as SDPA does; rotary embeddings leave queries and keys in float32
+        low = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(low), key.to(low), value.to(low)
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -85,7 +88,7 @@ def headwise_attention_forward(
             attention_mask if position_bias is None else attention_mask + position_bias
         )
     if dropout:
-        return _stock(module, query, key, value, dropout, options)
+        return _stock(module, query, key, value, dropout, options, bool(output_attentions))
     out = attention(query, key, value, **options).transpose(1, 2).contiguous()
     if not output_attentions:
         return out, None
@@ -112,20 +115,21 @@ def _stock(
     value: Tensor,
     dropout: float,
     options: dict[str, Any],
+    weights: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention with dropout, which our operators do not have: Transformers' own code."""
     mask = _explicit_mask(query, key, options)
-    by_sdpa = options["softcap"] is None and options["sinks"] is None
+    by_sdpa = options["softcap"] is None and options["sinks"] is None and not weights
     function: Any = sdpa_attention_forward
     if not by_sdpa:
         function = sys.modules[type(module).__module__].eager_attention_forward
         if mask.dtype == torch.bool:
             mask = torch.where(mask, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
     extra = {"is_causal": False} if by_sdpa else {"softcap": options["softcap"]}
-    out, _ = function(
+    out, weight = function(
         module, query, key, value, mask, dropout=dropout, scaling=options["scale"], **extra
     )
-    return out, None
+    return out, weight if weights else None
 
 
 def _explicit_mask(query: Tensor, key: Tensor, options: dict[str, Any]) -> Tensor:

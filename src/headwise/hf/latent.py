@@ -10,23 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headwise.hf.owned import NAME, Owned
 from headwise.ops import choose_paradigm, latent_attention
 
 # Families whose module was checked to hand expand_kv's result straight to the attention function.
 LATENT_FAMILIES = frozenset({"deepseek_v2", "deepseek_v3"})
 
 
-class LatentPassthrough:
-    """Stands in for a module's `expand_kv`: latent [B,1,L,R] and rope key [B,1,L,P] go through."""
+class LatentPassthrough(Owned):
+    """Stands in for a module's `expand_kv`: latent [B,1,L,R] and rope key [B,1,L,P] go through.
+
+    Where the user has set another attention since, it is the module's own expansion again.
+    """
 
     def __call__(self, latent: Tensor, key_rope: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both as they are."""
-        return latent, key_rope
+        """Return both as they are, for our attention function."""
+        module = self.owner
+        return (latent, key_rope) if receives_latents(module) else expand(module, latent, key_rope)
 
 
 def receives_latents(module: Any) -> bool:
     """Whether this module's attention function gets latents in place of keys and values."""
-    return isinstance(module.__dict__.get("expand_kv"), LatentPassthrough)
+    passes = isinstance(module.__dict__.get("expand_kv"), LatentPassthrough)
+    return passes and module.config._attn_implementation == NAME
 
 
 def expand(module: Any, latent: Tensor, key_rope: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +48,8 @@ def obstacle(module: Any) -> str | None:
         return f"kv_b_proj is a {type(projection).__name__} with its own way to multiply"
     if projection.bias is not None:
         return "kv_b_proj has a bias"
-    if projection._forward_hooks or projection._forward_pre_hooks:
+    replaced = "forward" in projection.__dict__ or projection.weight.device.type == "meta"
+    if replaced or projection._forward_hooks or projection._forward_pre_hooks:
         return "kv_b_proj has hooks"
     return None
 
@@ -68,6 +75,8 @@ def attend_absorbed(
     if obstacle(module) is not None:
         return None
     weight = module.kv_b_proj.weight
+    if torch.is_autocast_enabled(latent.device.type):
+        weight = weight.to(latent.dtype)
     if weight.dtype != latent.dtype:
         return None
     if torch.is_grad_enabled() and any(t.requires_grad for t in (query, latent, weight)):

@@ -6,10 +6,9 @@ sits on the last key), or where nothing is masked; anything else is spelled out 
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function, sdpa_mask
-from transformers.utils.import_utils import is_torchdynamo_exporting
+from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
 # Families whose attention modules hand their window to the attention function at every call, so
 # that a window need not be spelled out (read in the modules of Transformers 5.24).
@@ -68,7 +67,7 @@ def _has_padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int) 
         return None
     if attention_mask is None:
         return False
-    if torch.compiler.is_compiling() or isinstance(attention_mask, torch.fx.Proxy):
+    if is_tracing(attention_mask):
         return None
     seen = attention_mask[:, kv_offset : kv_offset + kv_length]
     # keys that the 2D mask does not reach count as padding

@@ -1,0 +1,32 @@
+"""What `attach` puts on a model: small objects that know it, pickle with it, and do not keep it."""
+
+import weakref
+from typing import Any
+
+from torch import nn
+
+# Under this name a model's config asks for headwise.
+NAME = "headwise"
+
+
+class Owned:
+    """Holds its owner weakly, so that a model is freed as soon as its last user lets go.
+
+    Pickled or copied together with its owner, it belongs to the owner's copy.
+    """
+
+    def __init__(self, owner: nn.Module) -> None:
+        self._owner = weakref.ref(owner)
+
+    @property
+    def owner(self) -> Any:
+        """The module that this object was put on."""
+        owner = self._owner()
+        assert owner is not None
+        return owner
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"owner": self._owner()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._owner = weakref.ref(state["owner"])
