@@ -43,7 +43,8 @@ class Sampling:
     def generate_arguments(self) -> dict[str, object]:
         """These options as arguments of Transformers' generate.
 
-        All are set, because a model's own generation config fills in what is left out.
+        What is not among them, a repetition penalty say, is left to the model's own generation
+        config.
         """
         if self.greedy:
             return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
