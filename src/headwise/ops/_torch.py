@@ -234,7 +234,11 @@ def _products(call: AttentionCall, block: _Block) -> tuple[Tensor, Tensor | None
     packed = (batch, kv_heads, heads // kv_heads * rows, -1)
     # scaling the few queries is cheaper than scaling the scores
     scaled = (call.scale * query.to(exact)).reshape(packed)
-    score = _scores(scaled, call.key[:, :, keys])
+    key, value = call.key[:, :, keys], call.value[:, :, keys]
+    if call.value is call.key and not _widen_by_parts(scaled, key):
+        # the latents of absorbed MLA are both: widen them once
+        key = value = key.to(exact)
+    score = _scores(scaled, key)
     if call.query_tail is not None and call.key_tail is not None:
         tail = call.scale * call.query_tail[:, :, block.rows].to(exact)
         score = score + _scores(tail.reshape(packed), call.key_tail[:, :, keys])
@@ -245,7 +249,6 @@ def _products(call: AttentionCall, block: _Block) -> tuple[Tensor, Tensor | None
         score = score + block.bias.to(exact)
     if block.visible is not None:
         score = score.masked_fill(~block.visible, float("-inf"))
-    value = call.value[:, :, keys]
     if block.visible is None and block.bias is None and call.sinks is None and not call.return_lse:
         # no row can be empty, so PyTorch's own softmax will do
         out = _weighted(torch.softmax(score, dim=-1).reshape(packed), value)
