@@ -6,7 +6,7 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-QUESTION ?= Which errors does the text describe?
+QUESTION ?= Summarize the text in two sentences.
 # The dtype that the demo model was trained in.
 DTYPE ?= bfloat16
 NEW_TOKENS ?= 64
