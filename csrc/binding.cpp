@@ -47,7 +47,7 @@ void check_rows(const Tensor& tensor, const char* name, int64_t batch) {
   const int64_t dim = tensor.size(3);
   STD_TORCH_CHECK(dim >= 1 && dim <= kMostDim, "headwise::decode: ", name, " has a last dim of ",
                   dim, ", expected 1 to ", kMostDim);
-  STD_TORCH_CHECK(dim == 1 || tensor.stride(3) == 1, "headwise::decode: the last dim of ", name,
+  STD_TORCH_CHECK(dim == 1 || tensor.stride(3) == 1 || tensor.numel() == 0, "headwise::decode: the last dim of ", name,
                   " is not contiguous");
 }
 

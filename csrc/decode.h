@@ -459,13 +459,13 @@ void attend(const Extras& at, const Plan& plan, const KeyRows& keys, const Value
     total[row] = 0.0f;
     const T* from = static_cast<const T*>(args.query) + at.batch * args.query_batch +
                     at.head(row) * args.query_head + at.query(row) * args.query_row;
+    // unscaled, which is exact: the scale is applied to the scores
     if constexpr (kDot) {
-      // exact as it is: the scale is applied to the scores
       for (int64_t d = 0; d < query_width; ++d)
         narrow[row * query_width + d] = d < dim ? from[d] : bf16{0};
     } else {
       for (int64_t d = 0; d < query_width; ++d)
-        query[row * query_width + d] = d < dim ? args.scale * to_float(from[d]) : 0.0f;
+        query[row * query_width + d] = d < dim ? to_float(from[d]) : 0.0f;
     }
   }
   __builtin_memset(sum, 0, sizeof(float) * rows * width);
@@ -529,9 +529,7 @@ void attend(const Extras& at, const Plan& plan, const KeyRows& keys, const Value
     for (int64_t row = 0; row < rows; ++row) {
       float* s = score + row * kBlock;
       for (int j = (count + 3) / 4 * 4; j < kBlock; ++j) s[j] = 0.0f;
-      if constexpr (kDot) {
-        for (int j = 0; j < kBlock; j += W) store(s + j, load(s + j) * args.scale);
-      }
+      for (int j = 0; j < kBlock; j += W) store(s + j, load(s + j) * args.scale);
       if (!plain || edge) at.apply(row, block, count, s);
       decay[row] = soften(s, top + row, total + row);
       if constexpr (kDot) {

@@ -5,6 +5,7 @@ split key (absorbed MLA), not gradients. The library is loaded at the first ques
 """
 
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -83,9 +84,8 @@ def _load() -> str:
     global _best
     if not hasattr(torch.ops.headwise, "decode"):
         # an editable install has two folders: the sources, and what was built
-        import headwise
-
-        found = [path for folder in headwise.__path__ if (path := Path(folder) / _FILE).is_file()]
+        folders = [Path(folder) for folder in sys.modules["headwise"].__path__]
+        found = [folder / _FILE for folder in folders if (folder / _FILE).is_file()]
         if not found:
             return (
                 "the C++ library was not built when headwise was installed (no C++17 compiler, or "
