@@ -130,7 +130,8 @@ def attach(model: PreTrainedModel) -> AttachReport:
         detach(model)  # another attention was set since
     _require_interface(model)
     spec = _spec(model)
-    report = _report(model, spec)
+    grows_cache = _grows_a_cache(model, spec)
+    report = _report(model, spec, grows_cache)
     previous = [(config, config._attn_implementation) for config in _configs(model)]
     if any(implementation == NAME for _, implementation in previous):
         raise UnsupportedError(
@@ -143,7 +144,7 @@ def attach(model: PreTrainedModel) -> AttachReport:
     for module in _latent_modules(model):
         if latent.obstacle(module) is None:
             module.expand_kv = latent.LatentPassthrough(module)
-    if _grows_a_cache(model, spec):
+    if grows_cache:
         model._prepare_cache_for_generation = _PrepareCache(model)
         model.register_forward_pre_hook(_ForwardCache(model), with_kwargs=True)
     return report
@@ -219,15 +220,20 @@ def _spec(model: PreTrainedModel) -> ModelSpec | None:
     try:
         return ModelSpec.from_config(model.config)
     except SpecError:
-        if model.config.get_text_config(decoder=True).model_type in FAMILIES:
+        family = _family(model)
+        if family in FAMILIES:
             raise
         if not model._supports_sdpa:
-            family = model.config.get_text_config(decoder=True).model_type
             raise UnsupportedError(
                 f"{type(model).__name__}: no spec reader for model_type {family!r}, and no SDPA in "
                 "Transformers either, so that what its attention needs is not known"
             ) from None
         return None
+
+
+def _family(model: PreTrainedModel) -> str:
+    """The model_type of the part that decodes."""
+    return str(model.config.get_text_config(decoder=True).model_type)
 
 
 def _grows_a_cache(model: PreTrainedModel, spec: ModelSpec | None) -> bool:
@@ -239,21 +245,20 @@ def _grows_a_cache(model: PreTrainedModel, spec: ModelSpec | None) -> bool:
 
 
 def _latent_modules(model: PreTrainedModel) -> list[Any]:
-    family = model.config.get_text_config(decoder=True).model_type
-    if family not in latent.LATENT_FAMILIES:
+    if _family(model) not in latent.LATENT_FAMILIES:
         return []
     return [module for module in model.modules() if hasattr(module, "expand_kv")]
 
 
-def _report(model: PreTrainedModel, spec: ModelSpec | None) -> AttachReport:
+def _report(model: PreTrainedModel, spec: ModelSpec | None, grows_cache: bool) -> AttachReport:
     dtype, device = model.dtype, model.device.type
     if spec is None:
-        family = model.config.get_text_config(decoder=True).model_type
+        family = _family(model)
         note = f"no spec reader for {family!r}: what each call needs is read from its arguments"
         return AttachReport(
             type(model).__name__,
             (layer_report("all", None, dtype, device, note, False),),
-            "contiguous, grown in place",
+            "contiguous, grown in place" if grows_cache else "none of ours",
         )
     obstacles = {latent.obstacle(module) for module in _latent_modules(model)}
     reasons = sorted(reason for reason in obstacles if reason is not None)
@@ -272,7 +277,7 @@ def _report(model: PreTrainedModel, spec: ModelSpec | None) -> AttachReport:
                 )
     windows = any(at.attention and at.attention.window for at in spec.layers)
     cache = "contiguous, grown in place"
-    if not any(at.attention and at.attention.causal for at in spec.layers):
+    if not grows_cache:
         cache = "none (an encoder)"
     elif windows:
         cache += "; sliding layers keep Transformers' own"

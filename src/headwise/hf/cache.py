@@ -22,15 +22,16 @@ class ContiguousLayer(CacheLayerMixin):
     `keys` and `values` are views trimmed to the length. MLA modules store their latent and their
     rope key under these names, [B, 1, L, R] and [B, 1, L, P].
 
-    What a buffer that is written in place cannot do (tokens that need gradients, keys that a user
-    assigns) turns the layer, for good, into the `DynamicLayer` that Transformers would have made.
+    What a buffer that is written in place cannot do (appends while gradients are enabled, keys that
+    a user assigns) turns the layer, for good, into the `DynamicLayer` that Transformers would have
+    made.
     """
 
     is_sliding = False
     is_croppable = True
 
     def __init__(self) -> None:
-        # not super().__init__(): it assigns keys and values, which are read-only here
+        # not super().__init__(): it assigns keys and values, which would turn the layer into stock
         self.cache = ContiguousCache()
         self.device: torch.device | None = None
 
