@@ -31,9 +31,14 @@ def measure(context: int, dtype: torch.dtype, rounds: int) -> Row:
         # an average over thousands of values, rounded to the dtype
         torch.testing.assert_close(given, expected, atol=2e-3, rtol=2e-2)
     ours, stock = itertools.cycle(caches), itertools.cycle(caches[2:] + caches[:2])
+    packed = itertools.cycle(caches[1:] + caches[:1])
     timings = interleaved(
         {
             "stock": lambda: F.scaled_dot_product_attention(query, *next(stock), enable_gqa=True),
+            # the torch backend: SDPA with the heads of a group as rows
+            "packed": lambda: headwise.attention(
+                query, *next(packed), causal=True, backend="torch"
+            ),
             "headwise": lambda: headwise.attention(query, *next(ours), causal=True),
         },
         rounds=rounds,
@@ -46,6 +51,7 @@ def measure(context: int, dtype: torch.dtype, rounds: int) -> Row:
         ours=timings["headwise"].median,
         ratio=ratio(timings["stock"], timings["headwise"]),
         note=f"{read / 2**20:.0f} MiB of K and V, {rate:.1f} GB/s; "
+        f"SDPA with packed rows takes {ratio(timings['packed'], timings['headwise'])}; "
         f"{headwise.explain(query, *caches[0], causal=True).verdicts[0].reason}",
     )
 

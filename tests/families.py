@@ -137,7 +137,7 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_layers": 3,
             "num_heads": 6,
             "dropout_rate": 0.0,
-            "initializer_factor": 5.0,
+            "initializer_factor": 2.0,
             "tie_word_embeddings": False,
             "decoder_start_token_id": 0,
             "pad_token_id": 0,
@@ -148,8 +148,9 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "roberta": ("RobertaModel", "RobertaConfig", _encoder()),
 }
 
-# T5's random models mostly repeat one token; this seed gives one that does not.
-_SEEDS = {"t5": 3}
+# T5's random models mostly repeat one token, or have scores of thousands, which magnify rounding;
+# this seed gives one that does neither.
+_SEEDS = {"t5": 24}
 
 ENCODERS = ("bert", "roberta")
 DECODERS = tuple(name for name in _MODELS if name not in (*ENCODERS, "t5"))

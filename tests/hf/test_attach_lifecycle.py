@@ -159,8 +159,9 @@ def test_the_report_says_per_layer_what_runs() -> None:
     first = report.layers[0]
     assert first.spec is not None
     assert (first.spec.mechanism, first.spec.heads, first.spec.kv_heads) == ("GQA", 6, 2)
-    assert [verdict.backend for verdict in first.decode] == ["torch", "reference"]
-    assert "sinks" in first.decode[0].reason
+    assert [verdict.backend for verdict in first.decode] == ["cpu", "torch", "reference"]
+    assert first.decode[0].accepted
+    assert "sinks" in first.decode[1].reason
     text = str(report)
     assert "GptOssForCausalLM" in text
     assert "decoder.0" in text
@@ -171,8 +172,8 @@ def test_the_report_of_mla_shows_absorption() -> None:
     spec = report.layers[0].spec
     assert spec is not None
     assert spec.mechanism == "MLA"
-    assert "latent and rope key held apart" in report.layers[0].decode[0].reason
-    assert "head dims 20 and 14 differ" in report.layers[0].prefill[0].reason
+    assert "latent and rope key held apart" in report.layers[0].decode[1].reason
+    assert "head dims 20 and 14 differ" in report.layers[0].prefill[1].reason
 
 
 def test_the_report_of_t5_lists_encoder_decoder_and_cross_attention() -> None:

@@ -35,17 +35,21 @@ def ran(monkeypatch):
 
 
 def refusing(name):
-    """The backends, but `name` rejects everything."""
+    """The backends, but `name` rejects everything, and so does every faster one."""
+    slower = [b.name for b in _choice.BACKENDS]
+    slower = slower[slower.index(name) + 1 :]
 
-    def refuse(problem):
-        return Rejected(name, f"no kernel for heads of {problem.head_dim}")
+    def refuse(backend):
+        why = "no kernel for heads of {}".format
+        return lambda problem: Rejected(backend.name, why(problem.head_dim))
 
-    return tuple(replace(b, accepts=refuse) if b.name == name else b for b in _choice.BACKENDS)
+    return tuple(b if b.name in slower else replace(b, accepts=refuse(b)) for b in _choice.BACKENDS)
 
 
 def test_backends_in_order_of_speed():
-    assert [backend.name for backend in backends()] == ["torch", "reference"]
-    assert all(backend.available() == (True, "needs PyTorch only") for backend in backends())
+    assert [backend.name for backend in backends()] == ["cpu", "torch", "reference"]
+    pure = backends()[1:]
+    assert all(backend.available() == (True, "needs PyTorch only") for backend in pure)
 
 
 @pytest.mark.parametrize("options", [{}, {"causal": True, "window": 3}, {"softcap": 2.0}])
@@ -53,7 +57,14 @@ def test_the_chosen_backend_runs(options, ran):
     tensors = inputs()
     chosen = explain(*tensors, **options).chosen
     attention(*tensors, **options)
-    assert ran == [chosen] == ["torch"]
+    assert ran == [chosen] == ["cpu"]
+
+
+def test_what_the_kernels_reject_runs_on_the_next_backend(ran):
+    tensors = inputs()
+    with torch.enable_grad():
+        attention(tensors[0].requires_grad_(), *tensors[1:])
+    assert ran == ["torch"]
 
 
 @pytest.mark.parametrize("name", ["torch", "reference"])
@@ -69,7 +80,7 @@ def test_the_next_backend_runs_where_the_first_rejects(monkeypatch, ran):
     monkeypatch.setattr(_choice, "BACKENDS", refusing("torch"))
     explanation = explain(*inputs())
     assert explanation.chosen == "reference"
-    assert explanation.verdicts[0] == Rejected("torch", "no kernel for heads of 7")
+    assert explanation.verdicts[1] == Rejected("torch", "no kernel for heads of 7")
     attention(*inputs())
     assert ran == ["reference"]
 
@@ -83,14 +94,16 @@ def test_a_forced_backend_that_rejects_says_why_and_who_can(monkeypatch):
 
 def test_unknown_backend_is_an_error_that_lists_the_known():
     with pytest.raises(
-        UnsupportedError, match=r"^no backend is called 'fast': choose one of torch, reference$"
+        UnsupportedError,
+        match=r"^no backend is called 'fast': choose one of cpu, torch, reference$",
     ):
         attention(*inputs(), backend="fast")
 
 
 def test_explanation_prints_one_line_per_backend():
     assert str(explain(*inputs(), causal=True)).splitlines() == [
-        "torch      runs      scaled_dot_product_attention, 2 query heads packed per kv head",
+        "cpu        runs      C++, each key and value read once for 2 query heads",
+        "torch      slower    scaled_dot_product_attention, 2 query heads packed per kv head",
         "reference  slower    the definition: every score in full, in float32 or float64",
     ]
 
@@ -98,6 +111,7 @@ def test_explanation_prints_one_line_per_backend():
 def test_a_rejection_is_printed_with_its_reason(monkeypatch):
     monkeypatch.setattr(_choice, "BACKENDS", refusing("torch"))
     assert str(explain(*inputs())).splitlines() == [
+        "cpu        rejected  no kernel for heads of 7",
         "torch      rejected  no kernel for heads of 7",
         "reference  runs      the definition: every score in full, in float32 or float64",
     ]
@@ -105,7 +119,7 @@ def test_a_rejection_is_printed_with_its_reason(monkeypatch):
 
 def test_verdicts_are_values():
     verdicts = explain(*inputs()).verdicts
-    assert [verdict.backend for verdict in verdicts] == ["torch", "reference"]
+    assert [verdict.backend for verdict in verdicts] == ["cpu", "torch", "reference"]
     assert all(isinstance(verdict, Accepted) and verdict.accepted for verdict in verdicts)
     with pytest.raises(FrozenInstanceError):
         verdicts[0].reason = "another"
@@ -145,10 +159,10 @@ HOW = {
 def test_the_reason_says_which_way_runs(name):
     options, dtype, value_dim, obstacle = HOW[name]
     tensors = inputs(dtype, value_dim)
-    reason = explain(*tensors, **options).verdicts[0].reason
+    reason = explain(*tensors, **options).verdicts[1].reason
     sdpa = F.scaled_dot_product_attention
     with mock.patch.object(F, "scaled_dot_product_attention", side_effect=sdpa) as watched:
-        attention(*tensors, **options)
+        attention(*tensors, **options, backend="torch")
     assert watched.called == (obstacle is None)
     if obstacle is None:
         assert reason == "scaled_dot_product_attention, 2 query heads packed per kv head"
@@ -158,8 +172,8 @@ def test_the_reason_says_which_way_runs(name):
 
 def test_a_problem_holds_the_facts_and_no_tensor(monkeypatch):
     asked = []
-    accepts = _choice.BACKENDS[0].accepts
-    watched = replace(_choice.BACKENDS[0], accepts=lambda p: asked.append(p) or accepts(p))
+    accepts = _choice.BACKENDS[1].accepts
+    watched = replace(_choice.BACKENDS[1], accepts=lambda p: asked.append(p) or accepts(p))
     monkeypatch.setattr(_choice, "BACKENDS", (watched,))
     query, key, value = inputs(torch.bfloat16, V)
     attention(

@@ -35,22 +35,25 @@ def once_compiled(function):
 
 @pytest.mark.parametrize("length", [1, 5, L])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_compiled_attention_equals_eager_and_compiles_once(name, length):
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_compiled_attention_equals_eager_and_compiles_once(name, length, backend):
     compiled = once_compiled(attention)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for _ in range(3):
             query, options = torch.randn(B, H, length, D), OPTIONS[name](length)
             key, value = torch.randn(2, B, K, L, D)
-            given = compiled(query, key, value, **options)
+            given = compiled(query, key, value, **options, backend=backend)
+            expected = attention(query, key, value, **options, backend=backend)
             # the same float32 sums, perhaps in another order
-            torch.testing.assert_close(given, attention(query, key, value, **options))
+            torch.testing.assert_close(given, expected)
 
 
-def test_bytes_past_a_length_do_not_matter_to_compiled_code():
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_bytes_past_a_length_do_not_matter_to_compiled_code(backend):
     compiled = once_compiled(attention)
     query, key, value = torch.randn(B, H, 1, D), torch.randn(B, K, L, D), torch.randn(B, K, L, D)
     kv_lengths = torch.tensor([4, 0])
-    options = {"causal": True, "kv_lengths": kv_lengths}
+    options = {"causal": True, "kv_lengths": kv_lengths, "backend": backend}
     expected = attention(query, key, value, **options)
     for index, length in enumerate(kv_lengths.tolist()):
         key[index, :, length:] = float("nan")
@@ -58,13 +61,14 @@ def test_bytes_past_a_length_do_not_matter_to_compiled_code():
     torch.testing.assert_close(compiled(query, key, value, **options), expected)
 
 
-def test_growing_contexts_compile_twice_at_most():
+@pytest.mark.parametrize("kind", ["cpu", "torch"])
+def test_growing_contexts_compile_twice_at_most(kind):
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(attention, fullgraph=True, backend=counter)
     for context in range(5, 15):
         query, (key, value) = torch.randn(B, H, 1, D), torch.randn(2, B, K, context, D)
-        given = compiled(query, key, value, causal=True)
+        given = compiled(query, key, value, causal=True, backend=kind)
         torch.testing.assert_close(given, attention(query, key, value, causal=True))
     # once for the first shape, once for any context
     assert counter.frame_count <= 2

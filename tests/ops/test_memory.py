@@ -42,9 +42,14 @@ def test_the_count_sees_a_repeat():
 @pytest.mark.parametrize("layout", ["contiguous", "cache"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", [{}, {"softcap": 9.0}], ids=["sdpa", "products"])
-def test_decode_allocates_less_than_a_quarter_of_the_unrepeated_keys(options, dtype, layout):
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_decode_allocates_less_than_a_quarter_of_the_unrepeated_keys(
+    options, dtype, layout, backend
+):
     query, key, value, repeated = inputs(1, dtype, layout)
-    sizes = allocations(lambda: attention(query, key, value, causal=True, **options))
+    sizes = allocations(
+        lambda: attention(query, key, value, causal=True, backend=backend, **options)
+    )
     unrepeated = repeated * KV_HEADS // HEADS
     # bfloat16 keys of 2 heads, widened to float32, are 2 MiB
     assert max(sizes) <= max(unrepeated // 4, 2 * 2**20)

@@ -128,9 +128,9 @@ def test_the_package_carries_64_cases():
     assert len(NAMES) == 64
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", ["torch", "reference", None])  # None: C++ where it serves
 @pytest.mark.parametrize("name", NAMES)
-def test_output_matches_onnx(name: str, backend: str):
+def test_output_matches_onnx(name: str, backend: str | None):
     case = load(name)
     out = attention(case.query, case.key, case.value, backend=backend, **case.options)
     if case.three_dims:
@@ -148,9 +148,9 @@ def test_present_is_the_past_and_the_new_tokens(name: str):
     assert torch.equal(case.value, case.expected["present_value"])
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", ["torch", "reference", None])  # None: C++ where it serves
 @pytest.mark.parametrize("name", [name for name in NAMES if "causal" in name])
-def test_onnx_causality_is_ours_on_the_keys_up_to_the_last_query(name: str, backend: str):
+def test_onnx_causality_is_ours_on_the_keys_up_to_the_last_query(name: str, backend: str | None):
     # the same cases without a mask of ours: there, both rules put the last query on the last key
     case = load(name)
     assert case.is_causal

@@ -150,7 +150,7 @@ def test_sinks_are_neither_scaled_nor_capped():
     torch.testing.assert_close(weights, torch.full((1, 2), 0.125))
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
 @pytest.mark.parametrize("sink", [1000.0, -1000.0])
 def test_a_sink_far_from_the_scores_does_not_overflow(sink, backend):
     query, kv, sinks = torch.zeros(1, 1, 1, 3), torch.ones(1, 1, 2, 3), torch.tensor([sink])
@@ -200,7 +200,7 @@ def test_a_row_hidden_by_a_bias_of_minus_infinity_is_empty(backend):
     assert (attention(query, kv, kv, bias=bias.double(), backend=backend)[:, :, 0] == 0).all()
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", None])
 @pytest.mark.parametrize("bias_dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_dtypes_of_the_results(dtype, bias_dtype, backend):

@@ -130,7 +130,8 @@ def explain(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Exp
         >>> import torch, headwise
         >>> query, kv = torch.randn(1, 6, 1, 16), torch.randn(1, 3, 50, 16)
         >>> print(headwise.explain(query, kv, kv, causal=True))
-        torch      runs      scaled_dot_product_attention, 2 query heads packed per kv head
+        cpu        runs      C++, each key and value read once for 2 query heads
+        torch      slower    scaled_dot_product_attention, 2 query heads packed per kv head
         reference  slower    the definition: every score in full, in float32 or float64
 
     A `backend` among the options changes nothing: every backend is asked.

@@ -197,7 +197,8 @@ def _check_options(call: AttentionCall) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and -math.inf < float(value) < math.inf
+    # float and int first: asking an abstract class takes a microsecond
+    return isinstance(value, (float, int, Real)) and -math.inf < float(value) < math.inf
 
 
 def _check_broadcast(name: str, tensor: Any, query: Tensor, full: tuple[int, ...]) -> None:

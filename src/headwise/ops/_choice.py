@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from headwise.errors import UnsupportedError
-from headwise.ops import _reference, _torch
+from headwise.ops import _cpu, _reference, _torch
 from headwise.ops._call import AttentionCall, Problem
 
 
@@ -50,6 +50,15 @@ def _always() -> tuple[bool, str]:
     return True, "needs PyTorch only"
 
 
+def _cpu_accepts(problem: Problem) -> Verdict:
+    obstacle = _cpu.obstacle(problem)
+    if obstacle is not None:
+        return Rejected("cpu", obstacle)
+    what = "latent" if problem.split_key else "key and value"
+    heads = f" for {problem.group_size} query heads" if problem.group_size > 1 else ""
+    return Accepted("cpu", f"C++, each {what} read once{heads}")
+
+
 def _torch_accepts(problem: Problem) -> Verdict:
     return Accepted("torch", _torch.how(problem))
 
@@ -60,6 +69,7 @@ def _reference_accepts(problem: Problem) -> Verdict:
 
 # In order of speed: the first that accepts a call runs it.
 BACKENDS = (
+    Backend("cpu", _cpu.available, _cpu_accepts, _cpu.attend),
     Backend("torch", _always, _torch_accepts, _torch.attend),
     Backend("reference", _always, _reference_accepts, _reference.attend),
 )

@@ -1,0 +1,87 @@
+// One call as plain pointers, and its division into tasks. No torch, no templates.
+//
+// Letters as in docs/design.md: B batch, H query heads, K kv heads, S queries, L keys, D head dim,
+// V value dim, G = H/K. A kv head has S * G rows: row = s * G + g is query s of its g-th head.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace headwise {
+
+enum Dtype { kFloat32, kBfloat16, kFloat16, kFloat64 };
+
+// Keys that are scored at once; a block is the unit of masking and skipping.
+constexpr int kBlock = 64;
+
+struct AttendArgs {
+  const void *query, *key, *value;
+  // a part of query and key that is held apart (absorbed MLA: the rope key); null: none
+  const void *query_tail, *key_tail;
+  void* out;   // [B,H,S,V], contiguous, of `dtype`
+  float* lse;  // [B,H,S], contiguous; null where nobody asked
+  Dtype dtype;
+  int64_t batch, heads, kv_heads, queries, context, dim, tail_dim, value_dim;
+  // strides in elements; the last dim of each is contiguous
+  int64_t query_batch, query_head, query_row;
+  int64_t key_batch, key_head, key_row;
+  int64_t value_batch, value_head, value_row;
+  int64_t query_tail_batch, query_tail_head, query_tail_row;
+  int64_t key_tail_batch, key_tail_head, key_tail_row;
+  float scale;
+  float softcap;  // 0: none
+  bool causal;
+  int64_t window;       // 0: none
+  const float* sinks;   // [H] or null
+  const float* slopes;  // [H] or null
+  const void* bias;     // null: none; strides of 0 where it broadcasts
+  Dtype bias_dtype;
+  int64_t bias_batch, bias_head, bias_row, bias_key;
+  const unsigned char* mask;  // null: none; 0 hides
+  int64_t mask_batch, mask_head, mask_row, mask_key;
+  const int64_t* lengths64;  // [B]; at most one of the two
+  const int32_t* lengths32;
+};
+
+inline int64_t group_of(const AttendArgs& args) { return args.heads / args.kv_heads; }
+inline int64_t rows_of(const AttendArgs& args) { return group_of(args) * args.queries; }
+inline int64_t padded(int64_t dim) { return (dim + 31) / 32 * 32; }
+
+// The keys start..stop that some query of a sequence may see, cut into parts of `chunk` keys.
+struct SequencePlan {
+  int64_t length, start, stop, chunk, parts;
+  int64_t first_task;  // tasks run through kv heads, tiles of rows, parts
+  int64_t first_slot;  // where the partial results lie; -1 where there is one part only
+};
+
+struct Plan {
+  bool tiled;  // by tiles.h, else by rowwise.h
+  int64_t tile_rows, tiles;  // rows of a task, and such tiles in a kv head's rows
+  int64_t tasks, slots, threads;
+  SequencePlan* sequences;  // [B]
+  int32_t* left;            // [B][K][tiles]: parts not finished yet
+  float* partial;           // [slots][tile_rows]: max, sum, then the V sums of each row
+  int64_t scratch_bytes;    // for each thread
+};
+
+// Floats of one slot of partial results.
+inline int64_t slot_floats(const AttendArgs& args, const Plan& plan) {
+  return plan.tile_rows * (padded(args.value_dim) + 2);
+}
+
+enum Level { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+
+// Says how rows become tasks: all of `plan` but what depends on the lengths.
+void plan_rows(const AttendArgs& args, Plan* plan);
+// Fills the sequences of `plan` (which has room for B) for `threads` threads.
+void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan);
+
+// One task by the kernels of one instruction set. `scratch` is aligned to 64 bytes.
+typedef void (*TaskFunction)(const AttendArgs&, const Plan&, int64_t task, char* scratch);
+
+// The highest level that this machine and this build have.
+int best_level();
+// The kernels of `level`, or null where the machine or the build lacks it.
+TaskFunction task_function(int level);
+
+}  // namespace headwise

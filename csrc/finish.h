@@ -1,0 +1,83 @@
+// From running sums to results: one row at a time, and the merge of the parts of a context.
+#pragma once
+
+#include "extras.h"
+
+namespace headwise {
+namespace HEADWISE_ISA {
+
+// Writes one row of the result: sums of V values over `total`, shifted by `top`; `sink` joins.
+template <class T>
+HEADWISE_INLINE void finish_row(const AttendArgs& args, int64_t batch, int64_t head, int64_t query,
+                                const float* values, float top, float total) {
+  float scale = 1.0f;
+  if (args.sinks != nullptr) {
+    const float sink = args.sinks[head];
+    const float now = sink > top ? sink : top;
+    if (now != -kInfinity) {
+      scale = top == -kInfinity ? 0.0f : __builtin_expf(top - now);
+      total = total * scale + (sink == -kInfinity ? 0.0f : __builtin_expf(sink - now));
+      top = now;
+    }
+  }
+  const int64_t index = (batch * args.heads + head) * args.queries + query;
+  T* out = static_cast<T*>(args.out) + index * args.value_dim;
+  const float factor = total == 0.0f ? 0.0f : scale / total;
+  for (int64_t v = 0; v < args.value_dim; ++v) from_float(values[v] * factor, out + v);
+  if (args.lse != nullptr)
+    args.lse[index] = total == 0.0f ? -kInfinity : top + __builtin_logf(total);
+}
+
+// Merges the parts of a tile of rows, in their order, and writes the result.
+template <class T>
+void merge(const Extras& at, const Plan& plan, const float* first, float* values) {
+  const AttendArgs& args = *at.args;
+  const int64_t width = padded(args.value_dim), slot = slot_floats(args, plan);
+  for (int64_t row = 0; row < at.rows; ++row) {
+    float top = -kInfinity, total = 0.0f;
+    for (int64_t part = 0; part < at.sequence->parts; ++part) {
+      const float other = first[part * slot + 2 * row];
+      top = other > top ? other : top;
+    }
+    for (int64_t v = 0; v < width; ++v) values[v] = 0.0f;
+    for (int64_t part = 0; part < at.sequence->parts && top != -kInfinity; ++part) {
+      const float* from = first + part * slot;
+      if (from[2 * row] == -kInfinity) continue;
+      const float factor = __builtin_expf(from[2 * row] - top);
+      total += factor * from[2 * row + 1];
+      const float* given = from + 2 * plan.tile_rows + row * width;
+      for (int64_t v = 0; v < width; v += W)
+        store(values + v, load(values + v) + factor * load(given + v));
+    }
+    finish_row<T>(args, at.batch, at.head(row), at.query(row), values, top, total);
+  }
+}
+
+// Ends a task: `sums(row, to)` copies the V sums of a row. The last part to end merges them all.
+template <class T, class Sums>
+HEADWISE_INLINE void finish(const Extras& at, const Plan& plan, int64_t tile, int64_t part,
+                            const float* top, const float* total, const Sums& sums, float* row_sum) {
+  const AttendArgs& args = *at.args;
+  const SequencePlan& sequence = *at.sequence;
+  if (sequence.parts == 1) {
+    for (int64_t row = 0; row < at.rows; ++row) {
+      sums(row, row_sum);
+      finish_row<T>(args, at.batch, at.head(row), at.query(row), row_sum, top[row], total[row]);
+    }
+    return;
+  }
+  const int64_t width = padded(args.value_dim), slot = slot_floats(args, plan);
+  const int64_t own = at.kv_head * plan.tiles + tile;
+  float* first = plan.partial + (sequence.first_slot + own * sequence.parts) * slot;
+  float* to = first + part * slot;
+  for (int64_t row = 0; row < at.rows; ++row) {
+    to[2 * row] = top[row];
+    to[2 * row + 1] = total[row];
+    sums(row, to + 2 * plan.tile_rows + row * width);
+  }
+  int32_t* left = plan.left + at.batch * args.kv_heads * plan.tiles + own;
+  if (__atomic_sub_fetch(left, 1, __ATOMIC_ACQ_REL) == 0) merge<T>(at, plan, first, row_sum);
+}
+
+}  // namespace HEADWISE_ISA
+}  // namespace headwise

@@ -1,0 +1,88 @@
+// How a call is cut into tasks: (sequence, kv head, tile of rows, part of the context).
+
+#include "attend_args.h"
+
+namespace headwise {
+
+namespace {
+
+// Tasks a thread gets, so that the threads end together (fewer where the merge of many rows is
+// dear), and keys that a part has at least.
+constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kTiledTasksPerThread = 2;
+constexpr int64_t kLeastKeys = 256;
+// Rows from which products of tiles are faster than one row after the other.
+constexpr int64_t kManyRows = 8;
+// Rows of a tile at most: what its queries, scores and sums need fits the second-level cache.
+constexpr int64_t kTileRows = 128;
+
+int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
+
+// Bytes of a thread's scratch, an upper bound for every level.
+int64_t scratch_bytes(const AttendArgs& args, const Plan& plan) {
+  const int64_t rows = up(plan.tile_rows, 16);
+  const int64_t dim = padded(args.dim) + padded(args.tail_dim), width = padded(args.value_dim);
+  const int64_t of_rows = rows * (dim + width + 2 * kBlock + 16);
+  const int64_t of_keys = kBlock * (dim + width + 8);
+  return up(4 * (of_rows + of_keys), 64) + 64 * 16;
+}
+
+}  // namespace
+
+void plan_rows(const AttendArgs& args, Plan* plan) {
+  const int64_t rows = rows_of(args);
+  plan->tiled = args.tail_dim > 0 || rows >= kManyRows;
+  if (plan->tiled) {
+    plan->tiles = (rows + kTileRows - 1) / kTileRows;
+    plan->tile_rows = up((rows + plan->tiles - 1) / plan->tiles, 16);
+    if (plan->tile_rows > rows) plan->tile_rows = rows;
+    plan->tiles = (rows + plan->tile_rows - 1) / plan->tile_rows;
+  } else {
+    plan->tiles = 1;
+    plan->tile_rows = rows;
+  }
+  plan->scratch_bytes = scratch_bytes(args, *plan);
+}
+
+void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan) {
+  int64_t total = 0;
+  const int64_t heads = args.kv_heads * plan->tiles;
+  for (int64_t b = 0; b < args.batch; ++b) {
+    SequencePlan& sequence = plan->sequences[b];
+    sequence.length = args.lengths64   ? args.lengths64[b]
+                      : args.lengths32 ? int64_t(args.lengths32[b])
+                                       : args.context;
+    sequence.stop = sequence.length;
+    sequence.start = 0;
+    if (args.causal && args.window > 0) {
+      // the first query sits at length - S and sees the window that ends there
+      const int64_t first = sequence.length - args.queries;
+      if (args.window <= first) sequence.start = first - args.window + 1;
+    }
+    total += heads * (sequence.stop - sequence.start);
+  }
+  const int64_t wanted = threads * (plan->tiled ? kTiledTasksPerThread : kTasksPerThread);
+  const int64_t share = (total + wanted - 1) / wanted;
+  const int64_t chunk = share > kLeastKeys ? share : kLeastKeys;
+  plan->tasks = 0;
+  plan->slots = 0;
+  for (int64_t b = 0; b < args.batch; ++b) {
+    SequencePlan& sequence = plan->sequences[b];
+    const int64_t keys = sequence.stop - sequence.start;
+    // a little more than a chunk is not worth another part
+    int64_t parts = (keys + chunk / 4) / chunk;
+    if (parts < 1) parts = 1;
+    sequence.chunk = up((keys + parts - 1) / parts, kBlock);
+    if (sequence.chunk == 0) sequence.chunk = kBlock;
+    sequence.parts = (keys + sequence.chunk - 1) / sequence.chunk;
+    if (sequence.parts < 1) sequence.parts = 1;
+    sequence.first_task = plan->tasks;
+    sequence.first_slot = sequence.parts > 1 ? plan->slots : -1;
+    plan->tasks += heads * sequence.parts;
+    if (sequence.parts > 1) plan->slots += heads * sequence.parts;
+    for (int64_t i = 0; i < heads; ++i) plan->left[b * heads + i] = int32_t(sequence.parts);
+  }
+  plan->threads = threads < plan->tasks ? threads : plan->tasks;
+}
+
+}  // namespace headwise

@@ -1,0 +1,298 @@
+// Attention of many rows (queries of all heads of a group) to a context, as products of tiles.
+//
+// A task takes a tile of rows of one kv head over a part of the context, in blocks of kBlock keys:
+// S = K Q^T, running softmax, O = O + P V. Scores lie transposed, [row tile][kBlock][W]: those of W
+// rows for one key are one vector, so that the softmax has no horizontal step. An `Engine` holds
+// what depends on dtype and instruction set: the layouts of queries, weights and values, and the
+// two products. FlashAttention: Dao et al. 2022, arXiv 2205.14135.
+#pragma once
+
+#include "finish.h"
+#include "tiles_float.h"
+#include "tiles_pairs.h"
+
+namespace headwise {
+namespace HEADWISE_ISA {
+
+// What each row of a tile is combined with, a vector of rows at a time.
+struct RowVectors {
+  const Extras* at;
+  int32_t *first, *stop;  // [rows]: the keys that causality and window leave
+  float *slope, *position;
+  int64_t *mask, *bias;  // offsets of each row's first element
+
+  static constexpr int64_t kFloats = 2 + 2 + 2 * 2;
+
+  HEADWISE_INLINE RowVectors(const Extras& extras, int64_t padded_rows, Scratch* scratch)
+      : at(&extras) {
+    first = scratch->take<int32_t>(padded_rows);
+    stop = scratch->take<int32_t>(padded_rows);
+    slope = scratch->take<float>(padded_rows);
+    position = scratch->take<float>(padded_rows);
+    mask = scratch->take<int64_t>(padded_rows);
+    bias = scratch->take<int64_t>(padded_rows);
+    const AttendArgs& args = *at->args;
+    for (int64_t row = 0; row < padded_rows; ++row) {
+      const int64_t real = row < at->rows ? row : at->rows - 1;
+      const int64_t head = at->head(real), query = at->query(real);
+      first[row] = int32_t(at->first_key(real));
+      stop[row] = int32_t(at->stop_key(real));
+      position[row] = float(at->position(real));
+      slope[row] = args.slopes == nullptr ? 0.0f : args.slopes[head];
+      mask[row] = at->batch * args.mask_batch + head * args.mask_head + query * args.mask_row;
+      bias[row] = at->batch * args.bias_batch + head * args.bias_head + query * args.bias_row;
+    }
+  }
+
+  template <class B>
+  HEADWISE_INLINE void add_bias(const B* from, int64_t row, int count, float* score) const {
+    for (int lane = 0; lane < W; ++lane) {
+      const B* line = from + bias[row + lane];
+      for (int j = 0; j < count; ++j)
+        score[j * W + lane] += float(to_float(line[j * at->args->bias_key]));
+    }
+  }
+
+  // Scale, cap, bias, ALiBi and mask for W rows and the keys key..key + count.
+  void combine(int64_t row, int64_t key, int count, float* score) const {
+    const AttendArgs& args = *at->args;
+    for (int j = 0; j < count; ++j) {
+      vf x = load(score + j * W) * args.scale;
+      if (args.softcap > 0) x = args.softcap * tanh(x / args.softcap);
+      store(score + j * W, x);
+    }
+    if (args.bias != nullptr) {
+      const int64_t from = key * args.bias_key;
+      if (args.bias_dtype == kFloat32)
+        add_bias(static_cast<const float*>(args.bias) + from, row, count, score);
+      else if (args.bias_dtype == kBfloat16)
+        add_bias(static_cast<const bf16*>(args.bias) + from, row, count, score);
+      else if (args.bias_dtype == kFloat16)
+        add_bias(static_cast<const f16*>(args.bias) + from, row, count, score);
+      else
+        add_bias(static_cast<const double*>(args.bias) + from, row, count, score);
+    }
+    if (args.slopes != nullptr) {
+      const vf per_key = load(slope + row), here = load(position + row);
+      for (int j = 0; j < count; ++j)
+        store(score + j * W, load(score + j * W) + per_key * (float(key + j) - here));
+    }
+    if (args.mask != nullptr) {
+      for (int lane = 0; lane < W; ++lane) {
+        const unsigned char* line = args.mask + mask[row + lane] + key * args.mask_key;
+        for (int j = 0; j < count; ++j)
+          if (!line[j * args.mask_key]) score[j * W + lane] = -kInfinity;
+      }
+    }
+  }
+
+  // Hides what causality, window and the end of the context hide.
+  HEADWISE_INLINE void hide(int64_t row, int64_t key, int count, float* score) const {
+    vi from, to;
+    __builtin_memcpy(&from, first + row, sizeof from);
+    __builtin_memcpy(&to, stop + row, sizeof to);
+    const vf hidden = splat(-kInfinity);
+    for (int j = 0; j < count; ++j) {
+      const vi here = splat_int(int32_t(key + j));
+      store(score + j * W, select((vi)(here >= from) & (vi)(here < to), load(score + j * W), hidden));
+    }
+    for (int j = count; j < kBlock; ++j) store(score + j * W, hidden);
+  }
+};
+
+// Running softmax of W rows: from scores to weights. `decay` is what earlier sums are multiplied
+// by; true where that is 1 for all. A row that has seen nothing keeps a maximum of -inf.
+template <class Engine>
+HEADWISE_INLINE bool soften_rows(float* score, float scale, float* top, float* total, float* decay,
+                                 [[maybe_unused]] typename Engine::Weight* weights,
+                                 Ahead& ahead) {
+  vf high = load(score) * scale, other = load(score + W) * scale;
+  for (int j = 2; j < kBlock; j += 2) {
+    high = larger(load(score + j * W) * scale, high);
+    other = larger(load(score + (j + 1) * W) * scale, other);
+  }
+  high = larger(high, other);
+  const vf before = load(top);
+  const vf now = larger(high, before);
+  const vf shift = select((vi)(now == -kInfinity), vf{}, now);
+  vf added = vf{}, also = vf{};
+  if constexpr (Engine::kPairs) {
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+    for (int at = 0; at < kBlock / 2; at += 16) {
+      __m512i pair[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) {
+        const float* from = score + 2 * (at + i) * W;
+        ahead.tick();
+        const vf even = exp_near(load(from) * scale - shift);
+        const vf odd = exp_near(load(from + W) * scale - shift);
+        ahead.tick();
+        added += even;
+        also += odd;
+        pair[i] = Engine::pairs(even, odd);
+      }
+      Engine::keep(pair, at, weights);
+    }
+#endif
+  } else {
+    for (int j = 0; j < kBlock; j += 2) {
+      ahead.tick();
+      const vf even = exp(load(score + j * W) * scale - shift);
+      const vf odd = exp(load(score + (j + 1) * W) * scale - shift);
+      store(score + j * W, even);
+      store(score + (j + 1) * W, odd);
+      added += even;
+      also += odd;
+    }
+  }
+  const vf factor = exp(before - shift);
+  store(decay, factor);
+  store(total, load(total) * factor + (added + also));
+  store(top, now);
+  return all((vi)(now == before));
+}
+
+// The keys first..first + count as the engine's product reads them: in place where it can.
+template <class Engine, class Rows>
+HEADWISE_INLINE Block<typename Engine::Element> key_block(const Rows& rows, int64_t first,
+                                                         int count, int64_t dim,
+                                                         typename Engine::Element* stage) {
+  typedef typename Engine::Element Element;
+  if constexpr (Same<typename Rows::Element, Element>::value) {
+    if (count == kBlock && dim % Engine::kAlign == 0) return {rows.row(first), rows.stride};
+  }
+  const int64_t pitch = Engine::pitch(dim);
+  if constexpr (Engine::kPairs)
+    copy_rows(rows, first, count, dim, stage, pitch);
+  else
+    widen_rows(rows, first, count, dim, stage, pitch);
+  return {stage, pitch};
+}
+
+// The body of a task. The tails are the part of query and key that is held apart, if there is one.
+template <class Engine, class T, class KeyRows, class ValueRows>
+void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const KeyRows& tails,
+                  const ValueRows& values, int64_t tile, int64_t part, char* memory) {
+  typedef typename Engine::Element Element;
+  typedef typename Engine::Weight Weight;
+  const AttendArgs& args = *at.args;
+  const SequencePlan& sequence = *at.sequence;
+  const int64_t rows = at.rows, tiles = (rows + W - 1) / W, all_rows = tiles * W;
+  const int64_t dim = args.dim, tail_dim = args.tail_dim, value_dim = args.value_dim;
+  const int64_t width = padded(value_dim);
+  const int64_t key_width = Engine::key_width(dim), tail_width = Engine::key_width(tail_dim);
+  const int64_t query_tile = (key_width + tail_width) * W;  // elements of W queries
+  const bool value_is_key = args.value == args.key && args.value_row == args.key_row &&
+                            args.value_head == args.key_head && args.value_batch == args.key_batch;
+  Engine engine;
+  Scratch scratch = {memory};
+  float* top = scratch.take<float>(all_rows);
+  float* total = scratch.take<float>(all_rows);
+  float* decay = scratch.take<float>(all_rows);
+  const RowVectors vectors(at, all_rows, &scratch);
+  Element* query = scratch.take<Element>(tiles * query_tile);
+  float* score = scratch.take<float>(all_rows * kBlock);
+  Weight* weights = Engine::kPairs ? scratch.take<Weight>(all_rows * kBlock)
+                                   : reinterpret_cast<Weight*>(score);
+  Element* key_stage = scratch.take<Element>(kBlock * Engine::pitch(dim));
+  Element* tail_stage = scratch.take<Element>(kBlock * Engine::pitch(tail_dim));
+  Element* value_stage = scratch.take<Element>(Engine::value_elements(value_dim));
+  float* sum = scratch.take<float>(all_rows * width);
+  float* row_sum = scratch.take<float>(width);
+
+  for (int64_t row = 0; row < all_rows; ++row) {
+    top[row] = -kInfinity;
+    total[row] = 0.0f;
+  }
+  __builtin_memset(query, 0, sizeof(Element) * tiles * query_tile);
+  for (int64_t t = 0; t < tiles; ++t) {
+    const T *lines[W], *tail_lines[W];
+    const int count = int(rows - t * W < W ? rows - t * W : W);
+    for (int i = 0; i < count; ++i) {
+      const int64_t head = at.head(t * W + i), index = at.query(t * W + i);
+      lines[i] = static_cast<const T*>(args.query) + at.batch * args.query_batch +
+                 head * args.query_head + index * args.query_row;
+      if (tail_dim > 0)
+        tail_lines[i] = static_cast<const T*>(args.query_tail) +
+                        at.batch * args.query_tail_batch + head * args.query_tail_head +
+                        index * args.query_tail_row;
+    }
+    // unscaled, which is exact: the scale is applied to the scores
+    Engine::pack_queries(lines, count, dim, query + t * query_tile);
+    if (tail_dim > 0)
+      Engine::pack_queries(tail_lines, count, tail_dim, query + t * query_tile + key_width * W);
+  }
+  __builtin_memset(sum, 0, sizeof(float) * all_rows * width);
+
+  // rows are in the order of their positions: the first sees least, the last most
+  int64_t begin = sequence.start + part * sequence.chunk, end = begin + sequence.chunk;
+  if (end > sequence.stop) end = sequence.stop;
+  if (end > at.stop_key(rows - 1)) end = at.stop_key(rows - 1);
+  const int64_t skipped = at.first_key(0) - begin;
+  if (skipped > 0) begin += skipped / kBlock * kBlock;
+  const int64_t all_see_from = at.first_key(rows - 1), all_see_to = at.stop_key(0);
+
+  const bool plain = at.plain();
+
+  for (int64_t block = begin; block < end; block += kBlock) {
+    const int count = int(end - block < kBlock ? end - block : kBlock);
+    if (!at.visible(block, count)) continue;
+    const int64_t next = block + kBlock, more = end - next < kBlock ? end - next : kBlock;
+    Ahead ahead;
+    ahead.add(keys, next, more, dim);
+    if (tail_dim > 0) ahead.add(tails, next, more, tail_dim);
+    if (!value_is_key) ahead.add(values, next, more, value_dim);
+
+    const Block<Element> key = key_block<Engine>(keys, block, count, dim, key_stage);
+    engine.scores(query, query_tile, tiles, key, key_width, true, score, ahead);
+    if (tail_dim > 0) {
+      const Block<Element> tail = key_block<Engine>(tails, block, count, tail_dim, tail_stage);
+      engine.scores(query + key_width * W, query_tile, tiles, tail, tail_width, false, score,
+                    ahead);
+    }
+
+    const bool edge = count < kBlock || block < all_see_from || block + count > all_see_to;
+    for (int64_t t = 0; t < tiles; ++t) {
+      float* s = score + t * kBlock * W;
+      if (!plain || edge) vectors.combine(t * W, block, count, s);
+      if (edge) vectors.hide(t * W, block, count, s);
+      const bool same =
+          soften_rows<Engine>(s, plain && !edge ? args.scale : 1.0f, top + t * W, total + t * W,
+                              decay + t * W, weights + t * kBlock * W, ahead);
+      if (same) continue;
+      for (int64_t row = t * W; row < (t + 1) * W; ++row) {
+        if (decay[row] == 1.0f) continue;
+        for (int64_t v = 0; v < width; v += 16) {
+          float* to = Engine::columns(sum, width, row, v);
+          for (int i = 0; i < 16; i += W) store(to + i, load(to + i) * decay[row]);
+        }
+      }
+    }
+
+    if constexpr (Engine::kPairs) {
+        for (int64_t column = 0; column < value_dim; column += 64) {
+        const int columns = int(value_dim - column < 64 ? value_dim - column : 64);
+        Engine::pack_values(values, block, count, value_dim, column, value_stage, ahead);
+        engine.weigh(weights, tiles, value_stage, count, columns, width,
+                     Engine::columns(sum, width, 0, column), ahead);
+      }
+    } else {
+      const Block<Element> value =
+          value_is_key && value_dim % W == 0
+              ? key
+              : key_block<typename Engine::Values>(values, block, count, value_dim, value_stage);
+      engine.weigh(weights, tiles, value, count, value_dim, width, sum, ahead);
+    }
+  }
+
+  finish<T>(
+      at, plan, tile, part, top, total,
+      [&](int64_t row, float* to) HEADWISE_LAMBDA {
+        for (int64_t v = 0; v < width; v += 16)
+          __builtin_memcpy(to + v, Engine::columns(sum, width, row, v), 16 * sizeof(float));
+      },
+      row_sum);
+}
+
+}  // namespace HEADWISE_ISA
+}  // namespace headwise

@@ -1,0 +1,166 @@
+"""Attention on the CPU by the C++ kernels of `csrc`, which read each key and value once a kv head.
+
+Covers decoding, prefill and absorbed MLA with every option of the operator; not float64, not
+gradients. The library is loaded at the first question about it.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from headwise.errors import OptionError
+from headwise.ops._call import AttentionCall, Problem
+
+# The instruction sets that the kernels are built for, slowest first: the index is the level.
+LEVELS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
+# Set to one of LEVELS, it forces a lower one than the machine has.
+LEVEL_VARIABLE = "HEADWISE_CPU_LEVEL"
+
+# What binding.cpp accepts.
+_MOST_DIM = 576
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_FILE = "libheadwise_cpu.so"
+
+# Why the library cannot be used, "" if it can, None before it was looked for.
+_missing: str | None = None
+_best = 0
+_level = 0
+
+
+def available() -> tuple[bool, str]:
+    """Whether the library is there and loads, and why not."""
+    try:
+        missing = ready()
+    except OptionError as error:
+        return False, str(error)
+    return (False, missing) if missing else (True, f"C++ kernels for {LEVELS[_level]}")
+
+
+@torch.compiler.assume_constant_result
+def ready() -> str:
+    """Load the library once; "" when its operator can be called, else why not.
+
+    Raises:
+        OptionError: the environment forces a level that is unknown or higher than the machine's.
+    """
+    global _missing, _level
+    if _missing is None:
+        _missing = _load()
+        if not _missing:
+            try:
+                _level = forced_level(os.environ.get(LEVEL_VARIABLE), _best)
+            except OptionError:
+                _missing = None
+                raise
+    return _missing
+
+
+@torch.compiler.assume_constant_result
+def _chosen_level() -> int:
+    return _level
+
+
+def forced_level(name: str | None, best: int) -> int:
+    """The level called `name`, or `best` where none is asked for.
+
+    >>> forced_level("avx2", best=3), forced_level(None, best=3)
+    (1, 3)
+    """
+    if not name:
+        return best
+    able = LEVELS[: best + 1]
+    if name not in able:
+        raise OptionError(
+            f"{LEVEL_VARIABLE} is {name!r}, expected one of {', '.join(able)} on this machine"
+        )
+    return able.index(name)
+
+
+def _load() -> str:
+    global _best
+    if not hasattr(torch.ops.headwise, "attend"):
+        # an editable install has two folders: the sources, and what was built
+        folders = [Path(folder) for folder in sys.modules["headwise"].__path__]
+        found = [folder / _FILE for folder in folders if (folder / _FILE).is_file()]
+        if not found:
+            return (
+                "the C++ library was not built when headwise was installed (no C++17 compiler, or "
+                "it failed): reinstall with pip install -v to see why"
+            )
+        try:
+            torch.ops.load_library(found[0])
+        except OSError as error:
+            return f"the C++ library does not load: {str(error).splitlines()[0]}"
+        torch.library.register_fake("headwise::attend", _fake)
+    _best = torch.ops.headwise.best_level()
+    return ""
+
+
+def _fake(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_tail: Tensor | None,
+    key_tail: Tensor | None,
+    scale: float,
+    causal: bool,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None,
+    alibi_slopes: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    kv_lengths: Tensor | None,
+    return_lse: bool,
+    level: int,
+) -> tuple[Tensor, Tensor]:
+    out = query.new_empty(*query.shape[:3], value.shape[3])
+    lse = query.new_empty(query.shape[:3] if return_lse else (0,), dtype=torch.float32)
+    return out, lse
+
+
+def obstacle(problem: Problem) -> str | None:
+    """Why the kernels cannot serve `problem`; None if they can."""
+    if problem.device != "cpu":
+        return f"runs on cpu, the tensors are on {problem.device}"
+    if problem.needs_grad:
+        return "has no gradients"
+    if problem.dtype not in _DTYPES:
+        return f"no kernel for {problem.dtype}"
+    if max(problem.head_dim, problem.value_dim) > _MOST_DIM:
+        return f"no kernel for head dims above {_MOST_DIM}"
+    return ready() or None
+
+
+def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+    """out [B,H,S,V] and, when asked, lse [B,H,S]."""
+    out, lse = torch.ops.headwise.attend.default(
+        _rows(call.query),
+        _rows(call.key),
+        _rows(call.value),
+        None if call.query_tail is None else _rows(call.query_tail),
+        None if call.key_tail is None else _rows(call.key_tail),
+        call.scale,
+        call.causal,
+        call.window or 0,
+        call.softcap or 0.0,
+        _vector(call.sinks),
+        _vector(call.alibi_slopes),
+        call.bias,
+        call.mask,
+        None if call.kv_lengths is None else call.kv_lengths.contiguous(),
+        call.return_lse,
+        _chosen_level(),
+    )
+    return out, lse if call.return_lse else None
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _vector(per_head: Tensor | None) -> Tensor | None:
+    return None if per_head is None else per_head.detach().float().contiguous()

@@ -1,0 +1,229 @@
+// Random calls of the kernels through plain pointers, for a build with sanitizers.
+//
+// Every buffer is allocated to its exact size, so that a byte read too far is an error of the
+// AddressSanitizer; bytes past a length are NaN. Results are compared with a few lines of double.
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "attend_args.h"
+
+using namespace headwise;
+
+namespace {
+
+std::mt19937 rng;
+
+int64_t pick(std::initializer_list<int64_t> from) {
+  return from.begin()[rng() % from.size()];
+}
+bool some(int tenths) { return int(rng() % 10) < tenths; }
+float normal() { return std::normal_distribution<float>()(rng); }
+
+uint16_t narrow(float x, Dtype dtype) {
+  uint32_t u;
+  __builtin_memcpy(&u, &x, 4);
+  if (dtype == kBfloat16) return uint16_t(u >> 16);
+  if (x != x) return 0x7e00;
+  // truncation of a normal number, 0 below
+  const int32_t exponent = int32_t(u >> 23 & 255) - 112;
+  const uint32_t sign = u >> 16 & 0x8000;
+  return uint16_t(exponent <= 0 ? sign : sign | uint32_t(exponent) << 10 | (u >> 13 & 0x3ff));
+}
+double widen(uint16_t h, Dtype dtype) {
+  if (dtype == kBfloat16) {
+    uint32_t u = uint32_t(h) << 16;
+    float x;
+    __builtin_memcpy(&x, &u, 4);
+    return x;
+  }
+  const double sign = h & 0x8000 ? -1 : 1;
+  const int exponent = h >> 10 & 31, mantissa = h & 0x3ff;
+  if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
+  return sign * (exponent ? ldexp(1024 + mantissa, exponent - 25) : ldexp(mantissa, -24));
+}
+
+// A buffer of numbers in some dtype, exactly as large as asked.
+struct Numbers {
+  std::vector<float> wide;
+  std::vector<uint16_t> half;
+  Dtype dtype;
+  Numbers(int64_t count, Dtype dtype) : dtype(dtype) {
+    if (dtype == kFloat32) wide.resize(count);
+    else half.resize(count);
+    for (int64_t i = 0; i < count; ++i) set(i, normal());
+  }
+  void set(int64_t i, float x) {
+    if (dtype == kFloat32) wide[i] = x;
+    else half[i] = narrow(x, dtype);
+  }
+  double at(int64_t i) const { return dtype == kFloat32 ? wide[i] : widen(half[i], dtype); }
+  void* data() { return dtype == kFloat32 ? (void*)wide.data() : (void*)half.data(); }
+};
+
+int failures = 0;
+
+void one(int level) {
+  AttendArgs a = {};
+  a.dtype = Dtype(rng() % 3);
+  a.batch = pick({1, 2, 3});
+  a.kv_heads = pick({1, 2, 3});
+  const int64_t group = pick({1, 2, 3, 4, 5, 8, 16, 33});
+  a.heads = a.kv_heads * group;
+  a.queries = pick({1, 1, 1, 2, 5, 16, 70});
+  a.context = pick({0, 1, 3, 63, 64, 65, 129, 257, 600});
+  a.dim = pick({1, 7, 16, 31, 33, 64, 80, 128});
+  a.value_dim = pick({1, 7, 16, 31, 33, 64, 80, 128});
+  if (a.heads * a.queries > 300) a.context = pick({0, 1, 65, 129});
+  const bool split = some(3);  // absorbed MLA: one latent for keys and values, a rope key beside it
+  if (split) a.tail_dim = pick({1, 8, 33, 64});
+  if (split && some(7)) a.value_dim = a.dim;
+  a.scale = 0.3f;
+  a.softcap = some(2) ? 2.0f : 0.0f;
+  a.causal = some(6);
+  a.window = a.causal && some(4) ? pick({1, 2, 64, 100, 10000}) : 0;
+  if (a.window > a.context + a.queries) a.window = a.context + a.queries;
+  // the heads inside the rows of the cache, with a gap, or apart
+  const bool inside = some(5);
+  const int64_t gap = pick({0, 3});
+  Numbers query(a.batch * a.heads * a.queries * a.dim, a.dtype);
+  a.query_row = a.dim, a.query_head = a.queries * a.dim, a.query_batch = a.heads * a.query_head;
+  auto strides = [&](int64_t dim, int64_t* row, int64_t* head, int64_t* batch) {
+    *row = (inside ? a.kv_heads : 1) * (dim + gap);
+    *head = inside ? dim + gap : a.context * (dim + gap);
+    *batch = a.kv_heads * a.context * (dim + gap);
+    const int64_t all = a.batch * *batch;
+    return all > gap ? all - gap : 0;  // the last row has no gap behind it
+  };
+  Numbers key(strides(a.dim, &a.key_row, &a.key_head, &a.key_batch), a.dtype);
+  Numbers value(strides(a.value_dim, &a.value_row, &a.value_head, &a.value_batch), a.dtype);
+  const bool shared = split && a.value_dim == a.dim;
+  if (shared) a.value_row = a.key_row, a.value_head = a.key_head, a.value_batch = a.key_batch;
+  Numbers query_tail(a.batch * a.heads * a.queries * a.tail_dim, a.dtype);
+  a.query_tail_row = a.tail_dim, a.query_tail_head = a.queries * a.tail_dim;
+  a.query_tail_batch = a.heads * a.query_tail_head;
+  Numbers key_tail(strides(a.tail_dim, &a.key_tail_row, &a.key_tail_head, &a.key_tail_batch),
+                   a.dtype);
+  std::vector<float> sinks(a.heads), slopes(a.heads);
+  for (float& x : sinks) x = normal();
+  for (float& x : slopes) x = fabsf(normal()) / 10;
+  a.sinks = some(2) ? sinks.data() : nullptr;
+  a.slopes = some(2) ? slopes.data() : nullptr;
+  auto extra = [&](int64_t* batch, int64_t* head, int64_t* row, int64_t* column) {
+    const bool own[4] = {some(5), some(5), some(5), some(8)};
+    int64_t size = 1;
+    *column = own[3] ? size : 0, size *= own[3] ? a.context : 1;
+    *row = own[2] ? size : 0, size *= own[2] ? a.queries : 1;
+    *head = own[1] ? size : 0, size *= own[1] ? a.heads : 1;
+    *batch = own[0] ? size : 0, size *= own[0] ? a.batch : 1;
+    return size;
+  };
+  Numbers bias(extra(&a.bias_batch, &a.bias_head, &a.bias_row, &a.bias_key), Dtype(rng() % 3));
+  a.bias_dtype = bias.dtype;
+  a.bias = some(3) ? bias.data() : nullptr;
+  std::vector<unsigned char> mask(extra(&a.mask_batch, &a.mask_head, &a.mask_row, &a.mask_key));
+  const int shown = pick({1, 6, 10});
+  for (auto& m : mask) m = some(shown) && (shown > 1 || some(1));
+  a.mask = some(4) ? mask.data() : nullptr;
+  std::vector<int64_t> lengths(a.batch, a.context);
+  if (some(4)) {
+    for (auto& length : lengths) length = rng() % (a.context + 1);
+    a.lengths64 = lengths.data();
+    for (int64_t b = 0; b < a.batch; ++b)
+      for (int64_t k = 0; k < a.kv_heads; ++k)
+        for (int64_t j = lengths[b]; j < a.context; ++j) {
+          for (int64_t d = 0; d < a.dim; ++d)
+            key.set(b * a.key_batch + k * a.key_head + j * a.key_row + d, NAN);
+          for (int64_t d = 0; d < a.value_dim; ++d)
+            if (!shared) value.set(b * a.value_batch + k * a.value_head + j * a.value_row + d, NAN);
+          for (int64_t d = 0; d < a.tail_dim; ++d)
+            key_tail.set(b * a.key_tail_batch + k * a.key_tail_head + j * a.key_tail_row + d, NAN);
+        }
+  }
+  a.query = query.data(), a.key = key.data();
+  a.value = shared ? a.key : value.data();
+  const Numbers& used = shared ? key : value;
+  if (split) a.query_tail = query_tail.data(), a.key_tail = key_tail.data();
+  Numbers out(a.batch * a.heads * a.queries * a.value_dim, a.dtype);
+  std::vector<float> lse(a.batch * a.heads * a.queries, NAN);
+  a.out = out.data(), a.lse = lse.data();
+
+  Plan plan = {};
+  std::vector<SequencePlan> sequences(a.batch);
+  plan_rows(a, &plan);
+  std::vector<int32_t> left(a.batch * a.kv_heads * plan.tiles);
+  plan.sequences = sequences.data(), plan.left = left.data();
+  plan_tasks(a, pick({1, 2, 5}), &plan);
+  std::vector<float> partial(plan.slots * slot_floats(a, plan), NAN);
+  plan.partial = partial.data();
+  std::vector<std::thread> threads;
+  int64_t next = 0;
+  for (int64_t t = 0; t < plan.threads; ++t)
+    threads.emplace_back([&] {
+      void* scratch = aligned_alloc(64, plan.scratch_bytes);
+      for (;;) {
+        const int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+        if (task >= plan.tasks) break;
+        task_function(level)(a, plan, task, static_cast<char*>(scratch));
+      }
+      free(scratch);
+    });
+  for (auto& thread : threads) thread.join();
+
+  const double eps = a.dtype == kFloat32 ? 1e-4 : a.dtype == kBfloat16 ? 4e-2 : 5e-3;
+  for (int64_t b = 0; b < a.batch; ++b)
+    for (int64_t h = 0; h < a.heads; ++h)
+      for (int64_t s = 0; s < a.queries; ++s) {
+        const int64_t k = h / group, position = lengths[b] - a.queries + s;
+        std::vector<double> sum(a.value_dim, 0.0);
+        double total = a.sinks ? exp(double(sinks[h])) : 0.0;
+        for (int64_t j = 0; j < lengths[b]; ++j) {
+          if (a.causal && (j > position || (a.window && j <= position - a.window))) continue;
+          if (a.mask && !mask[b * a.mask_batch + h * a.mask_head + s * a.mask_row + j * a.mask_key])
+            continue;
+          double x = 0;
+          for (int64_t d = 0; d < a.dim; ++d)
+            x += query.at(b * a.query_batch + h * a.query_head + s * a.query_row + d) *
+                 key.at(b * a.key_batch + k * a.key_head + j * a.key_row + d);
+          for (int64_t d = 0; d < a.tail_dim; ++d)
+            x += query_tail.at(b * a.query_tail_batch + h * a.query_tail_head +
+                               s * a.query_tail_row + d) *
+                 key_tail.at(b * a.key_tail_batch + k * a.key_tail_head + j * a.key_tail_row + d);
+          x *= a.scale;
+          if (a.softcap > 0) x = a.softcap * tanh(x / a.softcap);
+          if (a.bias)
+            x += bias.at(b * a.bias_batch + h * a.bias_head + s * a.bias_row + j * a.bias_key);
+          if (a.slopes) x += double(slopes[h]) * double(j - position);
+          const double weight = exp(x);
+          total += weight;
+          for (int64_t v = 0; v < a.value_dim; ++v)
+            sum[v] += weight * used.at(b * a.value_batch + k * a.value_head + j * a.value_row + v);
+        }
+        const int64_t row = (b * a.heads + h) * a.queries + s;
+        const double expected = total > 0 ? log(total) : -INFINITY;
+        bool good = expected == lse[row] || fabs(lse[row] - expected) < 1e-3;
+        for (int64_t v = 0; v < a.value_dim; ++v)
+          good = good && fabs(out.at(row * a.value_dim + v) - (total > 0 ? sum[v] / total : 0)) <
+                             eps * (1 + fabs(total > 0 ? sum[v] / total : 0));
+        if (!good && ++failures < 5)
+          printf("level %d dtype %d B %ld H %ld K %ld S %ld L %ld D %ld V %ld: row %ld differs\n",
+                 level, int(a.dtype), long(a.batch), long(a.heads), long(a.kv_heads),
+                 long(a.queries), long(a.context), long(a.dim), long(a.value_dim), long(row));
+      }
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+  const int calls = atoi(argv[1]);
+  rng.seed(unsigned(atoi(argv[2])));
+  for (int level = 0; level <= best_level(); ++level)
+    for (int i = 0; i < calls; ++i) one(level);
+  printf("%d levels, %d failures\n", best_level() + 1, failures);
+  return failures != 0;
+}

@@ -1,0 +1,69 @@
+"""Random calls of the kernels: right at every level, in bounds, defined, and without races."""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+FLAGS = ("-std=c++17", "-O1", "-g", "-fno-math-errno", "-fno-trapping-math", "-pthread")
+LEVELS = {"baseline": ()}
+DEFINES: tuple[str, ...] = ()
+if platform.machine().lower() in ("x86_64", "amd64"):
+    LEVELS["avx2"] = ("-march=x86-64-v3",)
+    LEVELS["avx512"] = ("-march=x86-64-v4",)
+    LEVELS["avx512bf16"] = ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni")
+    LEVELS["amx"] = (*LEVELS["avx512bf16"], "-DHEADWISE_AMX")
+    DEFINES = ("-DHEADWISE_X86",)
+compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+
+
+def run(*command: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=900
+    )
+
+
+def has(sanitizer: str, folder: Path) -> bool:
+    """Whether a program of nothing builds and runs under it."""
+    source = folder / "nothing.cpp"
+    source.write_text("int main() { return 0; }\n")
+    built = run(compiler, sanitizer, source, "-o", folder / "nothing")
+    return built.returncode == 0 and run(folder / "nothing").returncode == 0
+
+
+# Races do not depend on the instruction set: one level is enough there.
+CASES = {
+    "none": (tuple(LEVELS), 1000),
+    "address,undefined": (tuple(LEVELS), 25),
+    "thread": (("baseline",), 40),
+}
+
+
+@pytest.mark.skipif(not compiler, reason="no C++ compiler")
+@pytest.mark.parametrize("sanitizer", CASES)
+def test_random_calls_are_clean_and_right(sanitizer, tmp_path):
+    levels, calls = CASES[sanitizer]
+    flags = (*FLAGS, f"-I{CSRC}", *(DEFINES if len(levels) > 1 else ()))
+    if sanitizer != "none":
+        flag = f"-fsanitize={sanitizer}"
+        if not has(flag, tmp_path):
+            pytest.skip(f"{compiler} has no {flag}")
+        flags = (*flags, flag, "-fno-sanitize-recover=all")
+    objects = []
+    for name in levels:
+        objects.append(tmp_path / f"{name}.o")
+        level = (*LEVELS[name], f"-DHEADWISE_ISA={name}", CSRC / "kernels_isa.cpp")
+        built = run(compiler, *flags, *level, "-c", "-o", objects[-1])
+        assert built.returncode == 0, built.stderr
+    sources = (HERE / "fuzz_attend.cpp", CSRC / "dispatch.cpp", CSRC / "plan.cpp")
+    program = tmp_path / "fuzz"
+    built = run(compiler, *flags, *sources, *objects, "-o", program)
+    assert built.returncode == 0, built.stderr
+    ran = run(program, calls, 1)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.endswith(" 0 failures\n")
