@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from headwise.cli.bench import bench
 from headwise.cli.env import env
 from headwise.cli.generate import generate
 
@@ -19,6 +20,7 @@ def command() -> Any:
     )
     app.callback(invoke_without_command=True)(_before)
     app.command()(generate)
+    app.add_typer(bench)
     app.command()(env)
     return typer.main.get_command(app)
 

@@ -23,6 +23,12 @@ class Timing:
         """Median seconds."""
         return median(self.seconds)
 
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Lower and upper quartile, seconds."""
+        low, _, high = quantiles(self.seconds, n=4)
+        return low, high
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -37,7 +43,11 @@ class Ratio:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int = 21, warmup: int = 3
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 21,
+    warmup: int = 3,
+    before: Callable[[str], object] | None = None,
 ) -> dict[str, Timing]:
     """Run every candidate once a round, in turn, each round starting with another one.
 
@@ -51,23 +61,31 @@ def interleaved(
             returns.
         rounds: how often each is timed.
         warmup: rounds before those that count.
+        before: called with a candidate's name before each of its turns, outside its time.
 
     Raises:
         OptionError: fewer than 4 rounds, of which no quartile can be taken.
     """
-    if rounds < 4:
-        raise OptionError(f"rounds is {rounds}, expected at least 4 for a spread")
+    check_rounds(rounds)
     names = list(candidates)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(warmup + rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
+            if before is not None:
+                before(name)
             began = time.perf_counter()
             candidates[name]()
             took = time.perf_counter() - began
             if turn >= warmup:
                 seconds[name].append(took)
     return {name: Timing(tuple(times)) for name, times in seconds.items()}
+
+
+def check_rounds(rounds: int) -> None:
+    """Raise OptionError for fewer rounds than a spread can be taken of."""
+    if rounds < 4:
+        raise OptionError(f"rounds is {rounds}, expected at least 4 for a spread")
 
 
 def ratio(slow: Timing, fast: Timing) -> Ratio:

@@ -1,0 +1,178 @@
+"""`headwise bench`: how fast headwise is here, next to its peers and to what the machine can do."""
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headwise.cli.terminal import screen
+
+ROUNDS = 21
+
+Dtypes = Annotated[
+    str | None,
+    typer.Option(help="bfloat16, float32, float16, joined by commas.", show_default=False),
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Default: as many as PyTorch takes.", show_default=False)
+]
+Rounds = Annotated[int, typer.Option(help="How often each candidate is timed, in turn.")]
+Out = Annotated[Path | None, typer.Option(help="A JSON file for the results.", show_default=False)]
+
+bench = typer.Typer(
+    name="bench", no_args_is_help=True, help="Measure operators, a model, or the machine."
+)
+
+
+@bench.command()
+def machine(*, dtypes: Dtypes = None, threads: Threads = None, out: Out = None) -> int:
+    """Measure the read bandwidth and the GEMM peak."""
+    from headwise.cli.bench_table import show_figures
+    from headwise.measure import Report, measure_machine
+
+    chosen, count = _dtypes(dtypes) or ["float32", "bfloat16", "float16"], _threads(threads)
+    _check_out(out)
+    report = Report(_command("machine", dtypes=dtypes, threads=count))
+    with _kept(report, out), screen(animated=False) as shown:
+        report.figures.append(measure_machine(count, chosen, progress=shown))
+    if report.figures:
+        show_figures(report)
+    return _exit_code(report)
+
+
+@bench.command()
+def ops(
+    *,
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            help="Names or shapes, joined by commas, as llama3-decode,decode:9/3:d64:2k. "
+            "Default: every name. See --list.",
+            show_default=False,
+        ),
+    ] = None,
+    dtypes: Dtypes = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            help="Peers to time beside headwise, joined by commas, or none. Default: all that run "
+            "here. See --list.",
+            show_default=False,
+        ),
+    ] = None,
+    rounds: Rounds = ROUNDS,
+    threads: Threads = None,
+    out: Out = None,
+    list_all: Annotated[
+        bool, typer.Option("--list", help="Show the names of shapes and peers, and the syntax.")
+    ] = False,
+) -> int:
+    """Check and time the operators on shapes of attention, with cold caches."""
+    import torch
+
+    from headwise.cli.bench_table import show_choices, show_figures, show_shape
+    from headwise.measure import Report, bench_shape, measure_machine, select_peers, select_shapes
+    from headwise.measure.inputs import check_fits
+    from headwise.measure.machine import check_threads, use_threads
+    from headwise.measure.timing import check_rounds
+
+    if list_all:
+        show_choices()
+        return 0
+    chosen = select_shapes(_words(shapes), _dtypes(dtypes))
+    count = _threads(threads)
+    check_rounds(rounds)
+    _check_out(out)
+    for shape, names in chosen:
+        check_threads(shape.vs_threads)
+        for name in names:
+            check_fits(shape, getattr(torch, name))
+    report = Report(
+        _command("ops", shapes=shapes, dtypes=dtypes, peers=peers, rounds=rounds, threads=count)
+    )
+    with _kept(report, out), use_threads(count), screen(animated=False) as shown:
+        shown("looking for peers", 0, 0)
+        able, absent = select_peers(_words(peers))
+        report.absent.extend(absent)
+        beside = [shape.vs_threads for shape, _ in chosen if shape.vs_threads is not None]
+        needed = [name for _, names in chosen for name in names]
+        for number in dict.fromkeys([count, *beside]):
+            report.figures.append(measure_machine(number, needed, progress=shown))
+        shown.close()
+        show_figures(report)
+        figures = {at.threads: at for at in report.figures}
+        for shape, names in chosen:
+            for name in names:
+                result = bench_shape(
+                    shape,
+                    getattr(torch, name),
+                    peers=able,
+                    figures=figures,
+                    threads=count,
+                    rounds=rounds,
+                    progress=shown,
+                )
+                report.results.append(result)
+                shown.close()
+                show_shape(result)
+    return _exit_code(report)
+
+
+def _words(text: str | None) -> list[str]:
+    """The parts of an option that is joined by commas."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _dtypes(text: str | None) -> list[str]:
+    from headwise.errors import OptionError
+    from headwise.loading.load import DTYPES
+
+    short = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
+    names = [short.get(word, word) for word in _words(text)]
+    for name in names:
+        if name not in DTYPES:
+            raise OptionError(f"dtype {name!r} is unknown; use {', '.join(DTYPES)}")
+    return list(dict.fromkeys(names))
+
+
+def _threads(threads: int | None) -> int:
+    from headwise.measure.machine import check_threads
+
+    return check_threads(threads)
+
+
+def _check_out(out: Path | None) -> None:
+    from headwise.measure.results import check_writable
+
+    if out is not None:
+        check_writable(out)
+
+
+def _command(name: str, **options: Any) -> str:
+    """The command line that repeats this run."""
+    words = ["headwise", "bench", name]
+    for option, value in options.items():
+        if value is not None:
+            words += [f"--{option}", str(value)]
+    return shlex.join(words)
+
+
+@contextmanager
+def _kept(report: Any, out: Path | None) -> Iterator[None]:
+    """Write what was measured also when the run is interrupted, or ends in an error."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        report.interrupted = True
+    finally:
+        if out is not None and report.figures:
+            report.write(out)
+
+
+def _exit_code(report: Any) -> int:
+    if report.interrupted:
+        return 130
+    return 1 if any(result.headwise_wrong for result in report.results) else 0

@@ -1,0 +1,133 @@
+"""What `headwise bench` prints: the machine's figures, and a table for each shape."""
+
+import sys
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from headwise.cli.terminal import one_line
+from headwise.loading.memory import gib
+from headwise.measure.bench_ops import all_peers
+from headwise.measure.machine import PRODUCTS, READS
+from headwise.measure.presets import PRESETS
+from headwise.measure.results import BesideResult, LeftOut, Report, ShapeResult, Timed
+from headwise.measure.shape import PARTS
+
+
+def show_figures(report: Report) -> None:
+    """Print the processor, and its bandwidth and peaks for each number of threads."""
+    cpu = report.environment["cpu"]
+    table = _table()
+    table.add_column("threads", justify="right")
+    table.add_column("read bandwidth", justify="right")
+    dtypes = list(dict.fromkeys(dtype for at in report.figures for dtype in at.peaks))
+    for dtype in dtypes:
+        table.add_column(f"GEMM {dtype}", justify="right")
+    how = []
+    for at in report.figures:
+        rates = [f"{at.peaks[dtype].flops_per_second / 1e9:,.0f} GFLOP/s" for dtype in dtypes]
+        table.add_row(str(at.threads), f"{at.bytes_per_second / 1e9:.1f} GB/s", *rates)
+        sizes = {peak.size for peak in at.peaks.values()}
+        products = " and ".join(f"{size:,} x {size:,}" for size in sorted(sizes))
+        how.append(
+            f"best of {READS} sums over {gib(at.read_bytes)} and of {PRODUCTS} products of "
+            f"{products} matrices"
+        )
+    title = f"{cpu['model']}, torch {report.environment['torch']}"
+    _print(title, table, [*dict.fromkeys(how), *_left_out(report.absent)])
+
+
+def show_shape(result: ShapeResult) -> None:
+    """Print one shape's table: a row a candidate, and what there is to say about them."""
+    table = _table()
+    for name in ("", "median", "quartiles", "vs headwise", "GB/s", "GFLOP/s", "roofline"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in result.timed:
+        table.add_row(*_cells(row))
+    lines = [
+        f"{result.shape}: {_bytes(result.bytes)}, {result.flops / 1e9:,.3g} GFLOP, "
+        f"{result.rounds} rounds"
+    ]
+    lines += [f"headwise runs on {row.how}" for row in result.timed if row.name == "headwise"]
+    lines += [result.note] if result.note else []
+    if any(row.roofline > 1.05 for row in result.timed):
+        lines.append("above the roofline: the machine was busier when its figures were measured")
+    lines += _left_out(result.left_out)
+    lines += [_beside(result.beside, result.threads)] if result.beside else []
+    _print(f"{result.description}, {result.dtype}", table, lines)
+
+
+def show_choices() -> None:
+    """Print what `--shapes` and `--peers` may be given."""
+    presets = ((at.name, at.shape, at.about) for at in PRESETS)
+    peers = ((name, peer.about) for name, peer in all_peers().items())
+    _list("Shapes by name", ("name", "shape", "what it is"), presets)
+    _list("Shapes as parts joined by colons", ("part", "meaning"), PARTS)
+    _list("Peers", ("name", "what it is"), peers)
+
+
+def _list(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    table = _table()
+    for column in columns:
+        table.add_column(column, no_wrap=column == "shape")
+    for row in rows:
+        table.add_row(*row)
+    _print(title, table, [])
+
+
+def _cells(row: Timed) -> tuple[str, ...]:
+    return (
+        row.name,
+        f"{1e3 * row.seconds:,.3g} ms",
+        f"{1e3 * row.low:,.3g}-{1e3 * row.high:,.3g}",
+        "" if row.ratio is None else str(row.ratio),
+        f"{row.bytes_per_second / 1e9:,.3g}",
+        f"{row.flops_per_second / 1e9:,.3g}",
+        f"{row.roofline:.0%}",
+    )
+
+
+def _beside(found: BesideResult, threads: int) -> str:
+    if found.threads != threads:
+        low, high = 1 / found.ratio.high, 1 / found.ratio.low
+        return (
+            f"headwise with {_threads(threads)} is {1 / found.ratio.median:.2f} "
+            f"({low:.2f}-{high:.2f}) times as fast as with {_threads(found.threads)}"
+        )
+    low, high = found.ratio.low, found.ratio.high
+    return (
+        f"headwise takes {found.ratio.median:.2f} ({low:.2f}-{high:.2f}) times as long a cached "
+        f"token as at {found.label}"
+    )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
+
+
+def _left_out(found: Iterable[LeftOut]) -> list[str]:
+    return [
+        f"{at.name} {'gave a WRONG result' if at.state == 'wrong' else 'not timed'}: {at.reason}"
+        for at in found
+    ]
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _print(title: str, table: Table, lines: Iterable[str]) -> None:
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(escape(one_line(title)), style="bold")
+    console.print(table)
+    for line in lines:
+        console.print(Padding(escape(one_line(line)), (0, 0, 0, 2)))
+    console.print()

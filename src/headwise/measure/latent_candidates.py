@@ -1,0 +1,91 @@
+"""What computes absorbed latent attention (MLA), beside headwise."""
+
+import torch
+from torch import Tensor
+
+import headwise.ops as ops
+from headwise.measure.candidate import Absent, Candidate, Run, never_missing
+from headwise.measure.inputs import LatentInputs
+from headwise.measure.shape import Shape
+
+
+def _latent(inputs: LatentInputs, backend: str | None) -> Tensor:
+    out = ops.latent_attention(
+        inputs.query_nope,
+        inputs.query_rope,
+        inputs.latent,
+        inputs.key_rope,
+        inputs.w_uk,
+        inputs.w_uv,
+        paradigm="absorbed",
+        causal=True,
+        kv_lengths=inputs.kv_lengths,
+        backend=backend,
+    )
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _headwise(shape: Shape, inputs: LatentInputs) -> Run:
+    return lambda given: _latent(given, None)
+
+
+def chosen_latent_backend(shape: Shape, inputs: LatentInputs) -> str:
+    """Which of headwise's backends runs these inputs, and how."""
+    absorbed = shape.spec.absorbed()
+    explained = ops.explain_problem(
+        ops.Problem(
+            batch=shape.batch,
+            heads=absorbed.heads,
+            kv_heads=1,
+            query_length=shape.query_length,
+            context=max(shape.lengths),
+            head_dim=absorbed.head_dim,
+            value_dim=absorbed.value_dim,
+            dtype=inputs.latent.dtype,
+            device=inputs.latent.device.type,
+            causal=True,
+            ragged=inputs.kv_lengths is not None,
+            split_key=True,
+        )
+    )
+    chosen = next(verdict for verdict in explained.verdicts if verdict.accepted)
+    return f"{chosen.backend}: {chosen.reason}"
+
+
+def _torch(shape: Shape, inputs: LatentInputs) -> Run | Absent:
+    if chosen_latent_backend(shape, inputs).startswith("torch:"):
+        return Absent("headwise runs on its torch backend here itself")
+    return lambda given: _latent(given, "torch")
+
+
+def _matmul(shape: Shape, inputs: LatentInputs) -> Run:
+    spec, batch, queries = shape.spec, shape.batch, shape.query_length
+    rank = spec.absorbed().value_dim
+    visible = inputs.mask
+    if visible is None and queries > 1:
+        visible = torch.ones(1, 1, queries, queries, dtype=torch.bool).tril()
+    hidden = None if visible is None else ~visible
+
+    def run(given: LatentInputs) -> Tensor:
+        query = torch.cat([given.query_nope @ given.w_uk, given.query_rope], dim=-1)
+        rows = query.mul_(spec.scale).view(batch, 1, spec.heads * queries, -1)
+        scores = rows @ given.joined.transpose(-1, -2)
+        scores = scores.view(batch, spec.heads, queries, -1)
+        if hidden is not None:
+            scores = scores.masked_fill_(hidden, float("-inf"))
+        weights = torch.softmax(scores, dim=-1).view(batch, 1, spec.heads * queries, -1)
+        out = weights @ given.joined[..., :rank]
+        return out.view(batch, spec.heads, queries, rank) @ given.w_uv.transpose(-1, -2)
+
+    return run
+
+
+LATENT_HEADWISE = Candidate(
+    "headwise", "headwise.latent_attention, absorbed, its default backend", never_missing, _headwise
+)
+
+LATENT_PEERS = (
+    Candidate("torch", "headwise's torch backend (mla only)", never_missing, _torch),
+    Candidate("matmul", "matmul, softmax, matmul; mla: on the joined key", never_missing, _matmul),
+)

@@ -1,0 +1,142 @@
+"""What a benchmark found, as data that is written as JSON; times in seconds, sizes in bytes."""
+
+import datetime
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from headwise.errors import OptionError
+from headwise.measure.environment import environment
+from headwise.measure.machine import Figures
+from headwise.measure.timing import Ratio
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A candidate that gave the right result, and its time.
+
+    `seconds` is the median over rounds, `low` and `high` the quartiles; `ratio` how many times as
+    long it takes as headwise; `roofline` the least possible time over `seconds`; `error` the
+    largest error of its result, relative to the largest number of the reference's.
+    """
+
+    name: str
+    how: str
+    threads: int
+    error: float
+    seconds: float
+    low: float
+    high: float
+    ratio: Ratio | None
+    bytes_per_second: float
+    flops_per_second: float
+    roofline: float
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A candidate that was not timed: "absent" could not run, "wrong" gave a wrong result."""
+
+    name: str
+    state: Literal["absent", "wrong"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class BesideResult:
+    """headwise on a shape over headwise on the one beside it: seconds a cached token."""
+
+    label: str
+    threads: int
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class ShapeResult:
+    """All candidates on one shape in one dtype.
+
+    `bytes` and `flops` are what the call needs; `tolerance` is the largest error that passes;
+    `cold` whether the caches were, and `note` what else there is to say about them.
+    """
+
+    shape: str
+    description: str
+    dtype: str
+    threads: int
+    bytes: int
+    flops: int
+    rounds: int
+    tolerance: float
+    cold: bool
+    note: str
+    timed: tuple[Timed, ...]
+    left_out: tuple[LeftOut, ...]
+    beside: BesideResult | None = None
+
+    @property
+    def headwise_wrong(self) -> bool:
+        """Whether headwise itself gave a wrong result."""
+        return any(
+            at.state == "wrong" and at.name.partition(",")[0] == "headwise" for at in self.left_out
+        )
+
+
+@dataclass
+class Report:
+    """One run of a benchmark: what was asked, on what, and what was found."""
+
+    command: str
+    figures: list[Figures] = field(default_factory=list)
+    absent: list[LeftOut] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
+    interrupted: bool = False
+    when: str = field(
+        default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    )
+    environment: dict[str, Any] = field(default_factory=environment)
+
+    def write(self, path: Path) -> None:
+        """Write the report as JSON, whole or not at all.
+
+        Raises:
+            OptionError: the file cannot be written.
+        """
+        write_whole(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file whose folder does not exist or cannot be written, before any work is done.
+
+    Raises:
+        OptionError: says which folder.
+    """
+    folder = path.expanduser().absolute().parent
+    if not folder.is_dir():
+        raise OptionError(f"{path}: the folder {folder} does not exist; make it first")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise OptionError(f"{path} cannot be written; give a file in a folder of yours")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file by way of a temporary sibling, so that it is never there in part.
+
+    Raises:
+        OptionError: the file cannot be written.
+    """
+    path = path.expanduser()
+    part = None
+    try:
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except OSError as error:
+        if part is not None:
+            Path(part).unlink(missing_ok=True)
+        raise OptionError(f"{path} cannot be written: {error.strerror or error}") from error

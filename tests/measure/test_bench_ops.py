@@ -1,0 +1,206 @@
+"""Benchmarks of operators: every candidate is checked, and only right ones are timed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from headwise.errors import OptionError
+from headwise.measure import (
+    Figures,
+    Peak,
+    attention_candidates,
+    bench_ops,
+    bench_shape,
+    inputs,
+    parse_shape,
+    select_peers,
+)
+from headwise.measure.candidate import Absent
+from headwise.measure.verify import TOLERANCES, error, expected
+from headwise.ops import attention, latent_attention
+
+FIGURES = {
+    threads: Figures(threads, 1e9, 2**20, {"bfloat16": Peak(1e9, 64), "float32": Peak(1e9, 64)})
+    for threads in (1, torch.get_num_threads())
+}
+SHAPES = (
+    *("decode:6/2:d16:47", "decode:6/6:d16:47:b3", "decode:6/2:d16:40:b3:ragged"),
+    *("decode:6/2:d16:47:s5", "decode:6/2:d16:40:b3:ragged:s4", "prefill:6/2:d24/16:37"),
+    *("mla:7:r32+8:d16/24:41", "mla:7:r32+8:d16:41:s3", "mla:7:r32+8:d16:40:b3:ragged"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "last_level_cache", lambda: 2**10)
+
+
+def bench(text: str, dtype: torch.dtype = torch.float32, peers: tuple[str, ...] = ()):
+    return bench_shape(
+        parse_shape(text),
+        dtype,
+        peers=peers,
+        figures=FIGURES,
+        threads=torch.get_num_threads(),
+        rounds=4,
+    )
+
+
+@pytest.mark.parametrize("text", SHAPES)
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_the_expected_result_is_the_operators_own_reference(text: str, dtype: torch.dtype) -> None:
+    """The blocks of the check, put together, are one call of the whole."""
+    shape = parse_shape(text)
+    given = inputs.make_inputs(shape, dtype)
+    lengths = given.kv_lengths
+    options = {"causal": True, "kv_lengths": lengths, "backend": "reference"}
+    if shape.latent:
+        names = ("query_nope", "query_rope", "latent", "key_rope", "w_uk", "w_uv")
+        tensors = [getattr(given, name).double() for name in names]
+        whole = latent_attention(*tensors, **options)
+    else:
+        tensors = [getattr(given, name).double() for name in ("query", "key", "value")]
+        whole = attention(*tensors, **options)
+    torch.testing.assert_close(expected(shape, given), whole.float(), atol=1e-5, rtol=1e-4)
+
+
+def test_blocks_of_queries_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = parse_shape("prefill:6/2:d16:37")
+    given = inputs.make_inputs(shape, torch.float32)
+    whole = expected(shape, given)
+    monkeypatch.setattr("headwise.measure.verify._BLOCK_SCORES", 3 * 37 * 5)
+    torch.testing.assert_close(expected(shape, given), whole)
+
+
+@pytest.mark.parametrize("text", SHAPES)
+def test_every_peer_gives_the_right_result_or_says_why_it_cannot(text: str) -> None:
+    peers = tuple(name for name in bench_ops.all_peers() if name not in ("flex",))
+    found = bench(text, torch.bfloat16, peers)
+    assert {at.name.partition(",")[0] for at in found.timed} >= {"headwise", "matmul"}
+    assert all(0 <= at.error <= found.tolerance for at in found.timed)
+    assert all(at.state == "absent" and at.reason for at in found.left_out)
+    assert found.headwise_wrong is False
+    assert found.bytes == parse_shape(text).bytes(2)
+
+
+def test_figures_are_the_counted_work_over_the_median() -> None:
+    found = bench("decode:6/2:d16:47", peers=("sdpa",))
+    ours, peer = found.timed
+    assert (ours.name, ours.ratio) == ("headwise", None)
+    assert peer.ratio.low <= peer.ratio.median <= peer.ratio.high
+    for row in found.timed:
+        assert row.low <= row.seconds <= row.high
+        assert row.bytes_per_second == found.bytes / row.seconds
+        assert row.flops_per_second == found.flops / row.seconds
+        least = max(found.bytes, found.flops) / 1e9
+        assert row.roofline == pytest.approx(least / row.seconds)
+
+
+def _break(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Make a candidate's result wrong by 3 %, a little more than bfloat16 may be."""
+
+    def wrong(candidate):
+        def build(shape, given):
+            run = candidate.build(shape, given)
+            return lambda other: run(other) * 1.03
+
+        return replace(candidate, build=build)
+
+    if name == "headwise":
+        monkeypatch.setattr(bench_ops, "HEADWISE", wrong(bench_ops.HEADWISE))
+    else:
+        peers = tuple(wrong(at) if at.name == name else at for at in bench_ops.PEERS)
+        monkeypatch.setattr(bench_ops, "PEERS", peers)
+
+
+def test_a_peer_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _break(monkeypatch, "sdpa")
+    found = bench("decode:6/2:d16:47", torch.bfloat16, peers=("sdpa", "matmul"))
+    assert [at.name for at in found.timed] == ["headwise", "matmul"]
+    assert [(at.name, at.state) for at in found.left_out] == [("sdpa", "wrong")]
+    assert "above the tolerance of 0.02" in found.left_out[0].reason
+    assert found.headwise_wrong is False
+
+
+@pytest.mark.parametrize("text", ["decode:6/2:d16:47", "decode:6/2:d16:40:b3:ragged"])
+def test_headwise_wrong_is_told(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    _break(monkeypatch, "headwise")
+    found = bench(text, peers=("matmul",))
+    assert found.headwise_wrong is True
+    assert [at.name for at in found.timed] == ["matmul"]
+    assert found.timed[0].ratio is None
+    assert found.beside is None
+
+
+def test_a_result_that_is_not_a_number_is_wrong() -> None:
+    right = torch.ones(3)
+    assert not error(torch.tensor([1.0, float("nan"), 1.0]), right) <= 1.0
+
+
+def test_a_peer_that_fails_is_absent_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(shape, given):
+        raise RuntimeError("\nno such kernel\nand a long trace")
+
+    broken = replace(bench_ops.PEERS[0], build=build)
+    refused = replace(bench_ops.PEERS[1], build=lambda shape, given: Absent("not today"))
+    monkeypatch.setattr(bench_ops, "PEERS", (broken, refused))
+    found = bench("decode:6/2:d16:47", peers=(broken.name, refused.name))
+    assert [at.reason for at in found.left_out] == ["no such kernel", "not today"]
+
+
+def test_shapes_beside_share_the_rounds_and_cost_is_by_cached_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = bench("decode:6/2:d16:94:vs47")
+    assert [at.name for at in found.timed] == ["headwise", "headwise, 47 tokens"]
+    # both in the same time: half as much a cached token of the longer one
+    clock = iter(range(10**6))
+    monkeypatch.setattr("headwise.measure.timing.time.perf_counter", lambda: float(next(clock)))
+    assert bench("decode:6/2:d16:94:vs47").beside.ratio.median == 0.5
+    assert bench("decode:6/2:d16:40:b3:ragged").beside.ratio.median == 1.0
+
+
+def test_one_thread_beside_all_runs_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    seen: dict[str, set[int]] = {}
+    real = bench_ops.HEADWISE
+
+    def build(shape, given):
+        run = real.build(shape, given)
+
+        def noted(other):
+            seen.setdefault(str(shape.vs_threads), set()).add(torch.get_num_threads())
+            return run(other)
+
+        return noted
+
+    monkeypatch.setattr(bench_ops, "HEADWISE", replace(real, build=build))
+    found = bench("decode:6/2:d16:47:vs1t")
+    assert found.timed[1].threads == found.beside.threads == 1
+    assert seen["1"] == {before}
+    assert 1 in seen["None"]
+    assert torch.get_num_threads() == before
+
+
+def test_unknown_and_missing_peers_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = replace(bench_ops.PEERS[0], name="gone", missing=lambda: "it is not installed")
+    here = bench_ops.PEERS[0]
+    monkeypatch.setattr(bench_ops, "PEERS", (missing, here))
+    monkeypatch.setattr(bench_ops, "LATENT_PEERS", ())
+    assert [at.name for at in select_peers([])[1]] == ["gone"]
+    assert select_peers([])[0] == [here.name]
+    assert select_peers(["none"]) == ([], [])
+    with pytest.raises(OptionError, match="peer gone cannot run here: it is not installed"):
+        select_peers(["gone"])
+    with pytest.raises(OptionError, match="peer 'fast' is unknown; use"):
+        select_peers(["fast"])
+
+
+def test_flex_attention_that_does_not_compile_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(attention_candidates, "_compiled_flex", lambda: fails)
+    reason = attention_candidates._flex_missing.__wrapped__()
+    assert reason == "flex_attention does not compile: no C++ compiler"
