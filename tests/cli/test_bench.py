@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.checkpoints import save_tiny
 from headwise import measure
 from headwise.cli import main
 from headwise.measure import bench_ops
@@ -75,6 +76,22 @@ def test_list_names_shapes_parts_and_peers(capsys: pytest.CaptureFixture[str]) -
         assert expected in shown
 
 
+def test_model_shows_a_column_a_candidate_and_writes_every_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = save_tiny(tmp_path / "tiny"), tmp_path / "model.json"
+    options = ["--contexts", "7,29", "--dtypes", "fp32", "--rounds", "4", "--out", str(out)]
+    assert main(["bench", "model", str(folder), *options]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    for expected in ("ms a token at 29", "stock-static", "prefill, tokens/s", "peak memory"):
+        assert expected in shown
+    (result,) = json.loads(out.read_text())["results"]
+    assert (result["model"], result["dtype"]) == ("tiny", "float32")
+    assert [at["context"] for at in result["timed"][0]["contexts"]] == [7, 29]
+    assert {"slope", "peak_memory", "cache_bytes"} <= set(result["timed"][0])
+
+
 def _wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     real = bench_ops.HEADWISE
 
@@ -126,6 +143,9 @@ def test_an_interrupted_run_keeps_what_it_has(
         (["ops", "--shapes", f"{TINY}:vs9999t"], "threads is 9999; expected 1 to"),
         (["ops", "--shapes", "decode:128:d128:999999k"], "of memory available"),
         (["ops", "--shapes", TINY, "--out", "/none/x.json"], "/none does not exist"),
+        (["model", "--contexts", "8k"], "contexts is '8k'; expected numbers of tokens"),
+        (["model", "--peers", "fast"], "peer 'fast' is unknown"),
+        (["model", "--out", "/none/x.json"], "/none does not exist"),
         (["machine", "--out", "/none/x.json"], "/none does not exist"),
         (["machine", "--dtypes", "float8"], "dtype 'float8' is unknown"),
     ],

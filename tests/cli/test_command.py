@@ -19,7 +19,9 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"headwise {version('headwise')}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["generate", "-h"], ["env", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["generate", "-h"], ["bench", "ops", "-h"], ["env", "--help"]]
+)
 def test_help_is_shown(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert main(arguments) == 0
     assert "Usage: headwise" in capsys.readouterr().out

@@ -121,6 +121,88 @@ def ops(
     return _exit_code(report)
 
 
+@bench.command()
+def model(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A model folder, a .gguf file or a hub id. Default: SmolLM2-135M-Instruct.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    contexts: Annotated[
+        str, typer.Option(help="Tokens in the cache before the timed ones, joined by commas.")
+    ] = "100,2000,8000",
+    dtypes: Dtypes = "bfloat16",
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            help="stock-dynamic, stock-static (by their caches), joined by commas, or none. "
+            "Default: both.",
+            show_default=False,
+        ),
+    ] = None,
+    rounds: Rounds = ROUNDS,
+    threads: Threads = None,
+    out: Out = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+) -> int:
+    """Check and time a model's decoding at several contexts, next to stock Transformers."""
+    from headwise.cli.bench_table import show_model
+    from headwise.loading.progress import quiet_transformers
+    from headwise.measure import Report
+    from headwise.measure.bench_model import bench_model, open_model, select_model_peers
+    from headwise.measure.machine import use_threads
+    from headwise.measure.timing import check_rounds
+
+    names, lengths, able = _dtypes(dtypes), _numbers(contexts), select_model_peers(_words(peers))
+    count = _threads(threads)
+    check_rounds(rounds)
+    _check_out(out)
+    report = Report(
+        _command(
+            "model",
+            *([model] if model is not None else []),
+            contexts=contexts,
+            dtypes=dtypes,
+            peers=peers,
+            rounds=rounds,
+            threads=count,
+        )
+    )
+    with _kept(report, out), use_threads(count), quiet_transformers():
+        for dtype in names:
+            with screen(animated=True) as loading:
+                loading("starting", 0, 0)
+                name, loaded = open_model(
+                    model,
+                    dtype=dtype,
+                    contexts=lengths,
+                    rounds=rounds,
+                    trust_remote_code=trust_remote_code,
+                    progress=loading,
+                )
+            with screen(animated=False) as shown:
+                result = bench_model(
+                    name, loaded, contexts=lengths, peers=able, rounds=rounds, progress=shown
+                )
+            report.results.append(result)
+            show_model(result)
+    return _exit_code(report)
+
+
+def _numbers(text: str) -> list[int]:
+    from headwise.errors import OptionError
+
+    words = _words(text)
+    if not words or not all(word.isdecimal() for word in words):
+        raise OptionError(f"contexts is {text!r}; expected numbers of tokens, as 100,2000,8000")
+    return [int(word) for word in words]
+
+
 def _words(text: str | None) -> list[str]:
     """The parts of an option that is joined by commas."""
     return [word.strip() for word in (text or "").split(",") if word.strip()]
@@ -151,9 +233,9 @@ def _check_out(out: Path | None) -> None:
         check_writable(out)
 
 
-def _command(name: str, **options: Any) -> str:
+def _command(name: str, *arguments: str, **options: Any) -> str:
     """The command line that repeats this run."""
-    words = ["headwise", "bench", name]
+    words = ["headwise", "bench", name, *arguments]
     for option, value in options.items():
         if value is not None:
             words += [f"--{option}", str(value)]
@@ -168,7 +250,7 @@ def _kept(report: Any, out: Path | None) -> Iterator[None]:
     except KeyboardInterrupt:
         report.interrupted = True
     finally:
-        if out is not None and report.figures:
+        if out is not None and (report.figures or report.results):
             report.write(out)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -59,6 +60,49 @@ def show_shape(result: ShapeResult) -> None:
     lines += _left_out(result.left_out)
     lines += [_beside(result.beside, result.threads)] if result.beside else []
     _print(f"{result.description}, {result.dtype}", table, lines)
+
+
+def show_model(result: Any) -> None:
+    """Print a model's table: a column a candidate, a row a figure."""
+    table = _table()
+    table.add_column("")
+    for way in result.timed:
+        table.add_column(way.name, justify="right")
+    for at in zip(*(way.contexts for way in result.timed)):
+        table.add_row(f"ms a token at {at[0].context:,}", *map(_milliseconds, at))
+        if any(each.ratio for each in at):
+            ratios = ("" if each.ratio is None else str(each.ratio) for each in at)
+            table.add_row("  vs headwise", *ratios)
+    rows = {
+        "ms more a 1,000 tokens": _slope,
+        "prefill, tokens/s": _prefill_rate,
+        "peak memory": lambda way: "-" if way.peak_memory is None else gib(way.peak_memory),
+        "cache": lambda way: gib(way.cache_bytes),
+    }
+    for name, cell in rows.items():
+        table.add_row(name, *(cell(way) for way in result.timed))
+    lines = [
+        f"{gib(result.weight_bytes)} of weights; peak memory is above them, and it and prefill are "
+        "at the longest context",
+        f"{result.rounds} tokens each, {_threads(result.threads)}; logits checked against "
+        f"stock-dynamic, tolerance {result.tolerance:g}",
+        *(f"{way.name}: {way.how}" for way in result.timed),
+        *_left_out(result.left_out),
+    ]
+    _print(f"{result.model}, {result.dtype}", table, lines)
+
+
+def _milliseconds(at: Any) -> str:
+    return f"{1e3 * at.seconds:.3g} ({1e3 * at.low:.3g}-{1e3 * at.high:.3g})"
+
+
+def _slope(way: Any) -> str:
+    return "-" if way.slope is None else f"{1e3 * way.slope:.3g}"
+
+
+def _prefill_rate(way: Any) -> str:
+    longest = way.contexts[-1]
+    return f"{longest.context / longest.prefill_seconds:,.0f}"
 
 
 def show_choices() -> None:

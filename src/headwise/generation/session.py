@@ -66,7 +66,7 @@ class Session:
         folder = model_folder(place, progress=progress)
         config = load_config(folder, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        _check_decoder(place, config)
+        check_decoder(place, config)
         limit = context_limit(config)
         if least := least_tokens(tokenizer, document):
             check_length(least, sampling.max_new_tokens, limit, at_least=True)
@@ -187,7 +187,7 @@ class Session:
         }
 
 
-def _check_decoder(place: str, config: Any) -> None:
+def check_decoder(place: str, config: Any) -> None:
     """Refuse what does not write text token after token."""
     if config.is_encoder_decoder:
         raise LoadError(

@@ -1,0 +1,83 @@
+"""A whole model's ways to decode: headwise, and stock Transformers with each of its caches."""
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import StaticCache
+
+from headwise.errors import UnsupportedError
+from headwise.generation.attention import select_attention
+from headwise.generation.run import CHUNK
+
+HEADWISE = "headwise"
+REFERENCE = "stock-dynamic"
+PEERS = {
+    REFERENCE: "Transformers, a cache that is concatenated at each token",
+    "stock-static": "Transformers, a cache of the whole length from the start",
+}
+
+
+class Decoder:
+    """A model with a cache of its own, that reads tokens and gives the next one's logits."""
+
+    def __init__(self, model: Any, cache: Any) -> None:
+        self.model, self.cache = model, cache
+        parameters = inspect.signature(model.forward).parameters
+        # "cache" since Transformers 5.2x; custom models keep the old name.
+        self.name = "cache" if "cache" in parameters else "past_key_values"
+        self.options = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Read ids [1, S] in chunks; the last token's logits [1, vocabulary]."""
+        assert ids.shape[1] > 0
+        for chunk in ids.split(CHUNK, dim=1):
+            given = {self.name: self.cache, **self.options}
+            output = self.model(input_ids=chunk, use_cache=True, **given)
+            self.cache = output[self.name]
+        return output.logits[:, -1]
+
+
+@dataclass(frozen=True)
+class ModelCandidate:
+    """One way to run a model; `decoder` makes one with an empty cache for so many tokens."""
+
+    name: str
+    how: str
+    decoder: Callable[[int], Decoder]
+
+
+def model_candidates(stock: Any) -> list[ModelCandidate]:
+    """headwise and stock on one model's weights; `stock` is set to sdpa, or eager without it.
+
+    Raises:
+        UnsupportedError: a model that headwise does not attach to.
+    """
+    # Modules and configs of its own, the weights shared.
+    weights = {id(tensor): tensor for tensor in (*stock.parameters(), *stock.buffers())}
+    ours = copy.deepcopy(stock, weights)
+    mechanisms = select_attention(ours, HEADWISE)
+    try:
+        select_attention(stock, "sdpa")
+        attention = "sdpa"
+    except UnsupportedError:
+        select_attention(stock, "eager")
+        attention = "eager"
+    return [
+        ModelCandidate(
+            HEADWISE,
+            "; ".join(f"{at.layers} x {at.mechanism} on {at.backend}" for at in mechanisms),
+            lambda tokens: Decoder(ours, None),
+        ),
+        ModelCandidate(
+            REFERENCE, f"{attention}, dynamic cache", lambda tokens: Decoder(stock, None)
+        ),
+        ModelCandidate(
+            "stock-static",
+            f"{attention}, static cache",
+            lambda tokens: Decoder(stock, StaticCache(config=stock.config, max_cache_len=tokens)),
+        ),
+    ]

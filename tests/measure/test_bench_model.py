@@ -1,0 +1,130 @@
+"""Benchmarks of a model: what is checked, and that every figure is of what it says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, save_tiny
+from headwise.errors import LoadError, OptionError, ShapeError
+from headwise.measure import bench_model as module
+from headwise.measure.bench_model import bench_model, open_model, select_model_peers
+from headwise.measure.memory import peak_memory
+from headwise.measure.model_candidates import HEADWISE, Decoder, model_candidates
+
+ROUNDS = 4
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def model(tiny: Path):
+    return open_model(str(tiny), dtype="float32", contexts=[29], rounds=ROUNDS)[1]
+
+
+def test_every_candidate_is_timed_at_every_context(model) -> None:
+    found = bench_model("tiny", model, contexts=[29, 7], rounds=ROUNDS)
+    assert [way.name for way in found.timed] == ["headwise", "stock-dynamic", "stock-static"]
+    assert found.left_out == ()
+    assert found.headwise_wrong is False
+    for way in found.timed:
+        assert [at.context for at in way.contexts] == [7, 29]
+        assert all(at.low <= at.seconds <= at.high for at in way.contexts)
+        assert all(at.error <= 1e-4 for at in way.contexts)
+        assert all((at.ratio is None) == (way.name == HEADWISE) for at in way.contexts)
+        first, last = way.contexts
+        assert way.slope == pytest.approx(1000 * (last.seconds - first.seconds) / 22)
+        # the context, and each token that was checked, timed or read to warm up
+        assert way.cache_bytes == 2 * LAYERS * KV_HEADS * HEAD_DIM * 4 * (29 + 4 + 2 + ROUNDS)
+    assert found.weight_bytes == sum(each.nbytes for each in model.parameters())
+
+
+def test_a_token_is_read_against_the_whole_context(model, monkeypatch) -> None:
+    """Every candidate's cache holds what stock's would, token for token."""
+    seen: dict[str, list[int]] = {}
+    real = Decoder.read
+
+    def read(self, ids):
+        logits = real(self, ids)
+        seen.setdefault(f"{id(self)}", []).append(int(self.cache.get_seq_length()))
+        return logits
+
+    monkeypatch.setattr(Decoder, "read", read)
+    monkeypatch.setattr(module, "_warm_up", lambda *_: None)
+    bench_model("tiny", model, contexts=[11], rounds=ROUNDS)
+    assert len(seen) == 3
+    assert set(map(tuple, seen.values())) == {tuple(range(11, 11 + 4 + 2 + ROUNDS + 1))}
+
+
+def test_without_peers_stock_still_checks_headwise_and_is_not_shown(model) -> None:
+    found = bench_model("tiny", model, contexts=[7], peers=[], rounds=ROUNDS)
+    assert [way.name for way in found.timed] == ["headwise"]
+    assert found.timed[0].slope is None
+
+
+def test_wrong_logits_are_told_and_not_timed(model, monkeypatch) -> None:
+    def wrong(stock):
+        ours, *rest = model_candidates(stock)
+        broken = ours.decoder(1).model
+        with torch.no_grad():
+            # a module of its own, whose weights are shared: replace, do not write
+            head = torch.nn.Parameter(broken.lm_head.weight * 1.001)
+        broken.lm_head.weight = head
+        return [ours, *rest]
+
+    monkeypatch.setattr(module, "model_candidates", wrong)
+    found = bench_model("tiny", model, contexts=[7, 11], rounds=ROUNDS)
+    assert found.headwise_wrong is True
+    assert [way.name for way in found.timed] == ["stock-dynamic", "stock-static"]
+    assert found.timed[0].contexts[0].ratio is None
+    assert "differ from stock's by 1.0e-03 at 7 tokens" in found.left_out[0].reason
+
+
+def test_weights_are_shared_and_the_model_stays_on_stock(model) -> None:
+    ours, stock, _ = (at.decoder(1).model for at in model_candidates(model))
+    assert stock is model
+    assert (ours.config._attn_implementation, model.config._attn_implementation) == (
+        "headwise",
+        "sdpa",
+    )
+    assert all(a is b for a, b in zip(ours.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("contexts", "error", "message"),
+    [
+        ([0, 7], OptionError, "contexts has 0"),
+        ([7, 202], ShapeError, "212 tokens, more than the model's 211"),
+    ],
+)
+def test_contexts_that_do_not_fit_are_refused(tiny, contexts, error, message) -> None:
+    with pytest.raises(error, match=message):
+        open_model(str(tiny), dtype="float32", contexts=contexts, rounds=ROUNDS)
+
+
+def test_what_is_no_model_or_no_peer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="is not a model folder"):
+        open_model(str(tmp_path), dtype="float32", contexts=[7], rounds=ROUNDS)
+    with pytest.raises(OptionError, match="peer 'fast' is unknown"):
+        select_model_peers(["fast"])
+    assert select_model_peers(["none"]) == []
+
+
+def test_peak_memory_is_what_the_work_took_even_if_it_gave_it_back() -> None:
+    def work() -> int:
+        return int(torch.ones(2**24).sum())
+
+    result, peak = peak_memory(work)
+    assert result == 2**24
+    if peak is not None:
+        assert 0.9 * 2**26 <= peak <= 1.3 * 2**26
+        # of what was there before, nothing counts
+        assert peak_memory(lambda: None)[1] < 2**23
+
+
+def test_a_system_that_does_not_say_gives_no_peak(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("headwise.measure.memory._PROCESS", tmp_path / "none")
+    assert peak_memory(lambda: 5) == (5, None)
