@@ -42,7 +42,9 @@ def test_ops_shows_a_table_and_writes_every_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "ops.json"
+    plot = tmp_path / "ops.svg"
     options = ["--peers", "sdpa,matmul,torch", "--rounds", "4", "--out", str(out)]
+    options += ["--plot", str(plot)]
     assert main(["bench", "ops", "--shapes", f"{TINY},mla:7:r32+8:41", *options]) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
@@ -54,6 +56,7 @@ def test_ops_shows_a_table_and_writes_every_figure(
     assert [row["name"] for row in rows] == ["headwise", "sdpa", "matmul"]
     assert set(rows[1]) >= {"seconds", "low", "high", "ratio", "bytes_per_second", "roofline"}
     assert found["interrupted"] is False
+    assert "sdpa" in plot.read_text()
 
 
 def test_the_recorded_command_runs_the_same_again(
@@ -143,6 +146,8 @@ def test_an_interrupted_run_keeps_what_it_has(
         (["ops", "--shapes", f"{TINY}:vs9999t"], "threads is 9999; expected 1 to"),
         (["ops", "--shapes", "decode:128:d128:999999k"], "of memory available"),
         (["ops", "--shapes", TINY, "--out", "/none/x.json"], "/none does not exist"),
+        (["ops", "--shapes", TINY, "--plot", "x.pdf"], "ends with .png or .svg"),
+        (["ops", "--shapes", TINY, "--plot", "/none/x.png"], "/none does not exist"),
         (["model", "--contexts", "8k"], "contexts is '8k'; expected numbers of tokens"),
         (["model", "--peers", "fast"], "peer 'fast' is unknown"),
         (["model", "--out", "/none/x.json"], "/none does not exist"),

@@ -66,6 +66,10 @@ def ops(
     rounds: Rounds = ROUNDS,
     threads: Threads = None,
     out: Out = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="A .png or .svg file for a roofline plot.", show_default=False),
+    ] = None,
     list_all: Annotated[
         bool, typer.Option("--list", help="Show the names of shapes and peers, and the syntax.")
     ] = False,
@@ -77,6 +81,8 @@ def ops(
     from headwise.measure import Report, bench_shape, measure_machine, select_peers, select_shapes
     from headwise.measure.inputs import check_fits
     from headwise.measure.machine import check_threads, use_threads
+    from headwise.measure.plot import check_plot, write_plot
+    from headwise.measure.results import check_writable
     from headwise.measure.timing import check_rounds
 
     if list_all:
@@ -86,6 +92,9 @@ def ops(
     count = _threads(threads)
     check_rounds(rounds)
     _check_out(out)
+    if plot is not None:
+        check_plot(plot)
+        check_writable(plot)
     for shape, names in chosen:
         check_threads(shape.vs_threads)
         for name in names:
@@ -118,6 +127,8 @@ def ops(
                 report.results.append(result)
                 shown.close()
                 show_shape(result)
+    if plot is not None and report.results:
+        write_plot(report, plot)
     return _exit_code(report)
 
 
