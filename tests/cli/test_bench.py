@@ -99,8 +99,8 @@ def _wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     real = bench_ops.HEADWISE
 
     def build(shape, given):
-        run = real.build(shape, given)
-        return lambda other: run(other) * 2
+        bind = real.build(shape, given)
+        return lambda other: lambda: bind(other)() * 2
 
     monkeypatch.setattr(bench_ops, "HEADWISE", replace(real, build=build))
 

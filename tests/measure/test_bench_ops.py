@@ -1,5 +1,6 @@
 """Benchmarks of operators: every candidate is checked, and only right ones are timed."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -74,14 +75,26 @@ def test_blocks_of_queries_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("text", SHAPES)
-def test_every_peer_gives_the_right_result_or_says_why_it_cannot(text: str) -> None:
-    peers = tuple(name for name in bench_ops.all_peers() if name not in ("flex",))
-    found = bench(text, torch.bfloat16, peers)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_peer_gives_the_right_result_or_says_why_it_cannot(
+    text: str, dtype: torch.dtype
+) -> None:
+    # flex_attention takes seconds to compile
+    peers = tuple(name for name in bench_ops.all_peers() if name != "flex")
+    found = bench(text, dtype, peers)
     assert {at.name.partition(",")[0] for at in found.timed} >= {"headwise", "matmul"}
     assert all(0 <= at.error <= found.tolerance for at in found.timed)
     assert all(at.state == "absent" and at.reason for at in found.left_out)
     assert found.headwise_wrong is False
-    assert found.bytes == parse_shape(text).bytes(2)
+    assert found.bytes == parse_shape(text).bytes(dtype.itemsize)
+
+
+@pytest.mark.parametrize("text", ["decode:6/2:d16:47:b3", "decode:6/2:d16:40:b3:ragged"])
+def test_onnx_runtime_decodes_in_float32(text: str) -> None:
+    names = [at.name for at in bench(text, peers=("onnxruntime",)).timed]
+    assert names[:2] == ["headwise", "onnxruntime"]
+    (refused,) = bench(text, torch.bfloat16, peers=("onnxruntime",)).left_out
+    assert refused.reason == "GroupQueryAttention has no CPU kernel for bfloat16"
 
 
 def test_figures_are_the_counted_work_over_the_median() -> None:
@@ -102,8 +115,8 @@ def _break(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
     def wrong(candidate):
         def build(shape, given):
-            run = candidate.build(shape, given)
-            return lambda other: run(other) * 1.03
+            bind = candidate.build(shape, given)
+            return lambda other: lambda: bind(other)() * 1.03
 
         return replace(candidate, build=build)
 
@@ -167,13 +180,13 @@ def test_one_thread_beside_all_runs_with_one(monkeypatch: pytest.MonkeyPatch) ->
     real = bench_ops.HEADWISE
 
     def build(shape, given):
-        run = real.build(shape, given)
+        bind = real.build(shape, given)
 
-        def noted(other):
+        def noted(run):
             seen.setdefault(str(shape.vs_threads), set()).add(torch.get_num_threads())
-            return run(other)
+            return run()
 
-        return noted
+        return lambda other: functools.partial(noted, bind(other))
 
     monkeypatch.setattr(bench_ops, "HEADWISE", replace(real, build=build))
     found = bench("decode:6/2:d16:47:vs1t")
@@ -181,6 +194,35 @@ def test_one_thread_beside_all_runs_with_one(monkeypatch: pytest.MonkeyPatch) ->
     assert seen["1"] == {before}
     assert 1 in seen["None"]
     assert torch.get_num_threads() == before
+
+
+def test_candidates_take_the_next_copy_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No candidate finds in the cache what another one has just read."""
+    seen: list[int] = []
+
+    def noted(candidate):
+        def build(shape, given):
+            bind = candidate.build(shape, given)
+
+            def on(other):
+                run = bind(other)
+                return lambda: (seen.append(other.key.data_ptr()), run())[1]
+
+            return on
+
+        return replace(candidate, build=build)
+
+    monkeypatch.setattr(bench_ops, "HEADWISE", noted(bench_ops.HEADWISE))
+    monkeypatch.setattr(bench_ops, "PEERS", tuple(map(noted, bench_ops.PEERS[:2])))
+    copies = len(
+        inputs.make_cold(inputs.make_inputs(parse_shape("decode:6/2:d2:8"), torch.float32)).copies
+    )
+    assert copies == 8
+    bench("decode:6/2:d2:8", peers=("sdpa", "sdpa-packed"))
+    timed = seen[3:]  # each was checked once
+    assert len(timed) == 3 * (4 + 3)
+    assert timed[8:] == timed[:-8]
+    assert len(set(timed)) == 8
 
 
 def test_unknown_and_missing_peers_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

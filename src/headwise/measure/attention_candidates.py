@@ -1,4 +1,4 @@
-"""What computes attention over keys and values, beside headwise: PyTorch's ways to do it."""
+"""What computes attention over keys and values: headwise, and PyTorch's ways to do it."""
 
 import functools
 from typing import Any
@@ -8,14 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import headwise.ops as ops
-from headwise.measure.candidate import Absent, Candidate, Run, never_missing
+from headwise.measure.candidate import Absent, Bind, Candidate, never_missing, on_each
 from headwise.measure.inputs import AttentionInputs, make_inputs
 from headwise.measure.shape import Shape, parse_shape
 
 
-def _headwise(shape: Shape, inputs: AttentionInputs) -> Run:
-    return lambda given: ops.attention(
-        given.query, given.key, given.value, causal=True, kv_lengths=given.kv_lengths
+def _headwise(shape: Shape, inputs: AttentionInputs) -> Bind:
+    return on_each(
+        lambda given: ops.attention(
+            given.query, given.key, given.value, causal=True, kv_lengths=given.kv_lengths
+        )
     )
 
 
@@ -28,26 +30,30 @@ def chosen_backend(inputs: AttentionInputs) -> str:
     return f"{chosen.backend}: {chosen.reason}"
 
 
-def _sdpa(shape: Shape, inputs: AttentionInputs) -> Run:
+def _sdpa(shape: Shape, inputs: AttentionInputs) -> Bind:
     mask, causal = inputs.mask, _is_square(shape)
-    return lambda given: F.scaled_dot_product_attention(
-        given.query, given.key, given.value, attn_mask=mask, is_causal=causal, enable_gqa=True
+    return on_each(
+        lambda given: F.scaled_dot_product_attention(
+            given.query, given.key, given.value, attn_mask=mask, is_causal=causal, enable_gqa=True
+        )
     )
 
 
-def _sdpa_packed(shape: Shape, inputs: AttentionInputs) -> Run | Absent:
+def _sdpa_packed(shape: Shape, inputs: AttentionInputs) -> Bind | Absent:
     spec = shape.spec
     if spec.group_size == 1 or shape.query_length > 1:
         return Absent("packs the query heads of a group as rows: one query, several heads a group")
     packed = (shape.batch, spec.kv_heads, spec.group_size, spec.head_dim)
     out = (shape.batch, spec.heads, 1, spec.value_dim)
     mask = inputs.mask
-    return lambda given: F.scaled_dot_product_attention(
-        given.query.view(packed), given.key, given.value, attn_mask=mask
-    ).reshape(out)
+    return on_each(
+        lambda given: F.scaled_dot_product_attention(
+            given.query.view(packed), given.key, given.value, attn_mask=mask
+        ).reshape(out)
+    )
 
 
-def _matmul(shape: Shape, inputs: AttentionInputs) -> Run:
+def _matmul(shape: Shape, inputs: AttentionInputs) -> Bind:
     spec, batch, queries = shape.spec, shape.batch, shape.query_length
     kv_heads, group = spec.kv_heads, spec.group_size
     visible = inputs.mask
@@ -65,10 +71,10 @@ def _matmul(shape: Shape, inputs: AttentionInputs) -> Run:
         weights = torch.softmax(scores, dim=-1)
         return (weights @ given.value).view(batch, spec.heads, queries, spec.value_dim)
 
-    return run
+    return on_each(run)
 
 
-def _flex(shape: Shape, inputs: AttentionInputs) -> Run:
+def _flex(shape: Shape, inputs: AttentionInputs) -> Bind:
     from torch.nn.attention.flex_attention import create_block_mask
 
     blocks = None
@@ -81,8 +87,8 @@ def _flex(shape: Shape, inputs: AttentionInputs) -> Run:
 
         blocks = create_block_mask(visible, shape.batch, None, queries, context, device="cpu")
     flex = _compiled_flex()
-    return lambda given: flex(
-        given.query, given.key, given.value, block_mask=blocks, enable_gqa=True
+    return on_each(
+        lambda given: flex(given.query, given.key, given.value, block_mask=blocks, enable_gqa=True)
     )
 
 
@@ -100,9 +106,9 @@ def _flex_missing() -> str | None:
     inputs = make_inputs(shape, torch.float32)
     assert isinstance(inputs, AttentionInputs)
     try:
-        run = _flex(shape, inputs)
+        bind = _flex(shape, inputs)
         with torch.inference_mode():
-            run(inputs)
+            bind(inputs)()
     except (RuntimeError, NotImplementedError, ImportError, OSError) as error:
         # Dynamo's and Inductor's errors are RuntimeErrors
         return f"flex_attention does not compile: {first_line(error)}"

@@ -1,13 +1,15 @@
 """Candidates of one operator on one shape: checked, then timed in turn with cold caches."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from headwise.errors import OptionError
-from headwise.measure.attention_candidates import HEADWISE, PEERS, chosen_backend, first_line
-from headwise.measure.candidate import Absent, Candidate, Run
+from headwise.measure.attention_candidates import HEADWISE, chosen_backend, first_line
+from headwise.measure.attention_candidates import PEERS as TORCH_PEERS
+from headwise.measure.candidate import Absent, Bind, Candidate
 from headwise.measure.inputs import Cold, Inputs, LatentInputs, make_cold, make_inputs
 from headwise.measure.latent_candidates import (
     LATENT_HEADWISE,
@@ -15,6 +17,7 @@ from headwise.measure.latent_candidates import (
     chosen_latent_backend,
 )
 from headwise.measure.machine import Figures
+from headwise.measure.onnxruntime_candidate import ONNXRUNTIME
 from headwise.measure.results import BesideResult, LeftOut, ShapeResult, Timed
 from headwise.measure.shape import Shape
 from headwise.measure.timing import Ratio, Timing, interleaved, ratio
@@ -22,6 +25,7 @@ from headwise.measure.verify import TOLERANCES, error, expected
 
 Progress = Callable[[str, int, int], object]
 
+PEERS = (*TORCH_PEERS, ONNXRUNTIME)
 _WARMUP = 3
 
 
@@ -150,39 +154,40 @@ def _enter(
     """Check headwise and `peers` on a shape, and add each to `entries` or `left_out`."""
     inputs = make_inputs(shape, dtype)
     right = expected(shape, inputs)
-    checked: list[tuple[Candidate, Run, float]] = []
+    checked: list[tuple[Candidate, Bind, float]] = []
     for candidate in _candidates(shape, peers):
         name = f"{candidate.name}, {label}" if label else candidate.name
         try:
-            run = candidate.build(shape, inputs)
-            if isinstance(run, Absent):
-                left_out.append(LeftOut(name, "absent", run.reason))
+            bind = candidate.build(shape, inputs)
+            if isinstance(bind, Absent):
+                left_out.append(LeftOut(name, "absent", bind.reason))
                 continue
-            wrong = error(run(inputs), right)
+            wrong = error(bind(inputs)(), right)
         except (RuntimeError, NotImplementedError, ValueError) as problem:
             if _is_ours(candidate):
                 raise
             left_out.append(LeftOut(name, "absent", first_line(problem)))
             continue
         if wrong <= TOLERANCES[dtype]:
-            checked.append((candidate, run, wrong))
+            checked.append((candidate, bind, wrong))
         else:  # also NaN
             reason = f"error {wrong:.1e}, above the tolerance of {TOLERANCES[dtype]:g}"
             left_out.append(LeftOut(name, "wrong", reason))
     cold = make_cold(inputs)
-    sets = cold.rotate()
-    for candidate, run, wrong in checked:
+    turns = itertools.cycle(range(len(cold.copies)))
+    for candidate, bind, wrong in checked:
         name = f"{candidate.name}, {label}" if label else candidate.name
         how = candidate.about
         if _is_ours(candidate):
             how = _backend(shape, inputs)
         # every candidate takes the next copy, so that none finds what another has just read
-        entries[name] = _Entry(candidate, shape, threads, wrong, how, _on_next(run, sets))
+        entries[name] = _Entry(candidate, shape, threads, wrong, how, _on_next(bind, cold, turns))
     return cold
 
 
-def _on_next(run: Run, sets: Iterator[Inputs]) -> Callable[[], object]:
-    return lambda: run(next(sets))
+def _on_next(bind: Bind, cold: Cold, turns: Iterator[int]) -> Callable[[], object]:
+    calls = [bind(inputs) for inputs in cold.copies]
+    return lambda: calls[next(turns)]()
 
 
 def _candidates(shape: Shape, peers: Sequence[str]) -> list[Candidate]:

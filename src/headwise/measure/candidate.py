@@ -1,5 +1,6 @@
 """A candidate of a benchmark: one way to compute what the others compute too."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +9,8 @@ from torch import Tensor
 
 from headwise.measure.shape import Shape
 
-# One call on a set of inputs, done when it returns: [B, H, S, V] of any layout.
-Run = Callable[[Any], Tensor]
+# Makes a set of inputs ready; what it returns runs them and is done when it returns: [B, H, S, V].
+Bind = Callable[[Any], Callable[[], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,19 @@ class Candidate:
     """One way to compute attention.
 
     `missing` says why it cannot run on this machine at all, None if it can. `build` makes ready
-    (compiles, say) for a shape and a first set of inputs, and returns what runs a set, or why this
+    (compiles, say) for a shape and a first set of inputs, and returns what binds a set, or why this
     shape cannot be run.
     """
 
     name: str
     about: str
     missing: Callable[[], str | None]
-    build: Callable[[Shape, Any], Run | Absent]
+    build: Callable[[Shape, Any], Bind | Absent]
+
+
+def on_each(run: Callable[[Any], Tensor]) -> Bind:
+    """For a candidate that has nothing to make ready for a set of inputs."""
+    return lambda inputs: functools.partial(run, inputs)
 
 
 def never_missing() -> str | None:

@@ -5,9 +5,7 @@ went through the cache since. A benchmark that reads one tensor again and again 
 cache.
 """
 
-import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -140,10 +138,6 @@ class Cold:
     def cold(self) -> bool:
         """Whether all copies together exceed the last-level cache."""
         return self.bytes > self.cache
-
-    def rotate(self) -> Iterator[Inputs]:
-        """The copies in turn, without end."""
-        return itertools.cycle(self.copies)
 
     def note(self) -> str:
         """What there is to say about the cache: "" where it was cold and its size is known."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import headwise.ops as ops
-from headwise.measure.candidate import Absent, Candidate, Run, never_missing
+from headwise.measure.candidate import Absent, Bind, Candidate, never_missing, on_each
 from headwise.measure.inputs import LatentInputs
 from headwise.measure.shape import Shape
 
@@ -26,8 +26,8 @@ def _latent(inputs: LatentInputs, backend: str | None) -> Tensor:
     return out
 
 
-def _headwise(shape: Shape, inputs: LatentInputs) -> Run:
-    return lambda given: _latent(given, None)
+def _headwise(shape: Shape, inputs: LatentInputs) -> Bind:
+    return on_each(lambda given: _latent(given, None))
 
 
 def chosen_latent_backend(shape: Shape, inputs: LatentInputs) -> str:
@@ -53,13 +53,13 @@ def chosen_latent_backend(shape: Shape, inputs: LatentInputs) -> str:
     return f"{chosen.backend}: {chosen.reason}"
 
 
-def _torch(shape: Shape, inputs: LatentInputs) -> Run | Absent:
+def _torch(shape: Shape, inputs: LatentInputs) -> Bind | Absent:
     if chosen_latent_backend(shape, inputs).startswith("torch:"):
         return Absent("headwise runs on its torch backend here itself")
-    return lambda given: _latent(given, "torch")
+    return on_each(lambda given: _latent(given, "torch"))
 
 
-def _matmul(shape: Shape, inputs: LatentInputs) -> Run:
+def _matmul(shape: Shape, inputs: LatentInputs) -> Bind:
     spec, batch, queries = shape.spec, shape.batch, shape.query_length
     rank = spec.absorbed().value_dim
     visible = inputs.mask
@@ -78,7 +78,7 @@ def _matmul(shape: Shape, inputs: LatentInputs) -> Run:
         out = weights @ given.joined[..., :rank]
         return out.view(batch, spec.heads, queries, rank) @ given.w_uv.transpose(-1, -2)
 
-    return run
+    return on_each(run)
 
 
 LATENT_HEADWISE = Candidate(
