@@ -39,6 +39,10 @@ def test_every_candidate_is_timed_at_every_context(model) -> None:
         assert way.slope == pytest.approx(1000 * (last.seconds - first.seconds) / 22)
         # the context, and each token that was checked, timed or read to warm up
         assert way.cache_bytes == 2 * LAYERS * KV_HEADS * HEAD_DIM * 4 * (29 + 4 + 2 + ROUNDS)
+    dynamic, static = (way.how for way in found.timed[1:])
+    # without a mask stock gives every query head its own row of keys, with one it packs them
+    assert f"SDPA of query [1, 6, 1, {HEAD_DIM}] on key [1, 2, 33, {HEAD_DIM}]" in dynamic
+    assert f"SDPA of query [1, 2, 3, {HEAD_DIM}] on key [1, 2, 39, {HEAD_DIM}]" in static
     assert found.weight_bytes == sum(each.nbytes for each in model.parameters())
 
 

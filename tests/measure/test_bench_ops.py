@@ -14,6 +14,7 @@ from headwise.measure import (
     bench_ops,
     bench_shape,
     inputs,
+    judged,
     parse_shape,
     select_peers,
 )
@@ -108,6 +109,12 @@ def test_figures_are_the_counted_work_over_the_median() -> None:
         assert row.flops_per_second == found.flops / row.seconds
         least = max(found.bytes, found.flops) / 1e9
         assert row.roofline == pytest.approx(least / row.seconds)
+    twice = {threads: replace(at, bytes_per_second=2e9) for threads, at in FIGURES.items()}
+    twice = {
+        threads: replace(at, peaks={"float32": Peak(2e9, 64)}) for threads, at in twice.items()
+    }
+    for row, other in zip(found.timed, judged(found, twice).timed):
+        assert other.roofline == pytest.approx(row.roofline / 2)
 
 
 def _break(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -237,6 +244,16 @@ def test_unknown_and_missing_peers_are_refused_by_name(monkeypatch: pytest.Monke
         select_peers(["gone"])
     with pytest.raises(OptionError, match="peer 'fast' is unknown; use"):
         select_peers(["fast"])
+
+
+def test_flex_attention_is_compiled_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    # all of it but the C++ that Inductor would write, which takes half a minute
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", functools.partial(real, backend="aot_eager"))
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)
+    for text in ("decode:6/2:d16:47", "decode:6/2:d16:40:b3:ragged", "prefill:6/2:d16:37"):
+        found = bench(text, peers=("flex",))
+        assert [at.name for at in found.timed][:2] == ["headwise", "flex"], found.left_out
 
 
 def test_flex_attention_that_does_not_compile_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from headwise.measure.machine import check_threads, gemm_peak, read_bandwidth
 
 def test_a_call_is_bound_by_bytes_or_by_flops() -> None:
     figures = Figures(1, 2e9, 2**20, {"float32": Peak(10e9, 64)})
-    assert figures.least_seconds(4 * 10**9, 10**9, "float32") == 2.0
-    assert figures.least_seconds(10**9, 40 * 10**9, "float32") == 4.0
+    assert figures.share(1e9, 1e9, "float32") == 0.5
+    assert figures.share(0.1e9, 9e9, "float32") == 0.9
 
 
 def test_figures_are_of_the_asked_threads_and_dtypes() -> None:
@@ -21,6 +21,14 @@ def test_figures_are_of_the_asked_threads_and_dtypes() -> None:
     found = measure_machine(1, ["float32", "bfloat16"], read_bytes=2**20, gemm_size=32)
     assert (found.threads, list(found.peaks)) == (1, ["float32", "bfloat16"])
     assert torch.get_num_threads() == before
+
+
+def test_the_best_of_two_measurements_is_kept() -> None:
+    busy = Figures(1, 1e9, 2**20, {"float32": Peak(5e9, 64)})
+    idle = Figures(1, 2e9, 2**20, {"float32": Peak(3e9, 64), "bfloat16": Peak(7e9, 64)})
+    best = Figures(1, 2e9, 2**20, {"float32": Peak(5e9, 64), "bfloat16": Peak(7e9, 64)})
+    assert busy.best_with(idle) == best
+    assert idle.best_with(busy).peaks == best.peaks
 
 
 def test_little_memory_is_read_in_part(monkeypatch: pytest.MonkeyPatch) -> None:

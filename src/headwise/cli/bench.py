@@ -78,7 +78,14 @@ def ops(
     import torch
 
     from headwise.cli.bench_table import show_choices, show_figures, show_shape
-    from headwise.measure import Report, bench_shape, measure_machine, select_peers, select_shapes
+    from headwise.measure import (
+        Report,
+        bench_shape,
+        judged,
+        measure_machine,
+        select_peers,
+        select_shapes,
+    )
     from headwise.measure.inputs import check_fits
     from headwise.measure.machine import check_threads, use_threads
     from headwise.measure.plot import check_plot, write_plot
@@ -108,11 +115,13 @@ def ops(
         report.absent.extend(absent)
         beside = [shape.vs_threads for shape, _ in chosen if shape.vs_threads is not None]
         needed = [name for _, names in chosen for name in names]
-        for number in dict.fromkeys([count, *beside]):
-            report.figures.append(measure_machine(number, needed, progress=shown))
+        figures = {
+            number: measure_machine(number, needed, progress=shown)
+            for number in dict.fromkeys([count, *beside])
+        }
+        report.figures = before = list(figures.values())
         shown.close()
         show_figures(report)
-        figures = {at.threads: at for at in report.figures}
         for shape, names in chosen:
             for name in names:
                 result = bench_shape(
@@ -124,9 +133,16 @@ def ops(
                     rounds=rounds,
                     progress=shown,
                 )
-                report.results.append(result)
+                # The machine may have been busy before: its best of the run is what it can do.
+                for number in {row.threads for row in result.timed}:
+                    again = measure_machine(number, [name], progress=shown)
+                    figures[number] = figures[number].best_with(again)
+                report.figures = list(figures.values())
+                report.results = [judged(at, figures) for at in (*report.results, result)]
                 shown.close()
-                show_shape(result)
+                show_shape(report.results[-1])
+        if report.figures != before:
+            show_figures(report)
     if plot is not None and report.results:
         write_plot(report, plot)
     return _exit_code(report)

@@ -1,5 +1,6 @@
 """What `headwise bench` prints: the machine's figures, and a table for each shape."""
 
+import math
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -39,6 +40,7 @@ def show_figures(report: Report) -> None:
             f"{products} matrices"
         )
     title = f"{cpu['model']}, torch {report.environment['torch']}"
+    title += ", its best in this run" if report.results else ""
     _print(title, table, [*dict.fromkeys(how), *_left_out(report.absent)])
 
 
@@ -50,13 +52,11 @@ def show_shape(result: ShapeResult) -> None:
     for row in result.timed:
         table.add_row(*_cells(row))
     lines = [
-        f"{result.shape}: {_bytes(result.bytes)}, {result.flops / 1e9:,.3g} GFLOP, "
+        f"{result.shape}: {_bytes(result.bytes)}, {_three(result.flops / 1e9)} GFLOP, "
         f"{result.rounds} rounds"
     ]
     lines += [f"headwise runs on {row.how}" for row in result.timed if row.name == "headwise"]
     lines += [result.note] if result.note else []
-    if any(row.roofline > 1.05 for row in result.timed):
-        lines.append("above the roofline: the machine was busier when its figures were measured")
     lines += _left_out(result.left_out)
     lines += [_beside(result.beside, result.threads)] if result.beside else []
     _print(f"{result.description}, {result.dtype}", table, lines)
@@ -74,7 +74,7 @@ def show_model(result: Any) -> None:
             ratios = ("" if each.ratio is None else str(each.ratio) for each in at)
             table.add_row("  vs headwise", *ratios)
     rows = {
-        "ms more a 1,000 tokens": _slope,
+        "ms a 1,000 cached": _slope,
         "prefill, tokens/s": _prefill_rate,
         "peak memory": lambda way: "-" if way.peak_memory is None else gib(way.peak_memory),
         "cache": lambda way: gib(way.cache_bytes),
@@ -93,11 +93,12 @@ def show_model(result: Any) -> None:
 
 
 def _milliseconds(at: Any) -> str:
-    return f"{1e3 * at.seconds:.3g} ({1e3 * at.low:.3g}-{1e3 * at.high:.3g})"
+    median, low, high = (_three(1e3 * seconds) for seconds in (at.seconds, at.low, at.high))
+    return f"{median} ({low}-{high})"
 
 
 def _slope(way: Any) -> str:
-    return "-" if way.slope is None else f"{1e3 * way.slope:.3g}"
+    return "-" if way.slope is None else _three(1e3 * way.slope)
 
 
 def _prefill_rate(way: Any) -> str:
@@ -126,11 +127,11 @@ def _list(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]])
 def _cells(row: Timed) -> tuple[str, ...]:
     return (
         row.name,
-        f"{1e3 * row.seconds:,.3g} ms",
-        f"{1e3 * row.low:,.3g}-{1e3 * row.high:,.3g}",
+        f"{_three(1e3 * row.seconds)} ms",
+        f"{_three(1e3 * row.low)}-{_three(1e3 * row.high)}",
         "" if row.ratio is None else str(row.ratio),
-        f"{row.bytes_per_second / 1e9:,.3g}",
-        f"{row.flops_per_second / 1e9:,.3g}",
+        _three(row.bytes_per_second / 1e9),
+        _three(row.flops_per_second / 1e9),
         f"{row.roofline:.0%}",
     )
 
@@ -147,6 +148,17 @@ def _beside(found: BesideResult, threads: int) -> str:
         f"headwise takes {found.ratio.median:.2f} ({low:.2f}-{high:.2f}) times as long a cached "
         f"token as at {found.label}"
     )
+
+
+def _three(number: float) -> str:
+    """A number with three digits, and all those before its point.
+
+    >>> _three(12345.6), _three(98.76), _three(0.01234), _three(-0.5)
+    ('12,346', '98.8', '0.0123', '-0.500')
+    """
+    size = abs(number)
+    decimals = 2 if not size else max(0, 2 - math.floor(math.log10(size)))
+    return f"{number:,.{decimals}f}"
 
 
 def _threads(count: int) -> str:
@@ -173,5 +185,5 @@ def _print(title: str, table: Table, lines: Iterable[str]) -> None:
     console.print(escape(one_line(title)), style="bold")
     console.print(table)
     for line in lines:
-        console.print(Padding(escape(one_line(line)), (0, 0, 0, 2)))
+        console.print(Padding(escape(one_line(line)), (0, 0, 0, 2), expand=False))
     console.print()

@@ -1,6 +1,6 @@
 """Measuring: what was timed, how, and how far to trust it."""
 
-from headwise.measure.bench_ops import all_peers, bench_shape, select_peers
+from headwise.measure.bench_ops import all_peers, bench_shape, judged, select_peers
 from headwise.measure.environment import environment
 from headwise.measure.machine import Figures, Peak, measure_machine
 from headwise.measure.presets import PRESETS, Preset, select_shapes
@@ -24,6 +24,7 @@ __all__ = [
     "bench_shape",
     "environment",
     "interleaved",
+    "judged",
     "measure_machine",
     "parse_shape",
     "ratio",

@@ -86,17 +86,18 @@ def _flex(shape: Shape, inputs: AttentionInputs) -> Bind:
             return key <= ends[batch] - queries + query
 
         blocks = create_block_mask(visible, shape.batch, None, queries, context, device="cpu")
+    # after several shapes the compiler refuses one more, as all share one function
+    torch.compiler.reset()
     flex = _compiled_flex()
     return on_each(
         lambda given: flex(given.query, given.key, given.value, block_mask=blocks, enable_gqa=True)
     )
 
 
-@functools.cache
 def _compiled_flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 @functools.cache
@@ -116,9 +117,15 @@ def _flex_missing() -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something."""
+    r"""The first line of an error's message that says something.
+
+    >>> first_line(RuntimeError("the backend raised:\n  no C++ compiler\n\nSet VERBOSE=1"))
+    'the backend raised: no C++ compiler'
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _is_square(shape: Shape) -> bool:

@@ -23,6 +23,7 @@ from headwise.measure.model_candidates import (
     REFERENCE,
     Decoder,
     ModelCandidate,
+    SdpaShapes,
     model_candidates,
 )
 from headwise.measure.results import LeftOut
@@ -98,6 +99,7 @@ class _Trial:
     peak: int | None
     logits: Tensor
     error: float = 0.0
+    path: str = ""
 
 
 def select_model_peers(names: Iterable[str]) -> list[str]:
@@ -183,6 +185,7 @@ def bench_model(
     left_out: list[LeftOut] = []
     found: dict[str, list[AtContext]] = {}
     last: dict[str, tuple[int | None, int]] = {}
+    paths: dict[str, str] = {}
     with torch.no_grad():
         _warm_up(model, candidates, progress)
         for context in sorted(set(contexts)):
@@ -203,6 +206,7 @@ def bench_model(
             for trial in trials:
                 at = _at_context(trial, timings, context)
                 found.setdefault(trial.candidate.name, []).append(at)
+                paths[trial.candidate.name] = trial.path
                 last[trial.candidate.name] = (trial.peak, cache_nbytes(trial.decoder.cache))
     return ModelResult(
         model=name,
@@ -214,7 +218,7 @@ def bench_model(
         timed=tuple(
             ModelTimed(
                 at.name,
-                at.how,
+                "; ".join(filter(None, (at.how, paths[at.name]))),
                 tuple(found[at.name]),
                 _slope(found[at.name]),
                 *last[at.name],
@@ -275,7 +279,9 @@ def _check(trials: Sequence[_Trial], ids: Tensor, context: int) -> None:
     logits = {}
     for trial in trials:
         rows = [trial.logits]
-        rows += [trial.decoder.read(ids[:, at : at + 1]) for at in _next(context, _CHECKED)]
+        with SdpaShapes() as shapes:
+            rows += [trial.decoder.read(ids[:, at : at + 1]) for at in _next(context, _CHECKED)]
+        trial.path = shapes.last()
         logits[trial.candidate.name] = torch.cat(rows).float()
     right = logits[REFERENCE]
     for trial in trials:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -142,6 +142,20 @@ def bench_shape(
     )
 
 
+def judged(result: ShapeResult, figures: Mapping[int, Figures]) -> ShapeResult:
+    """A result whose shares of the roofline are by these figures."""
+    timed = (
+        replace(
+            row,
+            roofline=figures[row.threads].share(
+                row.bytes_per_second, row.flops_per_second, result.dtype
+            ),
+        )
+        for row in result.timed
+    )
+    return replace(result, timed=tuple(timed))
+
+
 def _enter(
     shape: Shape,
     dtype: torch.dtype,
@@ -216,7 +230,7 @@ def _timed(
     timing = timings[label]
     low, high = timing.quartiles
     size, flops = entry.shape.bytes(dtype.itemsize), entry.shape.flops
-    least = figures.least_seconds(size, flops, str(dtype).removeprefix("torch."))
+    rates = size / timing.median, flops / timing.median
     return Timed(
         name=label,
         how=entry.how,
@@ -230,9 +244,9 @@ def _timed(
             if _is_ours(entry.candidate) or HEADWISE.name not in timings
             else ratio(timing, timings[HEADWISE.name])
         ),
-        bytes_per_second=size / timing.median,
-        flops_per_second=flops / timing.median,
-        roofline=least / timing.median,
+        bytes_per_second=rates[0],
+        flops_per_second=rates[1],
+        roofline=figures.share(*rates, str(dtype).removeprefix("torch.")),
     )
 
 

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -44,15 +44,27 @@ class Figures:
     read_bytes: int
     peaks: dict[str, Peak]
 
-    def least_seconds(self, bytes: int, flops: int, dtype: str) -> float:
-        """The roofline: what a call that moves and computes this takes at best.
+    def share(self, bytes_per_second: float, flops_per_second: float, dtype: str) -> float:
+        """How much of the roofline these rates are: of the one that binds, what there is of it.
 
-        >>> Figures(2, 10e9, 2**30, {"float32": Peak(100e9, 4096)}).least_seconds(
-        ...     10**9, 10**9, "float32"
-        ... )
-        0.1
+        >>> figures = Figures(2, 10e9, 2**30, {"float32": Peak(100e9, 4096)})
+        >>> figures.share(5e9, 20e9, "float32"), figures.share(1e9, 80e9, "float32")
+        (0.5, 0.8)
         """
-        return max(bytes / self.bytes_per_second, flops / self.peaks[dtype].flops_per_second)
+        return max(
+            bytes_per_second / self.bytes_per_second,
+            flops_per_second / self.peaks[dtype].flops_per_second,
+        )
+
+    def best_with(self, other: "Figures") -> "Figures":
+        """The better of each figure, with the same threads: a busy moment makes them worse."""
+        assert self.threads == other.threads
+        peaks = dict(self.peaks)
+        for dtype, peak in other.peaks.items():
+            best = peaks.get(dtype, peak)
+            peaks[dtype] = max(best, peak, key=lambda each: each.flops_per_second)
+        rate = max(self.bytes_per_second, other.bytes_per_second)
+        return replace(self, bytes_per_second=rate, peaks=peaks)
 
 
 def measure_machine(

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import StaticCache
 
 from headwise.errors import UnsupportedError
@@ -39,6 +41,32 @@ class Decoder:
             output = self.model(input_ids=chunk, use_cache=True, **given)
             self.cache = output[self.name]
         return output.logits[:, -1]
+
+
+class SdpaShapes(TorchFunctionMode):
+    """Notes the shapes that PyTorch's attention is called with.
+
+    Stock packs the query heads of a group as rows, or does not, by what mask there is; that decides
+    how often keys and values are read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: tuple[list[int], list[int]] | None = None
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            self.shapes = list(args[0].shape), list(args[1].shape)
+        return function(*args, **(kwargs or {}))
+
+    def last(self) -> str:
+        """The last call in words, "" if there was none."""
+        if self.shapes is None:
+            return ""
+        query, key = self.shapes
+        return f"SDPA of query {query} on key {key}"
 
 
 @dataclass(frozen=True)

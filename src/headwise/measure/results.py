@@ -19,7 +19,7 @@ class Timed:
     """A candidate that gave the right result, and its time.
 
     `seconds` is the median over rounds, `low` and `high` the quartiles; `ratio` how many times as
-    long it takes as headwise; `roofline` the least possible time over `seconds`; `error` the
+    long it takes as headwise; `roofline` the share that its rates are of the machine's; `error` the
     largest error of its result, relative to the largest number of the reference's.
     """
 
