@@ -57,7 +57,7 @@ def test_a_token_is_read_against_the_whole_context(model, monkeypatch) -> None:
         return logits
 
     monkeypatch.setattr(Decoder, "read", read)
-    monkeypatch.setattr(module, "_warm_up", lambda *_: None)
+    monkeypatch.setattr(module, "_warm_up", lambda *_: [])
     bench_model("tiny", model, contexts=[11], rounds=ROUNDS)
     assert len(seen) == 3
     assert set(map(tuple, seen.values())) == {tuple(range(11, 11 + 4 + 2 + ROUNDS + 1))}
@@ -85,6 +85,24 @@ def test_wrong_logits_are_told_and_not_timed(model, monkeypatch) -> None:
     assert [way.name for way in found.timed] == ["stock-dynamic", "stock-static"]
     assert found.timed[0].contexts[0].ratio is None
     assert "differ from stock's by 1.0e-03 at 7 tokens" in found.left_out[0].reason
+
+
+def test_a_cache_that_the_model_cannot_have_is_absent(model, monkeypatch) -> None:
+    def broken(**options) -> None:
+        raise ValueError("no static cache for this one\nreally")
+
+    monkeypatch.setattr("headwise.measure.model_candidates.StaticCache", broken)
+    found = bench_model("tiny", model, contexts=[7], rounds=ROUNDS)
+    assert [way.name for way in found.timed] == ["headwise", "stock-dynamic"]
+    assert [(at.state, at.reason) for at in found.left_out] == [
+        ("absent", "no static cache for this one")
+    ]
+
+
+def test_damaged_weights_are_refused(model) -> None:
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    with pytest.raises(LoadError, match="logits are not numbers in float32"):
+        bench_model("tiny", model, contexts=[7], rounds=ROUNDS)
 
 
 def test_weights_are_shared_and_the_model_stays_on_stock(model) -> None:

@@ -236,14 +236,26 @@ def test_unknown_and_missing_peers_are_refused_by_name(monkeypatch: pytest.Monke
     missing = replace(bench_ops.PEERS[0], name="gone", missing=lambda: "it is not installed")
     here = bench_ops.PEERS[0]
     monkeypatch.setattr(bench_ops, "PEERS", (missing, here))
-    monkeypatch.setattr(bench_ops, "LATENT_PEERS", ())
-    assert [at.name for at in select_peers([])[1]] == ["gone"]
-    assert select_peers([])[0] == [here.name]
-    assert select_peers(["none"]) == ([], [])
+    shape = parse_shape("decode:6/2:d16:47")
+    assert [at.name for at in select_peers([], [shape])[1]] == ["gone"]
+    assert select_peers([], [shape])[0] == [here.name]
+    assert select_peers(["none"], [shape]) == ([], [])
     with pytest.raises(OptionError, match="peer gone cannot run here: it is not installed"):
-        select_peers(["gone"])
+        select_peers(["gone"], [shape])
     with pytest.raises(OptionError, match="peer 'fast' is unknown; use"):
-        select_peers(["fast"])
+        select_peers(["fast"], [shape])
+
+
+def test_a_peer_that_computes_no_shape_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> str | None:
+        raise AssertionError
+
+    slow = replace(bench_ops.PEERS[0], name="slow", missing=missing)
+    monkeypatch.setattr(bench_ops, "PEERS", (slow, *bench_ops.PEERS))
+    latent = parse_shape("mla:7:41")
+    assert select_peers([], [latent]) == (["torch", "matmul"], [])
+    with pytest.raises(OptionError, match="peer slow computes none of these shapes"):
+        select_peers(["slow"], [latent])
 
 
 def test_flex_attention_is_compiled_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:

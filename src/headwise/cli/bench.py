@@ -111,7 +111,7 @@ def ops(
     )
     with _kept(report, out), use_threads(count), screen(animated=False) as shown:
         shown("looking for peers", 0, 0)
-        able, absent = select_peers(_words(peers))
+        able, absent = select_peers(_words(peers), [shape for shape, _ in chosen])
         report.absent.extend(absent)
         beside = [shape.vs_threads for shape, _ in chosen if shape.vs_threads is not None]
         needed = [name for _, names in chosen for name in names]

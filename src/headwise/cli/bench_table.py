@@ -18,6 +18,7 @@ from headwise.measure.machine import PRODUCTS, READS
 from headwise.measure.presets import PRESETS
 from headwise.measure.results import BesideResult, LeftOut, Report, ShapeResult, Timed
 from headwise.measure.shape import PARTS
+from headwise.measure.timing import Ratio
 
 
 def show_figures(report: Report) -> None:
@@ -71,8 +72,7 @@ def show_model(result: Any) -> None:
     for at in zip(*(way.contexts for way in result.timed)):
         table.add_row(f"ms a token at {at[0].context:,}", *map(_milliseconds, at))
         if any(each.ratio for each in at):
-            ratios = ("" if each.ratio is None else str(each.ratio) for each in at)
-            table.add_row("  vs headwise", *ratios)
+            table.add_row("  vs headwise", *(_ratio(each.ratio) for each in at))
     rows = {
         "ms a 1,000 cached": _slope,
         "prefill, tokens/s": _prefill_rate,
@@ -90,6 +90,14 @@ def show_model(result: Any) -> None:
         *_left_out(result.left_out),
     ]
     _print(f"{result.model}, {result.dtype}", table, lines)
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return ""
+    decimals = 2 if ratio.high < 10 else 1
+    low, high = f"{ratio.low:.{decimals}f}", f"{ratio.high:.{decimals}f}"
+    return f"{ratio.median:.{decimals}f}x ({low}-{high})"
 
 
 def _milliseconds(at: Any) -> str:
@@ -129,7 +137,7 @@ def _cells(row: Timed) -> tuple[str, ...]:
         row.name,
         f"{_three(1e3 * row.seconds)} ms",
         f"{_three(1e3 * row.low)}-{_three(1e3 * row.high)}",
-        "" if row.ratio is None else str(row.ratio),
+        _ratio(row.ratio),
         _three(row.bytes_per_second / 1e9),
         _three(row.flops_per_second / 1e9),
         f"{row.roofline:.0%}",

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import headwise.ops as ops
-from headwise.measure.candidate import Absent, Bind, Candidate, never_missing, on_each
+from headwise.measure.candidate import (
+    Absent,
+    Bind,
+    Candidate,
+    first_line,
+    never_missing,
+    on_each,
+)
 from headwise.measure.inputs import AttentionInputs, make_inputs
 from headwise.measure.shape import Shape, parse_shape
 
@@ -114,18 +121,6 @@ def _flex_missing() -> str | None:
         # Dynamo's and Inductor's errors are RuntimeErrors
         return f"flex_attention does not compile: {first_line(error)}"
     return None
-
-
-def first_line(error: BaseException) -> str:
-    r"""The first line of an error's message that says something.
-
-    >>> first_line(RuntimeError("the backend raised:\n  no C++ compiler\n\nSet VERBOSE=1"))
-    'the backend raised: no C++ compiler'
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _is_square(shape: Shape) -> bool:

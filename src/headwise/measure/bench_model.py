@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.errors import OptionError
+from headwise.errors import LoadError, OptionError
 from headwise.generation.options import check_length, context_limit
 from headwise.generation.session import LOGIT_TOLERANCE, check_decoder
 from headwise.hf import cache_nbytes
@@ -16,6 +16,7 @@ from headwise.loading.load import cache_bytes, load_config, load_model, model_fo
 from headwise.loading.memory import check_memory
 from headwise.loading.progress import Progress, silent
 from headwise.loading.source import demo_model, find_source
+from headwise.measure.candidate import first_line
 from headwise.measure.memory import peak_memory
 from headwise.measure.model_candidates import (
     HEADWISE,
@@ -86,7 +87,7 @@ class ModelResult:
     @property
     def headwise_wrong(self) -> bool:
         """Whether headwise itself gave wrong logits."""
-        return any(at.name == HEADWISE for at in self.left_out)
+        return any(at.state == "wrong" and at.name == HEADWISE for at in self.left_out)
 
 
 @dataclass
@@ -187,7 +188,7 @@ def bench_model(
     last: dict[str, tuple[int | None, int]] = {}
     paths: dict[str, str] = {}
     with torch.no_grad():
-        _warm_up(model, candidates, progress)
+        left_out += _warm_up(model, candidates, progress)
         for context in sorted(set(contexts)):
             ids = _tokens(model, context + _tokens_after(rounds))
             trials = [_prefill(at, ids, context, progress) for at in candidates]
@@ -242,18 +243,36 @@ def _tokens(model: Any, count: int) -> Tensor:
 
 
 def _warm_up(
-    model: Any, candidates: Sequence[ModelCandidate], progress: Callable[[str, int, int], object]
-) -> None:
-    """Weights are read from disk by their first use, and kernels are chosen by theirs."""
+    model: Any, candidates: list[ModelCandidate], progress: Callable[[str, int, int], object]
+) -> list[LeftOut]:
+    """Run each candidate once, and take those away that cannot run the model.
+
+    Weights are read from disk by their first use, and kernels are chosen by theirs.
+    """
+    left_out = []
     ids = _tokens(model, 600)
     limit = context_limit(model.config)
     if limit is not None:
         ids = ids[:, : limit - 1]
-    for candidate in candidates:
+    for candidate in list(candidates):
         progress(f"{candidate.name}: warming up", 0, 0)
-        decoder = candidate.decoder(ids.shape[1] + 1)
-        decoder.read(ids)
-        decoder.read(ids[:, :1])
+        try:
+            decoder = candidate.decoder(ids.shape[1] + 1)
+            decoder.read(ids)
+            logits = decoder.read(ids[:, :1])
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
+            # what Transformers raises where a model does not go with a cache
+            if candidate.name in (HEADWISE, REFERENCE):
+                raise
+            candidates.remove(candidate)
+            left_out.append(LeftOut(candidate.name, "absent", first_line(error)))
+            continue
+        if candidate.name == REFERENCE and not bool(logits.isfinite().all()):
+            raise LoadError(
+                f"the model's logits are not numbers in {str(model.dtype)[6:]}: its weights are "
+                "damaged, or need another --dtypes"
+            )
+    return left_out
 
 
 def _prefill(

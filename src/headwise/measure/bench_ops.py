@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from headwise.errors import OptionError
-from headwise.measure.attention_candidates import HEADWISE, chosen_backend, first_line
+from headwise.measure.attention_candidates import HEADWISE, chosen_backend
 from headwise.measure.attention_candidates import PEERS as TORCH_PEERS
-from headwise.measure.candidate import Absent, Bind, Candidate
+from headwise.measure.candidate import Absent, Bind, Candidate, first_line
 from headwise.measure.inputs import Cold, Inputs, LatentInputs, make_cold, make_inputs
 from headwise.measure.latent_candidates import (
     LATENT_HEADWISE,
@@ -46,16 +46,16 @@ def all_peers() -> dict[str, Candidate]:
     return {peer.name: peer for peer in (*LATENT_PEERS, *PEERS)}
 
 
-def select_peers(names: Iterable[str]) -> tuple[list[str], list[LeftOut]]:
-    """The peers to time, and those that this machine lacks.
+def select_peers(names: Iterable[str], shapes: Iterable[Shape]) -> tuple[list[str], list[LeftOut]]:
+    """The peers to time on these shapes, and those that this machine lacks.
 
     Without names it is every peer that can run; "none" is no peer.
 
-        >>> select_peers(["none"])
+        >>> select_peers(["none"], [])
         ([], [])
 
     Raises:
-        OptionError: an unknown name, or one that was asked for and cannot run here.
+        OptionError: an unknown name, or one that was asked for and cannot run here, or on no shape.
     """
     asked = list(names)
     if asked == ["none"]:
@@ -64,8 +64,16 @@ def select_peers(names: Iterable[str]) -> tuple[list[str], list[LeftOut]]:
     for name in asked:
         if name not in known:
             raise OptionError(f"peer {name!r} is unknown; use {', '.join(known)}, or none")
+    useful = {peer.name for shape in shapes for peer in _peers(shape)}
     chosen, absent = [], []
     for name in asked or known:
+        if name not in useful:
+            if asked:
+                raise OptionError(
+                    f"peer {name} computes none of these shapes ({known[name].about}); leave it "
+                    "out of --peers"
+                )
+            continue
         reason = known[name].missing()
         if reason is None:
             chosen.append(name)
@@ -206,8 +214,12 @@ def _on_next(bind: Bind, cold: Cold, turns: Iterator[int]) -> Callable[[], objec
 
 def _candidates(shape: Shape, peers: Sequence[str]) -> list[Candidate]:
     """headwise first; of the peers those that compute this kind of attention."""
-    ours, others = (LATENT_HEADWISE, LATENT_PEERS) if shape.latent else (HEADWISE, PEERS)
-    return [ours, *(peer for peer in others if peer.name in peers)]
+    ours = LATENT_HEADWISE if shape.latent else HEADWISE
+    return [ours, *(peer for peer in _peers(shape) if peer.name in peers)]
+
+
+def _peers(shape: Shape) -> tuple[Candidate, ...]:
+    return LATENT_PEERS if shape.latent else PEERS
 
 
 def _is_ours(candidate: Candidate) -> bool:

@@ -43,3 +43,15 @@ def on_each(run: Callable[[Any], Tensor]) -> Bind:
 def never_missing() -> str | None:
     """For a candidate that needs PyTorch only."""
     return None
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of an error's message that says something.
+
+    >>> first_line(RuntimeError("the backend raised:\n  no C++ compiler\n\nSet VERBOSE=1"))
+    'the backend raised: no C++ compiler'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.measure.candidate import Absent, Bind, Candidate
+from headwise.measure.candidate import Absent, Bind, Candidate, first_line
 from headwise.measure.inputs import AttentionInputs
 from headwise.measure.shape import Shape
 
@@ -36,7 +36,12 @@ def _build(shape: Shape, inputs: AttentionInputs) -> Bind | Absent:
     if dtype not in _DTYPES:
         return Absent(f"GroupQueryAttention has no CPU kernel for {str(dtype)[6:]}")
     lengths = torch.tensor(shape.lengths, dtype=torch.int32)
-    session = _session(_tensors(inputs, lengths), spec.heads, spec.kv_heads)
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    try:
+        session = _session(_tensors(inputs, lengths), spec.heads, spec.kv_heads)
+    except (errors.Fail, errors.InvalidGraph, errors.NotImplemented) as error:
+        return Absent(f"ONNX Runtime refuses: {first_line(error)}")
 
     def bind(given: AttentionInputs) -> Callable[[], Tensor]:
         tensors = _tensors(given, lengths)
