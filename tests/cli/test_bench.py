@@ -129,6 +129,7 @@ def test_an_interrupted_run_keeps_what_it_has(
     out = tmp_path / "ops.json"
     options = ["--peers", "none", "--rounds", "4", "--out", str(out)]
     assert main(["bench", "ops", "--shapes", f"{TINY},decode:4:d8:32", *options]) == 130
+    assert capsys.readouterr().err.endswith("headwise: interrupted\n")
     found = json.loads(out.read_text())
     assert found["interrupted"] is True
     assert [at["shape"] for at in found["results"]] == [TINY]

@@ -20,7 +20,8 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["generate", "-h"], ["bench", "ops", "-h"], ["env", "--help"]]
+    "arguments",
+    [[], ["--help"], ["generate", "-h"], ["bench"], ["bench", "ops", "-h"], ["env", "--help"]],
 )
 def test_help_is_shown(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert main(arguments) == 0

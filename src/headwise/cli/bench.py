@@ -14,7 +14,11 @@ ROUNDS = 21
 
 Dtypes = Annotated[
     str | None,
-    typer.Option(help="bfloat16, float32, float16, joined by commas.", show_default=False),
+    typer.Option(
+        help="bfloat16, float32, float16, joined by commas. Default: each shape's own; for a model "
+        "bfloat16; for the machine all.",
+        show_default=False,
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option(help="Default: as many as PyTorch takes.", show_default=False)
@@ -22,9 +26,14 @@ Threads = Annotated[
 Rounds = Annotated[int, typer.Option(help="How often each candidate is timed, in turn.")]
 Out = Annotated[Path | None, typer.Option(help="A JSON file for the results.", show_default=False)]
 
-bench = typer.Typer(
-    name="bench", no_args_is_help=True, help="Measure operators, a model, or the machine."
-)
+bench = typer.Typer(name="bench")
+
+
+@bench.callback(invoke_without_command=True)
+def _before(context: typer.Context) -> None:
+    """Measure operators, a model, or the machine."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @bench.command()
@@ -74,7 +83,7 @@ def ops(
         bool, typer.Option("--list", help="Show the names of shapes and peers, and the syntax.")
     ] = False,
 ) -> int:
-    """Check and time the operators on shapes of attention, with cold caches."""
+    """Time the operators on shapes of attention, next to their peers."""
     import torch
 
     from headwise.cli.bench_table import show_choices, show_figures, show_shape
@@ -133,12 +142,13 @@ def ops(
                     rounds=rounds,
                     progress=shown,
                 )
+                report.results.append(result)
                 # The machine may have been busy before: its best of the run is what it can do.
                 for number in {row.threads for row in result.timed}:
                     again = measure_machine(number, [name], progress=shown)
                     figures[number] = figures[number].best_with(again)
                 report.figures = list(figures.values())
-                report.results = [judged(at, figures) for at in (*report.results, result)]
+                report.results = [judged(at, figures) for at in report.results]
                 shown.close()
                 show_shape(report.results[-1])
         if report.figures != before:
@@ -161,7 +171,7 @@ def model(
     contexts: Annotated[
         str, typer.Option(help="Tokens in the cache before the timed ones, joined by commas.")
     ] = "100,2000,8000",
-    dtypes: Dtypes = "bfloat16",
+    dtypes: Dtypes = None,
     peers: Annotated[
         str | None,
         typer.Option(
@@ -177,7 +187,7 @@ def model(
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
 ) -> int:
-    """Check and time a model's decoding at several contexts, next to stock Transformers."""
+    """Time a model at several contexts, next to stock Transformers."""
     from headwise.cli.bench_table import show_model
     from headwise.loading.progress import quiet_transformers
     from headwise.measure import Report
@@ -185,8 +195,8 @@ def model(
     from headwise.measure.machine import use_threads
     from headwise.measure.timing import check_rounds
 
-    names, lengths, able = _dtypes(dtypes), _numbers(contexts), select_model_peers(_words(peers))
-    count = _threads(threads)
+    names, lengths = _dtypes(dtypes) or ["bfloat16"], _numbers(contexts)
+    able, count = select_model_peers(_words(peers)), _threads(threads)
     check_rounds(rounds)
     _check_out(out)
     report = Report(
@@ -283,5 +293,6 @@ def _kept(report: Any, out: Path | None) -> Iterator[None]:
 
 def _exit_code(report: Any) -> int:
     if report.interrupted:
+        typer.echo("headwise: interrupted", err=True)
         return 130
     return 1 if any(result.headwise_wrong for result in report.results) else 0
