@@ -69,6 +69,22 @@ inline int64_t slot_floats(const AttendArgs& args, const Plan& plan) {
   return plan.tile_rows * (padded(args.value_dim) + 2);
 }
 
+// Products of x with one matrix a head: x W where `up`, else x W^T.
+struct ProjectArgs {
+  const void *x, *weight;  // [B,H,S,rows or width] and [H,rows,width]
+  void* out;               // [B,H,S,width or rows]
+  Dtype dtype;
+  bool up;
+  int64_t batch, heads, length, rows, width;
+  int64_t x_batch, x_head, x_row, weight_head, weight_row, out_batch, out_head, out_row;
+};
+
+// Bytes of a thread's scratch.
+inline int64_t scratch_bytes(const ProjectArgs& args) {
+  const int64_t rows = args.batch * args.length;
+  return 4 * rows * (padded(args.rows) + padded(args.width) + kBlock + 16) + 64 * 8;
+}
+
 enum Level { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // Says how rows become tasks: all of `plan` but what depends on the lengths.
@@ -78,10 +94,17 @@ void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan);
 
 // One task by the kernels of one instruction set. `scratch` is aligned to 64 bytes.
 typedef void (*TaskFunction)(const AttendArgs&, const Plan&, int64_t task, char* scratch);
+// The rows of one head.
+typedef void (*ProjectFunction)(const ProjectArgs&, int64_t head, char* scratch);
+
+struct Kernels {
+  TaskFunction attend;
+  ProjectFunction project;
+};
 
 // The highest level that this machine and this build have.
 int best_level();
-// The kernels of `level`, or null where the machine or the build lacks it.
-TaskFunction task_function(int level);
+// The kernels of `level`, null where the machine or the build lacks it.
+Kernels kernels(int level);
 
 }  // namespace headwise

@@ -20,6 +20,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kMostDim = 576;
+constexpr int64_t kMostProjected = 64;
 
 headwise::Dtype dtype_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
@@ -141,7 +142,7 @@ char* keep(int64_t bytes) {
 }
 
 void run(const headwise::AttendArgs& args, int level) {
-  const headwise::TaskFunction task = headwise::task_function(level);
+  const headwise::TaskFunction task = headwise::kernels(level).attend;
   const int64_t most = torch::stable::get_num_threads();
   headwise::Plan plan = {};
   headwise::plan_rows(args, &plan);
@@ -201,7 +202,7 @@ std::tuple<Tensor, Tensor> attend(Tensor query, Tensor key, Tensor value,
                   "headwise::attend: query, key and value differ in dtype");
   STD_TORCH_CHECK(window >= 0 && (window == 0 || causal),
                   "headwise::attend: window is ", window, ", expected 0 or, with causal, more");
-  STD_TORCH_CHECK(headwise::task_function(int(level)) != nullptr, "headwise::attend: level ",
+  STD_TORCH_CHECK(headwise::kernels(int(level)).attend != nullptr, "headwise::attend: level ",
                   level, " does not run on this machine");
   STD_TORCH_CHECK(args.context < int64_t(1) << 31, "headwise::attend: ", args.context,
                   " keys, expected fewer than 2^31");
@@ -256,6 +257,58 @@ std::tuple<Tensor, Tensor> attend(Tensor query, Tensor key, Tensor value,
   return {out, lse};
 }
 
+// x [B,H,S,N] by weight [H,N,R] where `up`; x [B,H,S,R] by the transpose of weight [H,V,R] else.
+Tensor project(Tensor x, Tensor weight, bool up, int64_t level) {
+  const headwise::ProjectFunction function = headwise::kernels(int(level)).project;
+  STD_TORCH_CHECK(function != nullptr, "headwise::project: level ", level,
+                  " does not run on this machine");
+  STD_TORCH_CHECK(x.is_cpu() && weight.is_cpu(), "headwise::project: not on the CPU");
+  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 3, "headwise::project: x has ", x.dim(),
+                  " dims and weight ", weight.dim(), ", expected 4 and 3");
+  headwise::ProjectArgs args = {};
+  args.up = up;
+  args.batch = x.size(0);
+  args.heads = x.size(1);
+  args.length = x.size(2);
+  args.rows = weight.size(1);
+  args.width = weight.size(2);
+  args.dtype = dtype_of(x, "x");
+  STD_TORCH_CHECK(args.dtype != headwise::kFloat64 && x.scalar_type() == weight.scalar_type(),
+                  "headwise::project: x and weight differ in dtype, or are float64");
+  STD_TORCH_CHECK(weight.size(0) == args.heads && x.size(3) == (up ? args.rows : args.width),
+                  "headwise::project: weight does not fit x");
+  STD_TORCH_CHECK(args.batch * args.length <= kMostProjected, "headwise::project: ",
+                  args.batch * args.length, " rows a head, expected at most ", kMostProjected);
+  STD_TORCH_CHECK(x.numel() == 0 || weight.numel() == 0 ||
+                      ((x.stride(3) == 1 || x.size(3) == 1) &&
+                       (weight.stride(2) == 1 || args.width == 1)),
+                  "headwise::project: a last dim is not contiguous");
+  const int64_t shape[4] = {args.batch, args.heads, args.length, up ? args.width : args.rows};
+  Tensor out = torch::stable::new_empty(x, {shape, 4});
+  if (out.numel() == 0) return out;
+  args.x = x.const_data_ptr();
+  args.weight = weight.const_data_ptr();
+  args.out = out.mutable_data_ptr();
+  args.x_batch = x.stride(0);
+  args.x_head = x.stride(1);
+  args.x_row = x.stride(2);
+  args.weight_head = weight.stride(0);
+  args.weight_row = weight.stride(1);
+  args.out_batch = out.stride(0);
+  args.out_head = out.stride(1);
+  args.out_row = out.stride(2);
+  const int64_t most = torch::stable::get_num_threads();
+  const int64_t threads = most < 1 ? 1 : most < args.heads ? most : args.heads;
+  const int64_t bytes = aligned(headwise::scratch_bytes(args));
+  char* scratch = keep(threads * bytes);
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t) {
+    for (int64_t at = next.fetch_add(1); at < args.heads; at = next.fetch_add(1))
+      function(args, at, scratch + begin * bytes);
+  });
+  return out;
+}
+
 int64_t best_level() { return headwise::best_level(); }
 
 }  // namespace
@@ -266,10 +319,14 @@ STABLE_TORCH_LIBRARY(headwise, m) {
       "float scale, bool causal, int window, "
       "float softcap, Tensor? sinks, Tensor? alibi_slopes, Tensor? bias, Tensor? mask, "
       "Tensor? kv_lengths, bool return_lse, int level) -> (Tensor, Tensor)");
+  m.def("project(Tensor x, Tensor weight, bool up, int level) -> Tensor");
   m.def("best_level() -> int");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(headwise, CPU, m) { m.impl("attend", TORCH_BOX(&attend)); }
+STABLE_TORCH_LIBRARY_IMPL(headwise, CPU, m) { 
+  m.impl("attend", TORCH_BOX(&attend));
+  m.impl("project", TORCH_BOX(&project));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(headwise, CompositeExplicitAutograd, m) {
   m.impl("best_level", TORCH_BOX(&best_level));

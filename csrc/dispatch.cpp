@@ -12,9 +12,10 @@
 
 namespace headwise {
 
-#define HEADWISE_DECLARE(isa)                                                  \
-  namespace isa {                                                              \
-  void task(const AttendArgs&, const Plan&, int64_t index, char* scratch);       \
+#define HEADWISE_DECLARE(isa)                                                     \
+  namespace isa {                                                                 \
+  void attend_task(const AttendArgs&, const Plan&, int64_t index, char* scratch); \
+  void project_task(const ProjectArgs&, int64_t head, char* scratch);             \
   }
 
 HEADWISE_DECLARE(baseline)
@@ -62,15 +63,15 @@ int best_level() {
 #endif
 }
 
-TaskFunction task_function(int level) {
-  if (level < kBaseline || level > best_level()) return nullptr;
+Kernels kernels(int level) {
+  if (level < kBaseline || level > best_level()) return {nullptr, nullptr};
 #if defined(HEADWISE_X86)
-  if (level == kAmx) return amx::task;
-  if (level == kAvx512Bf16) return avx512bf16::task;
-  if (level == kAvx512) return avx512::task;
-  if (level == kAvx2) return avx2::task;
+  if (level == kAmx) return {amx::attend_task, amx::project_task};
+  if (level == kAvx512Bf16) return {avx512bf16::attend_task, avx512bf16::project_task};
+  if (level == kAvx512) return {avx512::attend_task, avx512::project_task};
+  if (level == kAvx2) return {avx2::attend_task, avx2::project_task};
 #endif
-  return baseline::task;
+  return {baseline::attend_task, baseline::project_task};
 }
 
 }  // namespace headwise

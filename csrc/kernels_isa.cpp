@@ -4,6 +4,7 @@
 #error "define HEADWISE_ISA as the name of the instruction set"
 #endif
 
+#include "project.h"
 #include "rowwise.h"
 #include "tiles.h"
 
@@ -45,7 +46,7 @@ void strided_task(const AttendArgs& args, const Extras& at, const Plan& plan, in
 }  // namespace
 
 // Runs one task of `plan`.
-void task(const AttendArgs& args, const Plan& plan, int64_t index, char* scratch) {
+void attend_task(const AttendArgs& args, const Plan& plan, int64_t index, char* scratch) {
   int64_t low = 0, high = args.batch - 1;
   while (low < high) {  // the last sequence whose first task is not above this one
     const int64_t middle = (low + high + 1) / 2;
@@ -69,6 +70,16 @@ void task(const AttendArgs& args, const Plan& plan, int64_t index, char* scratch
     strided_task<f16>(args, at, plan, tile, part, scratch);
   } else {
     strided_task<float>(args, at, plan, tile, part, scratch);
+  }
+}
+
+void project_task(const ProjectArgs& args, int64_t head, char* scratch) {
+  if (args.dtype == kBfloat16) {
+    project<bf16>(args, head, scratch);
+  } else if (args.dtype == kFloat16) {
+    project<f16>(args, head, scratch);
+  } else {
+    project<float>(args, head, scratch);
   }
 }
 

@@ -169,7 +169,7 @@ void one(int level) {
       for (;;) {
         const int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
         if (task >= plan.tasks) break;
-        task_function(level)(a, plan, task, static_cast<char*>(scratch));
+        kernels(level).attend(a, plan, task, static_cast<char*>(scratch));
       }
       free(scratch);
     });

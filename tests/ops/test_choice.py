@@ -102,7 +102,7 @@ def test_unknown_backend_is_an_error_that_lists_the_known():
 
 def test_explanation_prints_one_line_per_backend():
     assert str(explain(*inputs(), causal=True)).splitlines() == [
-        "cpu        runs      C++, each key and value read once for 2 query heads",
+        "cpu        runs      C++, each key and value read once for all heads of a group",
         "torch      slower    scaled_dot_product_attention, 2 query heads packed per kv head",
         "reference  slower    the definition: every score in full, in float32 or float64",
     ]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwise import UnsupportedError, attention, explain
+from headwise import UnsupportedError, attention, explain, latent_attention
 from headwise.errors import OptionError
 from headwise.ops import _choice, _cpu, explain_problem
 from ops.calls import Call, assert_agree, attention_calls
@@ -189,6 +189,37 @@ def test_is_as_exact_as_pytorch(dtype, shape, factor, level):
     assert ours <= 1.1 * stock
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 1, 128, 512), (2, 2, 3, 65, 33), (1, 5, 16, 7, 80), (3, 1, 5, 64, 1)], ids=str
+)
+def test_products_with_a_matrix_a_head(shape, up, dtype, level):
+    batch, heads, length, rows, width = shape
+    inner = rows if up else width
+    x = torch.randn(batch, length, heads, inner).to(dtype).transpose(1, 2)
+    # rows between others, as w_uk and w_uv lie in one weight
+    weight = torch.randn(heads, rows + 5, width).to(dtype)[:, 2 : 2 + rows]
+    exact = x.double() @ (weight.double() if up else weight.double().mT)
+    given = _cpu.project(x, weight, up=up)
+    assert given.dtype == dtype
+    tol = 4 * torch.finfo(dtype).eps + 2e-6
+    torch.testing.assert_close(given.double(), exact, atol=tol * inner**0.5, rtol=tol)
+
+
+def test_absorbed_attention_of_few_queries_takes_the_kernels_products():
+    tensors = [torch.randn(s) for s in ((1, 4, 1, 8), (1, 4, 1, 4), (1, 9, 16), (1, 9, 4))]
+    tensors += [torch.randn(4, 8, 16), torch.randn(4, 6, 16)]
+    with mock.patch.object(_cpu, "project", side_effect=_cpu.project) as watched:
+        given = latent_attention(*tensors, paradigm="absorbed")
+        assert watched.call_count == 2
+        expected = latent_attention(*tensors, paradigm="absorbed", backend="torch")
+        tensors[4].requires_grad_()
+        latent_attention(*tensors, paradigm="absorbed").sum().backward()
+        assert watched.call_count == 2
+    torch.testing.assert_close(given, expected)
+
+
 def test_scores_of_ten_thousand_do_not_overflow(level):
     for dtype in DTYPES:
         query = torch.full((1, 2, 1, 32), 100.0, dtype=dtype)
@@ -245,6 +276,23 @@ def test_the_operator_passes_opcheck():
     torch.library.opcheck(torch.ops.headwise.attend.default, (query, kv, kv, *tails, *rest))
     none = (0.25, False, 0, 0.0, None, None, None, None, None, False, 0)
     torch.library.opcheck(torch.ops.headwise.attend.default, (query, kv, kv, None, None, *none))
+
+
+def test_the_products_pass_opcheck_and_check_what_they_are_given():
+    x, weight = torch.randn(2, 4, 3, 16), torch.randn(4, 16, 24)
+    product = torch.ops.headwise.project
+    torch.library.opcheck(product.default, (x, weight, True, 0))
+    torch.library.opcheck(product.default, (x, weight.mT.contiguous(), False, 0))
+    bad = {
+        "does not fit x": (x, torch.randn(4, 15, 24)),
+        "expected 4 and 3": (x, torch.randn(16, 24)),
+        "differ in dtype": (x, weight.half()),
+        "a last dim is not contiguous": (x, torch.randn(4, 24, 16).mT),
+        "99 rows a head": (torch.randn(1, 4, 99, 16), weight),
+    }
+    for message, arguments in bad.items():
+        with pytest.raises(RuntimeError, match=message):
+            product(*arguments, True, 0)
 
 
 def test_compiles_as_one_graph_with_the_kernel_inside():

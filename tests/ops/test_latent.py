@@ -214,7 +214,8 @@ def test_auto_runs_the_paradigm_that_it_chose(monkeypatch):
         ]
 
 
-def test_decode_never_expands_the_context(monkeypatch):
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_decode_never_expands_the_context(backend):
     # DeepSeek-V2-Lite's dims: one step, by the shapes of all matrix products' results
     heads, nope, rope, dim, rank = 16, 128, 64, 128, 512
     context = 257
@@ -231,11 +232,12 @@ def test_decode_never_expands_the_context(monkeypatch):
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor) and func.overloadpacket.__name__ in ("mm", "bmm"):
-                largest.append(result.numel())
+            results = result if isinstance(result, tuple) else (result,)
+            if func.overloadpacket.__name__ in ("mm", "bmm", "attend", "project"):
+                largest.extend(tensor.numel() for tensor in results)
             return result
 
     with Watch():
-        latent_attention(*tensors, causal=True)
+        latent_attention(*tensors, causal=True, backend=backend)
     assert largest
     assert max(largest) <= heads * max(context, rank)

@@ -104,20 +104,24 @@ def attention(
     Source: Vaswani et al. 2017 (arXiv 1706.03762), Shazeer 2019 (1911.02150), Ainslie et al. 2023
     (2305.13245).
     """
-    call = make_call(
-        query,
-        key,
-        value,
-        causal=causal,
-        scale=scale,
-        window=window,
-        sinks=sinks,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        bias=bias,
-        mask=mask,
-        kv_lengths=kv_lengths,
-        return_lse=return_lse,
+    if scale is None:
+        scale = _default_scale(query)
+    call = check(
+        AttentionCall(
+            query=query,
+            key=key,
+            value=value,
+            causal=causal,
+            scale=scale,
+            window=window,
+            sinks=sinks,
+            softcap=softcap,
+            alibi_slopes=alibi_slopes,
+            bias=bias,
+            mask=mask,
+            kv_lengths=kv_lengths,
+            return_lse=return_lse,
+        )
     )
     out, lse = choose(call.problem(), backend).attend(call)
     return out if lse is None else (out, lse)
@@ -130,7 +134,7 @@ def explain(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Exp
         >>> import torch, headwise
         >>> query, kv = torch.randn(1, 6, 1, 16), torch.randn(1, 3, 50, 16)
         >>> print(headwise.explain(query, kv, kv, causal=True))
-        cpu        runs      C++, each key and value read once for 2 query heads
+        cpu        runs      C++, each key and value read once for all heads of a group
         torch      slower    scaled_dot_product_attention, 2 query heads packed per kv head
         reference  slower    the definition: every score in full, in float32 or float64
 
@@ -146,7 +150,13 @@ def explain(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Exp
 
 def make_call(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> AttentionCall:
     """The checked call of `attention` with these arguments."""
-    if options.get("scale") is None and isinstance(query, Tensor) and query.ndim:
-        options["scale"] = float(query.shape[-1] or 1) ** -0.5
+    if options.get("scale") is None:
+        options["scale"] = _default_scale(query)
     options.setdefault("causal", False)
     return check(AttentionCall(query=query, key=key, value=value, **options))
+
+
+def _default_scale(query: Any) -> float:
+    """D^-0.5; any number where `query` is not what `check` accepts."""
+    whole = isinstance(query, Tensor) and query.ndim > 0 and query.shape[-1] > 0
+    return float(query.shape[-1]) ** -0.5 if whole else 1.0

@@ -17,7 +17,8 @@ from headwise.errors import ShapeError
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@dataclass(frozen=True, kw_only=True)
+# Neither class is frozen: that would take as long to build as everything else about a call.
+@dataclass(kw_only=True, slots=True)
 class Problem:
     """Everything about a call but its data. Names are those of the operator's contract."""
 
@@ -48,7 +49,7 @@ class Problem:
         return self.heads // self.kv_heads
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class AttentionCall:
     """The tensors and options of one call, after `check` has accepted them.
 
@@ -75,23 +76,20 @@ class AttentionCall:
 
     def problem(self) -> Problem:
         """The facts that backends decide by."""
-        batch, heads, query_length, head_dim = self.query.shape
+        query, key = self.query, self.key
+        batch, heads, query_length, head_dim = query.shape
         if self.query_tail is not None:
             head_dim += self.query_tail.shape[-1]
-        tensors = (
-            *(self.query, self.key, self.value, self.query_tail, self.key_tail),
-            *(self.sinks, self.alibi_slopes, self.bias),
-        )
         return Problem(
             batch=batch,
             heads=heads,
-            kv_heads=self.key.shape[1],
+            kv_heads=key.shape[1],
             query_length=query_length,
-            context=self.key.shape[2],
+            context=key.shape[2],
             head_dim=head_dim,
             value_dim=self.value.shape[-1],
-            dtype=self.query.dtype,
-            device=self.query.device.type,
+            dtype=query.dtype,
+            device=query.device.type,
             causal=self.causal,
             window=self.window,
             sinks=self.sinks is not None,
@@ -101,10 +99,16 @@ class AttentionCall:
             mask=self.mask is not None,
             ragged=self.kv_lengths is not None,
             lse=self.return_lse,
-            needs_grad=torch.is_grad_enabled()
-            and any(t is not None and t.requires_grad for t in tensors),
+            needs_grad=torch.is_grad_enabled() and self._requires_grad(),
             split_key=self.query_tail is not None,
         )
+
+    def _requires_grad(self) -> bool:
+        tensors = (
+            *(self.query, self.key, self.value, self.query_tail, self.key_tail),
+            *(self.sinks, self.alibi_slopes, self.bias),
+        )
+        return any(t is not None and t.requires_grad for t in tensors)
 
 
 def check(call: AttentionCall) -> AttentionCall:
@@ -113,14 +117,15 @@ def check(call: AttentionCall) -> AttentionCall:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_tensor(name, tensor, 4)
     batch, heads, query_length, head_dim = query.shape
-    kv_heads, context = key.shape[1], key.shape[2]
+    key_batch, kv_heads, context, key_dim = key.shape
     require_like(query, key=key, value=value)
-    if key.shape[0] != batch or key.shape[3] != head_dim:
+    if key_batch != batch or key_dim != head_dim:
         raise ShapeError(
             f"key has shape {list(key.shape)}, expected [B, K, L, D] with B={batch} and "
             f"D={head_dim} as in query {list(query.shape)}"
         )
-    if tuple(value.shape[:3]) != tuple(key.shape[:3]):
+    *value_shape, value_dim = value.shape
+    if value_shape != [batch, kv_heads, context]:
         raise ShapeError(
             f"value has shape {list(value.shape)}, expected [B, K, L, V] with the same B, K and L "
             f"as key {list(key.shape)}"
@@ -130,11 +135,10 @@ def check(call: AttentionCall) -> AttentionCall:
             f"query has {heads} heads and key has {kv_heads}: the query heads must be a multiple "
             "of the kv heads"
         )
-    if head_dim == 0 or value.shape[3] == 0:
+    if head_dim == 0 or value_dim == 0:
         raise ShapeError("head dims of 0 are not attention: give D and V of at least 1")
     _check_options(call)
-    for name in ("mask", "bias"):
-        extra = getattr(call, name)
+    for name, extra in (("mask", call.mask), ("bias", call.bias)):
         if extra is not None:
             _check_broadcast(name, extra, query, (batch, heads, query_length, context))
     if call.mask is not None and call.mask.dtype != torch.bool:
@@ -144,8 +148,7 @@ def check(call: AttentionCall) -> AttentionCall:
         )
     if call.bias is not None and not call.bias.is_floating_point():
         raise ShapeError(f"bias has dtype {call.bias.dtype}, expected a floating dtype")
-    for name in ("sinks", "alibi_slopes"):
-        per_head = getattr(call, name)
+    for name, per_head in (("sinks", call.sinks), ("alibi_slopes", call.alibi_slopes)):
         if per_head is not None:
             require_tensor(name, per_head, 1)
             if per_head.shape[0] != heads or per_head.device != query.device:

@@ -50,13 +50,15 @@ def _always() -> tuple[bool, str]:
     return True, "needs PyTorch only"
 
 
+_CPU = Accepted("cpu", "C++, each key and value read once for all heads of a group")
+_CPU_LATENT = Accepted("cpu", "C++, each latent read once for all heads")
+
+
 def _cpu_accepts(problem: Problem) -> Verdict:
     obstacle = _cpu.obstacle(problem)
     if obstacle is not None:
         return Rejected("cpu", obstacle)
-    what = "latent" if problem.split_key else "key and value"
-    heads = f" for {problem.group_size} query heads" if problem.group_size > 1 else ""
-    return Accepted("cpu", f"C++, each {what} read once{heads}")
+    return _CPU_LATENT if problem.split_key else _CPU
 
 
 def _torch_accepts(problem: Problem) -> Verdict:
@@ -108,9 +110,9 @@ def choose(problem: Problem, backend: str | None) -> Backend:
     Raises:
         UnsupportedError: the name is unknown, or that backend rejects the problem.
     """
-    if backend is None:
-        return next(known for known in BACKENDS if known.accepts(problem).accepted)
     for known in BACKENDS:
+        if backend is None and known.accepts(problem).accepted:
+            return known
         if known.name == backend:
             verdict = known.accepts(problem)
             if verdict.accepted:

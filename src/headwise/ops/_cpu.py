@@ -21,6 +21,8 @@ LEVEL_VARIABLE = "HEADWISE_CPU_LEVEL"
 
 # What binding.cpp accepts.
 _MOST_DIM = 576
+# Rows a head up to which reading the matrix is what a product takes.
+_MOST_PROJECTED = 16
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FILE = "libheadwise_cpu.so"
 
@@ -95,6 +97,7 @@ def _load() -> str:
         except OSError as error:
             return f"the C++ library does not load: {str(error).splitlines()[0]}"
         torch.library.register_fake("headwise::attend", _fake)
+        torch.library.register_fake("headwise::project", _fake_project)
     _best = torch.ops.headwise.best_level()
     return ""
 
@@ -120,6 +123,10 @@ def _fake(
     out = query.new_empty(*query.shape[:3], value.shape[3])
     lse = query.new_empty(query.shape[:3] if return_lse else (0,), dtype=torch.float32)
     return out, lse
+
+
+def _fake_project(x: Tensor, weight: Tensor, up: bool, level: int) -> Tensor:
+    return x.new_empty(*x.shape[:3], weight.shape[2 if up else 1])
 
 
 def obstacle(problem: Problem) -> str | None:
@@ -156,6 +163,29 @@ def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         _chosen_level(),
     )
     return out, lse if call.return_lse else None
+
+
+def projects(x: Tensor, weight: Tensor) -> bool:
+    """Whether `project` serves x and weight, and faster than a matrix product of PyTorch's."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in _DTYPES
+        and x.shape[0] * x.shape[2] <= _MOST_PROJECTED
+        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        and not ready()
+    )
+
+
+def project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
+    """A product of few rows with one matrix a head, which is read once.
+
+    x [B,H,S,N] and weight [H,N,R] give [B,H,S,R] with `up`; x [B,H,S,R] and weight [H,V,R] give
+    x weight^T [B,H,S,V] without.
+    """
+    result: Tensor = torch.ops.headwise.project.default(
+        _rows(x), _rows(weight), up, _chosen_level()
+    )
+    return result
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from headwise.errors import ShapeError
+from headwise.ops import _cpu
 from headwise.ops._call import (
     AttentionCall,
     check,
@@ -107,7 +108,7 @@ def latent_attention(
     latent, key_rope = latent.unsqueeze(1), key_rope.unsqueeze(1)
     if paradigm == "absorbed":
         call = AttentionCall(
-            query=query_nope @ w_uk,
+            query=_project(query_nope, w_uk, backend, up=True),
             query_tail=query_rope,
             key=latent,
             key_tail=key_rope,
@@ -126,7 +127,7 @@ def latent_attention(
         )
     out, lse = choose(check(call).problem(), backend).attend(call)
     if paradigm == "absorbed":
-        out = out @ w_uv.transpose(-1, -2)
+        out = _project(out, w_uv, backend, up=False)
     return out if lse is None else (out, lse)
 
 
@@ -163,6 +164,13 @@ def choose_paradigm(
     folding = 2 * batch * heads * query_length * rank * (nope_dim + value_dim)
     work_absorbed = folding + scored * (2 * rank + rope_dim) + _FLOPS_PER_BYTE * itemsize * cached
     return "absorbed" if work_absorbed < work_expanded else "expanded"
+
+
+def _project(x: Tensor, weight: Tensor, backend: str | None, *, up: bool) -> Tensor:
+    """x weight where `up`, else x weight^T, by the kernels for few rows where they may run."""
+    if backend in (None, "cpu") and _cpu.projects(x, weight):
+        return _cpu.project(x, weight, up=up)
+    return x @ (weight if up else weight.transpose(-1, -2))
 
 
 def _up_project(latent: Tensor, weight: Tensor) -> Tensor:
