@@ -11,6 +11,8 @@ namespace {
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kTiledTasksPerThread = 2;
 constexpr int64_t kLeastKeys = 256;
+// Products of pairs of numbers for which waking one more thread pays, about 10 microseconds.
+constexpr int64_t kLeastWork = int64_t(1) << 19;
 // Rows from which products of tiles are faster than one row after the other.
 constexpr int64_t kManyRows = 8;
 // Rows of a tile at most: what its queries, scores and sums need fits the second-level cache.
@@ -61,6 +63,9 @@ void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan) {
     }
     total += heads * (sequence.stop - sequence.start);
   }
+  // reading a key costs about as much as two rows of products
+  const int64_t work = total * (args.dim + args.tail_dim + args.value_dim) * (plan->tile_rows + 2);
+  if (threads > 1 + work / kLeastWork) threads = 1 + work / kLeastWork;
   const int64_t wanted = threads * (plan->tiled ? kTiledTasksPerThread : kTasksPerThread);
   const int64_t share = (total + wanted - 1) / wanted;
   const int64_t chunk = share > kLeastKeys ? share : kLeastKeys;

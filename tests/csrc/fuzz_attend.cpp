@@ -217,13 +217,53 @@ void one(int level) {
       }
 }
 
+// Products of few rows with a matrix a head.
+void one_product(int level) {
+  ProjectArgs a = {};
+  a.dtype = Dtype(rng() % 3);
+  a.up = some(5);
+  a.batch = pick({1, 2}), a.heads = pick({1, 2, 3}), a.length = pick({1, 2, 5, 16});
+  a.rows = pick({1, 7, 63, 64, 65, 130}), a.width = pick({1, 7, 16, 31, 64, 80, 512});
+  const int64_t inner = a.up ? a.rows : a.width, outer = a.up ? a.width : a.rows;
+  Numbers x(a.batch * a.heads * a.length * inner, a.dtype);
+  Numbers weight(a.heads * a.rows * a.width, a.dtype);
+  Numbers out(a.batch * a.heads * a.length * outer, a.dtype);
+  a.x = x.data(), a.weight = weight.data(), a.out = out.data();
+  a.x_row = inner, a.x_head = a.length * inner, a.x_batch = a.heads * a.x_head;
+  a.weight_row = a.width, a.weight_head = a.rows * a.width;
+  a.out_row = outer, a.out_head = a.length * outer, a.out_batch = a.heads * a.out_head;
+  const int64_t bytes = (scratch_bytes(a) + 63) / 64 * 64;
+  char* scratch = static_cast<char*>(aligned_alloc(64, bytes));
+  for (int64_t head = 0; head < a.heads; ++head) kernels(level).project(a, head, scratch);
+  free(scratch);
+  const double eps = a.dtype == kFloat32 ? 1e-4 : a.dtype == kBfloat16 ? 2e-2 : 3e-3;
+  bool good = true;
+  for (int64_t row = 0; row < a.batch * a.heads * a.length; ++row)
+    for (int64_t o = 0; o < outer; ++o) {
+      const int64_t head = row / a.length % a.heads;
+      double sum = 0, size = 0;
+      for (int64_t i = 0; i < inner; ++i) {
+        const double w = weight.at(head * a.weight_head + (a.up ? i * a.width + o : o * a.width + i));
+        sum += x.at(row * inner + i) * w;
+        size += fabs(x.at(row * inner + i) * w);
+      }
+      good = good && fabs(out.at(row * outer + o) - sum) < eps * (0.1 + size);
+    }
+  if (!good && ++failures < 5)
+    printf("level %d dtype %d: product %ld x %ld differs\n", level, int(a.dtype), long(a.rows),
+           long(a.width));
+}
+
 }  // namespace
 
 int main(int, char** argv) {
   const int calls = atoi(argv[1]);
   rng.seed(unsigned(atoi(argv[2])));
   for (int level = 0; level <= best_level(); ++level)
-    for (int i = 0; i < calls; ++i) one(level);
+    for (int i = 0; i < calls; ++i) {
+      one(level);
+      if (i % 4 == 0) one_product(level);
+    }
   printf("%d levels, %d failures\n", best_level() + 1, failures);
   return failures != 0;
 }

@@ -6,6 +6,7 @@ It covers memory and positions, not attention: it hands out strided views of wha
 import torch
 from torch import Tensor
 
+from headwise.caches.pages import advise_large_pages
 from headwise.errors import CapacityError, ShapeError, UnsupportedError
 
 # Below this many bytes a full buffer doubles; above, it grows to 1.25 times what it must hold.
@@ -176,6 +177,8 @@ class ContiguousCache:
                 f"the cache needs {capacity * per_token:,} bytes for {capacity:,} tokens of a "
                 f"layer, beside the {self.reserved_bytes:,} that it has: {reason}"
             ) from error
+        for buffer in (first, second):
+            advise_large_pages(buffer)
         return first, second
 
 
