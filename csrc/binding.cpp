@@ -1,5 +1,5 @@
-// The attention kernels as a PyTorch operator, by the LibTorch stable ABI: one library for every Python
-// and for every PyTorch from 2.10 on. Everything is checked here, before memory is touched.
+// The kernels as PyTorch operators, by the LibTorch stable ABI: one library for every Python and for
+// every PyTorch from 2.10 on. Everything is checked here, before memory is touched.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -47,7 +47,8 @@ void check_rows(const Tensor& tensor, const char* name, int64_t batch) {
   const int64_t dim = tensor.size(3);
   STD_TORCH_CHECK(dim >= 1 && dim <= kMostDim, "headwise::attend: ", name, " has a last dim of ",
                   dim, ", expected 1 to ", kMostDim);
-  STD_TORCH_CHECK(dim == 1 || tensor.stride(3) == 1 || tensor.numel() == 0, "headwise::attend: the last dim of ", name,
+  STD_TORCH_CHECK(dim == 1 || tensor.stride(3) == 1 || tensor.numel() == 0,
+                  "headwise::attend: the last dim of ", name,
                   " is not contiguous");
 }
 
@@ -222,7 +223,8 @@ std::tuple<Tensor, Tensor> attend(Tensor query, Tensor key, Tensor value,
   check_tails(query_tail, key_tail, &args);
   args.scale = float(scale);
   // far above and below what a score can be, and safe in float32
-  args.softcap = softcap <= 0 ? 0.0f : float(softcap < 1e-30 ? 1e-30 : softcap > 1e30 ? 1e30 : softcap);
+  const double capped = softcap < 1e-30 ? 1e-30 : softcap > 1e30 ? 1e30 : softcap;
+  args.softcap = softcap <= 0 ? 0.0f : float(capped);
   args.causal = causal;
   const int64_t all = args.context + args.queries;
   args.window = window > all ? all : window;

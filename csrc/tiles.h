@@ -21,8 +21,6 @@ struct RowVectors {
   float *slope, *position;
   int64_t *mask, *bias;  // offsets of each row's first element
 
-  static constexpr int64_t kFloats = 2 + 2 + 2 * 2;
-
   HEADWISE_INLINE RowVectors(const Extras& extras, int64_t padded_rows, Scratch* scratch)
       : at(&extras) {
     first = scratch->take<int32_t>(padded_rows);
@@ -182,8 +180,9 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
   const int64_t width = padded(value_dim);
   const int64_t key_width = Engine::key_width(dim), tail_width = Engine::key_width(tail_dim);
   const int64_t query_tile = (key_width + tail_width) * W;  // elements of W queries
-  const bool value_is_key = args.value == args.key && args.value_row == args.key_row &&
-                            args.value_head == args.key_head && args.value_batch == args.key_batch;
+  const bool value_is_key = args.value == args.key && value_dim <= dim &&
+                            args.value_row == args.key_row && args.value_head == args.key_head &&
+                            args.value_batch == args.key_batch;
   Engine engine;
   Scratch scratch = {memory};
   float* top = scratch.take<float>(all_rows);
@@ -233,7 +232,6 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
   const int64_t all_see_from = at.first_key(rows - 1), all_see_to = at.stop_key(0);
 
   const bool plain = at.plain();
-
   for (int64_t block = begin; block < end; block += kBlock) {
     const int count = int(end - block < kBlock ? end - block : kBlock);
     if (!at.visible(block, count)) continue;
@@ -270,7 +268,7 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
     }
 
     if constexpr (Engine::kPairs) {
-        for (int64_t column = 0; column < value_dim; column += 64) {
+      for (int64_t column = 0; column < value_dim; column += 64) {
         const int columns = int(value_dim - column < 64 ? value_dim - column : 64);
         Engine::pack_values(values, block, count, value_dim, column, value_stage, ahead);
         engine.weigh(weights, tiles, value_stage, count, columns, width,

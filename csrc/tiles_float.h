@@ -153,6 +153,5 @@ struct FloatEngine {
   }
 };
 
-
 }  // namespace HEADWISE_ISA
 }  // namespace headwise

@@ -190,6 +190,16 @@ def test_is_as_exact_as_pytorch(dtype, shape, factor, level):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "value_dim"), [(64, 32), (64, 64), (64, 96), (33, 17)])
+@pytest.mark.parametrize("length", [1, 9])
+def test_values_that_share_the_memory_of_keys(dim, value_dim, length, dtype, level):
+    buffer = torch.randn(2, 1, 150, 96).to(dtype)
+    tensors = {"query": torch.randn(2, 16, length, dim).to(dtype)}
+    tensors |= {"key": buffer[..., :dim], "value": buffer[..., :value_dim]}
+    assert_as_reference(Call(tensors, {"causal": True, "return_lse": True}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("up", [True, False])
 @pytest.mark.parametrize(
     "shape", [(1, 3, 1, 128, 512), (2, 2, 3, 65, 33), (1, 5, 16, 7, 80), (3, 1, 5, 64, 1)], ids=str
