@@ -262,10 +262,10 @@ def test_flex_attention_is_compiled_for_each_shape(monkeypatch: pytest.MonkeyPat
     # all of it but the C++ that Inductor would write, which takes half a minute
     real = torch.compile
     monkeypatch.setattr(torch, "compile", functools.partial(real, backend="aot_eager"))
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)
-    for text in ("decode:6/2:d16:47", "decode:6/2:d16:40:b3:ragged", "prefill:6/2:d16:37"):
-        found = bench(text, peers=("flex",))
-        assert [at.name for at in found.timed][:2] == ["headwise", "flex"], found.left_out
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for text in ("decode:6/2:d16:47", "decode:6/2:d16:40:b3:ragged", "prefill:6/2:d16:37"):
+            found = bench(text, peers=("flex",))
+            assert [at.name for at in found.timed][:2] == ["headwise", "flex"], found.left_out
 
 
 def test_flex_attention_that_does_not_compile_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
