@@ -33,7 +33,7 @@ headwise::Dtype dtype_of(const Tensor& tensor, const char* name) {
     case ScalarType::Double:
       return headwise::kFloat64;
     default:
-      STD_TORCH_CHECK(false, "headwise::attend: ", name, " has no floating dtype that is served");
+      STD_TORCH_CHECK(false, "headwise: ", name, " has no floating dtype that is served");
   }
 }
 
@@ -48,8 +48,13 @@ void check_rows(const Tensor& tensor, const char* name, int64_t batch) {
   STD_TORCH_CHECK(dim >= 1 && dim <= kMostDim, "headwise::attend: ", name, " has a last dim of ",
                   dim, ", expected 1 to ", kMostDim);
   STD_TORCH_CHECK(dim == 1 || tensor.stride(3) == 1 || tensor.numel() == 0,
-                  "headwise::attend: the last dim of ", name,
-                  " is not contiguous");
+                  "headwise::attend: the last dim of ", name, " is not contiguous");
+}
+
+void take_strides(const Tensor& tensor, int64_t* batch, int64_t* head, int64_t* row) {
+  *batch = tensor.stride(0);
+  *head = tensor.stride(1);
+  *row = tensor.stride(2);
 }
 
 // Strides of a tensor that broadcasts to [B,H,S,L]: 0 where it has one element.
@@ -114,12 +119,8 @@ void check_tails(const std::optional<Tensor>& query, const std::optional<Tensor>
   args->tail_dim = query->size(3);
   args->query_tail = query->const_data_ptr();
   args->key_tail = key->const_data_ptr();
-  args->query_tail_batch = query->stride(0);
-  args->query_tail_head = query->stride(1);
-  args->query_tail_row = query->stride(2);
-  args->key_tail_batch = key->stride(0);
-  args->key_tail_head = key->stride(1);
-  args->key_tail_row = key->stride(2);
+  take_strides(*query, &args->query_tail_batch, &args->query_tail_head, &args->query_tail_row);
+  take_strides(*key, &args->key_tail_batch, &args->key_tail_head, &args->key_tail_row);
 }
 
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -136,15 +137,29 @@ char* keep(int64_t bytes) {
     memory.reset();
     size = 0;
     memory.reset(std::aligned_alloc(64, aligned(bytes)));
-    STD_TORCH_CHECK(memory != nullptr, "headwise::attend: out of memory for ", bytes, " bytes");
+    STD_TORCH_CHECK(memory != nullptr, "headwise: out of memory for ", bytes, " bytes");
     size = bytes;
   }
   return static_cast<char*>(memory.get());
 }
 
-void run(const headwise::AttendArgs& args, int level) {
-  const headwise::TaskFunction task = headwise::kernels(level).attend;
+int64_t most_threads() {
   const int64_t most = torch::stable::get_num_threads();
+  return most < 1 ? 1 : most;
+}
+
+// Runs what(task, scratch) for every task, with `bytes` of scratch for each thread.
+template <class What>
+void share(int64_t tasks, int64_t threads, char* scratch, int64_t bytes, const What& what) {
+  std::atomic<int64_t> next{0};
+  // parallel_for divides evenly beforehand: the counter lets a thread that is ahead take more
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+    for (int64_t at = next.fetch_add(1); at < tasks; at = next.fetch_add(1))
+      what(at, scratch + thread * bytes);
+  });
+}
+
+void run(const headwise::AttendArgs& args, headwise::TaskFunction task) {
   headwise::Plan plan = {};
   headwise::plan_rows(args, &plan);
   const int64_t heads_bytes = aligned(int64_t(sizeof(headwise::SequencePlan)) * args.batch);
@@ -154,19 +169,13 @@ void run(const headwise::AttendArgs& args, int level) {
   STD_TORCH_CHECK(table != nullptr, "headwise::attend: out of memory");
   plan.sequences = static_cast<headwise::SequencePlan*>(table.get());
   plan.left = reinterpret_cast<int32_t*>(static_cast<char*>(table.get()) + heads_bytes);
-  headwise::plan_tasks(args, most < 1 ? 1 : most, &plan);
+  headwise::plan_tasks(args, most_threads(), &plan);
   const int64_t partial_bytes =
       aligned(int64_t(sizeof(float)) * plan.slots * headwise::slot_floats(args, plan));
   char* memory = keep(partial_bytes + plan.threads * plan.scratch_bytes);
   plan.partial = reinterpret_cast<float*>(memory);
-  char* scratch = memory + partial_bytes;
-  std::atomic<int64_t> next{0};
-  // parallel_for divides evenly beforehand: the counter lets a thread that is ahead take more
-  torch::stable::parallel_for(0, plan.threads, 1, [&](int64_t begin, int64_t) {
-    char* own = scratch + begin * plan.scratch_bytes;
-    for (int64_t at = next.fetch_add(1); at < plan.tasks; at = next.fetch_add(1))
-      task(args, plan, at, own);
-  });
+  share(plan.tasks, plan.threads, memory + partial_bytes, plan.scratch_bytes,
+        [&](int64_t at, char* scratch) { task(args, plan, at, scratch); });
 }
 
 std::tuple<Tensor, Tensor> attend(Tensor query, Tensor key, Tensor value,
@@ -203,23 +212,18 @@ std::tuple<Tensor, Tensor> attend(Tensor query, Tensor key, Tensor value,
                   "headwise::attend: query, key and value differ in dtype");
   STD_TORCH_CHECK(window >= 0 && (window == 0 || causal),
                   "headwise::attend: window is ", window, ", expected 0 or, with causal, more");
-  STD_TORCH_CHECK(headwise::kernels(int(level)).attend != nullptr, "headwise::attend: level ",
-                  level, " does not run on this machine");
+  const headwise::TaskFunction task = headwise::kernels(int(level)).attend;
+  STD_TORCH_CHECK(task != nullptr, "headwise::attend: level ", level,
+                  " does not run on this machine");
   STD_TORCH_CHECK(args.context < int64_t(1) << 31, "headwise::attend: ", args.context,
                   " keys, expected fewer than 2^31");
 
   args.query = query.const_data_ptr();
   args.key = key.const_data_ptr();
   args.value = value.const_data_ptr();
-  args.query_batch = query.stride(0);
-  args.query_head = query.stride(1);
-  args.query_row = query.stride(2);
-  args.key_batch = key.stride(0);
-  args.key_head = key.stride(1);
-  args.key_row = key.stride(2);
-  args.value_batch = value.stride(0);
-  args.value_head = value.stride(1);
-  args.value_row = value.stride(2);
+  take_strides(query, &args.query_batch, &args.query_head, &args.query_row);
+  take_strides(key, &args.key_batch, &args.key_head, &args.key_row);
+  take_strides(value, &args.value_batch, &args.value_head, &args.value_row);
   check_tails(query_tail, key_tail, &args);
   args.scale = float(scale);
   // far above and below what a score can be, and safe in float32
@@ -255,7 +259,7 @@ std::tuple<Tensor, Tensor> attend(Tensor query, Tensor key, Tensor value,
   if (out.numel() == 0) return {out, lse};
   args.out = out.mutable_data_ptr();
   args.lse = return_lse ? static_cast<float*>(lse.mutable_data_ptr()) : nullptr;
-  run(args, int(level));
+  run(args, task);
   return {out, lse};
 }
 
@@ -291,23 +295,14 @@ Tensor project(Tensor x, Tensor weight, bool up, int64_t level) {
   args.x = x.const_data_ptr();
   args.weight = weight.const_data_ptr();
   args.out = out.mutable_data_ptr();
-  args.x_batch = x.stride(0);
-  args.x_head = x.stride(1);
-  args.x_row = x.stride(2);
+  take_strides(x, &args.x_batch, &args.x_head, &args.x_row);
   args.weight_head = weight.stride(0);
   args.weight_row = weight.stride(1);
-  args.out_batch = out.stride(0);
-  args.out_head = out.stride(1);
-  args.out_row = out.stride(2);
-  const int64_t most = torch::stable::get_num_threads();
-  const int64_t threads = most < 1 ? 1 : most < args.heads ? most : args.heads;
+  take_strides(out, &args.out_batch, &args.out_head, &args.out_row);
+  const int64_t threads = most_threads() < args.heads ? most_threads() : args.heads;
   const int64_t bytes = aligned(headwise::scratch_bytes(args));
-  char* scratch = keep(threads * bytes);
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t) {
-    for (int64_t at = next.fetch_add(1); at < args.heads; at = next.fetch_add(1))
-      function(args, at, scratch + begin * bytes);
-  });
+  share(args.heads, threads, keep(threads * bytes), bytes,
+        [&](int64_t head, char* scratch) { function(args, head, scratch); });
   return out;
 }
 
@@ -325,7 +320,7 @@ STABLE_TORCH_LIBRARY(headwise, m) {
   m.def("best_level() -> int");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(headwise, CPU, m) { 
+STABLE_TORCH_LIBRARY_IMPL(headwise, CPU, m) {
   m.impl("attend", TORCH_BOX(&attend));
   m.impl("project", TORCH_BOX(&project));
 }

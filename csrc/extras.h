@@ -8,6 +8,34 @@ namespace HEADWISE_ISA {
 
 constexpr float kInfinity = __builtin_inff();
 
+// Calls what(pointer) with the bias from its element `at` on, in its dtype.
+template <class What>
+HEADWISE_INLINE void with_bias(const AttendArgs& args, int64_t at, const What& what) {
+  if (args.bias_dtype == kFloat32)
+    what(static_cast<const float*>(args.bias) + at);
+  else if (args.bias_dtype == kBfloat16)
+    what(static_cast<const bf16*>(args.bias) + at);
+  else if (args.bias_dtype == kFloat16)
+    what(static_cast<const f16*>(args.bias) + at);
+  else
+    what(static_cast<const double*>(args.bias) + at);
+}
+
+// The keys begin..end of a part that some row may see, and those that causality, window and length
+// hide from none, all_see_from..all_see_to.
+struct Span {
+  int64_t begin, end, all_see_from, all_see_to;
+
+  // Keys of the block that starts at `block`; 0 or less behind the end.
+  HEADWISE_INLINE int count(int64_t block) const {
+    return int(end - block < kBlock ? end - block : kBlock);
+  }
+  // Whether some key of the block is hidden from some row.
+  HEADWISE_INLINE bool edge(int64_t block) const {
+    return end - block < kBlock || block < all_see_from || block + kBlock > all_see_to;
+  }
+};
+
 // What scores are combined with, for the rows first_row.. of one kv head of one sequence.
 struct Extras {
   const AttendArgs* args;
@@ -66,6 +94,17 @@ struct Extras {
     return stop < 0 ? 0 : stop;
   }
 
+  // Rows are in the order of their positions: the first sees least, the last most.
+  HEADWISE_INLINE Span span(int64_t part) const {
+    Span span = {sequence->start + part * sequence->chunk, 0, first_key(rows - 1), stop_key(0)};
+    span.end = span.begin + sequence->chunk;
+    if (span.end > sequence->stop) span.end = sequence->stop;
+    if (span.end > stop_key(rows - 1)) span.end = stop_key(rows - 1);
+    const int64_t skipped = first_key(0) - span.begin;
+    if (skipped > 0) span.begin += skipped / kBlock * kBlock;
+    return span;
+  }
+
   template <class T>
   HEADWISE_INLINE void add_bias(const T* bias, int count, float* score) const {
     if (args->bias_key == 1) {
@@ -87,16 +126,7 @@ struct Extras {
     if (args->bias != nullptr) {
       const int64_t at = batch * args->bias_batch + head(row) * args->bias_head +
                          query(row) * args->bias_row + key * args->bias_key;
-      if (args->bias_dtype == kFloat32) {
-        add_bias(static_cast<const float*>(args->bias) + at, count, score);
-      } else if (args->bias_dtype == kBfloat16) {
-        add_bias(static_cast<const bf16*>(args->bias) + at, count, score);
-      } else if (args->bias_dtype == kFloat16) {
-        add_bias(static_cast<const f16*>(args->bias) + at, count, score);
-      } else {
-        const double* bias = static_cast<const double*>(args->bias) + at;
-        for (int j = 0; j < count; ++j) score[j] += float(bias[j * args->bias_key]);
-      }
+      with_bias(*args, at, [&](const auto* from) HEADWISE_LAMBDA { add_bias(from, count, score); });
     }
     if (args->slopes != nullptr) {
       const vf slope = splat(args->slopes[head(row)]);

@@ -56,7 +56,8 @@ void merge(const Extras& at, const Plan& plan, const float* first, float* values
 // Ends a task: `sums(row, to)` copies the V sums of a row. The last part to end merges them all.
 template <class T, class Sums>
 HEADWISE_INLINE void finish(const Extras& at, const Plan& plan, int64_t tile, int64_t part,
-                            const float* top, const float* total, const Sums& sums, float* row_sum) {
+                            const float* top, const float* total, const Sums& sums,
+                            float* row_sum) {
   const AttendArgs& args = *at.args;
   const SequencePlan& sequence = *at.sequence;
   if (sequence.parts == 1) {

@@ -154,12 +154,6 @@ template <int R, int C>
 HEADWISE_INLINE void weigh_tile_dot(const bf16* weights, const bf16* const* values, int count,
                                     int64_t column, int64_t dim, const float* decay, float* sum,
                                     int64_t sum_stride, Ahead& ahead) {
-  // the elements of two rows in turn, in the order of the columns
-  alignas(64) static const uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,
-                                                37, 6, 38, 7, 39, 8,  40, 9,  41, 10, 42,
-                                                11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  const __m512i low = _mm512_load_si512(kLow);
-  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   __m512 total[R][2 * C];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
@@ -174,8 +168,7 @@ HEADWISE_INLINE void weigh_tile_dot(const bf16* weights, const bf16* const* valu
       const __m512i even = load_pairs(values[j] + at, dim - at);
       ahead.tick();
       const __m512i odd = load_pairs(values[j + 1] + at, dim - at);
-      value[2 * c] = _mm512_permutex2var_epi16(even, low, odd);
-      value[2 * c + 1] = _mm512_permutex2var_epi16(even, high, odd);
+      interleave(even, odd, value + 2 * c, value + 2 * c + 1);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
@@ -250,7 +243,6 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
   constexpr bool kDot = kHasDot && Same<typename KeyRows::Element, bf16>::value &&
                         Same<typename ValueRows::Element, bf16>::value && Same<T, bf16>::value;
   const AttendArgs& args = *at.args;
-  const SequencePlan& sequence = *at.sequence;
   const int64_t rows = at.rows, dim = args.dim, value_dim = args.value_dim;
   const int64_t query_width = padded(dim), width = padded(value_dim);
   Scratch scratch = {memory};
@@ -280,19 +272,15 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
   }
   __builtin_memset(sum, 0, sizeof(float) * rows * width);
 
-  const int64_t begin = sequence.start + part * sequence.chunk;
-  const int64_t end =
-      begin + sequence.chunk < sequence.stop ? begin + sequence.chunk : sequence.stop;
+  const Span span = at.span(part);
   const bool plain = at.plain();
-  const int64_t all_see_from = at.first_key(rows - 1), all_see_to = at.stop_key(0);
-
-  for (int64_t block = begin; block < end; block += kBlock) {
-    const int count = int(end - block < kBlock ? end - block : kBlock);
+  for (int64_t block = span.begin; block < span.end; block += kBlock) {
+    const int count = span.count(block);
     if (!at.visible(block, count)) continue;
-    const int64_t next = block + kBlock, more = end - next < kBlock ? end - next : kBlock;
+    const int64_t next = block + kBlock;
     Ahead ahead;
-    ahead.add(keys, next, more, dim);
-    ahead.add(values, next, more, value_dim);
+    ahead.add(keys, next, span.count(next), dim);
+    ahead.add(values, next, span.count(next), value_dim);
 
     // past the last key the last one stands in; what it gives is hidden
     typename KeyRows::Row key[kBlock];
@@ -315,7 +303,7 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
                                      ahead);
       });
 
-    const bool edge = count < kBlock || block < all_see_from || block + count > all_see_to;
+    const bool edge = span.edge(block);
     for (int64_t row = 0; row < rows; ++row) {
       float* s = score + row * kBlock;
       for (int j = (count + 3) / 4 * 4; j < kBlock; ++j) s[j] = 0.0f;

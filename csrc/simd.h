@@ -267,6 +267,17 @@ HEADWISE_INLINE __m512i load_pairs(const bf16* from, int64_t left) {
   if (left >= 32) return _mm512_loadu_si512(from);
   return _mm512_maskz_loadu_epi16(__mmask32((uint64_t(1) << left) - 1), from);
 }
+
+// The elements of two rows in turn: those of the first 16 columns, and of the other 16.
+HEADWISE_INLINE void interleave(__m512i even, __m512i odd, __m512i* first, __m512i* second) {
+  alignas(64) static const uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,
+                                                37, 6, 38, 7, 39, 8,  40, 9,  41, 10, 42,
+                                                11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = _mm512_load_si512(kLow);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  *first = _mm512_permutex2var_epi16(even, low, odd);
+  *second = _mm512_permutex2var_epi16(even, high, odd);
+}
 #endif
 
 HEADWISE_INLINE void prefetch(const void* from) { __builtin_prefetch(from, 0, 2); }

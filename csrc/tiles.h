@@ -47,7 +47,7 @@ struct RowVectors {
     for (int lane = 0; lane < W; ++lane) {
       const B* line = from + bias[row + lane];
       for (int j = 0; j < count; ++j)
-        score[j * W + lane] += float(to_float(line[j * at->args->bias_key]));
+        score[j * W + lane] += to_float(line[j * at->args->bias_key]);
     }
   }
 
@@ -59,17 +59,10 @@ struct RowVectors {
       if (args.softcap > 0) x = args.softcap * tanh(x / args.softcap);
       store(score + j * W, x);
     }
-    if (args.bias != nullptr) {
-      const int64_t from = key * args.bias_key;
-      if (args.bias_dtype == kFloat32)
-        add_bias(static_cast<const float*>(args.bias) + from, row, count, score);
-      else if (args.bias_dtype == kBfloat16)
-        add_bias(static_cast<const bf16*>(args.bias) + from, row, count, score);
-      else if (args.bias_dtype == kFloat16)
-        add_bias(static_cast<const f16*>(args.bias) + from, row, count, score);
-      else
-        add_bias(static_cast<const double*>(args.bias) + from, row, count, score);
-    }
+    if (args.bias != nullptr)
+      with_bias(args, key * args.bias_key, [&](const auto* from) HEADWISE_LAMBDA {
+        add_bias(from, row, count, score);
+      });
     if (args.slopes != nullptr) {
       const vf per_key = load(slope + row), here = load(position + row);
       for (int j = 0; j < count; ++j)
@@ -92,7 +85,8 @@ struct RowVectors {
     const vf hidden = splat(-kInfinity);
     for (int j = 0; j < count; ++j) {
       const vi here = splat_int(int32_t(key + j));
-      store(score + j * W, select((vi)(here >= from) & (vi)(here < to), load(score + j * W), hidden));
+      const vi seen = (vi)(here >= from) & (vi)(here < to);
+      store(score + j * W, select(seen, load(score + j * W), hidden));
     }
     for (int j = count; j < kBlock; ++j) store(score + j * W, hidden);
   }
@@ -174,7 +168,6 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
   typedef typename Engine::Element Element;
   typedef typename Engine::Weight Weight;
   const AttendArgs& args = *at.args;
-  const SequencePlan& sequence = *at.sequence;
   const int64_t rows = at.rows, tiles = (rows + W - 1) / W, all_rows = tiles * W;
   const int64_t dim = args.dim, tail_dim = args.tail_dim, value_dim = args.value_dim;
   const int64_t width = padded(value_dim);
@@ -203,7 +196,6 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
     top[row] = -kInfinity;
     total[row] = 0.0f;
   }
-  __builtin_memset(query, 0, sizeof(Element) * tiles * query_tile);
   for (int64_t t = 0; t < tiles; ++t) {
     const T *lines[W], *tail_lines[W];
     const int count = int(rows - t * W < W ? rows - t * W : W);
@@ -223,23 +215,16 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
   }
   __builtin_memset(sum, 0, sizeof(float) * all_rows * width);
 
-  // rows are in the order of their positions: the first sees least, the last most
-  int64_t begin = sequence.start + part * sequence.chunk, end = begin + sequence.chunk;
-  if (end > sequence.stop) end = sequence.stop;
-  if (end > at.stop_key(rows - 1)) end = at.stop_key(rows - 1);
-  const int64_t skipped = at.first_key(0) - begin;
-  if (skipped > 0) begin += skipped / kBlock * kBlock;
-  const int64_t all_see_from = at.first_key(rows - 1), all_see_to = at.stop_key(0);
-
+  const Span span = at.span(part);
   const bool plain = at.plain();
-  for (int64_t block = begin; block < end; block += kBlock) {
-    const int count = int(end - block < kBlock ? end - block : kBlock);
+  for (int64_t block = span.begin; block < span.end; block += kBlock) {
+    const int count = span.count(block);
     if (!at.visible(block, count)) continue;
-    const int64_t next = block + kBlock, more = end - next < kBlock ? end - next : kBlock;
+    const int64_t next = block + kBlock;
     Ahead ahead;
-    ahead.add(keys, next, more, dim);
-    if (tail_dim > 0) ahead.add(tails, next, more, tail_dim);
-    if (!value_is_key) ahead.add(values, next, more, value_dim);
+    ahead.add(keys, next, span.count(next), dim);
+    if (tail_dim > 0) ahead.add(tails, next, span.count(next), tail_dim);
+    if (!value_is_key) ahead.add(values, next, span.count(next), value_dim);
 
     const Block<Element> key = key_block<Engine>(keys, block, count, dim, key_stage);
     engine.scores(query, query_tile, tiles, key, key_width, true, score, ahead);
@@ -249,7 +234,7 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
                     ahead);
     }
 
-    const bool edge = count < kBlock || block < all_see_from || block + count > all_see_to;
+    const bool edge = span.edge(block);
     for (int64_t t = 0; t < tiles; ++t) {
       float* s = score + t * kBlock * W;
       if (!plain || edge) vectors.combine(t * W, block, count, s);

@@ -45,6 +45,7 @@ struct FloatEngine {
   // Queries of up to W rows: [D][W].
   template <class T>
   static void pack_queries(const T* const* rows, int count, int64_t dim, float* to) {
+    if (count < W) __builtin_memset(to, 0, sizeof(float) * dim * W);
     for (int row = 0; row < count; ++row)
       for (int64_t d = 0; d < dim; ++d) to[d * W + row] = to_float(rows[row][d]);
   }
@@ -93,12 +94,12 @@ struct FloatEngine {
       int64_t t = 0;
       for (; t + V <= tiles; t += V)
         for (int n = k; n < k + 16; n += 4)
-          score<V, 4>(query + t * tile, tile, {keys.rows + n * keys.stride, keys.stride}, dim, first,
-                      score_at + t * kBlock * W + n * W, ahead);
+          score<V, 4>(query + t * tile, tile, {keys.rows + n * keys.stride, keys.stride}, dim,
+                      first, score_at + t * kBlock * W + n * W, ahead);
       for (; t < tiles; ++t)
         for (int n = k; n < k + 16; n += 8)
-          score<1, 8>(query + t * tile, tile, {keys.rows + n * keys.stride, keys.stride}, dim, first,
-                      score_at + t * kBlock * W + n * W, ahead);
+          score<1, 8>(query + t * tile, tile, {keys.rows + n * keys.stride, keys.stride}, dim,
+                      first, score_at + t * kBlock * W + n * W, ahead);
     }
   }
 

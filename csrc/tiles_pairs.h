@@ -9,7 +9,7 @@
 namespace headwise {
 namespace HEADWISE_ISA {
 
-// The same for bf16, which stays as it is.
+// Copies `count` rows from `first` on, and zeros up to kBlock rows.
 template <class Rows>
 void copy_rows(const Rows& rows, int64_t first, int count, int64_t dim, bf16* to, int64_t pitch) {
   __builtin_memset(to, 0, sizeof(bf16) * kBlock * pitch);
@@ -56,8 +56,8 @@ struct PairLayout {
   // A tile of values, with a line to spare so that tiles do not meet in the same cache sets.
   static constexpr int64_t kValueTile = kBlock * 16 + 32;
 
-  static HEADWISE_INLINE int64_t key_width(int64_t dim) { return (dim + 31) / 32 * 32; }
-  static HEADWISE_INLINE int64_t pitch(int64_t dim) { return key_width(dim); }
+  static HEADWISE_INLINE int64_t key_width(int64_t dim) { return padded(dim); }
+  static HEADWISE_INLINE int64_t pitch(int64_t dim) { return padded(dim); }
   static HEADWISE_INLINE int64_t value_elements(int64_t) { return 4 * kValueTile; }
 
   // Queries of up to 16 rows: [D/2][16][2].
@@ -78,11 +78,6 @@ struct PairLayout {
   template <class Rows>
   static HEADWISE_INLINE void pack_values(const Rows& rows, int64_t first, int count, int64_t dim,
                                           int64_t column, bf16* to, Ahead& ahead) {
-    alignas(64) static const uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,
-                                                  37, 6, 38, 7, 39, 8,  40, 9,  41, 10, 42,
-                                                  11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    const __m512i low = _mm512_load_si512(kLow);
-    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     const int64_t end = dim - column < 64 ? dim - column : 64;
     for (int j = 0; j < kBlock; j += 2) {
       const bool both = j + 1 < count;
@@ -93,10 +88,12 @@ struct PairLayout {
         const __m512i even = j < count ? load_pairs(even_row + at, end - at) : zero;
         ahead.tick();
         const __m512i odd = both ? load_pairs(odd_row + at, end - at) : zero;
+        __m512i left, right;
+        interleave(even, odd, &left, &right);
         bf16* tile = to + at / 16 * kValueTile + j * 16;
-        _mm512_store_si512(tile, _mm512_permutex2var_epi16(even, low, odd));
+        _mm512_store_si512(tile, left);
         ahead.tick();
-        _mm512_store_si512(tile + kValueTile, _mm512_permutex2var_epi16(even, high, odd));
+        _mm512_store_si512(tile + kValueTile, right);
       }
     }
   }
@@ -207,7 +204,7 @@ struct PairEngine : PairLayout {
       }
   }
 
-  // Columns 16 `column`.. of O, as many as `pack_values` packed.
+  // The columns of O, from `sum` on, that `pack_values` has packed the values of.
   static void weigh(const bf16* weights, int64_t tiles, const bf16* values, int count, int columns,
                     int64_t width, float* sum, Ahead& ahead) {
     const int pairs = (count + 1) / 2;
@@ -273,10 +270,7 @@ struct PairEngine : PairLayout {
   static HEADWISE_INLINE void score_square(const bf16* row, int64_t tile, const bf16* key,
                                            int64_t pitch, int64_t step, int64_t dim, bool first,
                                            float* at, float* below, Ahead& ahead) {
-    start<0>(first, at);
-    start<1>(first, below);
-    start<2>(first, at + 256);
-    start<3>(first, below + 256);
+    open(first, at, below, at + 256, below + 256);
     for (int64_t d = 0; d < dim; d += 32) {
       HEADWISE_TILE_LOAD(6, row + d * 16, 64);
       ahead.tick();
@@ -291,20 +285,14 @@ struct PairEngine : PairLayout {
       ahead.tick();
       HEADWISE_TILE_DOT(3, 5, 7);
     }
-    HEADWISE_TILE_STORE(0, at, 64);
-    HEADWISE_TILE_STORE(1, below, 64);
-    HEADWISE_TILE_STORE(2, at + 256, 64);
-    HEADWISE_TILE_STORE(3, below + 256, 64);
+    close(at, below, at + 256, below + 256);
   }
 
   // One row tile, 64 keys.
   static HEADWISE_INLINE void score_column(const bf16* row, const bf16* key, int64_t pitch,
                                            int64_t step, int64_t dim, bool first, float* at,
                                            Ahead& ahead) {
-    start<0>(first, at);
-    start<1>(first, at + 256);
-    start<2>(first, at + 512);
-    start<3>(first, at + 768);
+    open(first, at, at + 256, at + 512, at + 768);
     for (int64_t d = 0; d < dim; d += 32) {
       HEADWISE_TILE_LOAD(6, row + d * 16, 64);
       ahead.tick();
@@ -325,25 +313,29 @@ struct PairEngine : PairLayout {
       HEADWISE_TILE_DOT(3, 5, 6);
       ahead.tick();
     }
-    HEADWISE_TILE_STORE(0, at, 64);
-    HEADWISE_TILE_STORE(1, at + 256, 64);
-    HEADWISE_TILE_STORE(2, at + 512, 64);
-    HEADWISE_TILE_STORE(3, at + 768, 64);
+    close(at, at + 256, at + 512, at + 768);
   }
 
-  template <int T>
-  static HEADWISE_INLINE void start(bool zero, const float* from) {
+  // Sums in the tiles 0 to 3: from zero, or from what is there; and back.
+  static HEADWISE_INLINE void open(bool zero, const float* a, const float* b, const float* c,
+                                   const float* d) {
     if (zero) {
-      if constexpr (T == 0) HEADWISE_TILE_ZERO(0);
-      if constexpr (T == 1) HEADWISE_TILE_ZERO(1);
-      if constexpr (T == 2) HEADWISE_TILE_ZERO(2);
-      if constexpr (T == 3) HEADWISE_TILE_ZERO(3);
+      HEADWISE_TILE_ZERO(0);
+      HEADWISE_TILE_ZERO(1);
+      HEADWISE_TILE_ZERO(2);
+      HEADWISE_TILE_ZERO(3);
     } else {
-      if constexpr (T == 0) HEADWISE_TILE_LOAD(0, from, 64);
-      if constexpr (T == 1) HEADWISE_TILE_LOAD(1, from, 64);
-      if constexpr (T == 2) HEADWISE_TILE_LOAD(2, from, 64);
-      if constexpr (T == 3) HEADWISE_TILE_LOAD(3, from, 64);
+      HEADWISE_TILE_LOAD(0, a, 64);
+      HEADWISE_TILE_LOAD(1, b, 64);
+      HEADWISE_TILE_LOAD(2, c, 64);
+      HEADWISE_TILE_LOAD(3, d, 64);
     }
+  }
+  static HEADWISE_INLINE void close(float* a, float* b, float* c, float* d) {
+    HEADWISE_TILE_STORE(0, a, 64);
+    HEADWISE_TILE_STORE(1, b, 64);
+    HEADWISE_TILE_STORE(2, c, 64);
+    HEADWISE_TILE_STORE(3, d, 64);
   }
 
   static void weigh(const bf16* weights, int64_t tiles, const bf16* values, int count, int columns,
@@ -355,10 +347,7 @@ struct PairEngine : PairLayout {
         const bf16* value = values + c / 16 * kValueTile;
         float* at = sum + t * 16 * width + c * 16;
         float* below = at + 16 * width;
-        HEADWISE_TILE_LOAD(0, at, 64);
-        HEADWISE_TILE_LOAD(1, at + 256, 64);
-        HEADWISE_TILE_LOAD(2, below, 64);
-        HEADWISE_TILE_LOAD(3, below + 256, 64);
+        open(false, at, at + 256, below, below + 256);
         for (int j = 0; j < count; j += 32) {
           HEADWISE_TILE_LOAD(6, value + j * 16, 64);
           HEADWISE_TILE_LOAD(4, weights + t * next + j * 16, 64);
@@ -373,10 +362,7 @@ struct PairEngine : PairLayout {
           HEADWISE_TILE_DOT(3, 5, 7);
           ahead.tick();
         }
-        HEADWISE_TILE_STORE(0, at, 64);
-        HEADWISE_TILE_STORE(1, at + 256, 64);
-        HEADWISE_TILE_STORE(2, below, 64);
-        HEADWISE_TILE_STORE(3, below + 256, 64);
+        close(at, at + 256, below, below + 256);
       }
     if (t == tiles) return;
     float* at = sum + t * 16 * width;
