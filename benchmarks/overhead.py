@@ -10,7 +10,6 @@ import torch
 from report import environment
 
 import headwise
-from headwise.ops import _cpu
 
 
 def microseconds(call: Callable[[], object], calls: int = 20_000, rounds: int = 7) -> float:
@@ -29,7 +28,7 @@ def main() -> None:
     print(environment())
     query, kv = torch.randn(1, 2, 1, 16), torch.randn(1, 1, 4, 16)
     headwise.attention(query, kv, kv, backend="cpu")  # loads the library
-    level = _cpu.LEVELS.index(_cpu.available()[1].split()[-1])
+    level = torch.ops.headwise.best_level()
     none = (None,) * 5
     operator = torch.ops.headwise.attend.default
     sdpa = torch.nn.functional.scaled_dot_product_attention

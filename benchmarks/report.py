@@ -1,19 +1,15 @@
 """What every benchmark prints: the machine and versions, and a table of ratios."""
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-import transformers
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-import headwise
 from headwise.measure import Ratio
+from headwise.measure.environment import environment as measured_on
 
 
 @dataclass(frozen=True)
@@ -29,15 +25,12 @@ class Row:
 
 def environment() -> str:
     """One line: processor, threads, versions."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [at for at in cpuinfo.read_text().splitlines() if at.startswith("model name")]
-        processor = names[0].partition(":")[2].strip() if names else processor
+    found = measured_on()
+    cpu = found["cpu"]
     return (
-        f"{processor}, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}; headwise {headwise.__version__}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}"
+        f"{cpu['model']}, {cpu['torch_threads']} threads, {cpu['torch_capability']}; "
+        f"headwise {found['headwise']}, torch {found['torch']}, "
+        f"transformers {found['transformers']}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from headwise.cli.options import Model, TrustRemoteCode
 from headwise.cli.terminal import screen
 
 ROUNDS = 21
@@ -160,13 +161,7 @@ def ops(
 
 @bench.command()
 def model(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="A model folder, a .gguf file or a hub id. Default: SmolLM2-135M-Instruct.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Model = None,
     *,
     contexts: Annotated[
         str, typer.Option(help="Tokens in the cache before the timed ones, joined by commas.")
@@ -183,9 +178,7 @@ def model(
     rounds: Rounds = ROUNDS,
     threads: Threads = None,
     out: Out = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> int:
     """Time a model at several contexts, next to stock Transformers."""
     from headwise.cli.bench_table import show_model

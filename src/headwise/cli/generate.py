@@ -8,19 +8,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from headwise.cli.options import Model, TrustRemoteCode
 from headwise.cli.terminal import Screen, harmless, screen
 
 Attention = Literal["headwise", "sdpa", "eager"]
 
 
 def generate(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="A model folder, a .gguf file or a hub id. Default: SmolLM2-135M-Instruct.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Model = None,
     *,
     prompt: Annotated[str, typer.Option(help="The text to go on from.")],
     context: Annotated[
@@ -51,9 +46,7 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of text and table.")
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> int:
     """Generate text and show the mechanism, speed and cache of the attention that ran."""
     from headwise.errors import OptionError

@@ -13,6 +13,7 @@ from headwise.measure.candidate import (
     Bind,
     Candidate,
     first_line,
+    how,
     never_missing,
     on_each,
 )
@@ -30,11 +31,8 @@ def _headwise(shape: Shape, inputs: AttentionInputs) -> Bind:
 
 def chosen_backend(inputs: AttentionInputs) -> str:
     """Which of headwise's backends runs these inputs, and how."""
-    explained = ops.explain(
-        inputs.query, inputs.key, inputs.value, causal=True, kv_lengths=inputs.kv_lengths
-    )
-    chosen = next(verdict for verdict in explained.verdicts if verdict.accepted)
-    return f"{chosen.backend}: {chosen.reason}"
+    given = inputs.query, inputs.key, inputs.value
+    return how(ops.explain(*given, causal=True, kv_lengths=inputs.kv_lengths))
 
 
 def _sdpa(shape: Shape, inputs: AttentionInputs) -> Bind:
@@ -63,18 +61,16 @@ def _sdpa_packed(shape: Shape, inputs: AttentionInputs) -> Bind | Absent:
 def _matmul(shape: Shape, inputs: AttentionInputs) -> Bind:
     spec, batch, queries = shape.spec, shape.batch, shape.query_length
     kv_heads, group = spec.kv_heads, spec.group_size
-    visible = inputs.mask
-    if _is_square(shape):
-        visible = torch.ones(1, 1, queries, queries, dtype=torch.bool).tril()
-    # [B, K, G, S, L] with the heads of a group apart
-    hidden = None if visible is None else ~visible.unsqueeze(1)
+    hidden = inputs.hidden()
+    if hidden is not None:
+        hidden = hidden.unsqueeze(1)  # [B, K, G, S, L], with the heads of a group apart
 
     def run(given: AttentionInputs) -> Tensor:
         rows = given.query.reshape(batch, kv_heads, group * queries, spec.head_dim)
         scores = rows.mul(spec.scale) @ given.key.transpose(-1, -2)
         if hidden is not None:
             apart = scores.view(batch, kv_heads, group, queries, -1)
-            scores = apart.masked_fill_(hidden, float("-inf")).view(scores.shape)
+            apart.masked_fill_(hidden, float("-inf"))
         weights = torch.softmax(scores, dim=-1)
         return (weights @ given.value).view(batch, spec.heads, queries, spec.value_dim)
 
@@ -117,7 +113,7 @@ def _flex_missing() -> str | None:
         bind = _flex(shape, inputs)
         with torch.inference_mode():
             bind(inputs)()
-    except (RuntimeError, NotImplementedError, ImportError, OSError) as error:
+    except (RuntimeError, ImportError, OSError) as error:
         # Dynamo's and Inductor's errors are RuntimeErrors
         return f"flex_attention does not compile: {first_line(error)}"
     return None

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from headwise.measure.shape import Shape
+from headwise.ops import Explanation
 
 # Makes a set of inputs ready; what it returns runs them and is done when it returns: [B, H, S, V].
 Bind = Callable[[Any], Callable[[], Tensor]]
@@ -43,6 +44,11 @@ def on_each(run: Callable[[Any], Tensor]) -> Bind:
 def never_missing() -> str | None:
     """For a candidate that needs PyTorch only."""
     return None
+
+
+def how(explanation: Explanation) -> str:
+    """Which of headwise's backends runs, and how."""
+    return f"{explanation.runs.backend}: {explanation.runs.reason}"
 
 
 def first_line(error: BaseException) -> str:

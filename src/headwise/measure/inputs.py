@@ -43,6 +43,10 @@ class AttentionInputs:
         """The tensors that a decoding step reads from memory."""
         return ("key", "value")
 
+    def hidden(self) -> Tensor | None:
+        """The keys that each query does not see, [B|1,1,S,L]; None where every query sees all."""
+        return _hidden(self.mask, self.query.shape[2])
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatentInputs:
@@ -66,6 +70,10 @@ class LatentInputs:
     def cold(self) -> tuple[str, ...]:
         """The tensors that a decoding step reads from memory."""
         return ("latent", "key_rope", "joined", "w_uk", "w_uv")
+
+    def hidden(self) -> Tensor | None:
+        """As of `AttentionInputs`."""
+        return _hidden(self.mask, self.query_nope.shape[2])
 
 
 Inputs = AttentionInputs | LatentInputs
@@ -119,6 +127,13 @@ def _mask(shape: Shape) -> Tensor | None:
     lengths = torch.tensor(shape.lengths if shape.ragged else shape.lengths[:1])
     last = lengths.view(-1, 1, 1, 1) - queries + torch.arange(queries).view(1, 1, -1, 1)
     return torch.arange(max(shape.lengths)) <= last
+
+
+def _hidden(mask: Tensor | None, queries: int) -> Tensor | None:
+    """The reverse of a mask; without one several queries are as many as keys (see `_mask`)."""
+    if mask is not None:
+        return ~mask
+    return torch.ones(1, 1, queries, queries, dtype=torch.bool).triu(1) if queries > 1 else None
 
 
 @dataclass(frozen=True)

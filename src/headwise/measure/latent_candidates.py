@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import headwise.ops as ops
-from headwise.measure.candidate import Absent, Bind, Candidate, never_missing, on_each
+from headwise.measure.candidate import Absent, Bind, Candidate, how, never_missing, on_each
 from headwise.measure.inputs import LatentInputs
 from headwise.measure.shape import Shape
 
@@ -33,24 +33,21 @@ def _headwise(shape: Shape, inputs: LatentInputs) -> Bind:
 def chosen_latent_backend(shape: Shape, inputs: LatentInputs) -> str:
     """Which of headwise's backends runs these inputs, and how."""
     absorbed = shape.spec.absorbed()
-    explained = ops.explain_problem(
-        ops.Problem(
-            batch=shape.batch,
-            heads=absorbed.heads,
-            kv_heads=1,
-            query_length=shape.query_length,
-            context=max(shape.lengths),
-            head_dim=absorbed.head_dim,
-            value_dim=absorbed.value_dim,
-            dtype=inputs.latent.dtype,
-            device=inputs.latent.device.type,
-            causal=True,
-            ragged=inputs.kv_lengths is not None,
-            split_key=True,
-        )
+    problem = ops.Problem(
+        batch=shape.batch,
+        heads=absorbed.heads,
+        kv_heads=1,
+        query_length=shape.query_length,
+        context=max(shape.lengths),
+        head_dim=absorbed.head_dim,
+        value_dim=absorbed.value_dim,
+        dtype=inputs.latent.dtype,
+        device=inputs.latent.device.type,
+        causal=True,
+        ragged=inputs.kv_lengths is not None,
+        split_key=True,
     )
-    chosen = next(verdict for verdict in explained.verdicts if verdict.accepted)
-    return f"{chosen.backend}: {chosen.reason}"
+    return how(ops.explain_problem(problem))
 
 
 def _torch(shape: Shape, inputs: LatentInputs) -> Bind | Absent:
@@ -62,10 +59,7 @@ def _torch(shape: Shape, inputs: LatentInputs) -> Bind | Absent:
 def _matmul(shape: Shape, inputs: LatentInputs) -> Bind:
     spec, batch, queries = shape.spec, shape.batch, shape.query_length
     rank = spec.absorbed().value_dim
-    visible = inputs.mask
-    if visible is None and queries > 1:
-        visible = torch.ones(1, 1, queries, queries, dtype=torch.bool).tril()
-    hidden = None if visible is None else ~visible
+    hidden = inputs.hidden()
 
     def run(given: LatentInputs) -> Tensor:
         query = torch.cat([given.query_nope @ given.w_uk, given.query_rope], dim=-1)

@@ -6,6 +6,7 @@ the candidates of a panel stand above one another and their distance is their ra
 Source: Williams, Waterman, Patterson 2009, doi 10.1145/1498765.1498785.
 """
 
+import importlib.util
 import io
 import math
 from collections.abc import Sequence
@@ -44,10 +45,8 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix.lower() not in FORMATS:
         raise OptionError(f"plot is {str(path)!r}; expected a name that ends with .png or .svg")
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UnsupportedError("a plot needs Matplotlib: pip install 'headwise[bench]'") from error
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UnsupportedError("a plot needs Matplotlib: pip install 'headwise[bench]'")
 
 
 def write_plot(report: Report, path: Path) -> None:

@@ -84,9 +84,14 @@ class Explanation:
     verdicts: tuple[Verdict, ...]
 
     @property
+    def runs(self) -> Verdict:
+        """The verdict of the backend that runs: the first that accepted."""
+        return next(verdict for verdict in self.verdicts if verdict.accepted)
+
+    @property
     def chosen(self) -> str:
-        """The name of the backend that runs: the first that accepted."""
-        return next(verdict.backend for verdict in self.verdicts if verdict.accepted)
+        """The name of the backend that runs."""
+        return self.runs.backend
 
     def __str__(self) -> str:
         width = max(len(verdict.backend) for verdict in self.verdicts)
