@@ -87,8 +87,8 @@ inline int64_t scratch_bytes(const ProjectArgs& args) {
 
 enum Level { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-// Says how rows become tasks: all of `plan` but what depends on the lengths.
-void plan_rows(const AttendArgs& args, Plan* plan);
+// Says how rows become tasks: all of `plan` but what depends on the lengths. pairs: as in `Kernels`.
+void plan_rows(const AttendArgs& args, bool pairs, Plan* plan);
 // Fills the sequences of `plan` (which has room for B) for `threads` threads.
 void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan);
 
@@ -100,6 +100,7 @@ typedef void (*ProjectFunction)(const ProjectArgs&, int64_t head, char* scratch)
 struct Kernels {
   TaskFunction attend;
   ProjectFunction project;
+  bool pairs;  // bf16 is multiplied as it is, in pairs
 };
 
 // The highest level that this machine and this build have.

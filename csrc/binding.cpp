@@ -159,9 +159,9 @@ void share(int64_t tasks, int64_t threads, char* scratch, int64_t bytes, const W
   });
 }
 
-void run(const headwise::AttendArgs& args, headwise::TaskFunction task) {
+void run(const headwise::AttendArgs& args, const headwise::Kernels& kernels) {
   headwise::Plan plan = {};
-  headwise::plan_rows(args, &plan);
+  headwise::plan_rows(args, kernels.pairs, &plan);
   const int64_t heads_bytes = aligned(int64_t(sizeof(headwise::SequencePlan)) * args.batch);
   const int64_t left_bytes =
       aligned(int64_t(sizeof(int32_t)) * args.batch * args.kv_heads * plan.tiles);
@@ -175,7 +175,7 @@ void run(const headwise::AttendArgs& args, headwise::TaskFunction task) {
   char* memory = keep(partial_bytes + plan.threads * plan.scratch_bytes);
   plan.partial = reinterpret_cast<float*>(memory);
   share(plan.tasks, plan.threads, memory + partial_bytes, plan.scratch_bytes,
-        [&](int64_t at, char* scratch) { task(args, plan, at, scratch); });
+        [&](int64_t at, char* scratch) { kernels.attend(args, plan, at, scratch); });
 }
 
 std::tuple<Tensor, Tensor> attend(Tensor query, Tensor key, Tensor value,
@@ -212,8 +212,8 @@ std::tuple<Tensor, Tensor> attend(Tensor query, Tensor key, Tensor value,
                   "headwise::attend: query, key and value differ in dtype");
   STD_TORCH_CHECK(window >= 0 && (window == 0 || causal),
                   "headwise::attend: window is ", window, ", expected 0 or, with causal, more");
-  const headwise::TaskFunction task = headwise::kernels(int(level)).attend;
-  STD_TORCH_CHECK(task != nullptr, "headwise::attend: level ", level,
+  const headwise::Kernels kernels = headwise::kernels(int(level));
+  STD_TORCH_CHECK(kernels.attend != nullptr, "headwise::attend: level ", level,
                   " does not run on this machine");
   STD_TORCH_CHECK(args.context < int64_t(1) << 31, "headwise::attend: ", args.context,
                   " keys, expected fewer than 2^31");
@@ -259,7 +259,7 @@ std::tuple<Tensor, Tensor> attend(Tensor query, Tensor key, Tensor value,
   if (out.numel() == 0) return {out, lse};
   args.out = out.mutable_data_ptr();
   args.lse = return_lse ? static_cast<float*>(lse.mutable_data_ptr()) : nullptr;
-  run(args, task);
+  run(args, kernels);
   return {out, lse};
 }
 

@@ -64,14 +64,14 @@ int best_level() {
 }
 
 Kernels kernels(int level) {
-  if (level < kBaseline || level > best_level()) return {nullptr, nullptr};
+  if (level < kBaseline || level > best_level()) return {nullptr, nullptr, false};
 #if defined(HEADWISE_X86)
-  if (level == kAmx) return {amx::attend_task, amx::project_task};
-  if (level == kAvx512Bf16) return {avx512bf16::attend_task, avx512bf16::project_task};
-  if (level == kAvx512) return {avx512::attend_task, avx512::project_task};
-  if (level == kAvx2) return {avx2::attend_task, avx2::project_task};
+  if (level == kAmx) return {amx::attend_task, amx::project_task, true};
+  if (level == kAvx512Bf16) return {avx512bf16::attend_task, avx512bf16::project_task, true};
+  if (level == kAvx512) return {avx512::attend_task, avx512::project_task, false};
+  if (level == kAvx2) return {avx2::attend_task, avx2::project_task, false};
 #endif
-  return {baseline::attend_task, baseline::project_task};
+  return {baseline::attend_task, baseline::project_task, false};
 }
 
 }  // namespace headwise

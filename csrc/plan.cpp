@@ -13,8 +13,9 @@ constexpr int64_t kTiledTasksPerThread = 2;
 constexpr int64_t kLeastKeys = 256;
 // Products of pairs of numbers for which waking one more thread pays, about 10 microseconds.
 constexpr int64_t kLeastWork = int64_t(1) << 19;
-// Rows from which products of tiles are faster than one row after the other.
-constexpr int64_t kManyRows = 8;
+// Rows from which products of tiles are faster than one row after the other; where tiles need the
+// keys and values widened beforehand, and where not.
+constexpr int64_t kManyRows = 16, kManyRowsInPlace = 8;
 // Rows of a tile at most: what its queries, scores and sums need fits the second-level cache.
 constexpr int64_t kTileRows = 128;
 
@@ -31,9 +32,10 @@ int64_t scratch_bytes(const AttendArgs& args, const Plan& plan) {
 
 }  // namespace
 
-void plan_rows(const AttendArgs& args, Plan* plan) {
+void plan_rows(const AttendArgs& args, bool pairs, Plan* plan) {
   const int64_t rows = rows_of(args);
-  plan->tiled = args.tail_dim > 0 || rows >= kManyRows;
+  const bool in_place = args.dtype == kFloat32 || (args.dtype == kBfloat16 && pairs);
+  plan->tiled = args.tail_dim > 0 || rows >= (in_place ? kManyRowsInPlace : kManyRows);
   if (plan->tiled) {
     plan->tiles = (rows + kTileRows - 1) / kTileRows;
     plan->tile_rows = up((rows + plan->tiles - 1) / plan->tiles, 16);

@@ -15,6 +15,7 @@ template <class T>
 struct StridedRows {
   typedef T Element;
   typedef const T* Row;
+  static constexpr int kBytes = W * int(sizeof(T));  // of a vector of elements
   const T* base;
   int64_t stride;
 

@@ -16,43 +16,54 @@ constexpr bool kHasDot = true;
 constexpr bool kHasDot = false;
 #endif
 
+// How many reads of `bytes` make a cache line.
+constexpr int line_part(int bytes) { return bytes < 64 ? 64 / bytes : 1; }
+
 // The scores of R rows and 4 keys, by floats. query: R rows `query_stride` apart, zero-padded.
 template <int R, class Rows>
 HEADWISE_INLINE void score_tile(const float* query, int64_t query_stride,
                                 const typename Rows::Row* keys, int64_t dim, float* score,
                                 Ahead& ahead) {
-  vf total[R][4];
+  // keys at once: sums, a vector of each row and one of a key are to stay in registers
+  constexpr int N = R * 5 + 1 <= kRegisters ? 4 : 2;
+  vf sum[R][4];
+#pragma GCC unroll 2
+  for (int first = 0; first < 4; first += N) {
+    vf total[R][N];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int k = 0; k < N; ++k) total[r][k] = vf{};
+    int64_t at = 0;
+    for (; at + W <= dim; at += W) {
+      if (at % (W * line_part(N * Rows::kBytes)) == 0) ahead.tick();
+      vf row[R];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) row[r] = load(query + r * query_stride + at);
+#pragma GCC unroll 4
+      for (int k = 0; k < N; ++k) {
+        if (k > 0 && k * Rows::kBytes % 64 == 0) ahead.tick();
+        const vf key = Rows::load(keys[first + k], at);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) total[r][k] += row[r] * key;
+      }
+    }
+    if (at < dim) {
+#pragma GCC unroll 4
+      for (int k = 0; k < N; ++k) {
+        const vf key = Rows::load_part(keys[first + k], at, int(dim - at));
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) total[r][k] += load(query + r * query_stride + at) * key;
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int k = 0; k < N; ++k) sum[r][first + k] = total[r][k];
+  }
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) total[r][k] = vf{};
-  int64_t at = 0;
-  for (; at + W <= dim; at += W) {
-    vf row[R];
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) row[r] = load(query + r * query_stride + at);
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      ahead.tick();
-      const vf key = Rows::load(keys[k], at);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) total[r][k] += row[r] * key;
-    }
-  }
-  if (at < dim) {
-    vf key[4];
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) key[k] = Rows::load_part(keys[k], at, int(dim - at));
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      const vf row = load(query + r * query_stride + at);
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) total[r][k] += row * key[k];
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r)
-    store(score + r * kBlock, sums(total[r][0], total[r][1], total[r][2], total[r][3]));
+    store(score + r * kBlock, sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
 }
 
 // Keys whose weighted values are summed apart before they join the sum of all. Where a product is
@@ -77,18 +88,17 @@ HEADWISE_INLINE void weigh_tile(const float* weights, const typename Rows::Row* 
       for (int c = 0; c < C; ++c) total[r][c] = vf{};
     const int to = count - from < kSumRun ? count : from + kSumRun;
     for (int j = from; j < to; ++j) {
-      vf value[C];
+      if (j % line_part(C * Rows::kBytes) == 0) ahead.tick();
+      vf weight[R];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) weight[r] = splat(weights[r * kBlock + j]);
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) {
-        if (c % 2 == 0) ahead.tick();
-        value[c] = PART ? Rows::load_part(values[j], column, part)
-                        : Rows::load(values[j], column + c * W);
-      }
+        if (c > 0 && c * Rows::kBytes % 64 == 0) ahead.tick();
+        const vf value = PART ? Rows::load_part(values[j], column, part)
+                              : Rows::load(values[j], column + c * W);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const vf weight = splat(weights[r * kBlock + j]);
-#pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) total[r][c] += weight * value[c];
+        for (int r = 0; r < R; ++r) total[r][c] += weight[r] * value;
       }
     }
 #pragma GCC unroll 4
@@ -105,7 +115,8 @@ template <int R, class Rows>
 HEADWISE_INLINE void weigh(const float* weights, const typename Rows::Row* values, int count,
                            int64_t dim, const float* decay, float* sum, int64_t sum_stride,
                            Ahead& ahead) {
-  constexpr int C = R <= 2 ? 8 : 4;
+  // sums, a weight of each row and a vector of values are to stay in registers
+  constexpr int C = R * 9 + 1 <= kRegisters ? 8 : R * 5 + 1 <= kRegisters ? 4 : 2;
   int64_t at = 0;
   for (; at + C * W <= dim; at += C * W)
     weigh_tile<R, C, false, Rows>(weights, values, count, at, 0, decay, sum, sum_stride, ahead);

@@ -155,7 +155,7 @@ void one(int level) {
 
   Plan plan = {};
   std::vector<SequencePlan> sequences(a.batch);
-  plan_rows(a, &plan);
+  plan_rows(a, kernels(level).pairs, &plan);
   std::vector<int32_t> left(a.batch * a.kv_heads * plan.tiles);
   plan.sequences = sequences.data(), plan.left = left.data();
   plan_tasks(a, pick({1, 2, 5}), &plan);

@@ -16,6 +16,13 @@ def test_a_call_is_bound_by_bytes_or_by_flops() -> None:
     assert figures.share(0.1e9, 9e9, "float32") == 0.9
 
 
+def test_a_dtype_that_the_machine_lacks_is_judged_by_float32() -> None:
+    figures = Figures(1, 1e9, 64, {"float32": Peak(8e9, 64), "bfloat16": Peak(1e9, 64)})
+    assert figures.share(0, 4e9, "bfloat16") == 0.5
+    native = Figures(1, 1e9, 64, {"float32": Peak(8e9, 64), "bfloat16": Peak(16e9, 64)})
+    assert native.share(0, 4e9, "bfloat16") == 0.25
+
+
 def test_figures_are_of_the_asked_threads_and_dtypes() -> None:
     before = torch.get_num_threads()
     found = measure_machine(1, ["float32", "bfloat16"], read_bytes=2**20, gemm_size=32)

@@ -124,7 +124,7 @@ def ops(
         able, absent = select_peers(_words(peers), [shape for shape, _ in chosen])
         report.absent.extend(absent)
         beside = [shape.vs_threads for shape, _ in chosen if shape.vs_threads is not None]
-        needed = [name for _, names in chosen for name in names]
+        needed = ["float32", *(name for _, names in chosen for name in names)]
         figures = {
             number: measure_machine(number, needed, progress=shown)
             for number in dict.fromkeys([count, *beside])
@@ -146,8 +146,9 @@ def ops(
                 report.results.append(result)
                 # The machine may have been busy before: its best of the run is what it can do.
                 for number in {row.threads for row in result.timed}:
-                    again = measure_machine(number, [name], progress=shown)
-                    figures[number] = figures[number].best_with(again)
+                    known = figures[number]
+                    again = measure_machine(number, [known.binding(name)], progress=shown)
+                    figures[number] = known.best_with(again)
                 report.figures = list(figures.values())
                 report.results = [judged(at, figures) for at in report.results]
                 shown.close()

@@ -20,7 +20,7 @@ READ_BYTES = 2**30
 PRODUCTS = 5
 GEMM_SIZE = 4096
 # A dtype without kernels of its own takes minutes for one product: a smaller one says as much.
-_LONGEST_PRODUCT = 10.0
+_LONGEST_PRODUCT = 2.0
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,22 @@ class Figures:
         >>> figures.share(5e9, 20e9, "float32"), figures.share(1e9, 80e9, "float32")
         (0.5, 0.8)
         """
-        return max(
-            bytes_per_second / self.bytes_per_second,
-            flops_per_second / self.peaks[dtype].flops_per_second,
-        )
+        return max(bytes_per_second / self.bytes_per_second, flops_per_second / self.peak(dtype))
+
+    def peak(self, dtype: str) -> float:
+        """FLOP/s that numbers of `dtype` can be multiplied at, as they are or widened.
+
+        >>> Figures(2, 10e9, 2**30, {"float32": Peak(9e9, 64), "bfloat16": Peak(1e9, 64)}).peak(
+        ...     "bfloat16"
+        ... )
+        9000000000.0
+        """
+        return self.peaks[self.binding(dtype)].flops_per_second
+
+    def binding(self, dtype: str) -> str:
+        """The dtype of that peak: float32 where the machine is slower in `dtype`."""
+        wide = self.peaks.get("float32", self.peaks[dtype])
+        return "float32" if wide.flops_per_second > self.peaks[dtype].flops_per_second else dtype
 
     def best_with(self, other: "Figures") -> "Figures":
         """The better of each figure, with the same threads: a busy moment makes them worse."""
@@ -105,7 +117,7 @@ def read_bandwidth(read_bytes: int = READ_BYTES) -> tuple[float, int]:
 
 def gemm_peak(dtype: torch.dtype, size: int = GEMM_SIZE) -> Peak:
     """The best of `PRODUCTS` products of two square matrices of `size`, of a smaller size where
-    one would take longer than ten seconds.
+    one would take longer than two seconds.
     """
     small = min(size, 512)
     took = _best(_product(small, dtype), 2)

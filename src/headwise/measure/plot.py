@@ -99,7 +99,7 @@ def _limits(results: Sequence[ShapeResult], figures: dict[int, Figures]) -> _Lim
     for result in results:
         for threads in {row.threads for row in result.timed}:
             at = figures[threads]
-            peak = at.peaks[result.dtype].flops_per_second
+            peak = at.peak(result.dtype)
             across.append(peak / at.bytes_per_second)
             up.append(peak)
     return (min(across) / 4, max(across) * 4), (min(up) / 3, max(up) * 3)
@@ -127,7 +127,7 @@ def _panel(
     axes.set(xscale="log", yscale="log", xlim=limits[0], ylim=limits[1])
     for threads in sorted({row.threads for row in result.timed}, reverse=True):
         at = figures[threads]
-        rate, peak = at.bytes_per_second, at.peaks[result.dtype].flops_per_second
+        rate, peak = at.bytes_per_second, at.peak(result.dtype)
         ridge = peak / rate
         style = "-" if threads == result.threads else "--"
         axes.plot([left, ridge, right], [left * rate, peak, peak], style, color="0.35", lw=1.2)
@@ -195,7 +195,7 @@ def _label_points(axes: Any, result: ShapeResult, at: Figures, limits: _Limits) 
     across = result.flops / result.bytes
     at_right = math.log(across / left) < 0.5 * math.log(right / left)
     start = across * (1.35 if at_right else 1 / 1.35)
-    roof = min(at.peaks[result.dtype].flops_per_second, at.bytes_per_second * start)
+    roof = min(at.peak(result.dtype), at.bytes_per_second * start)
     top = unit * math.log(roof / bottom) - 2
     for row, height in zip(points, spread(heights, 1.25 * _FONT, top)):
         axes.annotate(
