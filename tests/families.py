@@ -59,6 +59,22 @@ def _mla(**changes: Any) -> dict[str, Any]:
     )
 
 
+def _falcon(**changes: Any) -> dict[str, Any]:
+    # FalconLinear's weights are drawn with initializer_range too
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "max_position_embeddings": 256,
+        **changes,
+    }
+
+
 _YARN = {
     "rope_type": "yarn",
     "factor": 4.0,
@@ -126,6 +142,41 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "DeepseekV3Config",
         _mla() | {"q_lora_rank": 16, "rope_parameters": _YARN},
     ),
+    "glm4_moe_lite": (
+        "Glm4MoeLiteForCausalLM",
+        "Glm4MoeLiteConfig",
+        _mla() | {"q_lora_rank": 16, "n_group": 1},
+    ),
+    "minicpm3": (
+        "MiniCPM3ForCausalLM",
+        "MiniCPM3Config",
+        _mla() | {"q_lora_rank": 16, "scale_emb": 1, "dim_model_base": None},
+    ),
+    "falcon-7b": ("FalconForCausalLM", "FalconConfig", _falcon(parallel_attn=True)),
+    "falcon-40b": (
+        "FalconForCausalLM",
+        "FalconConfig",
+        _falcon(new_decoder_architecture=True, num_kv_heads=2),
+    ),
+    "falcon-rw": (
+        "FalconForCausalLM",
+        "FalconConfig",
+        _falcon(multi_query=False, alibi=True, parallel_attn=False, bias=True),
+    ),
+    "bloom": (
+        "BloomForCausalLM",
+        "BloomConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 48,
+            "n_layer": 3,
+            "n_head": 6,
+            "initializer_range": 0.2,
+            "bos_token_id": 1,
+            "eos_token_id": None,
+            "pad_token_id": 0,
+        },
+    ),
     "t5": (
         "T5ForConditionalGeneration",
         "T5Config",
@@ -156,7 +207,9 @@ ENCODERS = ("bert", "roberta")
 DECODERS = tuple(name for name in _MODELS if name not in (*ENCODERS, "t5"))
 GENERATORS = (*DECODERS, "t5")
 FAMILIES = tuple(_MODELS)
-MLA = ("deepseek_v2", "deepseek_v3", "deepseek_v3-yarn")
+MLA = ("deepseek_v2", "deepseek_v3", "deepseek_v3-yarn", "glm4_moe_lite", "minicpm3")
+# Not on Transformers' attention interface: the forward of their modules is replaced.
+OWN_FORWARD = ("falcon-7b", "falcon-40b", "falcon-rw", "bloom")
 
 
 def make(family: str, **changes: Any) -> Any:

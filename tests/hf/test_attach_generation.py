@@ -41,7 +41,10 @@ MODES = {
     "no cache": _generate(PROMPT, use_cache=False),
 }
 # Where stock itself refuses or warns, there is nothing to compare.
-_MODES_OF = {"t5": {"chunked prefill"}}
+_MODES_OF = {
+    "t5": {"chunked prefill"},
+    "falcon-rw": {"static cache", "static cache, padded"},
+}
 
 
 def _cases() -> list[Any]:

@@ -82,6 +82,7 @@ CONFIGS = {
     "falcon shared": ("falcon", FALCON | {"num_kv_heads": 6}),
     "falcon grouped": ("falcon", FALCON | {"num_kv_heads": 3, "new_decoder_architecture": True}),
     "falcon alibi": ("falcon", FALCON | {"multi_query": False, "alibi": True}),
+    "bloom": ("bloom", {"hidden_size": 55, "n_head": 5, "n_layer": 3, "vocab_size": 31}),
     "llama": ("llama", GROUPED),
     "llama head_dim": ("llama", GROUPED | {"head_dim": 22, "num_key_value_heads": None}),
     "mistral": ("mistral", GROUPED | {"sliding_window": 19}),
@@ -128,6 +129,10 @@ CONFIGS = {
     "deepseek_v3": ("deepseek_v3", MLA),
     "deepseek_v3 direct query": ("deepseek_v3", MLA | {"q_lora_rank": None}),
     "deepseek_v3 yarn": ("deepseek_v3", MLA | {"rope_scaling": YARN | {"mscale_all_dim": 1.0}}),
+    "glm4_moe_lite": ("glm4_moe_lite", MLA),
+    "glm4_moe_lite yarn": ("glm4_moe_lite", MLA | {"rope_scaling": YARN}),
+    "minicpm3": ("minicpm3", MLA),
+    "minicpm3 value dim": ("minicpm3", MLA | {"v_head_dim": None, "q_lora_rank": None}),
     "deepseek_v3 yarn plain": (
         "deepseek_v3",
         MLA | {"rope_scaling": {"type": "yarn", "factor": 40.0}},
@@ -196,7 +201,10 @@ def stock_layers(name):
     if model_type == "falcon":
         own = [block.self_attention for block in model.h]
         return [_fused(layer, layer.query_key_value.out_features, 84) for layer in own], [], []
-    if model_type.startswith("deepseek"):
+    if model_type == "bloom":
+        own = [block.self_attention for block in model.h]
+        return [_fused(layer, layer.query_key_value.out_features, 55) for layer in own], [], []
+    if "kv_lora_rank" in CONFIGS[name][1]:
         return [_latent(layer.self_attn) for layer in model.layers], [], []
     return (
         [_separate(layer.self_attn, "q_proj", "k_proj", "v_proj") for layer in model.layers],

@@ -1,10 +1,11 @@
 """`attach` and `detach`: put a Transformers model on headwise, and take it off again.
 
 Everything that attaching leaves is on the model object itself (and the name in Transformers'
-registry): the name in its configs, and three kinds of instance attributes that pickle, copy and
+registry): the name in its configs, and a few kinds of instance attributes that pickle, copy and
 vanish with `detach`.
 """
 
+import copy
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from headwise.errors import SpecError, UnsupportedError
-from headwise.hf import latent
+from headwise.hf import latent, own_forward
 from headwise.hf.cache import use_contiguous_layers
 from headwise.hf.interface import register
 from headwise.hf.owned import NAME, Owned
-from headwise.hf.report import AttachReport, layer_report
+from headwise.hf.report import AttachReport, LayerReport, layer_report, left_to_stock
 from headwise.spec import ModelSpec
 from headwise.spec.readers import FAMILIES
 
@@ -27,9 +28,14 @@ _CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 @dataclass
 class _Attachment:
-    """What was there before, kept on the model; unpickling it registers headwise again."""
+    """What was there before, kept on the model; unpickling it registers headwise again.
+
+    previous: every config and its implementation; none where forwards were replaced instead. kept:
+    modules that stay with Transformers by a config of their own, and the one that they had.
+    """
 
     previous: list[tuple[Any, str | None]]
+    kept: list[tuple[Any, Any]]
     report: AttachReport
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -89,7 +95,7 @@ class _ForwardCache:
         return kwargs.get(name)
 
 
-def attach(model: PreTrainedModel) -> AttachReport:
+def attach(model: PreTrainedModel, *, strict: bool = False) -> AttachReport:
     """Run a Transformers model's attention, and its cache, on headwise.
 
     Example:
@@ -112,35 +118,57 @@ def attach(model: PreTrainedModel) -> AttachReport:
     that is attached already stays as it is. Nothing of headwise is saved with the model.
 
     Args:
-        model: any `PreTrainedModel` whose attention is on Transformers' attention interface.
+        model: any `PreTrainedModel` whose attention is on Transformers' attention interface, and
+            Falcon and Bloom.
+        strict: raise where some attention would be left to Transformers. Without it the rest is
+            attached, and the report says what is left and why.
 
     Returns:
         Per layer: its spec, the backend that runs it, and why the others do not; prints as a table.
 
     Raises:
-        UnsupportedError: not a Transformers model, or one whose attention cannot be replaced.
+        UnsupportedError: not a Transformers model, or one of whose attention nothing (with
+            `strict`: not everything) can be replaced.
         SpecError: the model's config contradicts itself.
     """
     _require_model("attach", model)
     attachment = model.__dict__.get("_headwise")
     if attachment is not None:
-        if model.config._attn_implementation == NAME:
+        if not attachment.previous or model.config._attn_implementation == NAME:
             report: AttachReport = attachment.report
             return report
         detach(model)  # another attention was set since
-    _require_interface(model)
+    own = own_forward.own_modules(model)
+    if not own:
+        _require_interface(model)
+    left = _left_to_stock(model, own)
+    first = f"{left[0].name}: {left[0].note}" if left else ""
+    if own and len(left) == len(own):
+        raise UnsupportedError(f"no attention of {type(model).__name__} can be replaced; {first}")
+    if strict and left:
+        raise UnsupportedError(
+            f"strict=True, and {len(left)} layers of {type(model).__name__} would stay with "
+            f"Transformers; {first}"
+        )
     spec = _spec(model)
     grows_cache = _grows_a_cache(model, spec)
-    report = _report(model, spec, grows_cache)
-    previous = [(config, config._attn_implementation) for config in _configs(model)]
+    report = _report(model, spec, grows_cache, own, left)
+    previous = [] if own else [(at, at._attn_implementation) for at in _configs(model)]
     if any(implementation == NAME for _, implementation in previous):
         raise UnsupportedError(
             f"{type(model).__name__} shares a config with a model that is attached (or is part of "
             "one): give it a config of its own, or attach the outermost model only"
         )
     register()
-    model.set_attn_implementation(NAME)
-    model._headwise = _Attachment(previous, report)
+    for module in own.values():
+        if own_forward.obstacle(module) is None:
+            own_forward.replace(module)
+    kept = [(module, module.config) for module in _sparse_modules(model).values()]
+    for module, config in kept:
+        module.config = copy.copy(config)
+    if not own:
+        model.set_attn_implementation(NAME)
+    model._headwise = _Attachment(previous, kept, report)
     for module in _latent_modules(model):
         if latent.obstacle(module) is None:
             module.expand_kv = latent.LatentPassthrough(module)
@@ -165,7 +193,10 @@ def detach(model: PreTrainedModel) -> None:
         if config._attn_implementation == NAME:
             config._attn_implementation_internal = implementation
     model.__dict__.pop("_prepare_cache_for_generation", None)
+    for module, config in attachment.kept:
+        module.config = config
     for module in model.modules():
+        own_forward.restore(module)
         if isinstance(module.__dict__.get("expand_kv"), latent.LatentPassthrough):
             del module.expand_kv
     for key, hook in list(model._forward_pre_hooks.items()):
@@ -203,16 +234,43 @@ def _require_interface(model: PreTrainedModel) -> None:
             f"{name} does not take its attention from Transformers' attention interface, so "
             "headwise cannot replace it"
         )
-    if any(hasattr(module, "indexer") for module in model.modules()):
+    config = model.config.get_text_config(decoder=True)
+    sparse = _sparse_modules(model)
+    if len(sparse) >= config.num_hidden_layers:
         raise UnsupportedError(
-            f"{name} attends to the tokens that an indexer chooses (sparse attention), which "
-            "headwise does not do"
+            f"every layer of {name} attends to the tokens that an indexer chooses (sparse "
+            "attention), which headwise does not do"
         )
-    if model.config.get_text_config(decoder=True).output_attentions:
+    if config.output_attentions:
         raise UnsupportedError(
             "config.output_attentions=True works with eager attention only: pass "
             "output_attentions=True per call instead"
         )
+
+
+def _sparse_modules(model: PreTrainedModel) -> dict[str, Any]:
+    """Attention to tokens that an indexer chooses: the module's own, or that of a layer before."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if getattr(module, "indexer", None) is not None or getattr(module, "skip_topk", False)
+    }
+
+
+def _left_to_stock(model: PreTrainedModel, own: dict[str, Any]) -> list[LayerReport]:
+    """The attention that stays with Transformers, and why."""
+    reasons = {name: own_forward.obstacle(module) for name, module in own.items()}
+    sparse = "attends to the tokens that an indexer chooses (sparse attention)"
+    reasons |= dict.fromkeys(_sparse_modules(model), sparse)
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    for index, kind in enumerate(kinds):
+        if kind == "linear_attention":
+            reasons[f"decoder.{index}"] = "linear attention, of which headwise has none"
+    for name, module in model.named_modules():
+        part = isinstance(module, PreTrainedModel) and module.config is not model.config
+        if part and not module._can_set_attn_implementation():
+            reasons[name] = "is not on Transformers' attention interface"
+    return [left_to_stock(name, reason) for name, reason in reasons.items() if reason is not None]
 
 
 def _spec(model: PreTrainedModel) -> ModelSpec | None:
@@ -250,26 +308,36 @@ def _latent_modules(model: PreTrainedModel) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "expand_kv")]
 
 
-def _report(model: PreTrainedModel, spec: ModelSpec | None, grows_cache: bool) -> AttachReport:
+def _report(
+    model: PreTrainedModel,
+    spec: ModelSpec | None,
+    grows_cache: bool,
+    own: dict[str, Any],
+    left: list[LayerReport],
+) -> AttachReport:
     dtype, device = model.dtype, model.device.type
     if spec is None:
         family = _family(model)
         note = f"no spec reader for {family!r}: what each call needs is read from its arguments"
         return AttachReport(
             type(model).__name__,
-            (layer_report("all", None, dtype, device, note, False),),
+            (layer_report("all", None, dtype, device, note, False), *left),
             "contiguous, grown in place" if grows_cache else "none of ours",
         )
     obstacles = {latent.obstacle(module) for module in _latent_modules(model)}
     reasons = sorted(reason for reason in obstacles if reason is not None)
     note = f"the latents are expanded at every step: {reasons[0]}" if reasons else ""
     absorbs = bool(obstacles) and not reasons
+    if own:
+        note = own_forward.cache_note(next(iter(own.values())), dtype)
+    stay = {at.name for at in left}
+    skipped = {index for index, name in enumerate(own) if name in stay}
     layers = []
     groups = (("encoder", spec.encoder_layers), ("decoder", spec.layers))
     for stack, specs in groups:
         for at in specs:
             name = f"{stack}.{at.index}"
-            if at.attention is not None:
+            if at.attention is not None and at.index not in skipped:
                 layers.append(layer_report(name, at.attention, dtype, device, note, absorbs))
             if at.cross_attention is not None:
                 layers.append(
@@ -281,4 +349,4 @@ def _report(model: PreTrainedModel, spec: ModelSpec | None, grows_cache: bool) -
         cache = "none (an encoder)"
     elif windows:
         cache += "; sliding layers keep Transformers' own"
-    return AttachReport(type(model).__name__, tuple(layers), cache)
+    return AttachReport(type(model).__name__, (*layers, *left), cache)

@@ -38,6 +38,7 @@ def headwise_attention_forward(
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
     indices: Tensor | None = None,
+    block_indices: Tensor | None = None,
     output_attentions: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
@@ -47,7 +48,7 @@ def headwise_attention_forward(
     [B,1,L,P]. attention_mask is boolean or additive, [B,1|H,S,L]; None means the module's causal
     and window rule. Returns out [B,S,H,V] and, when asked, the weights [B,H,S,L].
     """
-    if indices is not None:
+    if indices is not None or block_indices is not None:
         raise UnsupportedError(
             f"{type(module).__name__} attends to chosen tokens only (sparse attention), which "
             "headwise does not: call headwise.detach(model)"

@@ -1,7 +1,8 @@
 """What `attach` says it did: per layer its spec, the backend that runs, and why not the others."""
 
+import re
 from dataclasses import dataclass
-from itertools import groupby
+from typing import Any
 
 import torch
 
@@ -14,13 +15,17 @@ _CONTEXT = 4096
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One attention layer: its spec and what every backend says to decoding and to prefill."""
+    """One attention layer: its spec and what every backend says to decoding and to prefill.
+
+    `stock`: it stays with Transformers, for the reason in `note`.
+    """
 
     name: str
     spec: AttentionSpec | None
     decode: tuple[Verdict, ...]
     prefill: tuple[Verdict, ...]
     note: str = ""
+    stock: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,13 @@ class AttachReport:
     def __str__(self) -> str:
         rows = [("layers", "attention", "decode", "prefill")]
         notes = []
-        for _, group in groupby(self.layers, lambda at: (_stem(at.name), at.spec, at.note)):
-            same = list(group)
-            name = same[0].name if len(same) == 1 else f"{same[0].name} .. {same[-1].name}"
-            spec = "read at run time" if same[0].spec is None else str(same[0].spec)
-            rows.append((name, spec, _chosen(same[0].decode), _chosen(same[0].prefill)))
+        groups: dict[Any, list[LayerReport]] = {}
+        for layer in self.layers:
+            key = (_parts(layer.name)[::2], layer.spec, layer.note, layer.stock)
+            groups.setdefault(key, []).append(layer)
+        for same in groups.values():
+            name = _joined([layer.name for layer in same])
+            rows.append((name, *_columns(same[0])))
             if same[0].note:
                 notes.append(f"{name}: {same[0].note}")
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -76,6 +83,11 @@ def layer_report(
     )
 
 
+def left_to_stock(name: str, reason: str) -> LayerReport:
+    """A layer that stays with Transformers."""
+    return LayerReport(name, None, (), (), reason, stock=True)
+
+
 def _problem(
     spec: AttentionSpec, query_length: int, dtype: torch.dtype, device: str, *, split_key: bool
 ) -> Problem:
@@ -99,9 +111,40 @@ def _problem(
     )
 
 
-def _stem(name: str) -> str:
-    """The name without its number: "decoder.3.cross" -> "decoder..cross"."""
-    return "".join(character for character in name if not character.isdigit())
+def _parts(name: str) -> tuple[str, str, str]:
+    """A layer's name before its (last) number, the number, and the rest.
+
+    >>> _parts("decoder.3.cross"), _parts("all")
+    (('decoder.', '3', '.cross'), ('all', '', ''))
+    """
+    found = re.fullmatch(r"(.*?)(\d+)(\D*)", name)
+    return (found[1], found[2], found[3]) if found else (name, "", "")
+
+
+def _joined(names: list[str]) -> str:
+    """Names that differ in their number only, as one.
+
+    >>> _joined(["decoder.0", "decoder.1", "decoder.2", "decoder.4"]), _joined(["all"])
+    ('decoder.0-2,4', 'all')
+    """
+    before, first, after = _parts(names[0])
+    if not first:
+        return names[0]
+    runs: list[list[int]] = []
+    for number in (int(_parts(name)[1]) for name in names):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    ranges = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return before + ",".join(ranges) + after
+
+
+def _columns(layer: LayerReport) -> tuple[str, str, str]:
+    if layer.stock:
+        return "stays with Transformers", "", ""
+    spec = "read at run time" if layer.spec is None else str(layer.spec)
+    return spec, _chosen(layer.decode), _chosen(layer.prefill)
 
 
 def _chosen(verdicts: tuple[Verdict, ...]) -> str:

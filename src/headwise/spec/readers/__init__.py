@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from headwise.errors import SpecError
 from headwise.spec.readers.bert import BERT, ROBERTA
-from headwise.spec.readers.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from headwise.spec.readers.bloom import BLOOM
+from headwise.spec.readers.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, MINICPM3
 from headwise.spec.readers.falcon import FALCON
 from headwise.spec.readers.family import Family
 from headwise.spec.readers.fields import ConfigFields
@@ -22,6 +23,7 @@ FAMILIES: Mapping[str, Family] = {
     "gpt2": GPT2,
     "gpt_bigcode": GPT_BIGCODE,
     "falcon": FALCON,
+    "bloom": BLOOM,
     "llama": LLAMA,
     "mistral": MISTRAL,
     "qwen2": QWEN2,
@@ -31,6 +33,8 @@ FAMILIES: Mapping[str, Family] = {
     "gpt_oss": GPT_OSS,
     "deepseek_v2": DEEPSEEK_V2,
     "deepseek_v3": DEEPSEEK_V3,
+    "glm4_moe_lite": GLM4_MOE_LITE,
+    "minicpm3": MINICPM3,
 }
 # Multimodal types whose config class fills in a text part that config.json may leave out.
 _DEFAULT_TEXT_TYPE = {"gemma3": "gemma3_text"}

@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and V3: multi-head latent attention, with YaRN's factor in the scale."""
+"""DeepSeek-V2 and V3 and kin: multi-head latent attention, with YaRN's factor in the scale."""
 
 import math
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from headwise.spec.attention_spec import AttentionSpec
 from headwise.spec.checks import finite
 from headwise.spec.readers.family import Family
 from headwise.spec.readers.fields import ConfigFields
+from headwise.spec.readers.heads import split_hidden
 from headwise.spec.readers.layout import Layout, one_stack
 
 _SHARED: dict[str, object] = {
@@ -31,6 +32,27 @@ _V3 = _SHARED | {
     "num_key_value_heads": 128,
     "max_position_embeddings": 4096,
 }
+_GLM4_MOE_LITE = _SHARED | {
+    "num_hidden_layers": 47,
+    "num_attention_heads": 20,
+    "num_key_value_heads": 20,
+    "max_position_embeddings": 202752,
+    "q_lora_rank": 768,
+    "qk_nope_head_dim": 192,
+    "v_head_dim": 256,
+}
+_MINICPM3 = _SHARED | {
+    "hidden_size": 2560,
+    "num_hidden_layers": 62,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+    "max_position_embeddings": 32768,
+    "kv_lora_rank": 256,
+    "q_lora_rank": 768,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": None,
+}
 
 
 def _read(fields: ConfigFields) -> Layout:
@@ -47,7 +69,7 @@ def _read(fields: ConfigFields) -> Layout:
         heads=heads,
         kv_heads=heads,
         head_dim=head_dim,
-        value_dim=fields.positive("v_head_dim"),
+        value_dim=fields.optional_positive("v_head_dim") or split_hidden(fields),
         scale=head_dim**-0.5 * yarn * yarn,
         latent_rank=fields.positive("kv_lora_rank"),
         rope_dim=rope_dim,
@@ -78,3 +100,5 @@ def _yarn_factor(fields: ConfigFields) -> float:
 
 DEEPSEEK_V2 = Family(_read, _V2)
 DEEPSEEK_V3 = Family(_read, _V3)
+GLM4_MOE_LITE = Family(_read, _GLM4_MOE_LITE)
+MINICPM3 = Family(_read, _MINICPM3)
