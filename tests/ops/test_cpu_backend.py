@@ -1,5 +1,6 @@
 """The C++ kernels give what the reference gives, at every level that this machine runs."""
 
+import functools
 import math
 import os
 import random
@@ -187,6 +188,29 @@ def test_is_as_exact_as_pytorch(dtype, shape, factor, level):
         out = attention(query, key, value, backend="cpu")
         ours += row_errors(out, exact[..., :value_dim])
     assert ours <= 1.1 * stock
+
+
+@functools.cache
+def _long_context(dtype, heads):
+    """Queries, key and value of 128k tokens, their exact result and the error of PyTorch's."""
+    generator = torch.Generator().manual_seed(heads)
+
+    def draw(count, length):
+        return torch.randn(1, count, length, 64, generator=generator).to(dtype)
+
+    query, key, value = draw(heads, 2), draw(1, 2**17), draw(1, 2**17)
+    exact = attention(query.double(), key.double(), value.double(), backend="reference")
+    expanded = (kv.expand(1, heads, -1, -1) for kv in (key, value))
+    stock = F.scaled_dot_product_attention(query, *expanded).double()
+    return query, key, value, exact, (stock - exact).square().mean(-1).sqrt().mean()
+
+
+@pytest.mark.parametrize("heads", [3, 32])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_is_as_exact_as_pytorch_at_128k_keys(heads, dtype, level):
+    query, key, value, exact, stock = _long_context(dtype, heads)
+    out = attention(query, key, value, backend="cpu").double()
+    assert (out - exact).square().mean(-1).sqrt().mean() <= 1.1 * stock
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
