@@ -11,7 +11,7 @@ from headwise.ops._choice import (
     Verdict,
     explain_problem,
 )
-from headwise.ops._latent import choose_paradigm, latent_attention
+from headwise.ops._latent import Paradigm, choose_paradigm, latent_attention
 from headwise.ops._weights import attention_weights
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "attention",
     "attention_weights",
     "backends",
+    "Paradigm",
     "choose_paradigm",
     "explain",
     "explain_problem",

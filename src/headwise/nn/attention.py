@@ -1,0 +1,242 @@
+"""`Attention`: multi-head, multi-query and grouped-query attention as one module."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwise.caches import ContiguousCache
+from headwise.errors import ShapeError, UnsupportedError
+from headwise.nn import pretrained
+from headwise.nn.norm import RMSNorm
+from headwise.nn.rope import Rope
+from headwise.ops import attention
+from headwise.spec import AttentionSpec
+
+
+class Attention(nn.Module):
+    """Projections, rotary embedding and attention of one layer, as its spec says.
+
+    Example:
+        >>> import torch
+        >>> from headwise import AttentionSpec
+        >>> from headwise.caches import ContiguousCache
+        >>> from headwise.nn import Attention, Rope
+        >>> spec = AttentionSpec(heads=8, kv_heads=2, head_dim=16, value_dim=16)
+        >>> layer = Attention(spec, rope=Rope(16))
+        >>> hidden = torch.randn(1, 10, 128)  # [B, S, E]
+        >>> out = layer(hidden)
+        >>> cache = ContiguousCache()
+        >>> with torch.no_grad():
+        ...     parts = [layer(part, cache=cache) for part in hidden.split([7, 3], dim=1)]
+        >>> torch.allclose(torch.cat(parts, dim=1), out, atol=1e-5), cache.nbytes
+        (True, 2560)
+
+    In training PyTorch's kernels run (they have gradients), else the fastest that serve the call.
+
+    Args:
+        spec: what the layer computes; any but MLA.
+        hidden_size: E, heads * head_dim by default.
+        rope: rotary embedding of queries and keys; the caller's to share among layers.
+        qkv_bias, out_bias: whether the projections have biases.
+        source_size: width of what a `cross` layer attends to, E by default.
+        norm_eps: of the norms of queries and keys, where the spec has qk_norm.
+        device, dtype: of the weights.
+
+    Raises:
+        UnsupportedError: the spec is of MLA (see `LatentAttention`) or has a relative bias, which
+            a model computes once for all layers: leave it out and give `bias` to `forward`.
+    """
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        hidden_size: int | None = None,
+        *,
+        rope: Rope | None = None,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        source_size: int | None = None,
+        norm_eps: float = 1e-6,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if spec.latent_rank is not None:
+            raise UnsupportedError(f"{spec} has a latent: build it with LatentAttention")
+        if spec.relative_bias:
+            raise UnsupportedError(
+                f"{spec}: a relative bias is computed once for all layers; leave it out of the "
+                "spec and give bias= to forward"
+            )
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.spec, self.rope = spec, rope
+        self.hidden_size = hidden_size or spec.heads * spec.head_dim
+        source = source_size or self.hidden_size
+        key_size, value_size = spec.kv_heads * spec.head_dim, spec.kv_heads * spec.value_dim
+        self.q_proj = nn.Linear(self.hidden_size, spec.heads * spec.head_dim, qkv_bias, **made)
+        self.k_proj = nn.Linear(source, key_size, qkv_bias, **made)
+        self.v_proj = nn.Linear(source, value_size, qkv_bias, **made)
+        self.o_proj = nn.Linear(spec.heads * spec.value_dim, self.hidden_size, out_bias, **made)
+        norm = spec.qk_norm
+        self.q_norm = RMSNorm(spec.head_dim, eps=norm_eps, **made) if norm else None
+        self.k_norm = RMSNorm(spec.head_dim, eps=norm_eps, **made) if norm else None
+        self.sinks = nn.Parameter(torch.zeros(spec.heads, **made)) if spec.sinks else None
+
+    def forward(
+        self,
+        hidden: Tensor,
+        source: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        cache: ContiguousCache | None = None,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            hidden: [B, S, E].
+            source: [B, L, E'], what a `cross` layer attends to. With a cache that holds it already
+                it is not read.
+            positions: [S] or [B, S], of the hidden states; by default they follow what the cache
+                holds.
+            cache: the keys and values before these, to which these are added; without gradients.
+            mask: boolean, True = attend; broadcasts to [B, H, S, L].
+            bias: added to the scores; broadcasts to [B, H, S, L].
+
+        Returns:
+            [B, S, E].
+
+        Raises:
+            ShapeError: a cross layer without, or another one with a `source`; shapes that do not
+                fit.
+            UnsupportedError: a cache while gradients are needed.
+        """
+        spec = self.spec
+        if spec.cross != (source is not None):
+            wants = "source=, what it attends to" if spec.cross else "no source"
+            raise ShapeError(f"this is a layer of {spec}: expected {wants}")
+        before = 0 if cache is None or spec.cross else cache.length
+        if positions is None:
+            positions = torch.arange(before, before + hidden.shape[1], device=hidden.device)
+        query = _heads(self.q_proj(hidden), spec.heads)
+        if self.q_norm is not None:
+            query = self.q_norm(query)
+        if self.rope is not None:
+            query = self.rope(query, positions)
+        if spec.cross and cache is not None and cache.length:
+            key, value = cache.first, cache.second
+        else:
+            key, value = self._keys(hidden if source is None else source, positions)
+            if cache is not None:
+                key, value = cache.append(key, value)
+        assert key is not None
+        assert value is not None
+        window = spec.window if spec.causal else None
+        if spec.window is not None and not spec.causal:
+            near = _near(query.shape[2], key.shape[2], spec.window, hidden.device)
+            mask = near if mask is None else mask & near
+        out = attention(
+            query.to(value.dtype),
+            key,
+            value,
+            causal=spec.causal,
+            scale=spec.scale,
+            window=window,
+            sinks=self.sinks,
+            softcap=spec.softcap,
+            alibi_slopes=alibi_slopes(spec.heads, hidden.device) if spec.alibi else None,
+            bias=bias,
+            mask=mask,
+        )
+        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
+        return projected
+
+    def _keys(self, source: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = (
+            _heads(project(source), self.spec.kv_heads) for project in (self.k_proj, self.v_proj)
+        )
+        if self.k_norm is not None:
+            key = self.k_norm(key)
+        if self.rope is not None:
+            if self.spec.cross:
+                positions = torch.arange(key.shape[2], device=key.device)
+            key = self.rope(key, positions)
+        # norms stay in float32 under autocast
+        return key.to(value.dtype), value
+
+    @classmethod
+    def from_pretrained_layer(cls, module: Any) -> "Attention":
+        """A copy of the attention module of a Transformers model, weights and all.
+
+        Serves modules with q_proj, k_proj, v_proj and o_proj of families whose config `ModelSpec`
+        reads: Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, gpt-oss.
+
+        Example:
+            >>> import transformers
+            >>> config = transformers.LlamaConfig(
+            ...     vocab_size=99,
+            ...     hidden_size=64,
+            ...     intermediate_size=96,
+            ...     num_hidden_layers=1,
+            ...     num_attention_heads=4,
+            ...     num_key_value_heads=2,
+            ... )
+            >>> model = transformers.LlamaForCausalLM(config)
+            >>> print(Attention.from_pretrained_layer(model.model.layers[0].self_attn).spec)
+            GQA 4/2 heads, D 16
+
+        Raises:
+            UnsupportedError: another kind of module.
+            SpecError: its config contradicts itself.
+        """
+        parts = pretrained.read(module, ("q_proj", "k_proj", "v_proj", "o_proj"))
+        layer = cls(
+            parts.spec,
+            parts.hidden_size,
+            rope=parts.rope,
+            qkv_bias=parts.has_bias("q_proj"),
+            out_bias=parts.has_bias("o_proj"),
+            norm_eps=parts.eps("q_norm"),
+            **parts.made,
+        )
+        pretrained.fill(layer, parts.tensors("q_proj", "k_proj", "v_proj", "o_proj"))
+        pretrained.fill(layer, parts.norms("q_norm", "k_norm"))
+        if layer.sinks is not None:
+            pretrained.fill(layer, {"sinks": module.sinks})
+        layer.train(module.training)
+        return layer
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return str(self.spec)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """[B, S, H * D] to [B, H, S, D]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _near(length: int, context: int, window: int, device: torch.device) -> Tensor:
+    """[1, 1, S, L]: where query and key are less than `window` apart, the last on the last."""
+    query = torch.arange(context - length, context, device=device)
+    apart = query[:, None] - torch.arange(context, device=device)
+    return (apart.abs() < window)[None, None]
+
+
+def alibi_slopes(heads: int, device: Any = None) -> Tensor:
+    """ALiBi's slope of each head, [H], positive: 2^(-8i / H) for a power of two.
+
+    For other numbers those of the next lower power, then every other one of the next higher.
+
+    >>> alibi_slopes(4).tolist()
+    [0.25, 0.0625, 0.015625, 0.00390625]
+
+    Source: Press et al. 2021, arXiv 2108.12409, and its published code.
+    """
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    slopes += [2 ** (-8 * i / (2 * power)) for i in range(1, 2 * (heads - power) + 1, 2)]
+    return torch.tensor(slopes, device=device)

@@ -1,0 +1,200 @@
+"""A small decoder around an attention spec, to compare mechanisms with and to learn from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from headwise.caches import ContiguousCache
+from headwise.errors import OptionError, ShapeError, UnsupportedError
+from headwise.nn.attention import Attention
+from headwise.nn.latent_attention import LatentAttention
+from headwise.nn.norm import RMSNorm
+from headwise.nn.rope import Rope
+from headwise.spec import AttentionSpec, ModelSpec
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks of attention and SwiGLU behind RMSNorms, logits by the embedding.
+
+    Example:
+        >>> import torch
+        >>> from headwise import AttentionSpec
+        >>> from headwise.nn import Decoder
+        >>> spec = AttentionSpec(heads=4, kv_heads=2, head_dim=16, value_dim=16)
+        >>> model = Decoder(spec, layers=2, vocabulary=99)
+        >>> prompt = torch.randint(99, (1, 5))
+        >>> model(prompt).shape, model.generate(prompt, max_new_tokens=3).shape
+        (torch.Size([1, 5, 99]), torch.Size([1, 8]))
+
+    Args:
+        spec: the attention of every layer, or a `ModelSpec` with that of each. Any decoder's, MLA
+            too, without relative bias and without cross-attention.
+        vocabulary: number of tokens.
+        layers: number of blocks, for an `AttentionSpec`.
+        hidden_size: E, heads * value_dim by default.
+        feed_forward: inner width of the SwiGLU, 8/3 E rounded up to a multiple of 32 by default.
+        theta: base of the rotary embedding, which layers with ALiBi do without.
+        checkpointing: compute each block anew in the backward pass instead of keeping its
+            activations.
+
+    Raises:
+        OptionError: `layers` is missing or given twice.
+        UnsupportedError: a layer that this decoder cannot have.
+    """
+
+    def __init__(
+        self,
+        spec: AttentionSpec | ModelSpec,
+        *,
+        vocabulary: int,
+        layers: int | None = None,
+        hidden_size: int | None = None,
+        feed_forward: int | None = None,
+        theta: float = 10_000.0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        specs = _layers(spec, layers)
+        self.specs, self.checkpointing = specs, checkpointing
+        size = hidden_size or specs[0].heads * specs[0].value_dim
+        inner = feed_forward or -(-8 * size // 3 // 32) * 32
+        ropes: dict[int, Rope] = {}
+        for at in specs:
+            dim = at.rope_dim or at.head_dim
+            if not at.alibi and dim not in ropes:
+                ropes[dim] = Rope(dim, theta=theta)
+        self.embedding = nn.Embedding(vocabulary, size)
+        nn.init.normal_(self.embedding.weight, std=size**-0.5)
+        self.blocks = nn.ModuleList(
+            _Block(at, size, inner, None if at.alibi else ropes[at.rope_dim or at.head_dim])
+            for at in specs
+        )
+        self.norm = RMSNorm(size, eps=1e-6)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        caches: Sequence[ContiguousCache] | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """tokens [B, S] to logits [B, S, vocabulary].
+
+        Args:
+            tokens: [B, S] int.
+            caches: of `new_caches`; these tokens are added to them. Without gradients.
+            positions: [S] or [B, S]; by default they follow what the caches hold.
+            mask: boolean, True = attend; broadcasts to [B, H, S, L].
+
+        Raises:
+            ShapeError: there are not as many caches as blocks.
+        """
+        if caches is not None and len(caches) != len(self.blocks):
+            raise ShapeError(f"{len(caches)} caches, expected {len(self.blocks)}, one a block")
+        hidden = self.embedding(tokens)
+        for index, block in enumerate(self.blocks):
+            cache = None if caches is None else caches[index]
+            if self.checkpointing and torch.is_grad_enabled() and cache is None:
+                hidden = checkpoint(block, hidden, positions, cache, mask, use_reentrant=False)
+            else:
+                hidden = block(hidden, positions, cache, mask)
+        logits: Tensor = F.linear(self.norm(hidden), self.embedding.weight)
+        return logits
+
+    def new_caches(self) -> list[ContiguousCache]:
+        """An empty cache for each block."""
+        return [ContiguousCache() for _ in self.blocks]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Tensor,
+        *,
+        max_new_tokens: int,
+        temperature: float | None = None,
+        generator: torch.Generator | None = None,
+        use_cache: bool = True,
+    ) -> Tensor:
+        """tokens [B, S] and what follows them, [B, S + max_new_tokens].
+
+        Args:
+            tokens: [B, S], at least one.
+            max_new_tokens: how many to add.
+            temperature: sample at it; None: the likeliest token each time.
+            generator: of random numbers, for sampling.
+            use_cache: False reads all tokens anew for each one; the result is the same.
+
+        Raises:
+            OptionError: `max_new_tokens` is negative or `temperature` not above 0.
+            ShapeError: there is no token to begin with.
+        """
+        if max_new_tokens < 0:
+            raise OptionError(f"max_new_tokens is {max_new_tokens}, expected at least 0")
+        if temperature is not None and not temperature > 0:
+            raise OptionError(f"temperature is {temperature}, expected above 0, or None for greedy")
+        if tokens.ndim != 2 or tokens.shape[1] == 0:
+            raise ShapeError(f"tokens have shape {list(tokens.shape)}, expected [B, S], S from 1")
+        caches = self.new_caches() if use_cache else None
+        read = tokens
+        for _ in range(max_new_tokens):
+            logits = self(read, caches=caches)[:, -1]
+            if temperature is None:
+                token = logits.argmax(-1, keepdim=True)
+            else:
+                chances = (logits.float() / temperature).softmax(-1)
+                token = torch.multinomial(chances, 1, generator=generator)
+            tokens = torch.cat((tokens, token), dim=1)
+            read = token if use_cache else tokens
+        return tokens
+
+
+class _Block(nn.Module):
+    """Attention and a SwiGLU (Shazeer 2020, arXiv 2002.05202), each added to what it reads."""
+
+    def __init__(self, spec: AttentionSpec, size: int, inner: int, rope: Rope | None) -> None:
+        super().__init__()
+        kind: Any = Attention if spec.latent_rank is None else LatentAttention
+        self.attention_norm = RMSNorm(size, eps=1e-6)
+        self.attention = kind(spec, size, rope=rope)
+        self.feed_norm = RMSNorm(size, eps=1e-6)
+        self.gate_up = nn.Linear(size, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, size, bias=False)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        positions: Tensor | None,
+        cache: ContiguousCache | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        read = self.attention_norm(hidden)
+        hidden = hidden + self.attention(read, positions=positions, cache=cache, mask=mask)
+        gate, up = self.gate_up(self.feed_norm(hidden)).chunk(2, dim=-1)
+        fed: Tensor = self.down(F.silu(gate) * up)
+        return hidden + fed
+
+
+def _layers(spec: AttentionSpec | ModelSpec, layers: int | None) -> list[AttentionSpec]:
+    if isinstance(spec, AttentionSpec):
+        if layers is None or layers < 1:
+            raise OptionError(f"layers is {layers}, expected at least 1 with an AttentionSpec")
+        found = [spec] * layers
+    else:
+        if layers is not None:
+            raise OptionError(f"layers is {layers}, and {spec.family}'s ModelSpec says it already")
+        found = []
+        for layer in spec.layers:
+            if layer.attention is None or layer.cross_attention is not None:
+                raise UnsupportedError(f"layer {layer.index} of {spec.family}: {layer}")
+            found.append(layer.attention)
+    for at in found:
+        if not at.causal or at.cross:
+            raise UnsupportedError(f"{at}: a decoder attends to itself and to no later token")
+    if not found:
+        raise UnsupportedError(f"{spec} has no decoder layers")
+    return found

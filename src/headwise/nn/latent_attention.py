@@ -1,0 +1,218 @@
+"""`LatentAttention`: multi-head latent attention (MLA) as a module.
+
+DeepSeek-V2, arXiv 2405.04434, section 2.1. Its W_DKV and W_KR are `kv_down`, one projection; W_UK
+and W_UV are `w_uk` and `w_uv`; W_DQ and W_UQ with W_QR are `q_down` and `q_up`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwise.caches import ContiguousCache
+from headwise.errors import UnsupportedError
+from headwise.nn import pretrained
+from headwise.nn.norm import RMSNorm
+from headwise.nn.rope import Rope
+from headwise.ops import Paradigm, latent_attention
+from headwise.spec import AttentionSpec
+
+
+class LatentAttention(nn.Module):
+    """Compression to a latent and a rotary key, which are cached, and attention over them.
+
+    Example:
+        >>> import torch
+        >>> from headwise import AttentionSpec
+        >>> from headwise.nn import LatentAttention, Rope
+        >>> spec = AttentionSpec(
+        ...     heads=4, kv_heads=4, head_dim=24, value_dim=16, latent_rank=32, rope_dim=8
+        ... )
+        >>> layer = LatentAttention(spec, hidden_size=64, rope=Rope(8))
+        >>> hidden = torch.randn(1, 10, 64)  # [B, S, E]
+        >>> expanded, absorbed = (layer(hidden, paradigm=p) for p in ("expanded", "absorbed"))
+        >>> torch.allclose(expanded, absorbed, atol=1e-5)
+        True
+
+    Args:
+        spec: an MLA layer; with a `query_rank` the queries are compressed as well.
+        hidden_size: E, heads * value_dim by default.
+        rope: rotary embedding of the P dims beside the latent; None: without position.
+        norm_eps: of the norms of the latents.
+        device, dtype: of the weights.
+
+    Raises:
+        UnsupportedError: the spec is not of MLA, or has an option that MLA is not served with.
+    """
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        hidden_size: int | None = None,
+        *,
+        rope: Rope | None = None,
+        norm_eps: float = 1e-6,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if spec.latent_rank is None or spec.rope_dim is None:
+            raise UnsupportedError(f"{spec} has no latent: build it with Attention")
+        asked = {
+            "window": spec.window is not None,
+            "softcap": spec.softcap is not None,
+            "sinks": spec.sinks,
+            "alibi": spec.alibi,
+            "relative_bias": spec.relative_bias,
+            "qk_norm": spec.qk_norm,
+            "cross": spec.cross,
+        }
+        extra = [name for name, present in asked.items() if present]
+        if extra:
+            raise UnsupportedError(f"{spec}: MLA is not served with {', '.join(extra)}")
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.spec, self.rope = spec, rope
+        self.rank, self.rope_dim = spec.latent_rank, spec.rope_dim
+        self.hidden_size = size = hidden_size or spec.heads * spec.value_dim
+        query_size = spec.heads * spec.head_dim
+        self.q_proj = self.q_down = self.q_norm = self.q_up = None
+        if spec.query_rank is None:
+            self.q_proj = nn.Linear(size, query_size, bias=False, **made)
+        else:
+            self.q_down = nn.Linear(size, spec.query_rank, bias=False, **made)
+            self.q_norm = RMSNorm(spec.query_rank, eps=norm_eps, **made)
+            self.q_up = nn.Linear(spec.query_rank, query_size, bias=False, **made)
+        self.kv_down = nn.Linear(size, self.rank + self.rope_dim, bias=False, **made)
+        self.kv_norm = RMSNorm(self.rank, eps=norm_eps, **made)
+        self.w_uk = nn.Parameter(torch.empty(spec.heads, spec.nope_dim, self.rank, **made))
+        self.w_uv = nn.Parameter(torch.empty(spec.heads, spec.value_dim, self.rank, **made))
+        self.o_proj = nn.Linear(spec.heads * spec.value_dim, size, bias=False, **made)
+        for weight in (self.w_uk, self.w_uv):  # as nn.Linear(R, ...) would
+            nn.init.uniform_(weight, -(self.rank**-0.5), self.rank**-0.5)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        *,
+        positions: Tensor | None = None,
+        cache: ContiguousCache | None = None,
+        mask: Tensor | None = None,
+        paradigm: Paradigm = "auto",
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            hidden: [B, S, E].
+            positions: [S] or [B, S]; by default they follow what the cache holds.
+            cache: the latents [B, 1, L, R] and rotary keys [B, 1, L, P] before these, to which
+                these are added; without gradients.
+            mask: boolean, True = attend; broadcasts to [B, H, S, L].
+            paradigm: as in `headwise.latent_attention`; the results are equal.
+
+        Returns:
+            [B, S, E].
+
+        Raises:
+            ShapeError: shapes that do not fit.
+            UnsupportedError: a cache while gradients are needed.
+        """
+        before = 0 if cache is None else cache.length
+        if positions is None:
+            positions = torch.arange(before, before + hidden.shape[1], device=hidden.device)
+        query_latent, latent, key_rope = self.compress(hidden, positions)
+        if cache is not None:
+            first, second = cache.append(latent.unsqueeze(1), key_rope.unsqueeze(1))
+            latent, key_rope = first.squeeze(1), second.squeeze(1)
+        return self.attend(
+            query_latent, latent, key_rope, positions=positions, mask=mask, paradigm=paradigm
+        )
+
+    def compress(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden [B,S,E] to query latent [B,S,Q] (hidden itself where queries are not compressed),
+        latent [B,S,R], rotary key [B,S,P]. What `attend` needs, and all that has to be kept where
+        it is computed again in the backward pass.
+        """
+        latent, key_rope = self.kv_down(hidden).split([self.rank, self.rope_dim], dim=-1)
+        if self.rope is not None:
+            key_rope = self.rope(key_rope.unsqueeze(1), positions).squeeze(1)
+        # norms stay in float32 under autocast
+        query_latent, dtype = hidden, key_rope.dtype
+        if self.q_down is not None and self.q_norm is not None:
+            query_latent = self.q_norm(self.q_down(hidden)).to(dtype)
+        return query_latent, self.kv_norm(latent).to(dtype), key_rope
+
+    def attend(
+        self,
+        query_latent: Tensor,
+        latent: Tensor,
+        key_rope: Tensor,
+        *,
+        positions: Tensor,
+        mask: Tensor | None = None,
+        paradigm: Paradigm = "auto",
+    ) -> Tensor:
+        """From what `compress` gives, with L tokens of latent and rotary key, to [B,S,E]."""
+        project = self.q_proj if self.q_up is None else self.q_up
+        assert project is not None
+        query = project(query_latent).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
+        query_nope, query_rope = query.split([self.spec.nope_dim, self.rope_dim], dim=-1)
+        if self.rope is not None:
+            query_rope = self.rope(query_rope, positions)
+        out = latent_attention(
+            query_nope,
+            query_rope,
+            latent,
+            key_rope,
+            self.w_uk.to(latent.dtype),
+            self.w_uv.to(latent.dtype),
+            paradigm=paradigm,
+            causal=self.spec.causal,
+            scale=self.spec.scale,
+            mask=mask,
+        )
+        assert isinstance(out, Tensor)
+        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
+        return projected
+
+    @classmethod
+    def from_pretrained_layer(cls, module: Any) -> "LatentAttention":
+        """A copy of an MLA module of a Transformers model, weights and all.
+
+        Serves DeepSeek-V2 and V3, GLM-4.7-Flash and MiniCPM3. Rotary keys are cached in the order
+        of the weights, which for DeepSeek-V3 is not that of Transformers' own cache.
+
+        Raises:
+            UnsupportedError: another kind of module, or one with biases.
+            SpecError: its config contradicts itself.
+        """
+        parts = pretrained.read(module, ("kv_a_proj_with_mqa", "kv_b_proj", "o_proj"))
+        for name in ("q_a_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"):
+            if parts.has_bias(name):
+                raise UnsupportedError(f"{name} has a bias, which LatentAttention has not")
+        spec = parts.spec
+        layer = cls(
+            spec,
+            parts.hidden_size,
+            rope=parts.rope,
+            norm_eps=parts.eps("kv_a_layernorm"),
+            **parts.made,
+        )
+        names = {"kv_a_proj_with_mqa": "kv_down", "o_proj": "o_proj"}
+        if spec.query_rank is None:
+            names["q_proj"] = "q_proj"
+        else:
+            names |= {"q_a_proj": "q_down", "q_b_proj": "q_up"}
+        for name, own in names.items():
+            pretrained.fill(layer, {f"{own}.weight": getattr(module, name).weight})
+        for name, own in (("kv_a_layernorm", "kv_norm"), ("q_a_layernorm", "q_norm")):
+            if getattr(layer, own) is not None:
+                pretrained.fill(layer, {f"{own}.weight": getattr(module, name).weight})
+        up = module.kv_b_proj.weight.view(spec.heads, -1, layer.rank)
+        w_uk, w_uv = up.split([spec.nope_dim, spec.value_dim], dim=1)
+        pretrained.fill(layer, {"w_uk": w_uk, "w_uv": w_uv})
+        layer.train(module.training)
+        return layer
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return str(self.spec)

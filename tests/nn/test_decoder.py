@@ -1,0 +1,149 @@
+"""The small decoder: cached generation, training, and what it refuses."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import headwise
+from headwise import AttentionSpec, ModelSpec
+from headwise.nn import Decoder
+
+GQA = AttentionSpec(heads=4, kv_heads=2, head_dim=8, value_dim=8)
+MLA = AttentionSpec(heads=4, kv_heads=4, head_dim=12, value_dim=8, latent_rank=16, rope_dim=4)
+SPECS = {
+    "MHA": replace(GQA, kv_heads=4),
+    "GQA": GQA,
+    "MQA": replace(GQA, kv_heads=1),
+    "ALiBi": replace(GQA, alibi=True),
+    "window": replace(GQA, window=6),
+    "MLA": MLA,
+    "MLA, compressed queries": replace(MLA, query_rank=12),
+}
+MIXED = ModelSpec.from_config(
+    {
+        "model_type": "gpt_oss",
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": 5,
+    }
+)
+
+
+def build(spec: Any, **options: Any) -> Decoder:
+    torch.manual_seed(0)
+    layers = {} if isinstance(spec, ModelSpec) else {"layers": 2}
+    model = Decoder(spec, vocabulary=50, **layers, **options)
+    with torch.no_grad():  # so that tokens differ
+        model.embedding.weight.mul_(3)
+    return model
+
+
+@pytest.mark.parametrize("spec", [*SPECS.values(), MIXED], ids=[*SPECS, "gpt-oss"])
+def test_cached_generation_equals_uncached(spec: Any) -> None:
+    model = build(spec)
+    prompt = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(2))
+    cached = model.generate(prompt, max_new_tokens=20)
+    assert cached.shape == (2, 29)
+    assert torch.equal(cached[:, :9], prompt)
+    assert torch.equal(cached, model.generate(prompt, max_new_tokens=20, use_cache=False))
+    assert cached.unique().numel() > 5, "a constant output would prove nothing"
+    sampled = [
+        model.generate(
+            prompt,
+            max_new_tokens=20,
+            temperature=9.0,
+            generator=torch.Generator().manual_seed(1),
+            use_cache=use_cache,
+        )
+        for use_cache in (True, False)
+    ]
+    assert torch.equal(*sampled)
+    assert not torch.equal(sampled[0], cached)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_learns_a_few_texts_by_heart(name: str) -> None:
+    model = build(SPECS[name])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    tokens = torch.randint(50, (8, 12), generator=torch.Generator().manual_seed(3))
+    for _ in range(60):
+        logits = model(tokens[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.7, "guessing gives 3.9"
+    # the first token of a text does not say which one it is
+    texts = model.generate(tokens[:, :4], max_new_tokens=8)
+    assert (texts == tokens).float().mean() > 0.9
+
+
+def test_checkpointing_gives_the_same_gradients() -> None:
+    tokens, grads = torch.randint(50, (2, 9)), []
+    for checkpointing in (False, True):
+        model = build(GQA, checkpointing=checkpointing)
+        model(tokens).logsumexp(-1).sum().backward()
+        grads.append([at.grad for at in model.parameters()])
+    for plain, again in zip(*grads, strict=True):
+        torch.testing.assert_close(again, plain)
+
+
+def test_the_caches_hold_what_the_spec_says() -> None:
+    model = build(MIXED)
+    caches = model.new_caches()
+    with torch.no_grad():
+        model(torch.randint(50, (3, 7)), caches=caches)
+    held = sum(cache.nbytes for cache in caches)
+    assert held == MIXED.cache_bytes_per_token("float32") * 7 * 3
+
+
+@pytest.mark.parametrize(
+    ("run", "error", "message"),
+    [
+        (lambda: Decoder(GQA, vocabulary=9), headwise.OptionError, "layers is None"),
+        (lambda: Decoder(MIXED, vocabulary=9, layers=2), headwise.OptionError, "says it already"),
+        (
+            lambda: Decoder(replace(GQA, causal=False), vocabulary=9, layers=1),
+            headwise.UnsupportedError,
+            "a decoder attends to itself",
+        ),
+        (
+            lambda: Decoder(ModelSpec.from_config({"model_type": "bert"}), vocabulary=9),
+            headwise.UnsupportedError,
+            "no decoder layers",
+        ),
+        (
+            lambda: Decoder(ModelSpec.from_config({"model_type": "t5"}), vocabulary=9),
+            headwise.UnsupportedError,
+            "layer 0 of t5",
+        ),
+        (
+            lambda: build(GQA)(torch.ones(1, 2, dtype=torch.int64), caches=[]),
+            headwise.ShapeError,
+            "0 caches, expected 2",
+        ),
+        (
+            lambda: build(GQA).generate(torch.ones(1, 0, dtype=torch.int64), max_new_tokens=1),
+            headwise.ShapeError,
+            "S from 1",
+        ),
+        (
+            lambda: build(GQA).generate(torch.ones(1, 1).long(), max_new_tokens=-1),
+            headwise.OptionError,
+            "max_new_tokens is -1",
+        ),
+        (
+            lambda: build(GQA).generate(torch.ones(1, 1).long(), max_new_tokens=1, temperature=0),
+            headwise.OptionError,
+            "temperature is 0",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(run: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run()
