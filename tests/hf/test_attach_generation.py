@@ -47,6 +47,11 @@ _MODES_OF = {
 }
 
 
+def modes_without(mode: str) -> list[str]:
+    """The families that are not tested in a mode."""
+    return [family for family, modes in _MODES_OF.items() if mode in modes]
+
+
 def _cases() -> list[Any]:
     return [
         pytest.param(family, mode, id=f"{family}-{mode}")

@@ -12,6 +12,11 @@ import headwise
 from families import OWN_FORWARD, VOCABULARY, make
 from headwise.hf.owned import NAME
 
+# Of models like those below, for the docs.
+PARTLY = {
+    "Qwen3-Next and other hybrids": "layers of linear attention",
+    "MiniMax-M3": "layers of sparse attention, whose indexer chooses the keys",
+}
 PROMPT = torch.randint(3, VOCABULARY, (2, 23), generator=torch.Generator().manual_seed(6))
 _SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,

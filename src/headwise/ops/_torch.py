@@ -1,9 +1,10 @@
 """Attention on PyTorch's own operators, with gradients, on any device.
 
-Two ways through. `scaled_dot_product_attention` where it is fast: equal head dims and nothing but
-masks and a bias; K and V are never repeated for the heads of a group, and the grouped path
-(`enable_gqa`), which reads each of them once per query head, is never taken. Otherwise matrix
-products with a float32 softmax, in blocks of queries, so that the scores never exist in full.
+Two ways through. `scaled_dot_product_attention` where it is fast: equal head dims (for many
+queries the narrower is padded) and nothing but masks and a bias; K and V are never repeated for the
+heads of a group, and the grouped path (`enable_gqa`), which reads each of them once per query head,
+is never taken. Otherwise matrix products with a float32 softmax, in blocks of queries, so that the
+scores never exist in full.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from headwise.ops._reference import positions
 _BLOCK_SCORES = 2**24
 # Queries in one block where causality or a window lets whole blocks of keys be skipped.
 _BLOCK_ROWS = 512
+# Queries from which padding K or V to equal head dims costs less than it saves: SDPA keeps no
+# scores for the backward pass.
+_PADDED_FROM = 16
 # Elements of K or V that are widened to float32 at a time (8 MiB: they stay in the last cache).
 _WIDEN = 2**21
 _EXACT = (torch.float32, torch.float64)
@@ -30,7 +34,12 @@ def how(problem: Problem) -> str:
     obstacle = _sdpa_obstacle(problem)
     if obstacle is None:
         packed = f", {problem.group_size} query heads packed per kv head"
-        return "scaled_dot_product_attention" + (packed if problem.group_size > 1 else "")
+        padded = f", head dims padded to {max(problem.head_dim, problem.value_dim)}"
+        return (
+            "scaled_dot_product_attention"
+            + (packed if problem.group_size > 1 else "")
+            + (padded if problem.head_dim != problem.value_dim else "")
+        )
     return f"matrix products with a float32 softmax ({obstacle})"
 
 
@@ -72,7 +81,7 @@ def _sdpa_obstacle(problem: Problem) -> str | None:
         return "log-sum-exp asked for"
     if problem.split_key:
         return "latent and rope key held apart"
-    if problem.head_dim != problem.value_dim:
+    if problem.head_dim != problem.value_dim and problem.query_length < _PADDED_FROM:
         # it serves them on its unfused path, at a tenth of the speed
         return f"head dims {problem.head_dim} and {problem.value_dim} differ"
     if half and problem.alibi:
@@ -193,6 +202,11 @@ def _sdpa(
 ) -> Tensor:
     """scaled_dot_product_attention over K heads, each read where it lies."""
     mask = None if block is None else _additive(block, query.dtype)
+    wanted, missing = value.shape[-1], query.shape[-1] - value.shape[-1]
+    if missing > 0:
+        value = F.pad(value, (0, missing))
+    elif missing < 0:
+        query, key = F.pad(query, (0, -missing)), F.pad(key, (0, -missing))
     batch, heads, rows, head_dim = query.shape
     kv_heads = key.shape[1]
     group = heads // kv_heads
@@ -215,7 +229,7 @@ def _sdpa(
     out = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=causal, scale=call.scale
     )
-    return out.reshape(batch, heads, rows, value.shape[-1])
+    return out.reshape(batch, heads, rows, value.shape[-1])[..., :wanted]
 
 
 def _additive(block: _Block, dtype: torch.dtype) -> Tensor | None:
