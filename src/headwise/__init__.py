@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from headwise import nn
 from headwise.errors import (
     CapacityError,
     ConversionError,
@@ -38,6 +39,7 @@ __all__ = [
     "detach",
     "explain",
     "latent_attention",
+    "nn",
 ]
 
 # Transformers takes seconds to import, and the operators and specs do without it.
