@@ -175,7 +175,7 @@ def test_the_report_of_mla_shows_absorption() -> None:
     assert spec is not None
     assert spec.mechanism == "MLA"
     assert "latent and rope key held apart" in report.layers[0].decode[1].reason
-    assert "head dims 20 and 14 differ" in report.layers[0].prefill[1].reason
+    assert "head dims padded to 20" in report.layers[0].prefill[1].reason
 
 
 def test_the_report_of_t5_lists_encoder_decoder_and_cross_attention() -> None:
