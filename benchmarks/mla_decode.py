@@ -18,7 +18,7 @@ from report import Row, environment, operators, print_table
 from transformers.cache_utils import DynamicCache
 
 import headwise
-from headwise.hf import cache_nbytes, use_contiguous_layers
+from headwise.hf import cache_nbytes, use_own_layers
 from headwise.measure import interleaved, ratio
 
 HEADS, RANK, ROPE, NOPE, VALUE, HIDDEN = 16, 512, 64, 128, 128, 2048
@@ -80,7 +80,7 @@ def measure(context: int, dtype: torch.dtype, rounds: int) -> Row:
     ours = copy.deepcopy(stock)
     headwise.attach(ours)
     # the same latents on both sides, so that only the step differs
-    ours_cache = fill(ours, use_contiguous_layers(DynamicCache(config=ours.config)), context)
+    ours_cache = fill(ours, use_own_layers(DynamicCache(config=ours.config)), context)
     stock_cache = DynamicCache(config=stock.config)
     held = ours_cache.layers[0]
     stock_cache.update(held.keys.clone(), held.values.clone(), 0)

@@ -97,11 +97,21 @@ def test_a_sparse_layer_keeps_its_config_until_detach() -> None:
         assert all(at.self_attn.config is each.config for at in each.model.layers)
 
 
+def test_an_attention_set_after_attach_reaches_every_layer() -> None:
+    model = _sparse(_MIXED)
+    expected = _tokens(model)
+    headwise.attach(model)
+    model.set_attn_implementation("eager")
+    names = {layer.self_attn.config._attn_implementation for layer in model.model.layers}
+    assert names == {"eager"}
+    assert torch.equal(_tokens(model), expected)
+
+
 def test_the_report_says_which_layer_stays_and_why() -> None:
     text = str(headwise.attach(_sparse(_MIXED)))
     assert "model.layers.1.self_attn  stays with Transformers" in text
     assert "model.layers.1.self_attn: attends to the tokens that an indexer chooses" in text
-    assert "decoder.0,2: linear attention" in str(headwise.attach(_linear()))
+    assert "decoder.0,2: a recurrent or linear attention" in str(headwise.attach(_linear()))
 
 
 @pytest.mark.parametrize("make_model", [lambda: _sparse(_MIXED), _linear])
@@ -197,11 +207,29 @@ def test_gradients_are_those_of_stock(family: str) -> None:
         torch.testing.assert_close(ours, stock, atol=1e-5 * float(stock.abs().max()) + 1e-7, rtol=0)
 
 
+@pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("family", ["falcon-rw", "bloom"])
-def test_dropout_in_training_is_stocks(family: str) -> None:
+def test_dropout_in_training_is_stocks(family: str, weights: bool) -> None:
     model = make(family, attention_dropout=0.5).train()
-    torch.manual_seed(0)
-    expected = model(PROMPT).logits
+
+    def run() -> Any:
+        torch.manual_seed(0)
+        return model(PROMPT, output_attentions=weights).logits
+
+    expected = run()
     headwise.attach(model)
-    torch.manual_seed(0)
-    torch.testing.assert_close(model(PROMPT).logits, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(run(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", OWN_FORWARD)
+def test_a_left_padded_loss_is_that_of_stock(family: str) -> None:
+    model, mask, labels = make(family), torch.ones_like(PROMPT), PROMPT.clone()
+    mask[0, :9] = 0
+    labels[0, :9] = -100  # the last token of padding is to predict the first one of the text
+
+    def loss() -> torch.Tensor:
+        return model(PROMPT, attention_mask=mask, labels=labels).loss
+
+    expected = loss()
+    headwise.attach(model)
+    torch.testing.assert_close(loss(), expected)

@@ -14,7 +14,7 @@ from torch import nn
 import headwise
 from families import make
 from headwise import AttentionSpec
-from headwise.caches import ContiguousCache
+from headwise.caches import ContiguousCache, WindowCache
 from headwise.nn import Attention, LatentAttention, Rope
 from headwise.nn.attention import alibi_slopes
 
@@ -305,6 +305,39 @@ def test_gradients_survive_checkpointing(name: str) -> None:
             headwise.UnsupportedError,
             "GPT2Attention has not a torch.nn.Linear called q_proj",
         ),
+        (lambda: Attention(None), headwise.OptionError, "spec is a NoneType"),
+        (lambda: LatentAttention({}), headwise.OptionError, "spec is a dict"),
+        (lambda: Attention(GQA, 0), headwise.SpecError, "hidden_size=0"),
+        (lambda: Attention(GQA, 4.5), headwise.SpecError, "hidden_size=4.5"),
+        (lambda: Attention(GQA, source_size=9), headwise.OptionError, "has no source"),
+        (lambda: Attention(GQA, rope=8), headwise.OptionError, "rope is a int"),
+        (lambda: Attention(GQA, rope=Rope(10)), headwise.OptionError, "turns 10 .* at most 8"),
+        (lambda: LatentAttention(MLA, rope=Rope(4)), headwise.OptionError, "turns 4 .* expected 6"),
+        (
+            lambda: Attention(replace(GQA, alibi=True, causal=False)),
+            headwise.UnsupportedError,
+            "ALiBi is defined for causal attention",
+        ),
+        (lambda: build(GQA)(None), headwise.ShapeError, "hidden is a NoneType"),
+        (lambda: build(GQA)(torch.ones(2, 3, 9)), headwise.ShapeError, r"\[B, S, E\] with E=48"),
+        (lambda: build(MLA)(torch.ones(3, 48)), headwise.ShapeError, "expected 3 dims"),
+        (
+            lambda: build(GQA)(hidden(), positions=torch.zeros(2, 23)),
+            headwise.ShapeError,
+            "positions are torch.float32",
+        ),
+        (lambda: build(GQA)(hidden(), positions=[1]), headwise.ShapeError, "positions are a list"),
+        (
+            lambda: build(MLA)(hidden(), positions=torch.zeros(3, 23).long()),
+            headwise.ShapeError,
+            "B=2 and S=23",
+        ),
+        (lambda: build(GQA)(hidden(), cache=[]), headwise.ShapeError, "cache is a list"),
+        (
+            lambda: build(GQA)(hidden(), cache=WindowCache(4)),
+            headwise.ShapeError,
+            "the cache has a window of 4, this layer no window",
+        ),
         (
             lambda: Attention.from_pretrained_layer(nn.Linear(2, 2)),
             headwise.UnsupportedError,
@@ -338,3 +371,74 @@ def test_no_matrix_of_scores_is_kept_for_the_backward_pass(name: str) -> None:
     once, twice, four = (_kept(layer, length) for length in (256, 512, 1024))
     # linear in the tokens, the weights aside
     assert four - twice == pytest.approx(2 * (twice - once), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["GQA", "MLA"])
+def test_a_refused_call_leaves_the_cache_as_it_was(name: str) -> None:
+    layer, cache = build(SPECS[name]), ContiguousCache()
+    with torch.no_grad():
+        layer(hidden()[:, :5], cache=cache)
+        for mask in (
+            torch.ones(4, 4).bool(),
+            torch.ones(1, 1, 18, 18).bool(),
+            torch.ones(1, 1, 1, 1),
+        ):
+            with pytest.raises(headwise.ShapeError, match="mask has"):
+                layer(hidden()[:, 5:], cache=cache, mask=mask)
+        rest = layer(hidden()[:, 5:], cache=cache)
+        torch.testing.assert_close(rest, layer(hidden())[:, 5:], atol=1e-5, rtol=1e-5)
+
+
+def test_a_window_cache_serves_a_layer_of_its_window() -> None:
+    layer, cache = build(replace(GQA, window=5)), WindowCache(5)
+    with torch.no_grad():
+        parts = [layer(part, cache=cache) for part in hidden().split([9, 1, 1, 12], dim=1)]
+        torch.testing.assert_close(torch.cat(parts, 1), layer(hidden()), atol=1e-5, rtol=1e-5)
+    assert cache.held == 4
+
+
+def test_a_filled_cross_cache_has_no_gradients_to_give() -> None:
+    layer, cache = build(replace(GQA, causal=False, cross=True)), ContiguousCache()
+    with torch.no_grad():
+        first = layer(hidden(), hidden(), cache=cache)
+        assert torch.equal(layer(hidden(), cache=cache), first)
+    with pytest.raises(headwise.UnsupportedError, match="without gradients"):
+        layer(hidden(), cache=cache)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("name", ["GQA", "windows and sinks", "MLA"])
+def test_tangents_are_not_dropped(name: str) -> None:
+    layer, x = build(SPECS[name]).requires_grad_(False).double(), hidden().double()
+    _, tangent = torch.func.jvp(layer, (x,), (x,))
+    step = 1e-5
+    expected = (layer(x * (1 + step)) - layer(x * (1 - step))) / (2 * step)
+    torch.testing.assert_close(tangent, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_double_precision_is_double() -> None:
+    layer = build(GQA).double()
+    x = torch.randn(1, 3, 48, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x,))
+
+
+def test_a_layer_made_on_another_device_takes_its_rope_along() -> None:
+    layer = build(GQA, device="meta")
+    assert layer(torch.empty(1, 3, 48, device="meta")).device.type == "meta"
+    with torch.device("meta"):
+        empty = build(GQA)
+    state = build(GQA).state_dict()
+    empty.load_state_dict(state, assign=True)
+    assert torch.equal(empty(hidden()), build(GQA)(hidden()))
+
+
+def test_a_rotation_of_a_part_of_each_head_is_not_guessed() -> None:
+    for kind, served in (("default", True), ("linear", False)):
+        rope = {"rope_type": kind, "rope_theta": 1e4, "partial_rotary_factor": 0.5, "factor": 2.0}
+        module = make("llama-gqa").model.layers[0].self_attn
+        module.config.rope_parameters = rope
+        if served:  # Llama's own rotary embedding does not read it
+            assert Attention.from_pretrained_layer(module).rope.dim == 8
+        else:
+            with pytest.raises(headwise.UnsupportedError, match=r"partial_rotary_factor=0\.5"):
+                Attention.from_pretrained_layer(module)

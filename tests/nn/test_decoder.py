@@ -83,6 +83,12 @@ def test_learns_a_few_texts_by_heart(name: str) -> None:
     assert (texts == tokens).float().mean() > 0.9
 
 
+def test_a_temperature_near_zero_is_greedy() -> None:
+    model, prompt = build(GQA), torch.randint(50, (1, 5))
+    cold = model.generate(prompt, max_new_tokens=8, temperature=1e-39)
+    assert torch.equal(cold, model.generate(prompt, max_new_tokens=8))
+
+
 def test_checkpointing_gives_the_same_gradients() -> None:
     tokens, grads = torch.randint(50, (2, 9)), []
     for checkpointing in (False, True):
@@ -106,6 +112,14 @@ def test_the_caches_hold_what_the_spec_says() -> None:
     ("run", "error", "message"),
     [
         (lambda: Decoder(GQA, vocabulary=9), headwise.OptionError, "layers is None"),
+        (lambda: Decoder(None, vocabulary=9), headwise.OptionError, "spec is a NoneType"),
+        (lambda: Decoder(GQA, vocabulary=0, layers=1), headwise.SpecError, "vocabulary=0"),
+        (lambda: Decoder(GQA, vocabulary=9, layers=True), headwise.OptionError, "layers is True"),
+        (
+            lambda: build(GQA).generate([1, 2], max_new_tokens=1),
+            headwise.ShapeError,
+            "tokens is a list",
+        ),
         (lambda: Decoder(MIXED, vocabulary=9, layers=2), headwise.OptionError, "says it already"),
         (
             lambda: Decoder(replace(GQA, causal=False), vocabulary=9, layers=1),

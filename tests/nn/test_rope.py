@@ -124,7 +124,13 @@ def test_frequencies_stay_in_float32_and_off_the_state_dict() -> None:
     ("make", "error", "message"),
     [
         (lambda: Rope(7), headwise.OptionError, "dim is 7, expected an even number"),
-        (lambda: Rope(8, theta=0.0), headwise.OptionError, "theta is 0.0"),
+        (lambda: Rope(8.0), headwise.OptionError, "dim is 8.0"),
+        (lambda: Rope(8, theta=1.0), headwise.OptionError, "theta is 1.0"),
+        (lambda: Rope(8, scaling={}), headwise.OptionError, "scaling is a dict"),
+        (lambda: LinearScaling(0), headwise.OptionError, "factor is 0, expected"),
+        (lambda: LinearScaling(math.nan), headwise.OptionError, "factor is nan"),
+        (lambda: Llama3Scaling(8, 8192, 1.0, 1.0), headwise.OptionError, "above 1"),
+        (lambda: YarnScaling(8, 0), headwise.OptionError, "original_context is 0"),
         (
             lambda: Rope(8)(torch.randn(1, 1, 2, 6), torch.arange(2)),
             headwise.ShapeError,

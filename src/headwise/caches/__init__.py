@@ -1,5 +1,6 @@
 """KV caches: they own memory and positions, nothing else."""
 
 from headwise.caches.contiguous import ContiguousCache
+from headwise.caches.window import WindowCache
 
-__all__ = ["ContiguousCache"]
+__all__ = ["ContiguousCache", "WindowCache"]

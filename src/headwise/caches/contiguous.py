@@ -71,7 +71,7 @@ class ContiguousCache:
             UnsupportedError: the tokens need gradients.
             CapacityError: the grown buffer cannot be allocated; the cache is unchanged.
         """
-        _check_pair(first, second)
+        check_pair(first, second)
         if self._buffers is not None:
             for buffer, tokens in zip(self._buffers, (first, second), strict=True):
                 _check_fits(buffer, tokens)
@@ -202,7 +202,8 @@ def _bytes_per_token(tensor: Tensor) -> int:
     return batch * heads * dim * tensor.element_size()
 
 
-def _check_pair(first: Tensor, second: Tensor) -> None:
+def check_pair(first: Tensor, second: Tensor) -> None:
+    """Raise unless both are tokens of the same sequences, [B, heads, S, dim], without gradients."""
     for name, tokens in (("first", first), ("second", second)):
         if not isinstance(tokens, Tensor):
             raise ShapeError(f"{name} is a {type(tokens).__name__}, expected a tensor")

@@ -1,15 +1,16 @@
 """headwise inside Hugging Face Transformers. Importing this package imports Transformers."""
 
 from headwise.hf.attach import attach, detach
-from headwise.hf.cache import ContiguousLayer, cache_nbytes, use_contiguous_layers
+from headwise.hf.cache import ContiguousLayer, WindowLayer, cache_nbytes, use_own_layers
 from headwise.hf.report import AttachReport, LayerReport
 
 __all__ = [
     "AttachReport",
     "ContiguousLayer",
     "LayerReport",
+    "WindowLayer",
     "attach",
     "cache_nbytes",
     "detach",
-    "use_contiguous_layers",
+    "use_own_layers",
 ]

@@ -5,7 +5,6 @@ registry): the name in its configs, and a few kinds of instance attributes that 
 vanish with `detach`.
 """
 
-import copy
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,9 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from headwise.errors import SpecError, UnsupportedError
 from headwise.hf import latent, own_forward
-from headwise.hf.cache import use_contiguous_layers
+from headwise.hf.cache import use_own_layers
 from headwise.hf.interface import register
-from headwise.hf.owned import NAME, Owned
+from headwise.hf.owned import NAME, Owned, StockConfig
 from headwise.hf.report import AttachReport, LayerReport, layer_report, left_to_stock
 from headwise.spec import ModelSpec
 from headwise.spec.readers import FAMILIES
@@ -54,7 +53,7 @@ class _PrepareCache(Owned):
         if not given and not torch.is_grad_enabled():
             for name in _CACHE_ARGUMENTS:
                 if isinstance(model_kwargs.get(name), Cache):
-                    use_contiguous_layers(model_kwargs[name])
+                    use_own_layers(model_kwargs[name])
         return result
 
 
@@ -86,7 +85,7 @@ class _ForwardCache:
         cache: Cache = DynamicCache(config=config)
         if model.config.is_encoder_decoder:
             cache = EncoderDecoderCache(cache, DynamicCache(config=config))
-        return args, {**kwargs, self.argument: use_contiguous_layers(cache)}
+        return args, {**kwargs, self.argument: use_own_layers(cache)}
 
     def _given(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         position = self.positions.get(name)
@@ -165,7 +164,7 @@ def attach(model: PreTrainedModel, *, strict: bool = False) -> AttachReport:
             own_forward.replace(module)
     kept = [(module, module.config) for module in _sparse_modules(model).values()]
     for module, config in kept:
-        module.config = copy.copy(config)
+        module.config = StockConfig(config)
     if not own:
         model.set_attn_implementation(NAME)
     model._headwise = _Attachment(previous, kept, report)
@@ -265,7 +264,7 @@ def _left_to_stock(model: PreTrainedModel, own: dict[str, Any]) -> list[LayerRep
     kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
     for index, kind in enumerate(kinds):
         if kind == "linear_attention":
-            reasons[f"decoder.{index}"] = "linear attention, of which headwise has none"
+            reasons[f"decoder.{index}"] = "a recurrent or linear attention, which headwise has not"
     for name, module in model.named_modules():
         part = isinstance(module, PreTrainedModel) and module.config is not model.config
         if part and not module._can_set_attn_implementation():
@@ -348,5 +347,5 @@ def _report(
     if not grows_cache:
         cache = "none (an encoder)"
     elif windows:
-        cache += "; sliding layers keep Transformers' own"
+        cache += "; in sliding layers what the window reaches"
     return AttachReport(type(model).__name__, (*layers, *left), cache)

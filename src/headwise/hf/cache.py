@@ -9,30 +9,30 @@ from transformers.cache_utils import (
     CacheLayerMixin,
     DynamicCache,
     DynamicLayer,
+    DynamicSlidingWindowLayer,
     EncoderDecoderCache,
 )
 
-from headwise.caches import ContiguousCache
+from headwise.caches import ContiguousCache, WindowCache
 from headwise.errors import ShapeError
 
 
-class ContiguousLayer(CacheLayerMixin):
-    """One layer of a Transformers cache, held in a `ContiguousCache`.
+class OwnLayer(CacheLayerMixin):
+    """One layer of a Transformers cache, held in a cache of headwise.
 
-    `keys` and `values` are views trimmed to the length. MLA modules store their latent and their
+    `keys` and `values` are views trimmed to what is held. MLA modules store their latent and their
     rope key under these names, [B, 1, L, R] and [B, 1, L, P].
 
     What a buffer that is written in place cannot do (appends while gradients are enabled, keys that
-    a user assigns) turns the layer, for good, into the `DynamicLayer` that Transformers would have
-    made.
+    a user assigns) turns the layer, for good, into the one that Transformers would have made.
     """
 
-    is_sliding = False
     is_croppable = True
+    cache: ContiguousCache | WindowCache
 
-    def __init__(self) -> None:
+    def __init__(self, cache: ContiguousCache | WindowCache) -> None:
         # not super().__init__(): it assigns keys and values, which would turn the layer into stock
-        self.cache = ContiguousCache()
+        self.cache = cache
         self.device: torch.device | None = None
 
     @property
@@ -68,7 +68,7 @@ class ContiguousLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append [B, K, S, D] and [B, K, S, V]; views of all that is held."""
+        """Append [B, K, S, D] and [B, K, S, V]; views of all that these tokens may see."""
         # the views handed out may be needed by a backward pass, whatever it is that needs it
         if torch.is_grad_enabled():
             self._become_stock()
@@ -76,17 +76,9 @@ class ContiguousLayer(CacheLayerMixin):
         self.device = key_states.device
         return self.cache.append(key_states, value_states)
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys that the next update returns, and the position of the first."""
-        return self.cache.length + query_length, 0
-
     def get_seq_length(self) -> int:
-        """Tokens held."""
+        """Tokens seen."""
         return self.cache.length
-
-    def get_max_length(self) -> int:
-        """No maximum."""
-        return -1
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last -tokens_to_remove tokens (Transformers passes a negative number)."""
@@ -127,27 +119,107 @@ class ContiguousLayer(CacheLayerMixin):
 
     def _become_stock(self) -> None:
         keys, values, device = self.keys, self.values, self.device
+        stock = self._stock()
         self.__dict__.clear()
-        self.__class__ = DynamicLayer
-        self.__init__()  # type: ignore[misc]
+        self.__class__ = type(stock)
+        self.__dict__.update(stock.__dict__)
         if keys is not None and values is not None:
             self.lazy_initialization(keys, values)
             self.keys, self.values, self.device = keys, values, device
 
+    def _stock(self) -> DynamicLayer:
+        """An empty layer as Transformers would have made it, that has seen as many tokens."""
+        raise NotImplementedError
 
-def use_contiguous_layers(cache: Cache) -> Cache:
-    """Replace the growing layers of a fresh, stock `DynamicCache` by ours, in place.
 
-    Layers of other kinds (sliding windows, linear attention, quantised, static) stay as they are,
-    and so does the cross-attention cache, which is written once.
+class ContiguousLayer(OwnLayer):
+    """A layer that holds every token, in a `ContiguousCache`."""
+
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__(ContiguousCache())
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that the next update returns, and the position of the first."""
+        return self.cache.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def _stock(self) -> DynamicLayer:
+        return DynamicLayer()
+
+
+class WindowLayer(OwnLayer):
+    """A layer with a sliding window, in a `WindowCache`."""
+
+    is_sliding = True
+    cache: WindowCache
+
+    def __init__(self, sliding_window: int) -> None:
+        super().__init__(WindowCache(sliding_window))
+
+    @property
+    def sliding_window(self) -> int:
+        """Tokens that a query sees, itself among them."""
+        return self.cache.window
+
+    @property
+    def cumulative_length(self) -> int:
+        """Tokens seen, under Transformers' name."""
+        return self.cache.length
+
+    @property
+    def record_past(self) -> bool:
+        """Whether every token is kept until the next `crop`."""
+        return self.cache.recording
+
+    @record_past.setter
+    def record_past(self, record: bool) -> None:
+        self.cache.recording = record
+
+    def activate_past_recording(self) -> None:
+        """Keep every token until the next `crop`, as assisted decoding asks."""
+        self.cache.recording = True
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that the next update returns, and the position of the first."""
+        return self.cache.held + query_length, self.cache.length - self.cache.held
+
+    def get_max_length(self) -> int:
+        """The window."""
+        return self.cache.window
+
+    def _stock(self) -> DynamicLayer:
+        stock = DynamicSlidingWindowLayer(self.cache.window)
+        stock.cumulative_length = self.cache.length
+        stock.record_past = self.cache.recording
+        return stock
+
+
+def use_own_layers(cache: Cache) -> Cache:
+    """Replace the layers of a fresh, stock `DynamicCache` by ours, in place.
+
+    Layers of other kinds (linear attention, quantised, static) stay as they are, and so does the
+    cross-attention cache, which is written once.
     """
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     if type(own) is not DynamicCache or own.offloading:
         return cache
-    own.layers = [ContiguousLayer() if type(at) is DynamicLayer else at for at in own.layers]
+    own.layers = [_own_layer(at) for at in own.layers]
     if own.layer_class_to_replicate is DynamicLayer:
         own.layer_class_to_replicate = ContiguousLayer
     return cache
+
+
+def _own_layer(layer: Any) -> Any:
+    if type(layer) is DynamicLayer:
+        return ContiguousLayer()
+    if type(layer) is DynamicSlidingWindowLayer:
+        return WindowLayer(layer.sliding_window)
+    return layer
 
 
 def cache_nbytes(cache: Cache) -> int:
@@ -161,7 +233,7 @@ def cache_nbytes(cache: Cache) -> int:
 
 
 def _layer_nbytes(layer: Any) -> int:
-    if isinstance(layer, ContiguousLayer):
+    if isinstance(layer, OwnLayer):
         return layer.cache.nbytes
     held = (getattr(layer, "keys", None), getattr(layer, "values", None))
     return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))

@@ -37,21 +37,29 @@ class FalconForward(Owned):
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states [B,S,E] to what the module returns: [B,S,E], and weights where asked."""
         module = self.owner
+        # stock has no dropout in its rotary layers
+        if alibi is not None and module.training and module.attention_dropout.p:
+            result: tuple[Tensor, Tensor | None] = type(module).forward(
+                module,
+                hidden_states,
+                alibi,
+                attention_mask,
+                layer_past=layer_past,
+                output_attentions=output_attentions,
+            )
+            return result
         query, key, value = _split(module, module.query_key_value(hidden_states))
         if position_embeddings is not None and alibi is None:
             rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb
             query, key = rotate(query, key, *position_embeddings)
         if layer_past is not None:
             key, value = layer_past.update(key, value, module.layer_idx)
-        # stock has no dropout in its rotary layers
-        dropout = module.attention_dropout.p if alibi is not None and module.training else 0.0
         out, weights = headwise_attention_forward(
             module,
             query,
             key,
             value,
             attention_mask,
-            dropout=dropout,
             scaling=module.inv_norm_factor,
             output_attentions=output_attentions,
         )
@@ -94,15 +102,20 @@ class BloomForward(Owned):
         query, key, value = module._reshape(module.query_key_value(hidden_states))
         if layer_past is not None:
             key, value = layer_past.update(key, value, module.layer_idx)
+        bias, mask = alibi.unflatten(0, (-1, module.num_heads)), attention_mask
+        # all that it says is hidden or not, in less memory; but a row of padding, which may enter a
+        # loss, averages all values in stock
+        if mask is not None and not torch.is_grad_enabled():
+            mask = mask == 0
         out, weights = headwise_attention_forward(
             module,
             query,
             key,
             value,
-            None if attention_mask is None else attention_mask == 0,
+            mask,
             scaling=module.inv_norm_factor,
             is_causal=attention_mask is None,
-            position_bias=alibi.unflatten(0, (-1, module.num_heads)),
+            position_bias=bias,
             output_attentions=output_attentions,
         )
         functions = sys.modules[type(module).__module__]

@@ -9,6 +9,23 @@ from torch import nn
 NAME = "headwise"
 
 
+class StockConfig:
+    """A config for modules that stay with Transformers: the model's, but for our name."""
+
+    def __init__(self, config: Any) -> None:
+        self.config, self.implementation = config, config._attn_implementation
+
+    @property
+    def _attn_implementation(self) -> Any:
+        now = self.config._attn_implementation
+        return self.implementation if now == NAME else now
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "config":  # copying and unpickling ask before it is set
+            raise AttributeError(name)
+        return getattr(self.config, name)
+
+
 class Owned:
     """Holds its owner weakly, so that a model is freed as soon as its last user lets go.
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.caches import ContiguousCache
-from headwise.errors import ShapeError, UnsupportedError
-from headwise.nn import pretrained
+from headwise.caches import ContiguousCache, WindowCache
+from headwise.errors import OptionError, ShapeError, UnsupportedError
+from headwise.nn import checks, pretrained
 from headwise.nn.norm import RMSNorm
 from headwise.nn.rope import Rope
 from headwise.ops import attention
@@ -38,15 +38,18 @@ class Attention(nn.Module):
     Args:
         spec: what the layer computes; any but MLA.
         hidden_size: E, heads * head_dim by default.
-        rope: rotary embedding of queries and keys; the caller's to share among layers.
+        rope: rotary embedding of queries and keys; layers may share one.
         qkv_bias, out_bias: whether the projections have biases.
         source_size: width of what a `cross` layer attends to, E by default.
         norm_eps: of the norms of queries and keys, where the spec has qk_norm.
         device, dtype: of the weights.
 
     Raises:
-        UnsupportedError: the spec is of MLA (see `LatentAttention`) or has a relative bias, which
-            a model computes once for all layers: leave it out and give `bias` to `forward`.
+        UnsupportedError: the spec is of MLA (see `LatentAttention`), has ALiBi without causality,
+            or a relative bias, which a model computes once for all layers: leave it out and give
+            `bias` to `forward`.
+        OptionError: an argument of the wrong kind, or a `source_size` without cross-attention.
+        SpecError: a size below 1.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Attention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        checks.check_spec(spec)
         if spec.latent_rank is not None:
             raise UnsupportedError(f"{spec} has a latent: build it with LatentAttention")
         if spec.relative_bias:
@@ -70,10 +74,15 @@ class Attention(nn.Module):
                 f"{spec}: a relative bias is computed once for all layers; leave it out of the "
                 "spec and give bias= to forward"
             )
+        if spec.alibi and not spec.causal:
+            raise UnsupportedError(f"{spec}: ALiBi is defined for causal attention; give bias=")
+        if source_size is not None and not spec.cross:
+            raise OptionError(f"source_size is {source_size}, and a layer of {spec} has no source")
+        checks.check_rope(rope, spec.head_dim, whole=False)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.spec, self.rope = spec, rope
-        self.hidden_size = hidden_size or spec.heads * spec.head_dim
-        source = source_size or self.hidden_size
+        self.hidden_size = checks.size_or("hidden_size", hidden_size, spec.heads * spec.head_dim)
+        self.source_size = source = checks.size_or("source_size", source_size, self.hidden_size)
         key_size, value_size = spec.kv_heads * spec.head_dim, spec.kv_heads * spec.value_dim
         self.q_proj = nn.Linear(self.hidden_size, spec.heads * spec.head_dim, qkv_bias, **made)
         self.k_proj = nn.Linear(source, key_size, qkv_bias, **made)
@@ -90,7 +99,7 @@ class Attention(nn.Module):
         source: Tensor | None = None,
         *,
         positions: Tensor | None = None,
-        cache: ContiguousCache | None = None,
+        cache: ContiguousCache | WindowCache | None = None,
         mask: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
@@ -98,11 +107,12 @@ class Attention(nn.Module):
 
         Args:
             hidden: [B, S, E].
-            source: [B, L, E'], what a `cross` layer attends to. With a cache that holds it already
-                it is not read.
+            source: [B, L, E'], what a `cross` layer attends to; not needed, and not read, where the
+                cache holds it already.
             positions: [S] or [B, S], of the hidden states; by default they follow what the cache
                 holds.
             cache: the keys and values before these, to which these are added; without gradients.
+                In a layer with a window it may be a `WindowCache` of that window.
             mask: boolean, True = attend; broadcasts to [B, H, S, L].
             bias: added to the scores; broadcasts to [B, H, S, L].
 
@@ -111,14 +121,27 @@ class Attention(nn.Module):
 
         Raises:
             ShapeError: a cross layer without, or another one with a `source`; shapes that do not
-                fit.
+                fit. The cache is as it was.
             UnsupportedError: a cache while gradients are needed.
         """
         spec = self.spec
-        if spec.cross != (source is not None):
-            wants = "source=, what it attends to" if spec.cross else "no source"
-            raise ShapeError(f"this is a layer of {spec}: expected {wants}")
+        checks.check_hidden("hidden", hidden, self.hidden_size)
+        checks.check_cache(cache, spec.window)
+        filled = spec.cross and cache is not None and cache.length > 0
+        if spec.cross and source is None and not filled:
+            raise ShapeError(f"this is a layer of {spec}: expected source=, what it attends to")
+        if source is not None:
+            if not spec.cross:
+                raise ShapeError(f"this is a layer of {spec}: expected no source")
+            checks.check_hidden("source", source, self.source_size)
+        if filled and torch.is_grad_enabled() and self.k_proj.weight.requires_grad:
+            raise UnsupportedError(
+                "the cache holds keys and values without gradients: use torch.no_grad(), or no "
+                "cache"
+            )
         before = 0 if cache is None or spec.cross else cache.length
+        context = self._context(hidden if source is None else source, cache, filled)
+        checks.check_extras(hidden, spec.heads, context, positions, mask, bias)
         if positions is None:
             positions = torch.arange(before, before + hidden.shape[1], device=hidden.device)
         query = _heads(self.q_proj(hidden), spec.heads)
@@ -126,7 +149,7 @@ class Attention(nn.Module):
             query = self.q_norm(query)
         if self.rope is not None:
             query = self.rope(query, positions)
-        if spec.cross and cache is not None and cache.length:
+        if filled and cache is not None:
             key, value = cache.first, cache.second
         else:
             key, value = self._keys(hidden if source is None else source, positions)
@@ -154,6 +177,17 @@ class Attention(nn.Module):
         projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return projected
 
+    def _context(
+        self, source: Tensor, cache: ContiguousCache | WindowCache | None, filled: bool
+    ) -> int:
+        """Keys that will be attended to."""
+        if cache is None:
+            return source.shape[1]
+        if filled:
+            return cache.length
+        held = cache.held if isinstance(cache, WindowCache) else cache.length
+        return held + source.shape[1]
+
     def _keys(self, source: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         key, value = (
             _heads(project(source), self.spec.kv_heads) for project in (self.k_proj, self.v_proj)
@@ -172,7 +206,8 @@ class Attention(nn.Module):
         """A copy of the attention module of a Transformers model, weights and all.
 
         Serves modules with q_proj, k_proj, v_proj and o_proj of families whose config `ModelSpec`
-        reads: Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, gpt-oss.
+        reads: Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, gpt-oss. Dropout of the attention is not
+        taken over.
 
         Example:
             >>> import transformers

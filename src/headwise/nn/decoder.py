@@ -11,10 +11,13 @@ from torch.utils.checkpoint import checkpoint
 from headwise.caches import ContiguousCache
 from headwise.errors import OptionError, ShapeError, UnsupportedError
 from headwise.nn.attention import Attention
+from headwise.nn.checks import size_or
 from headwise.nn.latent_attention import LatentAttention
 from headwise.nn.norm import RMSNorm
 from headwise.nn.rope import Rope
+from headwise.ops import require_tensor
 from headwise.spec import AttentionSpec, ModelSpec
+from headwise.spec.checks import positive_int
 
 
 class Decoder(nn.Module):
@@ -42,7 +45,8 @@ class Decoder(nn.Module):
             activations.
 
     Raises:
-        OptionError: `layers` is missing or given twice.
+        OptionError: `layers` is missing or given twice, `spec` neither kind of spec.
+        SpecError: a size below 1.
         UnsupportedError: a layer that this decoder cannot have.
     """
 
@@ -60,8 +64,9 @@ class Decoder(nn.Module):
         super().__init__()
         specs = _layers(spec, layers)
         self.specs, self.checkpointing = specs, checkpointing
-        size = hidden_size or specs[0].heads * specs[0].value_dim
-        inner = feed_forward or -(-8 * size // 3 // 32) * 32
+        positive_int("vocabulary", vocabulary)
+        size = size_or("hidden_size", hidden_size, specs[0].heads * specs[0].value_dim)
+        inner = size_or("feed_forward", feed_forward, -(-8 * size // 3 // 32) * 32)
         ropes: dict[int, Rope] = {}
         for at in specs:
             dim = at.rope_dim or at.head_dim
@@ -133,11 +138,14 @@ class Decoder(nn.Module):
             OptionError: `max_new_tokens` is negative or `temperature` not above 0.
             ShapeError: there is no token to begin with.
         """
-        if max_new_tokens < 0:
-            raise OptionError(f"max_new_tokens is {max_new_tokens}, expected at least 0")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+            raise OptionError(
+                f"max_new_tokens is {max_new_tokens!r}, expected an int of at least 0"
+            )
         if temperature is not None and not temperature > 0:
             raise OptionError(f"temperature is {temperature}, expected above 0, or None for greedy")
-        if tokens.ndim != 2 or tokens.shape[1] == 0:
+        require_tensor("tokens", tokens, 2)
+        if tokens.shape[1] == 0:
             raise ShapeError(f"tokens have shape {list(tokens.shape)}, expected [B, S], S from 1")
         caches = self.new_caches() if use_cache else None
         read = tokens
@@ -146,7 +154,8 @@ class Decoder(nn.Module):
             if temperature is None:
                 token = logits.argmax(-1, keepdim=True)
             else:
-                chances = (logits.float() / temperature).softmax(-1)
+                below = logits.double() - logits.double().amax(-1, keepdim=True)
+                chances = (below / temperature).softmax(-1)
                 token = torch.multinomial(chances, 1, generator=generator)
             tokens = torch.cat((tokens, token), dim=1)
             read = token if use_cache else tokens
@@ -181,9 +190,13 @@ class _Block(nn.Module):
 
 def _layers(spec: AttentionSpec | ModelSpec, layers: int | None) -> list[AttentionSpec]:
     if isinstance(spec, AttentionSpec):
-        if layers is None or layers < 1:
-            raise OptionError(f"layers is {layers}, expected at least 1 with an AttentionSpec")
+        if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
+            raise OptionError(f"layers is {layers!r}, expected at least 1 with an AttentionSpec")
         found = [spec] * layers
+    elif not isinstance(spec, ModelSpec):
+        raise OptionError(
+            f"spec is a {type(spec).__name__}, expected an AttentionSpec or a ModelSpec"
+        )
     else:
         if layers is not None:
             raise OptionError(f"layers is {layers}, and {spec.family}'s ModelSpec says it already")

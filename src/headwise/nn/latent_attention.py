@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from headwise.caches import ContiguousCache
 from headwise.errors import UnsupportedError
-from headwise.nn import pretrained
+from headwise.nn import checks, pretrained
 from headwise.nn.norm import RMSNorm
 from headwise.nn.rope import Rope
 from headwise.ops import Paradigm, latent_attention
@@ -43,6 +43,8 @@ class LatentAttention(nn.Module):
 
     Raises:
         UnsupportedError: the spec is not of MLA, or has an option that MLA is not served with.
+        OptionError: an argument of the wrong kind, or a rope of other than the spec's `rope_dim`.
+        SpecError: a size below 1.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class LatentAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        checks.check_spec(spec)
         if spec.latent_rank is None or spec.rope_dim is None:
             raise UnsupportedError(f"{spec} has no latent: build it with Attention")
         asked = {
@@ -70,10 +73,12 @@ class LatentAttention(nn.Module):
         extra = [name for name, present in asked.items() if present]
         if extra:
             raise UnsupportedError(f"{spec}: MLA is not served with {', '.join(extra)}")
+        checks.check_rope(rope, spec.rope_dim, whole=True)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.spec, self.rope = spec, rope
         self.rank, self.rope_dim = spec.latent_rank, spec.rope_dim
-        self.hidden_size = size = hidden_size or spec.heads * spec.value_dim
+        default = spec.heads * spec.value_dim
+        self.hidden_size = size = checks.size_or("hidden_size", hidden_size, default)
         query_size = spec.heads * spec.head_dim
         self.q_proj = self.q_down = self.q_norm = self.q_up = None
         if spec.query_rank is None:
@@ -113,10 +118,14 @@ class LatentAttention(nn.Module):
             [B, S, E].
 
         Raises:
-            ShapeError: shapes that do not fit.
+            ShapeError: shapes that do not fit. The cache is as it was.
             UnsupportedError: a cache while gradients are needed.
         """
+        checks.check_hidden("hidden", hidden, self.hidden_size)
+        checks.check_cache(cache, None)
         before = 0 if cache is None else cache.length
+        context = before + hidden.shape[1]
+        checks.check_extras(hidden, self.spec.heads, context, positions, mask)
         if positions is None:
             positions = torch.arange(before, before + hidden.shape[1], device=hidden.device)
         query_latent, latent, key_rope = self.compress(hidden, positions)
@@ -179,7 +188,8 @@ class LatentAttention(nn.Module):
         """A copy of an MLA module of a Transformers model, weights and all.
 
         Serves DeepSeek-V2 and V3, GLM-4.7-Flash and MiniCPM3. Rotary keys are cached in the order
-        of the weights, which for DeepSeek-V3 is not that of Transformers' own cache.
+        of the weights, which for DeepSeek-V3 is not that of Transformers' own cache. Dropout of the
+        attention is not taken over.
 
         Raises:
             UnsupportedError: another kind of module, or one with biases.

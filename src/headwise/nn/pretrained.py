@@ -94,8 +94,10 @@ def _rope(config: Any, spec: AttentionSpec, index: int) -> Rope:
     kinds = getattr(config, "layer_types", None)
     if "rope_type" not in given and kinds is not None:  # one for each kind of layer
         given = given[kinds[index]]
-    whole = spec.head_dim if spec.rope_dim is None else spec.rope_dim
-    dim = int(whole * given.get("partial_rotary_factor", 1.0)) if spec.rope_dim is None else whole
+    part = given.get("partial_rotary_factor", 1.0)
+    if part != 1.0 and (given["rope_type"] != "default" or config.model_type == "glm4_moe_lite"):
+        raise UnsupportedError(f"partial_rotary_factor={part}: expected 1, whole heads")
+    dim = spec.head_dim if spec.rope_dim is None else spec.rope_dim
     interleaved = config.model_type == "deepseek_v2" or getattr(config, "rope_interleave", False)
     return Rope(
         dim,

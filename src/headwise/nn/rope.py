@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import OptionError, ShapeError
+from headwise.ops import require_tensor
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,9 @@ class LinearScaling:
     """Position interpolation: all angles are divided by `factor`. Chen et al., arXiv 2306.15595."""
 
     factor: float
+
+    def __post_init__(self) -> None:
+        _above("factor", self.factor)
 
     def apply(self, frequencies: Tensor, theta: float) -> tuple[Tensor, float]:
         """The new frequencies, and what queries and keys are multiplied by."""
@@ -38,6 +42,11 @@ class Llama3Scaling:
     original_context: int
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
+
+    def __post_init__(self) -> None:
+        _above("factor", self.factor)
+        _above("original_context", self.original_context)
+        _above("high_freq_factor", self.high_freq_factor, self.low_freq_factor)
 
     def apply(self, frequencies: Tensor, theta: float) -> tuple[Tensor, float]:
         """The new frequencies, and what queries and keys are multiplied by."""
@@ -64,6 +73,12 @@ class YarnScaling:
     mscale_all_dim: float | None = None
     attention_factor: float | None = None
     truncate: bool = True
+
+    def __post_init__(self) -> None:
+        _above("factor", self.factor)
+        _above("original_context", self.original_context)
+        _above("beta_slow", self.beta_slow)
+        _above("beta_fast", self.beta_fast)
 
     def apply(self, frequencies: Tensor, theta: float) -> tuple[Tensor, float]:
         """The new frequencies, and what queries and keys are multiplied by."""
@@ -93,6 +108,26 @@ class YarnScaling:
 
 
 Scaling: TypeAlias = LinearScaling | Llama3Scaling | YarnScaling
+_SCALINGS = (LinearScaling, Llama3Scaling, YarnScaling)
+
+
+def _above(name: str, value: float, least: float = 0.0) -> None:
+    if not least < value < math.inf:
+        raise OptionError(f"{name} is {value}, expected a finite number above {least:g}")
+
+
+def check_positions(positions: Any, batch: int, length: int) -> None:
+    """Raise `ShapeError` unless `positions` are integers of [S] or [B, S]."""
+    if not isinstance(positions, Tensor):
+        raise ShapeError(f"positions are a {type(positions).__name__}, expected a tensor")
+    wide = positions.ndim == 2 and positions.shape[0] in (1, batch)
+    if not (positions.ndim == 1 or wide) or positions.shape[-1] != length:
+        raise ShapeError(
+            f"positions have shape {list(positions.shape)}, expected [S] or [B, S] with "
+            f"B={batch} and S={length}"
+        )
+    if positions.dtype not in (torch.int32, torch.int64):
+        raise ShapeError(f"positions are {positions.dtype}, expected int32 or int64")
 
 
 class Rope(nn.Module):
@@ -117,7 +152,7 @@ class Rope(nn.Module):
             (GPT-NeoX, Llama).
 
     Raises:
-        OptionError: `dim` is odd or below 2, or `theta` not above 0.
+        OptionError: `dim` is odd or below 2, `theta` not above 1, or `scaling` none of those here.
     """
 
     frequencies: Tensor
@@ -131,10 +166,13 @@ class Rope(nn.Module):
         interleaved: bool = False,
     ) -> None:
         super().__init__()
-        if dim < 2 or dim % 2:
-            raise OptionError(f"dim is {dim}, expected an even number of at least 2")
-        if not theta > 0:
-            raise OptionError(f"theta is {theta}, expected a number above 0")
+        if not isinstance(dim, int) or dim < 2 or dim % 2:
+            raise OptionError(f"dim is {dim!r}, expected an even number of at least 2")
+        if not 1 < theta < math.inf:
+            raise OptionError(f"theta is {theta}, expected a finite number above 1")
+        if scaling is not None and not isinstance(scaling, _SCALINGS):
+            kinds = ", ".join(kind.__name__ for kind in _SCALINGS)
+            raise OptionError(f"scaling is a {type(scaling).__name__}, expected one of {kinds}")
         self.dim, self.theta, self.scaling = dim, theta, scaling
         self.interleaved = interleaved
         frequencies, self.factor = self._compute("cpu")
@@ -158,23 +196,23 @@ class Rope(nn.Module):
         return self
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [B, H, S, D] turned by positions [S] or [B, S], in x's dtype.
+        """x [B, H, S, D] turned by positions [S] or [B, S], in x's dtype and on its device.
 
         Raises:
-            ShapeError: D is below `dim`, or the positions do not fit S.
+            ShapeError: D is below `dim`, or the positions are no integers that fit B and S.
         """
+        require_tensor("x", x, 4)
+        check_positions(positions, x.shape[0], x.shape[2])
         if x.shape[-1] < self.dim:
             raise ShapeError(f"x has a last dim of {x.shape[-1]}, expected at least {self.dim}")
-        if positions.shape[-1] != x.shape[-2] or positions.ndim > 2:
-            raise ShapeError(
-                f"positions have shape {list(positions.shape)}, expected [S] or [B, S] with "
-                f"S={x.shape[-2]} as in x {list(x.shape)}"
-            )
+        if self.frequencies.device != x.device:
+            # shared by modules, it follows none of them from device to device
+            self.frequencies = self._compute("cpu")[0].to(x.device)
         angles = positions[..., None].float() * self.frequencies
         if positions.ndim == 2:
             angles = angles[:, None]
         cos, sin = angles.cos() * self.factor, angles.sin() * self.factor
-        turned = x[..., : self.dim].float()
+        turned = x[..., : self.dim].to(torch.promote_types(x.dtype, torch.float32))
         if self.interleaved:
             left, right = turned.unflatten(-1, (-1, 2)).unbind(-1)
             pairs = torch.stack((left * cos - right * sin, right * cos + left * sin), dim=-1)

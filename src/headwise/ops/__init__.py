@@ -1,7 +1,7 @@
 """The operators, and the backends that run them."""
 
 from headwise.ops._attention import attention, explain
-from headwise.ops._call import Problem
+from headwise.ops._call import Problem, require_tensor
 from headwise.ops._choice import (
     BACKENDS,
     Accepted,
@@ -29,6 +29,7 @@ __all__ = [
     "explain",
     "explain_problem",
     "latent_attention",
+    "require_tensor",
 ]
 
 

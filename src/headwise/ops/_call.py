@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from headwise.errors import ShapeError
 
@@ -41,6 +42,7 @@ class Problem:
     ragged: bool = False
     lse: bool = False
     needs_grad: bool = False
+    tangents: bool = False
     split_key: bool = False
 
     @property
@@ -100,6 +102,7 @@ class AttentionCall:
             ragged=self.kv_lengths is not None,
             lse=self.return_lse,
             needs_grad=torch.is_grad_enabled() and self._requires_grad(),
+            tangents=forward_mode(),
             split_key=self.query_tail is not None,
         )
 
@@ -109,6 +112,11 @@ class AttentionCall:
             *(self.sinks, self.alibi_slopes, self.bias),
         )
         return any(t is not None and t.requires_grad for t in tensors)
+
+
+def forward_mode() -> bool:
+    """Whether tensors may carry tangents (torch.func.jvp, forward_ad), which kernels would drop."""
+    return forward_ad._current_level >= 0
 
 
 def check(call: AttentionCall) -> AttentionCall:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from headwise.errors import OptionError
-from headwise.ops._call import AttentionCall, Problem
+from headwise.ops._call import AttentionCall, Problem, forward_mode
 
 # The instruction sets that the kernels are built for, slowest first: the index is the level.
 LEVELS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
@@ -133,7 +133,7 @@ def obstacle(problem: Problem) -> str | None:
     """Why the kernels cannot serve `problem`; None if they can."""
     if problem.device != "cpu":
         return f"runs on cpu, the tensors are on {problem.device}"
-    if problem.needs_grad:
+    if problem.needs_grad or problem.tangents:
         return "has no gradients"
     if problem.dtype not in _DTYPES:
         return f"no kernel for {problem.dtype}"
@@ -172,6 +172,7 @@ def projects(x: Tensor, weight: Tensor) -> bool:
         and x.dtype in _DTYPES
         and x.shape[0] * x.shape[2] <= _MOST_PROJECTED
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        and not forward_mode()
         and not ready()
     )
 

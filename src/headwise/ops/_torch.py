@@ -73,6 +73,8 @@ def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
 def _sdpa_obstacle(problem: Problem) -> str | None:
     """Why scaled_dot_product_attention cannot or should not serve `problem`; None if it can."""
     half = problem.dtype not in _EXACT
+    if problem.tangents:
+        return "tangents"
     if problem.softcap:
         return "softcap"
     if problem.sinks:
