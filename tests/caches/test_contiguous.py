@@ -361,10 +361,10 @@ def test_tokens_that_need_gradients_are_refused(side):
     assert not cache.first.requires_grad
 
 
-@pytest.mark.parametrize("length", [-1, 6, 100])
+@pytest.mark.parametrize("length", [-1, 6, 100, "x", None, 2.0])
 def test_a_crop_outside_what_is_held_is_refused(length):
     cache, _ = filled(5)
-    message = f"^crop to {length} tokens, expected 0 to 5, those held$"
+    message = f"^crop to {length!r} tokens, expected 0 to 5, those held$"
     with pytest.raises(ShapeError, match=message):
         cache.crop(length)
     assert cache.length == 5
@@ -376,6 +376,7 @@ BAD_INDEX = {
         "index has shape [2, 2] and dtype torch.int64, expected [B'] of int32 or int64",
     ),
     "floats": (torch.zeros(2), "index has shape [2] and dtype torch.float32, expected [B']"),
+    "a list": ([0, 1], "index is a list, expected a tensor [B'] of integers"),
     "booleans": (torch.ones(2, dtype=torch.bool), "dtype torch.bool"),
     "past the batch": (torch.tensor([0, 2]), "index runs from 0 to 2, expected 0 to 1, those held"),
     "negative": (torch.tensor([-1, 1]), "index runs from -1 to 1, expected 0 to 1"),

@@ -51,6 +51,11 @@ SLIDING = ["sliding_attention", "full_attention"]
             {"model_type": "qwen3", "num_hidden_layers": 1, "layer_types": ["linear_attention"]},
             "layer_types contains 'linear_attention'",
         ),
+        (
+            {"model_type": "llama", "num_hidden_layers": 10**9},
+            "num_hidden_layers=1000000000: expected at most 10,000",
+        ),
+        ({"model_type": "t5", "num_decoder_layers": 10**9}, "num_decoder_layers=1000000000"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window=0"),
         ({"model_type": "qwen2", "max_window_layers": -1}, "max_window_layers=-1"),
         ({"model_type": "gemma2", "query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0"),

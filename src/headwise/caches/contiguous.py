@@ -90,8 +90,8 @@ class ContiguousCache:
         Raises:
             ShapeError: `length` is negative or more than is held.
         """
-        if not 0 <= length <= self.length:
-            raise ShapeError(f"crop to {length} tokens, expected 0 to {self.length}, those held")
+        if not isinstance(length, int) or not 0 <= length <= self.length:
+            raise ShapeError(f"crop to {length!r} tokens, expected 0 to {self.length}, those held")
         self.length = length
 
     def select(self, index: Tensor) -> None:
@@ -101,14 +101,10 @@ class ContiguousCache:
             ShapeError: `index` is not 1-d or names a sequence that is not held.
             CapacityError: the new buffers cannot be allocated; the cache is unchanged.
         """
+        check_index(index)
         if self._buffers is None:
             return
         batch = self._buffers[0].shape[0]
-        if index.ndim != 1 or index.dtype not in (torch.int32, torch.int64):
-            raise ShapeError(
-                f"index has shape {list(index.shape)} and dtype {index.dtype}, expected [B'] of "
-                "int32 or int64"
-            )
         if index.device.type == "cpu" and index.numel():
             low, high = int(index.min()), int(index.max())
             if low < 0 or high >= batch:
@@ -129,6 +125,7 @@ class ContiguousCache:
         Raises:
             ShapeError: as `select`, or `index` has another length than the batch.
         """
+        check_index(index)
         if self._buffers is not None and index.shape[:1] != self._buffers[0].shape[:1]:
             raise ShapeError(
                 f"index has shape {list(index.shape)}, expected [{self._buffers[0].shape[0]}], "
@@ -200,6 +197,17 @@ def grown_capacity(needed: int, bytes_per_token: int) -> int:
 def _bytes_per_token(tensor: Tensor) -> int:
     batch, heads, _, dim = tensor.shape
     return batch * heads * dim * tensor.element_size()
+
+
+def check_index(index: Tensor) -> None:
+    """Raise `ShapeError` unless `index` is [B'] of integers."""
+    if not isinstance(index, Tensor):
+        raise ShapeError(f"index is a {type(index).__name__}, expected a tensor [B'] of integers")
+    if index.ndim != 1 or index.dtype not in (torch.int32, torch.int64):
+        raise ShapeError(
+            f"index has shape {list(index.shape)} and dtype {index.dtype}, expected [B'] of int32 "
+            "or int64"
+        )
 
 
 def check_pair(first: Tensor, second: Tensor) -> None:

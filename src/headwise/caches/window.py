@@ -25,9 +25,6 @@ class WindowCache:
     those that are still needed move to a new buffer, so an append copies a bounded number of rows
     on average, and memory is bounded whatever the length. The views stay valid until the next call.
 
-    While `recording` is set to True every token is kept until the next `crop`, which can then take
-    some back.
-
     Args:
         window: w, tokens that a query sees, itself among them.
 
@@ -40,8 +37,19 @@ class WindowCache:
             raise ShapeError(f"window is {window}, expected at least 1")
         self.window = window
         self.length = 0
-        self.recording = False
+        self._recording = False
         self._buffer = ContiguousCache()
+
+    @property
+    def recording(self) -> bool:
+        """Whether every token is kept until the next `crop`, which can then take some back."""
+        return self._recording
+
+    @recording.setter
+    def recording(self, recording: bool) -> None:
+        if recording and not self._recording and self._passed:
+            self._move()  # what is kept counts from here
+        self._recording = recording
 
     @property
     def first(self) -> Tensor | None:
@@ -103,8 +111,8 @@ class WindowCache:
             UnsupportedError: tokens that the window would reach then are gone; set `recording`
                 before the appends that may have to be taken back.
         """
-        if not 0 <= length <= self.length:
-            raise ShapeError(f"crop to {length} tokens, expected 0 to {self.length}, those seen")
+        if not isinstance(length, int) or not 0 <= length <= self.length:
+            raise ShapeError(f"crop to {length!r} tokens, expected 0 to {self.length}, those seen")
         taken = self.length - length
         outgrown = self.length >= self.window and not self.recording
         left = self._buffer.length - taken

@@ -80,11 +80,13 @@ def available_bytes(device: torch.device) -> int:
 def gib(count: int) -> str:
     """A byte count for people.
 
-    >>> gib(3 * 2**30 // 2), gib(538_090_408), gib(640)
-    ('1.50 GiB', '513 MiB', '640 bytes')
+    >>> gib(3 * 2**30 // 2), gib(538_090_408), gib(92_160), gib(640)
+    ('1.50 GiB', '513 MiB', '90 KiB', '640 bytes')
     """
     if count >= 2**30:
         return f"{count / 2**30:.2f} GiB"
     if count >= 2**20:
         return f"{count / 2**20:.0f} MiB"
+    if count >= 2**13:
+        return f"{count / 2**10:.0f} KiB"
     return f"{count} bytes"

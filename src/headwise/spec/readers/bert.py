@@ -34,7 +34,7 @@ def _read_roberta(fields: ConfigFields) -> Layout:
 
 def _read(fields: ConfigFields, max_context: int) -> Layout:
     heads, head_dim = fields.positive("num_attention_heads"), split_hidden(fields)
-    layers, causal = fields.positive("num_hidden_layers"), fields.flag("is_decoder")
+    layers, causal = fields.layers("num_hidden_layers"), fields.flag("is_decoder")
 
     def attention(*, causal: bool, cross: bool = False) -> AttentionSpec:
         return AttentionSpec(

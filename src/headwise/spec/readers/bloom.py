@@ -12,7 +12,7 @@ def _read(fields: ConfigFields) -> Layout:
     attention = AttentionSpec(
         heads=heads, kv_heads=heads, head_dim=head_dim, value_dim=head_dim, alibi=True
     )
-    return one_stack([attention] * fields.positive("n_layer"), None)
+    return one_stack([attention] * fields.layers("n_layer"), None)
 
 
 BLOOM = Family(

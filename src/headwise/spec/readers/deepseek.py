@@ -75,7 +75,7 @@ def _read(fields: ConfigFields) -> Layout:
         rope_dim=rope_dim,
         query_rank=fields.optional_positive("q_lora_rank"),
     )
-    layers = fields.positive("num_hidden_layers")
+    layers = fields.layers("num_hidden_layers")
     return one_stack([attention] * layers, fields.positive("max_position_embeddings"))
 
 

@@ -17,7 +17,7 @@ def _read(fields: ConfigFields) -> Layout:
         value_dim=head_dim,
         alibi=fields.optional_flag("alibi"),
     )
-    layers = fields.positive("num_hidden_layers")
+    layers = fields.layers("num_hidden_layers")
     return one_stack([attention] * layers, fields.positive("max_position_embeddings"))
 
 

@@ -7,6 +7,8 @@ from headwise.errors import SpecError
 from headwise.spec.checks import boolean, finite, integer, positive_int
 
 _MISSING = object()
+# A layer is an object here: a damaged config must not take the machine's memory.
+_MOST_LAYERS = 10_000
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -56,6 +58,13 @@ class ConfigFields:
     def positive(self, name: str) -> int:
         """An integer of at least 1."""
         return positive_int(name, self._required(name))
+
+    def layers(self, name: str) -> int:
+        """A number of layers: at least 1, and no more than any model can have."""
+        count = self.positive(name)
+        if count > _MOST_LAYERS:
+            raise SpecError(f"{name}={count}: expected at most {_MOST_LAYERS:,}; correct {name}")
+        return count
 
     def whole(self, name: str) -> int:
         """An integer of at least 0."""

@@ -44,7 +44,7 @@ def _read_gemma3(fields: ConfigFields) -> Layout:
 def _read(fields: ConfigFields, window: int | None, pattern: int, qk_norm: bool = False) -> Layout:
     heads, head_dim = fields.positive("num_attention_heads"), fields.positive("head_dim")
     kv_heads = key_value_heads(fields, heads)
-    slides = [(index + 1) % pattern != 0 for index in range(fields.positive("num_hidden_layers"))]
+    slides = [(index + 1) % pattern != 0 for index in range(fields.layers("num_hidden_layers"))]
     attentions = [
         AttentionSpec(
             heads=heads,

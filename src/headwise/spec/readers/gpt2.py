@@ -56,7 +56,7 @@ def _read(fields: ConfigFields, kv_heads: int, by_depth: bool) -> Layout:
             cross=cross,
         )
 
-    depth = range(fields.positive("n_layer"))
+    depth = range(fields.layers("n_layer"))
     cross = None
     if fields.flag("add_cross_attention"):
         cross = [attention(index, cross=True) for index in depth]

@@ -11,7 +11,7 @@ from headwise.spec.readers.windows import layer_windows
 def _read(fields: ConfigFields) -> Layout:
     heads = fields.positive("num_attention_heads")
     head_dim = fields.optional_positive("head_dim") or split_hidden(fields)
-    slides = [index % 2 == 0 for index in range(fields.positive("num_hidden_layers"))]
+    slides = [index % 2 == 0 for index in range(fields.layers("num_hidden_layers"))]
     windows = layer_windows(fields, fields.optional_positive("sliding_window"), default=slides)
     attentions = [
         AttentionSpec(

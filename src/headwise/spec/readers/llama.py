@@ -34,12 +34,12 @@ _QWEN3 = _QWEN2 | {"head_dim": 128}
 
 
 def _read_llama(fields: ConfigFields) -> Layout:
-    return _read(fields, [None] * fields.positive("num_hidden_layers"))
+    return _read(fields, [None] * fields.layers("num_hidden_layers"))
 
 
 def _read_mistral(fields: ConfigFields) -> Layout:
     window = fields.optional_positive("sliding_window")
-    return _read(fields, [window] * fields.positive("num_hidden_layers"))
+    return _read(fields, [window] * fields.layers("num_hidden_layers"))
 
 
 def _read_qwen2(fields: ConfigFields) -> Layout:
@@ -54,7 +54,7 @@ def _qwen_windows(fields: ConfigFields) -> list[int | None]:
     # Published Qwen2 configs carry a sliding_window that use_sliding_window=false switches off.
     used = fields.flag("use_sliding_window")
     window = fields.optional_positive("sliding_window") if used else None
-    layers, first = fields.positive("num_hidden_layers"), fields.whole("max_window_layers")
+    layers, first = fields.layers("num_hidden_layers"), fields.whole("max_window_layers")
     slides = [window is not None and index >= first for index in range(layers)]
     return layer_windows(fields, window, default=slides)
 

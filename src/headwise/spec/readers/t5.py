@@ -17,7 +17,9 @@ _DEFAULTS: dict[str, object] = {
 
 def _read(fields: ConfigFields) -> Layout:
     heads, head_dim = fields.positive("num_heads"), fields.positive("d_kv")
-    layers = fields.positive("num_layers")
+    layers = fields.layers("num_layers")
+    alone = fields.raw("num_decoder_layers") is None
+    decoder_layers = layers if alone else fields.layers("num_decoder_layers")
 
     def attention(*, causal: bool, cross: bool = False) -> AttentionSpec:
         # T5 puts 1/sqrt(D) into its initialisation and multiplies scores by nothing
@@ -39,7 +41,7 @@ def _read(fields: ConfigFields) -> Layout:
     if fields.flag("is_encoder_decoder"):
         decoder = tuple(
             LayerSpec(index, attention(causal=True), attention(causal=False, cross=True))
-            for index in range(fields.optional_positive("num_decoder_layers") or layers)
+            for index in range(decoder_layers)
         )
     # Relative positions beyond the last bucket share it, so no length is too long.
     return Layout(decoder, encoder, None)
