@@ -367,6 +367,8 @@ def test_ctrl_c_keeps_what_was_generated(tmp_path: Path, as_json: bool) -> None:
         [*command, *(["--json"] if as_json else [])],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # a shell that runs the tests in the background has them ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:
         if as_json:
             for line in running.stderr:
@@ -375,7 +377,10 @@ def test_ctrl_c_keeps_what_was_generated(tmp_path: Path, as_json: bool) -> None:
         else:
             running.stdout.read(1)
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=120)
+        try:
+            out, err = running.communicate(timeout=120)
+        finally:
+            running.kill()  # or leaving the block would wait for it
     assert running.returncode == 130
     assert b"Traceback" not in err
     if as_json:
