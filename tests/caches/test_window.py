@@ -84,9 +84,10 @@ class AgainstPlainTensors(RuleBasedStateMachine):
         assert self.cache.length == length
         assert self.cache.held == min(length, self.cache.window - 1)
         if self.cache.first is not None:
+            start = self.kept_from if self.cache.recording else self.passed
             for given, side in zip((self.cache.first, self.cache.second), self.all):
-                assert torch.equal(given, side[:, :, self.passed :])
-            kept = length - (self.kept_from if self.cache.recording else self.passed)
+                assert torch.equal(given, side[:, :, start:])
+            kept = length - start
             assert self.cache.nbytes == kept * self.batch * K * (D + V) * 4
 
 

@@ -53,13 +53,16 @@ class WindowCache:
 
     @property
     def first(self) -> Tensor | None:
-        """What the window reaches of the first tensor, [B, heads, held, dim]; None at first."""
-        return self._reached(self._buffer.first)
+        """What is kept of the first tensor, [B, heads, held, dim]; None at first.
+
+        While recording, all since the last `crop`.
+        """
+        return self._kept(self._buffer.first)
 
     @property
     def second(self) -> Tensor | None:
-        """What the window reaches of the second tensor, [B, heads, held, dim]; None at first."""
-        return self._reached(self._buffer.second)
+        """What is kept of the second tensor, [B, heads, held, dim]; None at first."""
+        return self._kept(self._buffer.second)
 
     @property
     def held(self) -> int:
@@ -68,7 +71,7 @@ class WindowCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the held tokens take; while recording, all since the last `crop`."""
+        """Bytes that the kept tokens take."""
         if self._buffer.length == 0:
             return 0
         tokens = self._buffer.length if self.recording else self.held
@@ -157,15 +160,17 @@ class WindowCache:
         """Tokens at the front of the buffer that the window has passed."""
         return max(0, self._buffer.length - (self.window - 1))
 
-    def _reached(self, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[:, :, self._passed :]
+    def _kept(self, tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or self._recording:
+            return tensor
+        return tensor[:, :, self._passed :]
 
     def _move(self) -> None:
         """What the window reaches, into a new buffer."""
-        first, second = self.first, self.second
+        first, second, passed = self._buffer.first, self._buffer.second, self._passed
         assert first is not None
         assert second is not None
         moved = ContiguousCache()
         with torch.no_grad():
-            moved.append(first.detach(), second.detach())
+            moved.append(first[:, :, passed:], second[:, :, passed:])
         self._buffer = moved
