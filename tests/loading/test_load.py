@@ -74,7 +74,7 @@ def test_too_little_memory_is_refused_with_both_numbers(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=641))
-    with pytest.raises(CapacityError, match=r"needs \d+ bytes but 641 bytes"):
+    with pytest.raises(CapacityError, match=r"needs \d+ KiB but 641 bytes"):
         load(tiny)
 
 

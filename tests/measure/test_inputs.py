@@ -42,7 +42,7 @@ def test_a_shape_that_does_not_fit_is_refused_before_it_is_made(
 ) -> None:
     monkeypatch.setattr(module, "available_bytes", lambda device: 4 * BYTES)
     check_fits(SHAPE, torch.bfloat16)
-    with pytest.raises(CapacityError, match="needs 12032 bytes for one copy of its cache, more"):
+    with pytest.raises(CapacityError, match="needs 12 KiB for one copy of its cache, more"):
         check_fits(SHAPE, torch.float32)
 
 
