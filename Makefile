@@ -6,7 +6,7 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-QUESTION ?= Explain in two sentences what the library does.
+QUESTION ?= List the four mechanisms that the library covers.
 # The dtype that the demo model was trained in.
 DTYPE ?= bfloat16
 NEW_TOKENS ?= 64
