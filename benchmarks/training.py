@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from headwise import AttentionSpec
+from headwise.measure.memory import kept_activations
 from headwise.nn import Attention, LatentAttention, Rope
 
 SIZE = 5120
@@ -58,23 +59,6 @@ def again(layer: nn.Module, hidden: Tensor) -> Tensor:
 
         return checkpoint(attend, *latents, use_reentrant=False)
     return checkpoint(layer, hidden, use_reentrant=False)
-
-
-def kept_bytes(layer: nn.Module, run: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps of `run`, weights excepted."""
-    weights = {at.untyped_storage().data_ptr() for at in layer.parameters()}
-    found: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = run()  # alive until the count, so that no storage is used twice
-    assert out.requires_grad
-    return sum(found.values())
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -126,7 +110,7 @@ def main() -> None:
         for how in (plain, again):
             run = partial(how, layer, hidden)
             cells.append(f"{flops(run) / tokens / 1e6:,.0f}")
-            cells.append(f"{kept_bytes(layer, run) / tokens / 1024:,.0f} KiB")
+            cells.append(f"{kept_activations(layer, run) / tokens / 1024:,.0f} KiB")
         parameters = sum(at.numel() for at in layer.parameters())
         cache = spec.cache_bytes(1, dtype="float32") / 1024
         table.add_row(name, f"{parameters / 1e6:,.0f}M", f"{cache:,.1f} KiB", *cells)

@@ -15,6 +15,7 @@ import headwise
 from families import make
 from headwise import AttentionSpec
 from headwise.caches import ContiguousCache, WindowCache
+from headwise.measure.memory import kept_activations
 from headwise.nn import Attention, LatentAttention, Rope
 from headwise.nn.attention import alibi_slopes
 
@@ -350,26 +351,13 @@ def test_what_does_not_fit_is_refused(run: Any, error: type[Exception], message:
         run()
 
 
-def _kept(layer: Any, length: int) -> int:
-    """Bytes that autograd keeps for the backward pass, each storage once."""
-    found: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = layer(hidden(1, length))  # alive until the count: no storage is used twice
-    assert out.requires_grad
-    return sum(found.values())
-
-
 @pytest.mark.parametrize("name", ["MHA", "GQA", "MQA", "MLA", "MLA, compressed queries"])
 def test_no_matrix_of_scores_is_kept_for_the_backward_pass(name: str) -> None:
     layer = build(SPECS[name])
-    once, twice, four = (_kept(layer, length) for length in (256, 512, 1024))
-    # linear in the tokens, the weights aside
+    once, twice, four = (
+        kept_activations(layer, partial(layer, hidden(1, length))) for length in (256, 512, 1024)
+    )
+    # linear in the tokens
     assert four - twice == pytest.approx(2 * (twice - once), rel=0.01)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from headwise.caches.contiguous import ContiguousCache, check_pair
+from headwise.caches.contiguous import ContiguousCache
 from headwise.errors import ShapeError, UnsupportedError
 
 
@@ -94,17 +94,14 @@ class WindowCache:
             UnsupportedError: the tokens need gradients.
             CapacityError: a buffer cannot be allocated; the cache is unchanged.
         """
-        check_pair(first, second)
-        full = self._buffer.length + first.shape[2] > self._buffer.capacity
+        passed = self._passed
+        held, also = self._buffer.append(first, second)
+        self.length += first.shape[2]
+        # what is handed out lives on in the old buffer, a long prompt's too
+        full = self._buffer.length >= min(self._buffer.capacity, 3 * self.window)
         if self._passed and full and not self.recording:
             self._move()
-        passed = self._passed
-        views = self._buffer.append(first, second)
-        self.length += first.shape[2]
-        reached = tuple(view[:, :, passed:] for view in views)
-        if not self.recording and self._buffer.length >= 3 * self.window:
-            self._move()  # a long prompt's buffer lives as long as the views of it
-        return reached[0], reached[1]
+        return held[:, :, passed:], also[:, :, passed:]
 
     def crop(self, length: int) -> None:
         """Keep the first `length` tokens, and of those what the window reaches.

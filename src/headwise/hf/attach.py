@@ -137,10 +137,10 @@ def attach(model: PreTrainedModel, *, strict: bool = False) -> AttachReport:
             report: AttachReport = attachment.report
             return report
         detach(model)  # another attention was set since
-    own = own_forward.own_modules(model)
+    own, sparse = own_forward.own_modules(model), _sparse_modules(model)
     if not own:
-        _require_interface(model)
-    left = _left_to_stock(model, own)
+        _require_interface(model, sparse)
+    left = _left_to_stock(model, own, sparse)
     first = f"{left[0].name}: {left[0].note}" if left else ""
     if own and len(left) == len(own):
         raise UnsupportedError(f"no attention of {type(model).__name__} can be replaced; {first}")
@@ -162,7 +162,7 @@ def attach(model: PreTrainedModel, *, strict: bool = False) -> AttachReport:
     for module in own.values():
         if own_forward.obstacle(module) is None:
             own_forward.replace(module)
-    kept = [(module, module.config) for module in _sparse_modules(model).values()]
+    kept = [(module, module.config) for module in sparse.values()]
     for module, config in kept:
         module.config = StockConfig(config)
     if not own:
@@ -226,7 +226,7 @@ def _configs(model: PreTrainedModel) -> list[Any]:
     return list(found.values())
 
 
-def _require_interface(model: PreTrainedModel) -> None:
+def _require_interface(model: PreTrainedModel, sparse: dict[str, Any]) -> None:
     name = type(model).__name__
     if not model._can_set_attn_implementation():
         raise UnsupportedError(
@@ -234,7 +234,6 @@ def _require_interface(model: PreTrainedModel) -> None:
             "headwise cannot replace it"
         )
     config = model.config.get_text_config(decoder=True)
-    sparse = _sparse_modules(model)
     if len(sparse) >= config.num_hidden_layers:
         raise UnsupportedError(
             f"every layer of {name} attends to the tokens that an indexer chooses (sparse "
@@ -256,11 +255,13 @@ def _sparse_modules(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _left_to_stock(model: PreTrainedModel, own: dict[str, Any]) -> list[LayerReport]:
+def _left_to_stock(
+    model: PreTrainedModel, own: dict[str, Any], sparse: dict[str, Any]
+) -> list[LayerReport]:
     """The attention that stays with Transformers, and why."""
     reasons = {name: own_forward.obstacle(module) for name, module in own.items()}
-    sparse = "attends to the tokens that an indexer chooses (sparse attention)"
-    reasons |= dict.fromkeys(_sparse_modules(model), sparse)
+    chosen = "attends to the tokens that an indexer chooses (sparse attention)"
+    reasons |= dict.fromkeys(sparse, chosen)
     kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
     for index, kind in enumerate(kinds):
         if kind == "linear_attention":

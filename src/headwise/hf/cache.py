@@ -1,5 +1,6 @@
 """headwise's caches as Transformers cache layers."""
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -76,6 +77,10 @@ class OwnLayer(CacheLayerMixin):
         self.device = key_states.device
         return self.cache.append(key_states, value_states)
 
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that the next update returns, and the position of the first."""
+        return self.cache.held + query_length, self.cache.length - self.cache.held
+
     def get_seq_length(self) -> int:
         """Tokens seen."""
         return self.cache.length
@@ -127,9 +132,9 @@ class OwnLayer(CacheLayerMixin):
             self.lazy_initialization(keys, values)
             self.keys, self.values, self.device = keys, values, device
 
+    @abstractmethod
     def _stock(self) -> DynamicLayer:
         """An empty layer as Transformers would have made it, that has seen as many tokens."""
-        raise NotImplementedError
 
 
 class ContiguousLayer(OwnLayer):
@@ -139,10 +144,6 @@ class ContiguousLayer(OwnLayer):
 
     def __init__(self) -> None:
         super().__init__(ContiguousCache())
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys that the next update returns, and the position of the first."""
-        return self.cache.length + query_length, 0
 
     def get_max_length(self) -> int:
         """No maximum."""
@@ -183,10 +184,6 @@ class WindowLayer(OwnLayer):
     def activate_past_recording(self) -> None:
         """Keep every token until the next `crop`, as assisted decoding asks."""
         self.cache.recording = True
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys that the next update returns, and the position of the first."""
-        return self.cache.held + query_length, self.cache.length - self.cache.held
 
     def get_max_length(self) -> int:
         """The window."""

@@ -165,7 +165,7 @@ def replace(module: Any) -> None:
 
 def restore(module: Any) -> None:
     """Undo `replace`, if it was called."""
-    if isinstance(module.__dict__.get("forward"), FalconForward | BloomForward):
+    if isinstance(module.__dict__.get("forward"), tuple(_FORWARDS.values())):
         del module.forward
 
 

@@ -1,10 +1,13 @@
-"""How much memory a piece of work takes at its peak, above what the process had before."""
+"""What memory a piece of work takes: at its peak, and kept by autograd for the backward pass."""
 
 import ctypes
 import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
 
 _Result = TypeVar("_Result")
 
@@ -30,6 +33,28 @@ def peak_memory(work: Callable[[], _Result]) -> tuple[_Result, int | None]:
         return work(), None
     result = work()
     return result, max(0, _status("VmHWM") - before)
+
+
+def kept_activations(layer: nn.Module, run: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps of `run`: each storage once, the layer's weights excepted.
+
+    >>> layer, x = nn.Linear(8, 8), torch.ones(4, 8)
+    >>> kept_activations(layer, lambda: layer(x).exp())  # x, and what exp gave
+    256
+    """
+    weights = {at.untyped_storage().data_ptr() for at in layer.parameters()}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = run()  # alive until the count, so that no storage is used twice
+    assert out.requires_grad
+    return sum(found.values())
 
 
 def _status(name: str) -> int:

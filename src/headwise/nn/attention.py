@@ -185,8 +185,7 @@ class Attention(nn.Module):
             return source.shape[1]
         if filled:
             return cache.length
-        held = cache.held if isinstance(cache, WindowCache) else cache.length
-        return held + source.shape[1]
+        return cache.held + source.shape[1]
 
     def _keys(self, source: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         key, value = (

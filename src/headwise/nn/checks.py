@@ -7,7 +7,7 @@ from torch import Tensor
 from headwise.caches import ContiguousCache, WindowCache
 from headwise.errors import OptionError, ShapeError
 from headwise.nn.rope import Rope, check_positions
-from headwise.ops import require_tensor
+from headwise.ops import check_mask_and_bias, require_tensor
 from headwise.spec import AttentionSpec
 from headwise.spec.checks import positive_int
 
@@ -62,16 +62,4 @@ def check_extras(
     batch, length = hidden.shape[:2]
     if positions is not None:
         check_positions(positions, batch, length)
-    full = (batch, heads, length, context)
-    for name, extra in (("mask", mask), ("bias", bias)):
-        if extra is None:
-            continue
-        require_tensor(name, extra, 4)
-        if any(size not in (1, whole) for size, whole in zip(extra.shape, full)):
-            raise ShapeError(
-                f"{name} has shape {list(extra.shape)}, expected 4 dims that broadcast to "
-                f"[B, H, S, L] = {list(full)}"
-            )
-        if extra.is_floating_point() != (name == "bias"):
-            wanted = "a floating dtype" if name == "bias" else "torch.bool (True = attend)"
-            raise ShapeError(f"{name} has dtype {extra.dtype}, expected {wanted}")
+    check_mask_and_bias(mask, bias, hidden, (batch, heads, length, context))

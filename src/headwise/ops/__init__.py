@@ -1,7 +1,7 @@
 """The operators, and the backends that run them."""
 
 from headwise.ops._attention import attention, explain
-from headwise.ops._call import Problem, require_tensor
+from headwise.ops._call import Problem, check_mask_and_bias, require_tensor
 from headwise.ops._choice import (
     BACKENDS,
     Accepted,
@@ -25,6 +25,7 @@ __all__ = [
     "attention_weights",
     "backends",
     "Paradigm",
+    "check_mask_and_bias",
     "choose_paradigm",
     "explain",
     "explain_problem",

@@ -146,16 +146,7 @@ def check(call: AttentionCall) -> AttentionCall:
     if head_dim == 0 or value_dim == 0:
         raise ShapeError("head dims of 0 are not attention: give D and V of at least 1")
     _check_options(call)
-    for name, extra in (("mask", call.mask), ("bias", call.bias)):
-        if extra is not None:
-            _check_broadcast(name, extra, query, (batch, heads, query_length, context))
-    if call.mask is not None and call.mask.dtype != torch.bool:
-        raise ShapeError(
-            f"mask has dtype {call.mask.dtype}, expected torch.bool (True = attend): pass an "
-            "additive float mask as bias="
-        )
-    if call.bias is not None and not call.bias.is_floating_point():
-        raise ShapeError(f"bias has dtype {call.bias.dtype}, expected a floating dtype")
+    check_mask_and_bias(call.mask, call.bias, query, (batch, heads, query_length, context))
     for name, per_head in (("sinks", call.sinks), ("alibi_slopes", call.alibi_slopes)):
         if per_head is not None:
             require_tensor(name, per_head, 1)
@@ -210,6 +201,20 @@ def _check_options(call: AttentionCall) -> None:
 def _is_number(value: Any) -> bool:
     # float and int first: asking an abstract class takes a microsecond
     return isinstance(value, (float, int, Real)) and -math.inf < float(value) < math.inf
+
+
+def check_mask_and_bias(mask: Any, bias: Any, query: Tensor, full: tuple[int, ...]) -> None:
+    """Raise `ShapeError` unless both are None or fit `full`, [B,H,S,L], on the query's device."""
+    for name, extra in (("mask", mask), ("bias", bias)):
+        if extra is not None:
+            _check_broadcast(name, extra, query, full)
+    if mask is not None and mask.dtype != torch.bool:
+        raise ShapeError(
+            f"mask has dtype {mask.dtype}, expected torch.bool (True = attend): pass an "
+            "additive float mask as bias="
+        )
+    if bias is not None and not bias.is_floating_point():
+        raise ShapeError(f"bias has dtype {bias.dtype}, expected a floating dtype")
 
 
 def _check_broadcast(name: str, tensor: Any, query: Tensor, full: tuple[int, ...]) -> None:
