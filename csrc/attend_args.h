@@ -14,6 +14,15 @@ enum Dtype { kFloat32, kBfloat16, kFloat16, kFloat64 };
 // Keys that are scored at once; a block is the unit of masking and skipping.
 constexpr int kBlock = 64;
 
+// Elements of a row of 4 bits that share a scale; in 8 bits a row has one.
+constexpr int kInt4Group = 32;
+
+// Where the scales of quantised rows lie, those of a row side by side.
+struct Scales {
+  const float* at;
+  int64_t batch, head, row;
+};
+
 struct AttendArgs {
   const void *query, *key, *value;
   // a part of query and key that is held apart (absorbed MLA: the rope key); null: none
@@ -28,6 +37,15 @@ struct AttendArgs {
   int64_t value_batch, value_head, value_row;
   int64_t query_tail_batch, query_tail_head, query_tail_row;
   int64_t key_tail_batch, key_tail_head, key_tail_row;
+  // keys in pages of 1 << page_shift rows: row j of sequence b is in the page
+  // table[b * table_row + (j >> page_shift)], and the *_batch above are from page to page
+  const int32_t* table;  // null: every sequence has its own rows, one after the other
+  int64_t table_row;
+  int page_shift;
+  // keys as integers of so many bits, 8 or 4 (two a byte, the low half first); 0: of `dtype`.
+  // Their strides above are in bytes.
+  int bits;
+  Scales key_scales, value_scales, key_tail_scales;
   float scale;
   float softcap;  // 0: none
   bool causal;

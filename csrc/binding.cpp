@@ -37,13 +37,11 @@ headwise::Dtype dtype_of(const Tensor& tensor, const char* name) {
   }
 }
 
-// [B, heads, length, dim] with the last dim contiguous.
-void check_rows(const Tensor& tensor, const char* name, int64_t batch) {
+// Four dims, of which the last is contiguous and holds what is served.
+void check_rows(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.is_cpu(), "headwise::attend: ", name, " is not on the CPU");
   STD_TORCH_CHECK(tensor.dim() == 4, "headwise::attend: ", name, " has ", tensor.dim(),
                   " dims, expected 4");
-  STD_TORCH_CHECK(tensor.size(0) == batch, "headwise::attend: ", name, " has batch ",
-                  tensor.size(0), ", query has ", batch);
   const int64_t dim = tensor.size(3);
   STD_TORCH_CHECK(dim >= 1 && dim <= kMostDim, "headwise::attend: ", name, " has a last dim of ",
                   dim, ", expected 1 to ", kMostDim);
@@ -100,27 +98,129 @@ void check_lengths(const std::optional<Tensor>& lengths, headwise::AttendArgs* a
   }
 }
 
-// The part of query and key that is held apart: [B,H,S,P] and [B,K,L,P].
-void check_tails(const std::optional<Tensor>& query, const std::optional<Tensor>& key,
+void check_query(const Tensor& query, const std::optional<Tensor>& tail,
                  headwise::AttendArgs* args) {
-  STD_TORCH_CHECK(query.has_value() == key.has_value(),
-                  "headwise::attend: query_tail and key_tail come together or not at all");
-  if (!query.has_value()) return;
-  check_rows(*query, "query_tail", args->batch);
-  check_rows(*key, "key_tail", args->batch);
-  STD_TORCH_CHECK(dtype_of(*query, "query_tail") == args->dtype &&
-                      dtype_of(*key, "key_tail") == args->dtype,
+  check_rows(query, "query");
+  args->dtype = dtype_of(query, "query");
+  STD_TORCH_CHECK(args->dtype != headwise::kFloat64, "headwise::attend: float64 is not served");
+  args->batch = query.size(0);
+  args->heads = query.size(1);
+  args->queries = query.size(2);
+  args->dim = query.size(3);
+  args->query = query.const_data_ptr();
+  take_strides(query, &args->query_batch, &args->query_head, &args->query_row);
+  if (!tail.has_value()) return;
+  // a part of query and key that is held apart: [B,H,S,P] and [B,K,L,P]
+  check_rows(*tail, "query_tail");
+  STD_TORCH_CHECK(dtype_of(*tail, "query_tail") == args->dtype,
                   "headwise::attend: query and the tails differ in dtype");
-  STD_TORCH_CHECK(query->size(1) == args->heads && query->size(2) == args->queries,
-                  "headwise::attend: query_tail is not [B, H, S, P] with the query's H and S");
-  STD_TORCH_CHECK(key->size(1) == args->kv_heads && key->size(2) == args->context &&
-                      key->size(3) == query->size(3),
-                  "headwise::attend: key_tail is not [B, K, L, P] with the key's K and L");
-  args->tail_dim = query->size(3);
-  args->query_tail = query->const_data_ptr();
-  args->key_tail = key->const_data_ptr();
-  take_strides(*query, &args->query_tail_batch, &args->query_tail_head, &args->query_tail_row);
-  take_strides(*key, &args->key_tail_batch, &args->key_tail_head, &args->key_tail_row);
+  STD_TORCH_CHECK(tail->size(0) == args->batch && tail->size(1) == args->heads &&
+                      tail->size(2) == args->queries,
+                  "headwise::attend: query_tail is not [B, H, S, P] with the query's B, H and S");
+  args->tail_dim = tail->size(3);
+  args->query_tail = tail->const_data_ptr();
+  take_strides(*tail, &args->query_tail_batch, &args->query_tail_head, &args->query_tail_row);
+}
+
+// key, value and key_tail as [first, K, length, dim]: `first` is B, or pages. The dtype and the
+// dims are for the caller to check.
+void check_kv(const Tensor& key, const Tensor& value, const std::optional<Tensor>& tail,
+              int64_t first, headwise::AttendArgs* args) {
+  check_rows(key, "key");
+  check_rows(value, "value");
+  args->kv_heads = key.size(1);
+  STD_TORCH_CHECK(key.size(0) == first, "headwise::attend: key has batch ", key.size(0),
+                  ", expected ", first);
+  STD_TORCH_CHECK(value.size(0) == first && value.size(1) == args->kv_heads &&
+                      value.size(2) == key.size(2),
+                  "headwise::attend: value is not [B, K, L, V] with the key's B, K and L");
+  STD_TORCH_CHECK(args->kv_heads >= 1 && args->heads % args->kv_heads == 0,
+                  "headwise::attend: ", args->heads, " query heads are no multiple of ",
+                  args->kv_heads, " kv heads");
+  STD_TORCH_CHECK(value.scalar_type() == key.scalar_type(),
+                  "headwise::attend: key and value differ in dtype");
+  args->key = key.const_data_ptr();
+  args->value = value.const_data_ptr();
+  take_strides(key, &args->key_batch, &args->key_head, &args->key_row);
+  take_strides(value, &args->value_batch, &args->value_head, &args->value_row);
+  STD_TORCH_CHECK(tail.has_value() == (args->tail_dim > 0),
+                  "headwise::attend: query_tail and key_tail come together or not at all");
+  if (!tail.has_value()) return;
+  check_rows(*tail, "key_tail");
+  STD_TORCH_CHECK(tail->scalar_type() == key.scalar_type(),
+                  "headwise::attend: key and the tails differ in dtype");
+  STD_TORCH_CHECK(tail->size(0) == first && tail->size(1) == args->kv_heads &&
+                      tail->size(2) == key.size(2),
+                  "headwise::attend: key_tail is not [B, K, L, P] with the key's B, K and L");
+  args->key_tail = tail->const_data_ptr();
+  take_strides(*tail, &args->key_tail_batch, &args->key_tail_head, &args->key_tail_row);
+}
+
+// The dims and the dtype of keys that are not quantised.
+void check_dims(const Tensor& query, const Tensor& key, const Tensor& value,
+                const std::optional<Tensor>& tail, headwise::AttendArgs* args) {
+  STD_TORCH_CHECK(key.scalar_type() == query.scalar_type(),
+                  "headwise::attend: query and key differ in dtype");
+  STD_TORCH_CHECK(key.size(3) == args->dim, "headwise::attend: key has a last dim of ",
+                  key.size(3), ", query ", args->dim);
+  STD_TORCH_CHECK(!tail.has_value() || tail->size(3) == args->tail_dim,
+                  "headwise::attend: key_tail is not [B, K, L, P] with the query's P");
+  args->value_dim = value.size(3);
+}
+
+// page_table [B, pages of a sequence]: entries in use name pages of the pool.
+void check_pages(const Tensor& table, int64_t pages, int64_t page_size,
+                 headwise::AttendArgs* args) {
+  STD_TORCH_CHECK(page_size >= 1 && (page_size & (page_size - 1)) == 0,
+                  "headwise::attend: pages of ", page_size, " tokens, expected a power of two");
+  STD_TORCH_CHECK(table.is_cpu() && table.scalar_type() == ScalarType::Int && table.dim() == 2 &&
+                      table.size(0) == args->batch,
+                  "headwise::attend: page_table is not int32 [B, pages] with B of ", args->batch);
+  STD_TORCH_CHECK(table.size(1) <= 1 || table.stride(1) == 1 || table.numel() == 0,
+                  "headwise::attend: the rows of page_table are not contiguous");
+  STD_TORCH_CHECK(args->context >= 0 && args->context <= table.size(1) * page_size,
+                  "headwise::attend: a context of ", args->context, " in ", table.size(1),
+                  " pages of ", page_size);
+  while (int64_t(1) << args->page_shift < page_size) ++args->page_shift;
+  args->table = static_cast<const int32_t*>(table.const_data_ptr());
+  args->table_row = table.stride(0);
+  for (int64_t b = 0; b < args->batch; ++b) {
+    const int64_t length = args->lengths64   ? args->lengths64[b]
+                           : args->lengths32 ? int64_t(args->lengths32[b])
+                                             : args->context;
+    const int32_t* row = args->table + b * args->table_row;
+    const int64_t used = (length + page_size - 1) / page_size;
+    int32_t low = 0, high = 0;
+    for (int64_t i = 0; i < used; ++i) {
+      low = row[i] < low ? row[i] : low;
+      high = row[i] > high ? row[i] : high;
+    }
+    STD_TORCH_CHECK(low >= 0 && (used == 0 || high < pages), "headwise::attend: page_table[", b,
+                    "] names a page that the pool has not, of ", pages);
+  }
+}
+
+// The scales [B, K, L, groups] of quantised rows [B, K, L, bytes], and the dim of such a row.
+int64_t check_scales(const Tensor& rows, const Tensor& scales, const char* name, int64_t bits,
+                     headwise::Scales* to) {
+  const int64_t dim = rows.size(3) * 8 / bits;
+  const int64_t groups =
+      bits == 8 ? 1 : (dim + headwise::kInt4Group - 1) / headwise::kInt4Group;
+  STD_TORCH_CHECK(rows.scalar_type() == (bits == 8 ? ScalarType::Char : ScalarType::Byte),
+                  "headwise::attend: ", name, " of ", bits, " bits is not ",
+                  bits == 8 ? "int8" : "uint8");
+  STD_TORCH_CHECK(dim <= kMostDim, "headwise::attend: ", name, " has a dim of ", dim,
+                  ", expected 1 to ", kMostDim);
+  STD_TORCH_CHECK(scales.is_cpu() && scales.scalar_type() == ScalarType::Float &&
+                      scales.dim() == 4 && scales.size(0) == rows.size(0) &&
+                      scales.size(1) == rows.size(1) && scales.size(2) == rows.size(2) &&
+                      scales.size(3) == groups &&
+                      (groups <= 1 || scales.stride(3) == 1 || scales.numel() == 0),
+                  "headwise::attend: the scales of ", name, " are not float32 [B, K, L, ", groups,
+                  "]");
+  to->at = static_cast<const float*>(scales.const_data_ptr());
+  take_strides(scales, &to->batch, &to->head, &to->row);
+  return dim;
 }
 
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -178,6 +278,68 @@ void run(const headwise::AttendArgs& args, const headwise::Kernels& kernels) {
         [&](int64_t at, char* scratch) { kernels.attend(args, plan, at, scratch); });
 }
 
+// What every operator takes beside its keys and values.
+struct Options {
+  double scale;
+  bool causal;
+  int64_t window;
+  double softcap;
+  const std::optional<Tensor>&sinks, &alibi_slopes, &bias, &mask;
+  bool return_lse;
+  int64_t level;
+};
+
+std::tuple<Tensor, Tensor> serve(const Tensor& query, headwise::AttendArgs& args,
+                                 const Options& options) {
+  STD_TORCH_CHECK(options.window >= 0 && (options.window == 0 || options.causal),
+                  "headwise::attend: window is ", options.window,
+                  ", expected 0 or, with causal, more");
+  const headwise::Kernels kernels = headwise::kernels(int(options.level));
+  STD_TORCH_CHECK(kernels.attend != nullptr, "headwise::attend: level ", options.level,
+                  " does not run on this machine");
+  STD_TORCH_CHECK(args.context < int64_t(1) << 31, "headwise::attend: ", args.context,
+                  " keys, expected fewer than 2^31");
+  args.scale = float(options.scale);
+  // far above and below what a score can be, and safe in float32
+  const double softcap = options.softcap;
+  const double capped = softcap < 1e-30 ? 1e-30 : softcap > 1e30 ? 1e30 : softcap;
+  args.softcap = softcap <= 0 ? 0.0f : float(capped);
+  args.causal = options.causal;
+  const int64_t all = args.context + args.queries;
+  args.window = options.window > all ? all : options.window;
+  args.sinks = per_head(options.sinks, "sinks", args.heads);
+  args.slopes = per_head(options.alibi_slopes, "alibi_slopes", args.heads);
+  const int64_t full[4] = {args.batch, args.heads, args.queries, args.context};
+  if (options.bias.has_value()) {
+    const Tensor& bias = *options.bias;
+    int64_t* const strides[4] = {&args.bias_batch, &args.bias_head, &args.bias_row,
+                                 &args.bias_key};
+    broadcast(bias, "bias", full, strides);
+    args.bias_dtype = dtype_of(bias, "bias");
+    args.bias = bias.const_data_ptr();
+  }
+  if (options.mask.has_value()) {
+    const Tensor& mask = *options.mask;
+    int64_t* const strides[4] = {&args.mask_batch, &args.mask_head, &args.mask_row,
+                                 &args.mask_key};
+    STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Bool, "headwise::attend: mask is not bool");
+    broadcast(mask, "mask", full, strides);
+    args.mask = static_cast<const unsigned char*>(mask.const_data_ptr());
+  }
+
+  const int64_t shape[4] = {args.batch, args.heads, args.queries, args.value_dim};
+  const int64_t none[1] = {0};
+  Tensor out = torch::stable::new_empty(query, {shape, 4});
+  Tensor lse = options.return_lse
+                   ? torch::stable::new_empty(query, {shape, 3}, ScalarType::Float)
+                   : torch::stable::new_empty(query, {none, 1}, ScalarType::Float);
+  if (out.numel() == 0) return {out, lse};
+  args.out = out.mutable_data_ptr();
+  args.lse = options.return_lse ? static_cast<float*>(lse.mutable_data_ptr()) : nullptr;
+  run(args, kernels);
+  return {out, lse};
+}
+
 std::tuple<Tensor, Tensor> attend(Tensor query, Tensor key, Tensor value,
                                   std::optional<Tensor> query_tail, std::optional<Tensor> key_tail,
                                   double scale, bool causal, int64_t window, double softcap,
@@ -186,81 +348,61 @@ std::tuple<Tensor, Tensor> attend(Tensor query, Tensor key, Tensor value,
                                   std::optional<Tensor> kv_lengths, bool return_lse,
                                   int64_t level) {
   headwise::AttendArgs args = {};
-  STD_TORCH_CHECK(query.dim() == 4, "headwise::attend: query has ", query.dim(),
-                  " dims, expected 4");
-  args.batch = query.size(0);
-  check_rows(query, "query", args.batch);
-  check_rows(key, "key", args.batch);
-  check_rows(value, "value", args.batch);
-  args.heads = query.size(1);
-  args.queries = query.size(2);
-  args.dim = query.size(3);
-  args.kv_heads = key.size(1);
+  check_query(query, query_tail, &args);
+  check_kv(key, value, key_tail, args.batch, &args);
+  check_dims(query, key, value, key_tail, &args);
   args.context = key.size(2);
-  args.value_dim = value.size(3);
-  STD_TORCH_CHECK(key.size(3) == args.dim, "headwise::attend: key has a last dim of ", key.size(3),
-                  ", query ", args.dim);
-  STD_TORCH_CHECK(value.size(1) == args.kv_heads && value.size(2) == args.context,
-                  "headwise::attend: value is not [B, K, L, V] with the key's K and L");
-  STD_TORCH_CHECK(args.kv_heads >= 1 && args.heads % args.kv_heads == 0,
-                  "headwise::attend: ", args.heads, " query heads are no multiple of ",
-                  args.kv_heads, " kv heads");
-  args.dtype = dtype_of(query, "query");
-  STD_TORCH_CHECK(args.dtype != headwise::kFloat64, "headwise::attend: float64 is not served");
-  STD_TORCH_CHECK(key.scalar_type() == query.scalar_type() &&
-                      value.scalar_type() == query.scalar_type(),
-                  "headwise::attend: query, key and value differ in dtype");
-  STD_TORCH_CHECK(window >= 0 && (window == 0 || causal),
-                  "headwise::attend: window is ", window, ", expected 0 or, with causal, more");
-  const headwise::Kernels kernels = headwise::kernels(int(level));
-  STD_TORCH_CHECK(kernels.attend != nullptr, "headwise::attend: level ", level,
-                  " does not run on this machine");
-  STD_TORCH_CHECK(args.context < int64_t(1) << 31, "headwise::attend: ", args.context,
-                  " keys, expected fewer than 2^31");
-
-  args.query = query.const_data_ptr();
-  args.key = key.const_data_ptr();
-  args.value = value.const_data_ptr();
-  take_strides(query, &args.query_batch, &args.query_head, &args.query_row);
-  take_strides(key, &args.key_batch, &args.key_head, &args.key_row);
-  take_strides(value, &args.value_batch, &args.value_head, &args.value_row);
-  check_tails(query_tail, key_tail, &args);
-  args.scale = float(scale);
-  // far above and below what a score can be, and safe in float32
-  const double capped = softcap < 1e-30 ? 1e-30 : softcap > 1e30 ? 1e30 : softcap;
-  args.softcap = softcap <= 0 ? 0.0f : float(capped);
-  args.causal = causal;
-  const int64_t all = args.context + args.queries;
-  args.window = window > all ? all : window;
-  args.sinks = per_head(sinks, "sinks", args.heads);
-  args.slopes = per_head(alibi_slopes, "alibi_slopes", args.heads);
-  const int64_t full[4] = {args.batch, args.heads, args.queries, args.context};
-  if (bias.has_value()) {
-    int64_t* const strides[4] = {&args.bias_batch, &args.bias_head, &args.bias_row,
-                                 &args.bias_key};
-    broadcast(*bias, "bias", full, strides);
-    args.bias_dtype = dtype_of(*bias, "bias");
-    args.bias = bias->const_data_ptr();
-  }
-  if (mask.has_value()) {
-    int64_t* const strides[4] = {&args.mask_batch, &args.mask_head, &args.mask_row,
-                                 &args.mask_key};
-    STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, "headwise::attend: mask is not bool");
-    broadcast(*mask, "mask", full, strides);
-    args.mask = static_cast<const unsigned char*>(mask->const_data_ptr());
-  }
   check_lengths(kv_lengths, &args);
+  return serve(query, args,
+               {scale, causal, window, softcap, sinks, alibi_slopes, bias, mask, return_lse, level});
+}
 
-  const int64_t shape[4] = {args.batch, args.heads, args.queries, args.value_dim};
-  const int64_t none[1] = {0};
-  Tensor out = torch::stable::new_empty(query, {shape, 4});
-  Tensor lse = return_lse ? torch::stable::new_empty(query, {shape, 3}, ScalarType::Float)
-                          : torch::stable::new_empty(query, {none, 1}, ScalarType::Float);
-  if (out.numel() == 0) return {out, lse};
-  args.out = out.mutable_data_ptr();
-  args.lse = return_lse ? static_cast<float*>(lse.mutable_data_ptr()) : nullptr;
-  run(args, kernels);
-  return {out, lse};
+// key [pages,K,page size,D], value [pages,K,page size,V]; every sequence has `context` keys, or its
+// length of `kv_lengths`.
+std::tuple<Tensor, Tensor> attend_paged(
+    Tensor query, Tensor key, Tensor value, Tensor page_table, int64_t context,
+    std::optional<Tensor> query_tail, std::optional<Tensor> key_tail, double scale, bool causal,
+    int64_t window, double softcap, std::optional<Tensor> sinks, std::optional<Tensor> alibi_slopes,
+    std::optional<Tensor> bias, std::optional<Tensor> mask, std::optional<Tensor> kv_lengths,
+    bool return_lse, int64_t level) {
+  headwise::AttendArgs args = {};
+  check_query(query, query_tail, &args);
+  STD_TORCH_CHECK(key.dim() == 4, "headwise::attend: key has ", key.dim(), " dims, expected 4");
+  check_kv(key, value, key_tail, key.size(0), &args);
+  check_dims(query, key, value, key_tail, &args);
+  args.context = context;
+  check_lengths(kv_lengths, &args);
+  check_pages(page_table, key.size(0), key.size(2), &args);
+  return serve(query, args,
+               {scale, causal, window, softcap, sinks, alibi_slopes, bias, mask, return_lse, level});
+}
+
+// key and value as integers of `bits` bits, [B,K,L,bytes], with their scales.
+std::tuple<Tensor, Tensor> attend_quantized(
+    Tensor query, Tensor key, Tensor key_scales, Tensor value, Tensor value_scales, int64_t bits,
+    std::optional<Tensor> query_tail, std::optional<Tensor> key_tail,
+    std::optional<Tensor> key_tail_scales, double scale, bool causal, int64_t window,
+    double softcap, std::optional<Tensor> sinks, std::optional<Tensor> alibi_slopes,
+    std::optional<Tensor> bias, std::optional<Tensor> mask, std::optional<Tensor> kv_lengths,
+    bool return_lse, int64_t level) {
+  STD_TORCH_CHECK(bits == 8 || bits == 4, "headwise::attend: ", bits, " bits, expected 8 or 4");
+  headwise::AttendArgs args = {};
+  check_query(query, query_tail, &args);
+  check_kv(key, value, key_tail, args.batch, &args);
+  args.bits = int(bits);
+  STD_TORCH_CHECK(check_scales(key, key_scales, "key", bits, &args.key_scales) == args.dim,
+                  "headwise::attend: query and key differ in their last dim");
+  args.value_dim = check_scales(value, value_scales, "value", bits, &args.value_scales);
+  STD_TORCH_CHECK(key_tail.has_value() == key_tail_scales.has_value(),
+                  "headwise::attend: key_tail comes with its scales");
+  if (key_tail.has_value())
+    STD_TORCH_CHECK(check_scales(*key_tail, *key_tail_scales, "key_tail", bits,
+                                 &args.key_tail_scales) == args.tail_dim,
+                    "headwise::attend: the tails differ in their last dim");
+  args.context = key.size(2);
+  check_lengths(kv_lengths, &args);
+  return serve(query, args,
+               {scale, causal, window, softcap, sinks, alibi_slopes, bias, mask, return_lse, level});
 }
 
 // x [B,H,S,N] by weight [H,N,R] where `up`; x [B,H,S,R] by the transpose of weight [H,V,R] else.
@@ -316,12 +458,25 @@ STABLE_TORCH_LIBRARY(headwise, m) {
       "float scale, bool causal, int window, "
       "float softcap, Tensor? sinks, Tensor? alibi_slopes, Tensor? bias, Tensor? mask, "
       "Tensor? kv_lengths, bool return_lse, int level) -> (Tensor, Tensor)");
+  m.def(
+      "attend_paged(Tensor query, Tensor key, Tensor value, Tensor page_table, int context, "
+      "Tensor? query_tail, Tensor? key_tail, float scale, bool causal, int window, "
+      "float softcap, Tensor? sinks, Tensor? alibi_slopes, Tensor? bias, Tensor? mask, "
+      "Tensor? kv_lengths, bool return_lse, int level) -> (Tensor, Tensor)");
+  m.def(
+      "attend_quantized(Tensor query, Tensor key, Tensor key_scales, Tensor value, "
+      "Tensor value_scales, int bits, Tensor? query_tail, Tensor? key_tail, "
+      "Tensor? key_tail_scales, float scale, bool causal, int window, "
+      "float softcap, Tensor? sinks, Tensor? alibi_slopes, Tensor? bias, Tensor? mask, "
+      "Tensor? kv_lengths, bool return_lse, int level) -> (Tensor, Tensor)");
   m.def("project(Tensor x, Tensor weight, bool up, int level) -> Tensor");
   m.def("best_level() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(headwise, CPU, m) {
   m.impl("attend", TORCH_BOX(&attend));
+  m.impl("attend_paged", TORCH_BOX(&attend_paged));
+  m.impl("attend_quantized", TORCH_BOX(&attend_quantized));
   m.impl("project", TORCH_BOX(&project));
 }
 

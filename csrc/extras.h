@@ -21,6 +21,17 @@ HEADWISE_INLINE void with_bias(const AttendArgs& args, int64_t at, const What& w
     what(static_cast<const double*>(args.bias) + at);
 }
 
+// Calls what(pointer) with `base` in the dtype of query and result.
+template <class What>
+HEADWISE_INLINE void with_dtype(const AttendArgs& args, const void* base, const What& what) {
+  if (args.dtype == kFloat32)
+    what(static_cast<const float*>(base));
+  else if (args.dtype == kBfloat16)
+    what(static_cast<const bf16*>(base));
+  else
+    what(static_cast<const f16*>(base));
+}
+
 // The keys begin..end of a part that some row may see, and those that causality, window and length
 // hide from none, all_see_from..all_see_to.
 struct Span {

@@ -6,8 +6,12 @@
 namespace headwise {
 namespace HEADWISE_ISA {
 
-// Writes one row of the result: sums of V values over `total`, shifted by `top`; `sink` joins.
 template <class T>
+HEADWISE_INLINE void write_row(const float* values, float factor, int64_t count, T* to) {
+  for (int64_t v = 0; v < count; ++v) from_float(values[v] * factor, to + v);
+}
+
+// Writes one row of the result: sums of V values over `total`, shifted by `top`; `sink` joins.
 HEADWISE_INLINE void finish_row(const AttendArgs& args, int64_t batch, int64_t head, int64_t query,
                                 const float* values, float top, float total) {
   float scale = 1.0f;
@@ -21,16 +25,20 @@ HEADWISE_INLINE void finish_row(const AttendArgs& args, int64_t batch, int64_t h
     }
   }
   const int64_t index = (batch * args.heads + head) * args.queries + query;
-  T* out = static_cast<T*>(args.out) + index * args.value_dim;
+  const int64_t first = index * args.value_dim;
   const float factor = total == 0.0f ? 0.0f : scale / total;
-  for (int64_t v = 0; v < args.value_dim; ++v) from_float(values[v] * factor, out + v);
+  if (args.dtype == kFloat32)
+    write_row(values, factor, args.value_dim, static_cast<float*>(args.out) + first);
+  else if (args.dtype == kBfloat16)
+    write_row(values, factor, args.value_dim, static_cast<bf16*>(args.out) + first);
+  else
+    write_row(values, factor, args.value_dim, static_cast<f16*>(args.out) + first);
   if (args.lse != nullptr)
     args.lse[index] = total == 0.0f ? -kInfinity : top + __builtin_logf(total);
 }
 
 // Merges the parts of a tile of rows, in their order, and writes the result.
-template <class T>
-void merge(const Extras& at, const Plan& plan, const float* first, float* values) {
+inline void merge(const Extras& at, const Plan& plan, const float* first, float* values) {
   const AttendArgs& args = *at.args;
   const int64_t width = padded(args.value_dim), slot = slot_floats(args, plan);
   for (int64_t row = 0; row < at.rows; ++row) {
@@ -49,12 +57,12 @@ void merge(const Extras& at, const Plan& plan, const float* first, float* values
       for (int64_t v = 0; v < width; v += W)
         store(values + v, load(values + v) + factor * load(given + v));
     }
-    finish_row<T>(args, at.batch, at.head(row), at.query(row), values, top, total);
+    finish_row(args, at.batch, at.head(row), at.query(row), values, top, total);
   }
 }
 
 // Ends a task: `sums(row, to)` copies the V sums of a row. The last part to end merges them all.
-template <class T, class Sums>
+template <class Sums>
 HEADWISE_INLINE void finish(const Extras& at, const Plan& plan, int64_t tile, int64_t part,
                             const float* top, const float* total, const Sums& sums,
                             float* row_sum) {
@@ -63,7 +71,7 @@ HEADWISE_INLINE void finish(const Extras& at, const Plan& plan, int64_t tile, in
   if (sequence.parts == 1) {
     for (int64_t row = 0; row < at.rows; ++row) {
       sums(row, row_sum);
-      finish_row<T>(args, at.batch, at.head(row), at.query(row), row_sum, top[row], total[row]);
+      finish_row(args, at.batch, at.head(row), at.query(row), row_sum, top[row], total[row]);
     }
     return;
   }
@@ -77,7 +85,7 @@ HEADWISE_INLINE void finish(const Extras& at, const Plan& plan, int64_t tile, in
     sums(row, to + 2 * plan.tile_rows + row * width);
   }
   int32_t* left = plan.left + at.batch * args.kv_heads * plan.tiles + own;
-  if (__atomic_sub_fetch(left, 1, __ATOMIC_ACQ_REL) == 0) merge<T>(at, plan, first, row_sum);
+  if (__atomic_sub_fetch(left, 1, __ATOMIC_ACQ_REL) == 0) merge(at, plan, first, row_sum);
 }
 
 }  // namespace HEADWISE_ISA

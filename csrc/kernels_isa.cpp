@@ -13,34 +13,58 @@ namespace HEADWISE_ISA {
 
 namespace {
 
-template <class T>
-StridedRows<T> rows_at(const void* base, int64_t batch, int64_t batch_stride, int64_t head,
-                       int64_t head_stride, int64_t row_stride) {
-  return {static_cast<const T*>(base) + batch * batch_stride + head * head_stride, row_stride};
-}
+// What one task is given beside the arguments.
+struct Task {
+  const AttendArgs& args;
+  const Extras& at;
+  const Plan& plan;
+  int64_t tile, part;
+  char* scratch;
+
+  template <class Rows>
+  HEADWISE_INLINE void run(const Rows& keys, const Rows& tails, const Rows& values) const {
+    if (!plan.tiled) {
+      attend_rowwise(at, plan, keys, values, part, scratch);
+      return;
+    }
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+    if constexpr (Same<typename Rows::Element, bf16>::value) {
+      attend_tiles<PairEngine>(at, plan, keys, tails, values, tile, part, scratch);
+      return;
+    }
+#endif
+    attend_tiles<FloatEngine>(at, plan, keys, tails, values, tile, part, scratch);
+  }
+};
 
 template <class T>
-void strided_task(const AttendArgs& args, const Extras& at, const Plan& plan, int64_t tile,
-                  int64_t part, char* scratch) {
-  const StridedRows<T> keys = rows_at<T>(args.key, at.batch, args.key_batch, at.kv_head,
-                                         args.key_head, args.key_row);
-  const StridedRows<T> values = rows_at<T>(args.value, at.batch, args.value_batch, at.kv_head,
-                                           args.value_head, args.value_row);
-  if (!plan.tiled) {
-    attend_rowwise<T>(at, plan, keys, values, part, scratch);
-    return;
-  }
-  StridedRows<T> tails = keys;
-  if (args.tail_dim > 0)
-    tails = rows_at<T>(args.key_tail, at.batch, args.key_tail_batch, at.kv_head,
-                       args.key_tail_head, args.key_tail_row);
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-  if constexpr (Same<T, bf16>::value) {
-    attend_tiles<PairEngine, T>(at, plan, keys, tails, values, tile, part, scratch);
-    return;
-  }
-#endif
-  attend_tiles<FloatEngine, T>(at, plan, keys, tails, values, tile, part, scratch);
+void strided_task(const Task& task) {
+  const AttendArgs& args = task.args;
+  const int64_t batch = task.at.batch, head = task.at.kv_head;
+  const int32_t* table = args.table == nullptr ? nullptr : args.table + batch * args.table_row;
+  const auto rows = [&](const void* base, int64_t each, int64_t per_head, int64_t row) {
+    const int64_t first = (table == nullptr ? batch * each : 0) + head * per_head;
+    return StridedRows<T>{static_cast<const T*>(base) + first, row, table, each, args.page_shift};
+  };
+  task.run(rows(args.key, args.key_batch, args.key_head, args.key_row),
+           rows(args.key_tail, args.key_tail_batch, args.key_tail_head, args.key_tail_row),
+           rows(args.value, args.value_batch, args.value_head, args.value_row));
+}
+
+template <int BITS, int GROUP>
+void quantized_task(const Task& task) {
+  const AttendArgs& args = task.args;
+  const int64_t batch = task.at.batch, head = task.at.kv_head;
+  const auto rows = [&](const void* base, int64_t each, int64_t per_head, int64_t row,
+                        const Scales& scales) {
+    return QuantizedRows<BITS, GROUP>{
+        static_cast<const unsigned char*>(base) + batch * each + head * per_head, row,
+        scales.at + batch * scales.batch + head * scales.head, scales.row};
+  };
+  task.run(rows(args.key, args.key_batch, args.key_head, args.key_row, args.key_scales),
+           rows(args.key_tail, args.key_tail_batch, args.key_tail_head, args.key_tail_row,
+                args.key_tail_scales),
+           rows(args.value, args.value_batch, args.value_head, args.value_row, args.value_scales));
 }
 
 }  // namespace
@@ -64,12 +88,17 @@ void attend_task(const AttendArgs& args, const Plan& plan, int64_t index, char* 
   const int64_t left = rows_of(args) - first;
   const Extras at = {&args, &sequence, low, tiled / plan.tiles, first,
                      left < plan.tile_rows ? left : plan.tile_rows, group_of(args)};
-  if (args.dtype == kBfloat16) {
-    strided_task<bf16>(args, at, plan, tile, part, scratch);
+  const Task task = {args, at, plan, tile, part, scratch};
+  if (args.bits == 8) {
+    quantized_task<8, 0>(task);
+  } else if (args.bits == 4) {
+    quantized_task<4, kInt4Group>(task);
+  } else if (args.dtype == kBfloat16) {
+    strided_task<bf16>(task);
   } else if (args.dtype == kFloat16) {
-    strided_task<f16>(args, at, plan, tile, part, scratch);
+    strided_task<f16>(task);
   } else {
-    strided_task<float>(args, at, plan, tile, part, scratch);
+    strided_task<float>(task);
   }
 }
 

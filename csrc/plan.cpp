@@ -34,7 +34,8 @@ int64_t scratch_bytes(const AttendArgs& args, const Plan& plan) {
 
 void plan_rows(const AttendArgs& args, bool pairs, Plan* plan) {
   const int64_t rows = rows_of(args);
-  const bool in_place = args.dtype == kFloat32 || (args.dtype == kBfloat16 && pairs);
+  const bool in_place =
+      args.bits == 0 && (args.dtype == kFloat32 || (args.dtype == kBfloat16 && pairs));
   plan->tiled = args.tail_dim > 0 || rows >= (in_place ? kManyRowsInPlace : kManyRows);
   if (plan->tiled) {
     plan->tiles = (rows + kTileRows - 1) / kTileRows;

@@ -1,7 +1,6 @@
 // How the rows of K and V are found in memory, widened, and asked for ahead of their use.
 //
-// Rows of a cache held otherwise (pages, quantised bytes) need another class like `StridedRows`,
-// not another kernel.
+// Rows of a cache held otherwise need another class like these two, not another kernel.
 #pragma once
 
 #include "attend_args.h"
@@ -10,19 +9,81 @@
 namespace headwise {
 namespace HEADWISE_ISA {
 
-// Rows of T at a fixed distance.
+// Rows of T at a fixed distance, or in pages of such rows.
 template <class T>
 struct StridedRows {
   typedef T Element;
   typedef const T* Row;
   static constexpr int kBytes = W * int(sizeof(T));  // of a vector of elements
+  static constexpr bool kScaled = false;             // rows are what they say
   const T* base;
   int64_t stride;
+  const int32_t* table = nullptr;  // the pages of this sequence, `page` apart; null: none
+  int64_t page = 0;
+  int shift = 0;  // log2 of the rows of a page
 
-  HEADWISE_INLINE Row row(int64_t index) const { return base + index * stride; }
+  HEADWISE_INLINE Row row(int64_t index) const {
+    if (table == nullptr) return base + index * stride;
+    const int64_t within = index & ((int64_t(1) << shift) - 1);
+    return base + table[index >> shift] * page + within * stride;
+  }
+  // How many of the `count` rows from `first` on lie `stride` apart.
+  HEADWISE_INLINE int64_t run(int64_t first, int64_t count) const {
+    if (table == nullptr) return count;
+    const int64_t rows = int64_t(1) << shift;
+    int64_t length = rows - (first & (rows - 1));
+    const int32_t* at = table + (first >> shift);
+    // pages are often neighbours
+    for (; length < count && at[1] * page == at[0] * page + rows * stride; ++at) length += rows;
+    return length < count ? length : count;
+  }
+  static HEADWISE_INLINE const char* address(Row row) {
+    return reinterpret_cast<const char*>(row);
+  }
+  static HEADWISE_INLINE int64_t bytes(int64_t elements) { return elements * int64_t(sizeof(T)); }
+  static HEADWISE_INLINE float scale(Row) { return 1.0f; }
   static HEADWISE_INLINE vf load(Row row, int64_t at) { return HEADWISE_ISA::load(row + at); }
   static HEADWISE_INLINE vf load_part(Row row, int64_t at, int count) {
     return HEADWISE_ISA::load_part(row + at, count);
+  }
+};
+
+// Rows of integers of BITS bits, and a float scale for each `group` elements of a row; with GROUP
+// of 0 for the whole row, by which what is computed with the integers is then multiplied.
+template <int BITS, int GROUP>
+struct QuantizedRows {
+  typedef int8_t Element;
+  struct Row {
+    const unsigned char* integers;
+    const float* scales;
+  };
+  static constexpr int kBytes = W * BITS / 8;
+  static constexpr bool kScaled = GROUP == 0;
+  const unsigned char* base;
+  int64_t stride;
+  const float* scales;
+  int64_t scale_stride;
+
+  HEADWISE_INLINE Row row(int64_t index) const {
+    return {base + index * stride, scales + index * scale_stride};
+  }
+  HEADWISE_INLINE int64_t run(int64_t, int64_t count) const { return count; }
+  static HEADWISE_INLINE const char* address(Row row) {
+    return reinterpret_cast<const char*>(row.integers);
+  }
+  static HEADWISE_INLINE int64_t bytes(int64_t elements) { return elements * BITS / 8; }
+  static HEADWISE_INLINE float scale(Row row) { return GROUP == 0 ? row.scales[0] : 1.0f; }
+  static HEADWISE_INLINE vf load(Row row, int64_t at) {
+    const vf x = load_integers<BITS>(row.integers + at * BITS / 8);
+    if constexpr (GROUP > 0) return x * splat(row.scales[at / GROUP]);
+    return x;
+  }
+  static HEADWISE_INLINE vf load_part(Row row, int64_t at, int count) {
+    unsigned char some[W] = {};
+    __builtin_memcpy(some, row.integers + at * BITS / 8, (count * BITS + 7) / 8);
+    const vf x = load_integers<BITS>(some);
+    if constexpr (GROUP > 0) return x * splat(row.scales[at / GROUP]);
+    return x;
   }
 };
 
@@ -37,20 +98,23 @@ struct Block {
 // evenly between other work. Two requests at once already cost a third of the bandwidth.
 class Ahead {
  public:
-  // Adds `count` rows; at most kRuns calls.
+  // Adds `count` rows; what is more than kRuns runs is not asked for.
   template <class Rows>
   HEADWISE_INLINE void add(const Rows& rows, int64_t first, int64_t count, int64_t dim) {
-    if (count <= 0) return;
-    Run& run = runs[filled++];
-    run.at = reinterpret_cast<const char*>(rows.row(first));
-    run.bytes = dim * int64_t(sizeof(typename Rows::Element));
-    run.stride = reinterpret_cast<const char*>(rows.row(first + 1)) - run.at;
-    run.rows = count;
-    if (run.stride == run.bytes) {  // one long row
-      run.bytes *= count;
-      run.rows = 1;
+    while (count > 0 && filled < kRuns) {
+      Run& run = runs[filled++];
+      run.at = Rows::address(rows.row(first));
+      run.bytes = Rows::bytes(dim);
+      run.stride = Rows::bytes(rows.stride);
+      run.rows = rows.run(first, count);
+      first += run.rows;
+      count -= run.rows;
+      if (run.stride == run.bytes) {  // one long row
+        run.bytes *= run.rows;
+        run.rows = 1;
+      }
+      if (filled == 1) enter(0);
     }
-    if (filled == 1) enter(0);
   }
 
   // Asks for one line more, if there is one.
@@ -61,7 +125,7 @@ class Ahead {
   }
 
  private:
-  static constexpr int kRuns = 3;
+  static constexpr int kRuns = 15;  // three times 64 rows in pages of 16
   struct Run {
     const char* at;
     int64_t bytes, stride, rows;

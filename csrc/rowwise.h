@@ -248,11 +248,11 @@ HEADWISE_INLINE float soften(float* score, float* top, float* total) {
 }
 
 // The body of a task. KeyRows and ValueRows say how rows are found and widened.
-template <class T, class KeyRows, class ValueRows>
+template <class KeyRows, class ValueRows>
 void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
                     const ValueRows& values, int64_t part, char* memory) {
   constexpr bool kDot = kHasDot && Same<typename KeyRows::Element, bf16>::value &&
-                        Same<typename ValueRows::Element, bf16>::value && Same<T, bf16>::value;
+                        Same<typename ValueRows::Element, bf16>::value;
   const AttendArgs& args = *at.args;
   const int64_t rows = at.rows, dim = args.dim, value_dim = args.value_dim;
   const int64_t query_width = padded(dim), width = padded(value_dim);
@@ -270,15 +270,18 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
   for (int64_t row = 0; row < rows; ++row) {
     top[row] = -kInfinity;
     total[row] = 0.0f;
-    const T* from = static_cast<const T*>(args.query) + at.batch * args.query_batch +
-                    at.head(row) * args.query_head + at.query(row) * args.query_row;
+    const int64_t offset = at.batch * args.query_batch + at.head(row) * args.query_head +
+                           at.query(row) * args.query_row;
     // unscaled, which is exact: the scale is applied to the scores
     if constexpr (kDot) {
+      const bf16* from = static_cast<const bf16*>(args.query) + offset;
       for (int64_t d = 0; d < query_width; ++d)
         narrow[row * query_width + d] = d < dim ? from[d] : bf16{0};
     } else {
-      for (int64_t d = 0; d < query_width; ++d)
-        query[row * query_width + d] = d < dim ? to_float(from[d]) : 0.0f;
+      with_dtype(args, args.query, [&](const auto* base) HEADWISE_LAMBDA {
+        for (int64_t d = 0; d < query_width; ++d)
+          query[row * query_width + d] = d < dim ? to_float(base[offset + d]) : 0.0f;
+      });
     }
   }
   __builtin_memset(sum, 0, sizeof(float) * rows * width);
@@ -296,10 +299,13 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
     // past the last key the last one stands in; what it gives is hidden
     typename KeyRows::Row key[kBlock];
     typename ValueRows::Row value[kBlock];
+    alignas(64) float key_scale[kBlock], value_scale[kBlock];
     for (int j = 0; j < kBlock; ++j) {
       const int64_t index = block + (j < count ? j : count - 1);
       key[j] = keys.row(index);
       value[j] = values.row(index);
+      if constexpr (KeyRows::kScaled) key_scale[j] = args.scale * KeyRows::scale(key[j]);
+      if constexpr (ValueRows::kScaled) value_scale[j] = ValueRows::scale(value[j]);
     }
     for (int k = 0; k < count; k += 4)
       by_rows(rows, [&](auto R, int64_t row) HEADWISE_LAMBDA {
@@ -318,9 +324,12 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
     for (int64_t row = 0; row < rows; ++row) {
       float* s = score + row * kBlock;
       for (int j = (count + 3) / 4 * 4; j < kBlock; ++j) s[j] = 0.0f;
-      for (int j = 0; j < kBlock; j += W) store(s + j, load(s + j) * args.scale);
+      for (int j = 0; j < kBlock; j += W)
+        store(s + j, load(s + j) * (KeyRows::kScaled ? load(key_scale + j) : splat(args.scale)));
       if (!plain || edge) at.apply(row, block, count, s);
       decay[row] = soften(s, top + row, total + row);
+      if constexpr (ValueRows::kScaled)
+        for (int j = 0; j < kBlock; j += W) store(s + j, load(s + j) * load(value_scale + j));
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
       if constexpr (kDot) {
         for (int j = 0; j < kBlock; j += 32)
@@ -345,7 +354,7 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
     });
   }
 
-  finish<T>(
+  finish(
       at, plan, 0, part, top, total,
       [&](int64_t row, float* to) HEADWISE_LAMBDA {
         __builtin_memcpy(to, sum + row * width, sizeof(float) * width);

@@ -39,6 +39,7 @@ typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
 typedef uint16_t vh __attribute__((vector_size(2 * W)));
+typedef int8_t vb __attribute__((vector_size(W)));
 typedef float v4 __attribute__((vector_size(16)));
 
 struct bf16 {
@@ -109,6 +110,44 @@ HEADWISE_INLINE vf load(const f16* from) {
   vu special = bits_of<vu>((wide & 0x7c00u) == 0x7c00u) & 0x7f800000u;
   return bits_of<vf>(bits_of<vu>(magnitude) | special | sign);
 #endif
+}
+
+// W integers of 8 bits, or of 4: two a byte, the low half first.
+template <int BITS>
+HEADWISE_INLINE vf load_integers(const unsigned char* from) {
+  if constexpr (BITS == 8) {
+#if defined(__AVX512F__)
+    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
+#elif defined(__AVX2__)
+    const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
+#else
+    vb x;
+    __builtin_memcpy(&x, from, sizeof x);
+    return __builtin_convertvector(x, vf);
+#endif
+  } else {
+    // every lane gets the 32 bits that hold its own four, which move to the top and down again
+#if defined(__AVX512F__)
+    int64_t both;
+    __builtin_memcpy(&both, from, sizeof both);
+    const __m512i bits = _mm512_inserti64x4(_mm512_set1_epi32(int32_t(both)),
+                                            _mm256_set1_epi32(int32_t(both >> 32)), 1);
+    const __m512i turns = _mm512_set_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    return (vf)_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_sllv_epi32(bits, turns), 28));
+#elif defined(__AVX2__)
+    int32_t all;
+    __builtin_memcpy(&all, from, sizeof all);
+    const __m256i turns = _mm256_set_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    const __m256i high = _mm256_sllv_epi32(_mm256_set1_epi32(all), turns);
+    return (vf)_mm256_cvtepi32_ps(_mm256_srai_epi32(high, 28));
+#else
+    vf x;
+    for (int i = 0; i < W; ++i) x[i] = float(int8_t(from[i / 2] << (i % 2 ? 0 : 4)) >> 4);
+    return x;
+#endif
+  }
 }
 
 // The first `count` elements, zeros behind them; reads no further.

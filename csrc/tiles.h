@@ -151,7 +151,8 @@ HEADWISE_INLINE Block<typename Engine::Element> key_block(const Rows& rows, int6
                                                          typename Engine::Element* stage) {
   typedef typename Engine::Element Element;
   if constexpr (Same<typename Rows::Element, Element>::value) {
-    if (count == kBlock && dim % Engine::kAlign == 0) return {rows.row(first), rows.stride};
+    if (count == kBlock && dim % Engine::kAlign == 0 && rows.run(first, kBlock) == kBlock)
+      return {rows.row(first), rows.stride};
   }
   const int64_t pitch = Engine::pitch(dim);
   if constexpr (Engine::kPairs)
@@ -162,7 +163,7 @@ HEADWISE_INLINE Block<typename Engine::Element> key_block(const Rows& rows, int6
 }
 
 // The body of a task. The tails are the part of query and key that is held apart, if there is one.
-template <class Engine, class T, class KeyRows, class ValueRows>
+template <class Engine, class KeyRows, class ValueRows>
 void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const KeyRows& tails,
                   const ValueRows& values, int64_t tile, int64_t part, char* memory) {
   typedef typename Engine::Element Element;
@@ -197,21 +198,19 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
     total[row] = 0.0f;
   }
   for (int64_t t = 0; t < tiles; ++t) {
-    const T *lines[W], *tail_lines[W];
+    int64_t lines[W], tail_lines[W];
     const int count = int(rows - t * W < W ? rows - t * W : W);
     for (int i = 0; i < count; ++i) {
       const int64_t head = at.head(t * W + i), index = at.query(t * W + i);
-      lines[i] = static_cast<const T*>(args.query) + at.batch * args.query_batch +
-                 head * args.query_head + index * args.query_row;
-      if (tail_dim > 0)
-        tail_lines[i] = static_cast<const T*>(args.query_tail) +
-                        at.batch * args.query_tail_batch + head * args.query_tail_head +
-                        index * args.query_tail_row;
+      lines[i] = at.batch * args.query_batch + head * args.query_head + index * args.query_row;
+      tail_lines[i] = at.batch * args.query_tail_batch + head * args.query_tail_head +
+                      index * args.query_tail_row;
     }
     // unscaled, which is exact: the scale is applied to the scores
-    Engine::pack_queries(lines, count, dim, query + t * query_tile);
+    Element* to = query + t * query_tile;
+    Engine::pack_queries(args, args.query, lines, count, dim, to);
     if (tail_dim > 0)
-      Engine::pack_queries(tail_lines, count, tail_dim, query + t * query_tile + key_width * W);
+      Engine::pack_queries(args, args.query_tail, tail_lines, count, tail_dim, to + key_width * W);
   }
   __builtin_memset(sum, 0, sizeof(float) * all_rows * width);
 
@@ -268,7 +267,7 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
     }
   }
 
-  finish<T>(
+  finish(
       at, plan, tile, part, top, total,
       [&](int64_t row, float* to) HEADWISE_LAMBDA {
         for (int64_t v = 0; v < width; v += 16)

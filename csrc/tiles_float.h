@@ -1,7 +1,7 @@
 // The tile kernel's products by multiply-add of floats; other dtypes are widened block by block.
 #pragma once
 
-#include "rows.h"
+#include "extras.h"
 
 namespace headwise {
 namespace HEADWISE_ISA {
@@ -13,9 +13,10 @@ void widen_rows(const Rows& rows, int64_t first, int count, int64_t dim, float* 
     int64_t at = 0;
     if (j < count) {
       const typename Rows::Row row = rows.row(first + j);
-      for (; at + W <= dim; at += W) store(to + at, Rows::load(row, at));
+      const float scale = Rows::scale(row);
+      for (; at + W <= dim; at += W) store(to + at, Rows::load(row, at) * scale);
       if (at < dim) {
-        store(to + at, Rows::load_part(row, at, int(dim - at)));
+        store(to + at, Rows::load_part(row, at, int(dim - at)) * scale);
         at += W;
       }
     }
@@ -42,12 +43,14 @@ struct FloatEngine {
   static HEADWISE_INLINE int64_t pitch(int64_t dim) { return (dim + W - 1) / W * W; }
   static HEADWISE_INLINE int64_t value_elements(int64_t dim) { return kBlock * padded(dim); }
 
-  // Queries of up to W rows: [D][W].
-  template <class T>
-  static void pack_queries(const T* const* rows, int count, int64_t dim, float* to) {
+  // Queries of up to W rows, which begin at the elements `rows` of `base`: [D][W].
+  static void pack_queries(const AttendArgs& args, const void* base, const int64_t* rows, int count,
+                           int64_t dim, float* to) {
     if (count < W) __builtin_memset(to, 0, sizeof(float) * dim * W);
-    for (int row = 0; row < count; ++row)
-      for (int64_t d = 0; d < dim; ++d) to[d * W + row] = to_float(rows[row][d]);
+    with_dtype(args, base, [&](const auto* from) HEADWISE_LAMBDA {
+      for (int row = 0; row < count; ++row)
+        for (int64_t d = 0; d < dim; ++d) to[d * W + row] = to_float(from[rows[row] + d]);
+    });
   }
 
   // V vectors of rows, N keys; adds to `score` unless `first`. Sums of about sqrt(D) products

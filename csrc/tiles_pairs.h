@@ -60,13 +60,15 @@ struct PairLayout {
   static HEADWISE_INLINE int64_t pitch(int64_t dim) { return padded(dim); }
   static HEADWISE_INLINE int64_t value_elements(int64_t) { return 4 * kValueTile; }
 
-  // Queries of up to 16 rows: [D/2][16][2].
-  static void pack_queries(const bf16* const* rows, int count, int64_t dim, bf16* to) {
+  // Queries of up to 16 rows, which begin at the elements `rows` of `base`: [D/2][16][2].
+  static void pack_queries(const AttendArgs&, const void* base, const int64_t* rows, int count,
+                           int64_t dim, bf16* to) {
+    const bf16* from = static_cast<const bf16*>(base);
     for (int64_t d = 0; d < dim; d += 32) {
       __m512i line[16];
 #pragma GCC unroll 16
       for (int row = 0; row < 16; ++row)
-        line[row] = row < count ? load_pairs(rows[row] + d, dim - d) : _mm512_setzero_si512();
+        line[row] = row < count ? load_pairs(from + rows[row] + d, dim - d) : _mm512_setzero_si512();
       transpose(line);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) _mm512_store_si512(to + (d / 2 + i) * 32, line[i]);

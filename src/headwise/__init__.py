@@ -13,7 +13,7 @@ from headwise.errors import (
     SpecError,
     UnsupportedError,
 )
-from headwise.ops import attention, explain, latent_attention
+from headwise.ops import PagedKV, QuantKV, attention, explain, latent_attention
 from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ __all__ = [
     "LoadError",
     "ModelSpec",
     "OptionError",
+    "PagedKV",
+    "QuantKV",
     "ShapeError",
     "SpecError",
     "UnsupportedError",

@@ -6,7 +6,7 @@ It covers memory and positions, not attention: it hands out strided views of wha
 import torch
 from torch import Tensor
 
-from headwise.caches.pages import advise_large_pages
+from headwise.caches.large_pages import advise_large_pages
 from headwise.errors import CapacityError, ShapeError, UnsupportedError
 
 # Below this many bytes a full buffer doubles; above, it grows to 1.25 times what it must hold.
@@ -76,7 +76,7 @@ class ContiguousCache:
             UnsupportedError: the tokens need gradients.
             CapacityError: the grown buffer cannot be allocated; the cache is unchanged.
         """
-        _check_pair(first, second)
+        check_pair(first, second)
         if self._buffers is not None:
             for buffer, tokens in zip(self._buffers, (first, second), strict=True):
                 _check_fits(buffer, tokens)
@@ -106,7 +106,7 @@ class ContiguousCache:
             ShapeError: `index` is not 1-d or names a sequence that is not held.
             CapacityError: the new buffers cannot be allocated; the cache is unchanged.
         """
-        _check_index(index)
+        check_index(index)
         if self._buffers is None:
             return
         batch = self._buffers[0].shape[0]
@@ -130,7 +130,7 @@ class ContiguousCache:
         Raises:
             ShapeError: as `select`, or `index` has another length than the batch.
         """
-        _check_index(index)
+        check_index(index)
         if self._buffers is not None and index.shape[:1] != self._buffers[0].shape[:1]:
             raise ShapeError(
                 f"index has shape {list(index.shape)}, expected [{self._buffers[0].shape[0]}], "
@@ -204,7 +204,7 @@ def _bytes_per_token(tensor: Tensor) -> int:
     return batch * heads * dim * tensor.element_size()
 
 
-def _check_index(index: Tensor) -> None:
+def check_index(index: Tensor) -> None:
     """Raise `ShapeError` unless `index` is [B'] of integers."""
     if not isinstance(index, Tensor):
         raise ShapeError(f"index is a {type(index).__name__}, expected a tensor [B'] of integers")
@@ -215,7 +215,7 @@ def _check_index(index: Tensor) -> None:
         )
 
 
-def _check_pair(first: Tensor, second: Tensor) -> None:
+def check_pair(first: Tensor, second: Tensor) -> None:
     """Raise unless both are tokens of the same sequences, [B, heads, S, dim], without gradients."""
     for name, tokens in (("first", first), ("second", second)):
         if not isinstance(tokens, Tensor):

@@ -1,9 +1,13 @@
-"""A cache for one layer with a sliding window: it holds what the window can still reach."""
+"""A cache for one layer with a sliding window: it holds what the window can still reach.
+
+With sinks it also holds the first tokens, which a model that was not trained with a window needs to
+go on making sense (StreamingLLM, Xiao et al. 2023, arXiv 2309.17453).
+"""
 
 import torch
 from torch import Tensor
 
-from headwise.caches.contiguous import ContiguousCache
+from headwise.caches.contiguous import ContiguousCache, check_index
 from headwise.errors import ShapeError, UnsupportedError
 
 
@@ -25,20 +29,29 @@ class WindowCache:
     those that are still needed move to a new buffer, so an append copies a bounded number of rows
     on average, and memory is bounded whatever the length. The views stay valid until the next call.
 
+    Tokens keep the positions that they had; what lies between the sinks and the window is as if it
+    were masked. `mask` says so for more than one new token.
+
     Args:
         window: w, tokens that a query sees, itself among them.
+        sinks: s, tokens at the beginning that every query sees as well.
 
     Raises:
-        ShapeError: `window` is below 1.
+        ShapeError: `window` is below 1, or `sinks` below 0.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, sinks: int = 0) -> None:
         if window < 1:
             raise ShapeError(f"window is {window}, expected at least 1")
+        if sinks < 0:
+            raise ShapeError(f"sinks is {sinks}, expected 0 or more")
         self.window = window
+        self.sinks = sinks
         self.length = 0
         self._recording = False
         self._buffer = ContiguousCache()
+        self._lead = 0  # rows at the front of the buffer that are the sinks, moved there
+        self._sinks: tuple[Tensor, Tensor] | None = None
 
     @property
     def recording(self) -> bool:
@@ -48,7 +61,7 @@ class WindowCache:
     @recording.setter
     def recording(self, recording: bool) -> None:
         if recording and not self._recording and self._passed:
-            self._move()  # what is kept counts from here
+            self._move()  # what is kept counts from here, and the sinks' places are their own
         self._recording = recording
 
     @property
@@ -57,17 +70,17 @@ class WindowCache:
 
         While recording, all since the last `crop`.
         """
-        return self._kept(self._buffer.first)
+        return self._kept(self._buffer.first, 0)
 
     @property
     def second(self) -> Tensor | None:
         """What is kept of the second tensor, [B, heads, held, dim]; None at first."""
-        return self._kept(self._buffer.second)
+        return self._kept(self._buffer.second, 1)
 
     @property
     def held(self) -> int:
-        """Tokens that the next one can see: at most `window` - 1."""
-        return self._buffer.length - self._passed
+        """Tokens that the next one can see: at most `sinks` + `window` - 1."""
+        return min(self.length, self.sinks + self.window - 1)
 
     @property
     def nbytes(self) -> int:
@@ -86,8 +99,8 @@ class WindowCache:
         """Add tokens: first [B, heads, S, dim], second [B, heads, S, dim'].
 
         Returns:
-            Views of what these tokens may see, at most `window` - 1 before them and themselves:
-            [B, heads, held + S, dim] and [B, heads, held + S, dim'].
+            Views of what these tokens may see, the sinks, at most `window` - 1 tokens before them,
+            and themselves: [B, heads, held + S, dim] and [B, heads, held + S, dim'].
 
         Raises:
             ShapeError: the tokens do not fit what the cache holds.
@@ -97,11 +110,41 @@ class WindowCache:
         passed = self._passed
         held, also = self._buffer.append(first, second)
         self.length += first.shape[2]
+        self._keep_sinks(held, also)
+        if self._sinks is not None and passed and not self._recording:
+            # in front of what the window reaches: what was there is not needed any more
+            for rows, sinks in zip((held, also), self._sinks, strict=True):
+                rows[:, :, passed : passed + self.sinks].copy_(sinks)
+            views = held[:, :, passed:], also[:, :, passed:]
+        else:
+            views = self._from(held, passed, 0), self._from(also, passed, 1)
         # what is handed out lives on in the old buffer, a long prompt's too
-        full = self._buffer.length >= min(self._buffer.capacity, 3 * self.window)
+        full = self._buffer.length >= min(self._buffer.capacity, 3 * self.window + self.sinks)
         if self._passed and full and not self.recording:
             self._move()
-        return held[:, :, passed:], also[:, :, passed:]
+        return views
+
+    def mask(self, query_length: int) -> Tensor | None:
+        """What each of the last S tokens sees of the keys that their `append` returned.
+
+        Returns:
+            Boolean [1, 1, S, L], True = attend; None for one token, which sees them all.
+        """
+        if query_length <= 1 or self._buffer.first is None:
+            return None
+        key = self.columns(query_length)
+        query = torch.arange(self.length - query_length, self.length, device=key.device)[:, None]
+        visible = (key <= query) & ((key > query - self.window) | (key < self.sinks))
+        return visible[None, None]
+
+    def columns(self, query_length: int) -> Tensor:
+        """The positions [L] of the keys that the `append` of the last S tokens returned."""
+        device = None if self._buffer.first is None else self._buffer.first.device
+        before = self.length - query_length
+        sinks = min(self.sinks, before)
+        recent = max(sinks, before - self.window + 1)
+        every = torch.arange(self.length, device=device)
+        return torch.cat([every[:sinks], every[recent:]])
 
     def crop(self, length: int) -> None:
         """Keep the first `length` tokens, and of those what the window reaches.
@@ -114,15 +157,17 @@ class WindowCache:
         if not isinstance(length, int) or not 0 <= length <= self.length:
             raise ShapeError(f"crop to {length!r} tokens, expected 0 to {self.length}, those seen")
         taken = self.length - length
-        outgrown = self.length >= self.window and not self.recording
+        outgrown = self.length >= self.window + self.sinks and not self.recording
         left = self._buffer.length - taken
-        if taken and (outgrown or left < min(length, self.window - 1)):
+        if taken and (outgrown or left - self._lead < min(length - self._lead, self.window - 1)):
             raise UnsupportedError(
                 f"crop from {self.length} to {length} tokens: what a window of {self.window} "
                 "reached there is gone; set recording=True before appending what may be taken back"
             )
         self._buffer.crop(left)
         self.length = length
+        if length < self.sinks:
+            self._lead, self._sinks = 0, None
         if self._passed:
             self._move()
 
@@ -134,6 +179,9 @@ class WindowCache:
             CapacityError: the new buffers cannot be allocated; the cache is unchanged.
         """
         self._buffer.select(index)
+        if self._sinks is not None:
+            first, second = (t.index_select(0, index.to(t.device)) for t in self._sinks)
+            self._sinks = first, second
 
     def reorder(self, index: Tensor) -> None:
         """`select` that keeps the batch size, as beam search does at every step.
@@ -141,33 +189,57 @@ class WindowCache:
         Raises:
             ShapeError: as `select`, or `index` has another length than the batch.
         """
-        self._buffer.reorder(index)
+        check_index(index)
+        if self._buffer.first is not None and len(index) != self._buffer.first.shape[0]:
+            raise ShapeError(
+                f"index has shape {list(index.shape)}, expected [{self._buffer.first.shape[0]}], "
+                "one per sequence held"
+            )
+        self.select(index)
 
     def reset(self) -> None:
         """Forget everything and release the memory."""
-        self._buffer.reset()
         self.length = 0
+        self._recording = False
+        self._buffer = ContiguousCache()
+        self._lead, self._sinks = 0, None
 
     def to(self, device: torch.device | str) -> None:
         """Move what is held to `device`."""
         self._buffer.to(device)
+        if self._sinks is not None:
+            self._sinks = self._sinks[0].to(device), self._sinks[1].to(device)
 
     @property
     def _passed(self) -> int:
-        """Tokens at the front of the buffer that the window has passed."""
-        return max(0, self._buffer.length - (self.window - 1))
+        """Tokens in the buffer that are neither sinks nor in the window of the next token."""
+        return max(0, self._buffer.length - self.sinks - (self.window - 1))
 
-    def _kept(self, tensor: Tensor | None) -> Tensor | None:
+    def _kept(self, tensor: Tensor | None, which: int) -> Tensor | None:
         if tensor is None or self._recording:
             return tensor
-        return tensor[:, :, self._passed :]
+        return self._from(tensor, self._passed, which)
+
+    def _from(self, rows: Tensor, passed: int, which: int) -> Tensor:
+        """The rows of the buffer without those that the window has passed."""
+        if self._sinks is None or not passed:
+            return rows[:, :, passed:]
+        return torch.cat([self._sinks[which], rows[:, :, passed + self.sinks :]], dim=2)
+
+    def _keep_sinks(self, first: Tensor, second: Tensor) -> None:
+        """Copy the first tokens, before others are written over them."""
+        if self.sinks and self._sinks is None and self._buffer.length > self.sinks:
+            with torch.inference_mode(False), torch.no_grad():
+                self._sinks = first[:, :, : self.sinks].clone(), second[:, :, : self.sinks].clone()
 
     def _move(self) -> None:
-        """What the window reaches, into a new buffer."""
-        first, second, passed = self._buffer.first, self._buffer.second, self._passed
+        """The sinks and what the window reaches, into a new buffer."""
+        first, second = self._buffer.first, self._buffer.second
         assert first is not None
         assert second is not None
         moved = ContiguousCache()
         with torch.no_grad():
-            moved.append(first[:, :, passed:], second[:, :, passed:])
+            passed = self._passed
+            moved.append(self._from(first, passed, 0), self._from(second, passed, 1))
         self._buffer = moved
+        self._lead = self.sinks

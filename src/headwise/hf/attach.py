@@ -13,9 +13,10 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
+from headwise.caches import CacheChoice
 from headwise.errors import SpecError, UnsupportedError
 from headwise.hf import latent, own_forward
-from headwise.hf.cache import use_own_layers
+from headwise.hf.cache import cache_name, use_own_layers
 from headwise.hf.interface import register
 from headwise.hf.owned import NAME, Owned, StockConfig
 from headwise.hf.report import AttachReport, LayerReport, layer_report, left_to_stock
@@ -36,6 +37,7 @@ class _Attachment:
     previous: list[tuple[Any, str | None]]
     kept: list[tuple[Any, Any]]
     report: AttachReport
+    choice: CacheChoice
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -45,6 +47,17 @@ class _Attachment:
 class _PrepareCache(Owned):
     """Stands in for a model's `_prepare_cache_for_generation`: stock's cache, with our layers."""
 
+    def __init__(self, owner: PreTrainedModel, choice: CacheChoice) -> None:
+        super().__init__(owner)
+        self.choice = choice
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "choice": self.choice}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.choice = state["choice"]
+
     def __call__(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
         model = self.owner
         given = any(model_kwargs.get(name) is not None for name in _CACHE_ARGUMENTS)
@@ -53,14 +66,15 @@ class _PrepareCache(Owned):
         if not given and not torch.is_grad_enabled():
             for name in _CACHE_ARGUMENTS:
                 if isinstance(model_kwargs.get(name), Cache):
-                    use_own_layers(model_kwargs[name])
+                    use_own_layers(model_kwargs[name], self.choice)
         return result
 
 
 class _ForwardCache:
     """Forward pre-hook: where the model would make a cache of its own, give it ours."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, choice: CacheChoice) -> None:
+        self.choice = choice
         parameters = list(inspect.signature(type(model).forward).parameters)[1:]
         self.argument = next((name for name in _CACHE_ARGUMENTS if name in parameters), None)
         self.positions = {name: index for index, name in enumerate(parameters)}
@@ -85,7 +99,7 @@ class _ForwardCache:
         cache: Cache = DynamicCache(config=config)
         if model.config.is_encoder_decoder:
             cache = EncoderDecoderCache(cache, DynamicCache(config=config))
-        return args, {**kwargs, self.argument: use_own_layers(cache)}
+        return args, {**kwargs, self.argument: use_own_layers(cache, self.choice)}
 
     def _given(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         position = self.positions.get(name)
@@ -94,7 +108,9 @@ class _ForwardCache:
         return kwargs.get(name)
 
 
-def attach(model: PreTrainedModel, *, strict: bool = False) -> AttachReport:
+def attach(
+    model: PreTrainedModel, *, cache: str = "contiguous", strict: bool = False
+) -> AttachReport:
     """Run a Transformers model's attention, and its cache, on headwise.
 
     Example:
@@ -114,11 +130,16 @@ def attach(model: PreTrainedModel, *, strict: bool = False) -> AttachReport:
         >>> headwise.detach(model)
 
     Afterwards `model.generate(...)` and `model(...)` work as before, with the same results. A model
-    that is attached already stays as it is. Nothing of headwise is saved with the model.
+    that is attached already stays as it is, or takes another cache. Nothing of headwise is saved
+    with the model.
 
     Args:
         model: any `PreTrainedModel` whose attention is on Transformers' attention interface, and
             Falcon and Bloom.
+        cache: what holds the tokens of the layers that see all of them: "contiguous"; "paged" or
+            "paged:64", pages of 16 or 64 tokens that beams and equal prompts share; "int8" or
+            "int4", rounded; "window:2048" or "window:2048,sinks=4", the last 2048 tokens and the
+            first 4 only. Layers with a sliding window hold what it reaches, whatever is chosen.
         strict: raise where some attention would be left to Transformers. Without it the rest is
             attached, and the report says what is left and why.
 
@@ -127,16 +148,19 @@ def attach(model: PreTrainedModel, *, strict: bool = False) -> AttachReport:
 
     Raises:
         UnsupportedError: not a Transformers model, or one of whose attention nothing (with
-            `strict`: not everything) can be replaced.
+            `strict`: not everything) can be replaced; or a cache that the model cannot use.
+        OptionError: no such cache.
         SpecError: the model's config contradicts itself.
     """
     _require_model("attach", model)
+    choice = CacheChoice.parse(cache)
     attachment = model.__dict__.get("_headwise")
     if attachment is not None:
-        if not attachment.previous or model.config._attn_implementation == NAME:
+        stays = not attachment.previous or model.config._attn_implementation == NAME
+        if stays and attachment.choice == choice:
             report: AttachReport = attachment.report
             return report
-        detach(model)  # another attention was set since
+        detach(model)  # another attention was set since, or another cache is asked for
     own, sparse = own_forward.own_modules(model), _sparse_modules(model)
     if not own:
         _require_interface(model, sparse)
@@ -151,7 +175,8 @@ def attach(model: PreTrainedModel, *, strict: bool = False) -> AttachReport:
         )
     spec = _spec(model)
     grows_cache = _grows_a_cache(model, spec)
-    report = _report(model, spec, grows_cache, own, left)
+    _require_cache(model, spec, grows_cache, choice)
+    report = _report(model, spec, grows_cache, own, left, choice)
     previous = [] if own else [(at, at._attn_implementation) for at in _configs(model)]
     if any(implementation == NAME for _, implementation in previous):
         raise UnsupportedError(
@@ -167,13 +192,13 @@ def attach(model: PreTrainedModel, *, strict: bool = False) -> AttachReport:
         module.config = StockConfig(config)
     if not own:
         model.set_attn_implementation(NAME)
-    model._headwise = _Attachment(previous, kept, report)
+    model._headwise = _Attachment(previous, kept, report, choice)
     for module in _latent_modules(model):
         if latent.obstacle(module) is None:
             module.expand_kv = latent.LatentPassthrough(module)
     if grows_cache:
-        model._prepare_cache_for_generation = _PrepareCache(model)
-        model.register_forward_pre_hook(_ForwardCache(model), with_kwargs=True)
+        model._prepare_cache_for_generation = _PrepareCache(model, choice)
+        model.register_forward_pre_hook(_ForwardCache(model, choice), with_kwargs=True)
     return report
 
 
@@ -302,6 +327,24 @@ def _grows_a_cache(model: PreTrainedModel, spec: ModelSpec | None) -> bool:
     return model.can_generate() and model._supports_default_dynamic_cache()
 
 
+def _require_cache(
+    model: PreTrainedModel, spec: ModelSpec | None, grows_cache: bool, choice: CacheChoice
+) -> None:
+    if choice != CacheChoice() and not grows_cache:
+        raise UnsupportedError(
+            f"cache={str(choice)!r}, and {type(model).__name__} has no cache that grows: leave it "
+            "out"
+        )
+    specs = [] if spec is None else [at.attention for at in spec.layers if at.attention]
+    for at in specs:
+        dims = (at.latent_rank, at.rope_dim) if at.latent_rank else (at.head_dim, at.value_dim)
+        if choice.kind == "int4" and any(dim and dim % 2 for dim in dims):
+            raise UnsupportedError(
+                f"cache='int4' packs two numbers a byte, and {type(model).__name__} caches rows of "
+                f"{dims[0]} and {dims[1]}: expected even ones; take int8"
+            )
+
+
 def _latent_modules(model: PreTrainedModel) -> list[Any]:
     if _family(model) not in latent.LATENT_FAMILIES:
         return []
@@ -314,15 +357,17 @@ def _report(
     grows_cache: bool,
     own: dict[str, Any],
     left: list[LayerReport],
+    choice: CacheChoice,
 ) -> AttachReport:
     dtype, device = model.dtype, model.device.type
+    caches = _caches(model, choice) if grows_cache else ()
     if spec is None:
         family = _family(model)
         note = f"no spec reader for {family!r}: what each call needs is read from its arguments"
         return AttachReport(
             type(model).__name__,
-            (layer_report("all", None, dtype, device, note, False), *left),
-            "contiguous, grown in place" if grows_cache else "none of ours",
+            (layer_report("all", None, dtype, device, note, False, _joined(caches)), *left),
+            choice.words if grows_cache else "none of ours",
         )
     obstacles = {latent.obstacle(module) for module in _latent_modules(model)}
     reasons = sorted(reason for reason in obstacles if reason is not None)
@@ -338,15 +383,28 @@ def _report(
         for at in specs:
             name = f"{stack}.{at.index}"
             if at.attention is not None and at.index not in skipped:
-                layers.append(layer_report(name, at.attention, dtype, device, note, absorbs))
+                cache = "none"
+                if stack == "decoder" and caches:
+                    cache = caches[min(at.index, len(caches) - 1)]
+                layers.append(layer_report(name, at.attention, dtype, device, note, absorbs, cache))
             if at.cross_attention is not None:
                 layers.append(
                     layer_report(f"{name}.cross", at.cross_attention, dtype, device, "", False)
                 )
-    windows = any(at.attention and at.attention.window for at in spec.layers)
-    cache = "contiguous, grown in place"
-    if not grows_cache:
-        cache = "none (an encoder)"
-    elif windows:
+    cache = choice.words if caches else "none (an encoder)"
+    if any(name != str(choice) for name in caches):
         cache += "; in sliding layers what the window reaches"
     return AttachReport(type(model).__name__, (*layers, *left), cache)
+
+
+def _caches(model: PreTrainedModel, choice: CacheChoice) -> tuple[str, ...]:
+    """What each layer of a fresh cache is held in; one for all where Transformers makes them late.
+
+    A kind of layer that is not ours (a recurrent state) counts as none.
+    """
+    cache = use_own_layers(DynamicCache(config=model.config.get_text_config(decoder=True)), choice)
+    return tuple(cache_name(layer) for layer in cache.layers) or (str(choice),)
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    return "; ".join(dict.fromkeys(names)) or "none"

@@ -1,6 +1,7 @@
 """headwise's caches as Transformers cache layers."""
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,15 @@ from transformers.cache_utils import (
     EncoderDecoderCache,
 )
 
-from headwise.caches import ContiguousCache, WindowCache
-from headwise.errors import ShapeError
+from headwise.caches import (
+    CacheChoice,
+    ContiguousCache,
+    PagedCache,
+    QuantizedCache,
+    WindowCache,
+)
+from headwise.errors import ShapeError, UnsupportedError
+from headwise.hf.handed import HandedRows, WindowKV
 
 
 class OwnLayer(CacheLayerMixin):
@@ -29,9 +37,9 @@ class OwnLayer(CacheLayerMixin):
     """
 
     is_croppable = True
-    cache: ContiguousCache | WindowCache
+    cache: Any
 
-    def __init__(self, cache: ContiguousCache | WindowCache) -> None:
+    def __init__(self, cache: Any) -> None:
         # not super().__init__(): it assigns keys and values, which would turn the layer into stock
         self.cache = cache
         self.device: torch.device | None = None
@@ -39,7 +47,7 @@ class OwnLayer(CacheLayerMixin):
     @property
     def keys(self) -> Tensor | None:
         """[B, K, L, D], a view."""
-        return self.cache.first
+        return self._held(0)
 
     @keys.setter
     def keys(self, keys: Tensor | None) -> None:
@@ -49,7 +57,7 @@ class OwnLayer(CacheLayerMixin):
     @property
     def values(self) -> Tensor | None:
         """[B, K, L, V], a view."""
-        return self.cache.second
+        return self._held(1)
 
     @values.setter
     def values(self, values: Tensor | None) -> None:
@@ -59,12 +67,12 @@ class OwnLayer(CacheLayerMixin):
     @property
     def is_initialized(self) -> bool:
         """Whether memory has been allocated."""
-        return self.cache.first is not None
+        return self.keys is not None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for tensors like these, and hold none of them."""
         self.device = key_states.device
-        self.cache.append(key_states[:, :, :0], value_states[:, :, :0])
+        self._append(key_states[:, :, :0], value_states[:, :, :0])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -75,7 +83,7 @@ class OwnLayer(CacheLayerMixin):
             self._become_stock()
             return self.update(key_states, value_states, *args, **kwargs)
         self.device = key_states.device
-        return self.cache.append(key_states, value_states)
+        return self._append(key_states, value_states)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that the next update returns, and the position of the first."""
@@ -122,8 +130,18 @@ class OwnLayer(CacheLayerMixin):
         if self.device is not None:
             self.cache.to(self.device)
 
+    def _held(self, which: int) -> Tensor | None:
+        held: Tensor | None = self.cache.first if which == 0 else self.cache.second
+        return held
+
+    def _append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        views: tuple[Tensor, Tensor] = self.cache.append(keys, values)
+        return views
+
     def _become_stock(self) -> None:
         keys, values, device = self.keys, self.values, self.device
+        if isinstance(keys, HandedRows) and isinstance(values, HandedRows):
+            keys, values = keys.dense(), values.dense()
         stock = self._stock()
         self.__dict__.clear()
         self.__class__ = type(stock)
@@ -150,6 +168,74 @@ class ContiguousLayer(OwnLayer):
         return -1
 
     def _stock(self) -> DynamicLayer:
+        return DynamicLayer()
+
+
+class ViewLayer(ContiguousLayer):
+    """A layer that holds every token in pages or as integers, and hands out a view of them."""
+
+    cache: PagedCache | QuantizedCache
+
+    def __init__(self, cache: PagedCache | QuantizedCache) -> None:
+        OwnLayer.__init__(self, cache)
+        self.dtype = torch.float32
+
+    def _held(self, which: int) -> Tensor | None:
+        view = self.cache.view
+        return None if view is None else HandedRows(view, self.dtype, is_value=which == 1)
+
+    def _append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.dtype = keys.dtype
+        view = self.cache.append(keys, values)
+        return (
+            HandedRows(view, self.dtype, is_value=False),
+            HandedRows(view, self.dtype, is_value=True),
+        )
+
+
+class SinksLayer(ContiguousLayer):
+    """A layer of full attention cut down to a window and the first tokens (StreamingLLM).
+
+    Masks are made for the whole context, as for any layer of full attention; our attention function
+    takes out of them the keys that are left.
+    """
+
+    cache: WindowCache
+
+    def __init__(self, cache: WindowCache) -> None:
+        OwnLayer.__init__(self, cache)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """All tokens, whether held or not."""
+        return self.cache.length + query_length, 0
+
+    def activate_past_recording(self) -> None:
+        """Keep every token until the next `crop`, as assisted decoding asks."""
+        self.cache.recording = True
+
+    def _held(self, which: int) -> Tensor | None:
+        key, value = self.cache.first, self.cache.second
+        if key is None or value is None:
+            return None
+        return self._handed(key, value, 0)[which]
+
+    def _append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = self.cache.append(keys, values)
+        return self._handed(key, value, keys.shape[2])
+
+    def _handed(self, key: Tensor, value: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+        columns = self.cache.columns(queries)
+        view = WindowKV(key, value, columns, self.cache.length, self.cache.mask(queries))
+        return (
+            HandedRows(view, key.dtype, is_value=False),
+            HandedRows(view, key.dtype, is_value=True),
+        )
+
+    def _stock(self) -> DynamicLayer:
+        if self.cache.length > self.cache.held:
+            raise UnsupportedError(
+                "a window cache cannot go on while gradients are enabled: use torch.no_grad()"
+            )
         return DynamicLayer()
 
 
@@ -196,27 +282,51 @@ class WindowLayer(OwnLayer):
         return stock
 
 
-def use_own_layers(cache: Cache) -> Cache:
+_DEFAULT = CacheChoice()
+
+
+def use_own_layers(cache: Cache, choice: CacheChoice = _DEFAULT) -> Cache:
     """Replace the layers of a fresh, stock `DynamicCache` by ours, in place.
 
-    Layers of other kinds (linear attention, quantised, static) stay as they are, and so does the
-    cross-attention cache, which is written once.
+    `choice` is for the layers that see all tokens; those with a sliding window hold what it
+    reaches. Layers of other kinds (linear attention, quantised, static) stay as they are, and so
+    does the cross-attention cache, which is written once.
     """
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     if type(own) is not DynamicCache or own.offloading:
         return cache
-    own.layers = [_own_layer(at) for at in own.layers]
+    own.layers = [_own_layer(at, choice) for at in own.layers]
     if own.layer_class_to_replicate is DynamicLayer:
-        own.layer_class_to_replicate = ContiguousLayer
+        # anything that makes a layer when called will do
+        own.layer_class_to_replicate = partial(_full_layer, choice)
     return cache
 
 
-def _own_layer(layer: Any) -> Any:
+def _full_layer(choice: CacheChoice) -> OwnLayer:
+    cache = choice.make()
+    if isinstance(cache, WindowCache):
+        return SinksLayer(cache)
+    return ContiguousLayer() if isinstance(cache, ContiguousCache) else ViewLayer(cache)
+
+
+def _own_layer(layer: Any, choice: CacheChoice) -> Any:
     if type(layer) is DynamicLayer:
-        return ContiguousLayer()
+        return _full_layer(choice)
     if type(layer) is DynamicSlidingWindowLayer:
         return WindowLayer(layer.sliding_window)
     return layer
+
+
+def cache_name(layer: Any) -> str:
+    """What holds a layer's tokens, by the names that `attach` takes; "none" if it is not ours."""
+    cache = layer.cache if isinstance(layer, OwnLayer) else None
+    if isinstance(cache, WindowCache):
+        return str(CacheChoice("window", cache.window, cache.sinks))
+    if isinstance(cache, PagedCache):
+        return str(CacheChoice("paged", cache.page_size))
+    if isinstance(cache, QuantizedCache):
+        return f"int{cache.bits}"
+    return "none" if cache is None else "contiguous"
 
 
 def cache_nbytes(cache: Cache) -> int:
@@ -231,6 +341,6 @@ def cache_nbytes(cache: Cache) -> int:
 
 def _layer_nbytes(layer: Any) -> int:
     if isinstance(layer, OwnLayer):
-        return layer.cache.nbytes
+        return int(layer.cache.nbytes)
     held = (getattr(layer, "keys", None), getattr(layer, "values", None))
     return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))

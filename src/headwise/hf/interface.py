@@ -11,6 +11,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import output_capturing
 
 from headwise.errors import UnsupportedError
+from headwise.hf.handed import WindowKV, view_of
 from headwise.hf.latent import attend_absorbed, expand, receives_latents
 from headwise.hf.masks import headwise_mask
 from headwise.hf.owned import NAME
@@ -53,26 +54,35 @@ def headwise_attention_forward(
             f"{type(module).__name__} attends to chosen tokens only (sparse attention), which "
             "headwise does not: call headwise.detach(model)"
         )
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    kv: Any = view_of(key, value)
+    if isinstance(kv, WindowKV):
+        # causality and the window are in the mask, or nothing is hidden from the only query
+        columns, attention_mask = kv.columns, kv.mask(attention_mask)
+        key, value, kv = kv.key, kv.value, None
+        is_causal, sliding_window = False, None
+        if position_bias is not None and position_bias.shape[-1] > 1:
+            position_bias = position_bias[..., columns]
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    # a mask that arrives is complete
+    causal = bool(causal) and attention_mask is None
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
         # as SDPA does; rotary embeddings leave queries and keys in float32
         low = torch.get_autocast_dtype(kind)
-        query, key, value = query.to(low), key.to(low), value.to(low)
-    if scaling is None:
-        scaling = query.shape[-1] ** -0.5
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    # a mask that arrives is complete
-    causal = bool(causal) and attention_mask is None
+        query, key, value, kv = query.to(low), key.to(low), value.to(low), None
     output_attentions = output_attentions or _weights_are_collected()
     if receives_latents(module):
         boolean = attention_mask is None or attention_mask.dtype == torch.bool
         if boolean and not dropout and not output_attentions:
             out = attend_absorbed(
-                module, query, key, value, mask=attention_mask, causal=causal, scale=scaling
+                module, query, key, value, kv, mask=attention_mask, causal=causal, scale=scaling
             )
             if out is not None:
                 return out.transpose(1, 2).contiguous(), None
         key, value = expand(module, key, value)
+        kv = None
     options: dict[str, Any] = {
         "causal": causal,
         "scale": scaling,
@@ -89,11 +99,14 @@ def headwise_attention_forward(
             attention_mask if position_bias is None else attention_mask + position_bias
         )
     if dropout:
+        # HandedRows make themselves dense
         return _stock(module, query, key, value, dropout, options, bool(output_attentions))
-    out = attention(query, key, value, **options).transpose(1, 2).contiguous()
+    given = (query, key, value) if kv is None else (query,)
+    options["kv"] = kv
+    out = attention(*given, **options).transpose(1, 2).contiguous()
     if not output_attentions:
         return out, None
-    return out, attention_weights(query, key, **options).to(query.dtype)
+    return out, attention_weights(*given[:2], **options).to(query.dtype)
 
 
 def _weights_are_collected() -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.hf.owned import NAME, Owned
-from headwise.ops import choose_paradigm, latent_attention
+from headwise.ops import PagedKV, QuantKV, choose_paradigm, latent_attention
 
 # Families whose module was checked to hand expand_kv's result straight to the attention function.
 LATENT_FAMILIES = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3"})
@@ -59,6 +59,7 @@ def attend_absorbed(
     query: Tensor,
     latent: Tensor,
     key_rope: Tensor,
+    kv: PagedKV | QuantKV | None,
     *,
     mask: Tensor | None,
     causal: bool,
@@ -66,7 +67,7 @@ def attend_absorbed(
 ) -> Tensor | None:
     """out [B,H,S,V] by absorption; None where the module's own expansion is right or cheaper.
 
-    query [B,H,S,N+P], latent [B,1,L,R], key_rope [B,1,L,P].
+    query [B,H,S,N+P], latent [B,1,L,R], key_rope [B,1,L,P], or in their place a view, `kv`.
     """
     rope_dim = key_rope.shape[-1]
     nope_dim = query.shape[-1] - rope_dim
@@ -91,7 +92,7 @@ def attend_absorbed(
         rope_dim=rope_dim,
         value_dim=value_dim,
         rank=rank,
-        itemsize=latent.element_size(),
+        itemsize=query.element_size(),
     )
     if paradigm == "expanded":
         return None
@@ -100,10 +101,11 @@ def attend_absorbed(
     out = latent_attention(
         query_nope,
         query_rope,
-        latent.squeeze(1),
-        key_rope.squeeze(1),
+        None if kv is not None else latent.squeeze(1),
+        None if kv is not None else key_rope.squeeze(1),
         w_uk,
         w_uv,
+        kv=kv,
         paradigm="absorbed",
         causal=causal,
         scale=scale,

@@ -17,7 +17,8 @@ _CONTEXT = 4096
 class LayerReport:
     """One attention layer: its spec and what every backend says to decoding and to prefill.
 
-    `stock`: it stays with Transformers, for the reason in `note`.
+    `cache`: what holds its keys, by the names that `attach` takes. `stock`: it stays with
+    Transformers, for the reason in `note`.
     """
 
     name: str
@@ -26,6 +27,7 @@ class LayerReport:
     prefill: tuple[Verdict, ...]
     note: str = ""
     stock: bool = False
+    cache: str = "none"
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,18 @@ class AttachReport:
     cache: str
 
     def __str__(self) -> str:
-        rows = [("layers", "attention", "decode", "prefill")]
+        rows = [("layers", "attention", "cache", "decode", "prefill")]
         notes = []
         groups: dict[Any, list[LayerReport]] = {}
         for layer in self.layers:
-            key = (_parts(layer.name)[::2], layer.spec, layer.note, layer.stock)
+            key = (_parts(layer.name)[::2], layer.spec, layer.cache, layer.note, layer.stock)
             groups.setdefault(key, []).append(layer)
         for same in groups.values():
             name = _joined([layer.name for layer in same])
             rows.append((name, *_columns(same[0])))
             if same[0].note:
                 notes.append(f"{name}: {same[0].note}")
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
@@ -68,18 +70,32 @@ class AttachReport:
 
 
 def layer_report(
-    name: str, spec: AttentionSpec | None, dtype: torch.dtype, device: str, note: str, absorbs: bool
+    name: str,
+    spec: AttentionSpec | None,
+    dtype: torch.dtype,
+    device: str,
+    note: str,
+    absorbs: bool,
+    cache: str = "none",
 ) -> LayerReport:
     """Ask the backends about decoding and prefill of one layer. `absorbs`: MLA that is absorbed."""
     if spec is None:
-        return LayerReport(name, None, (), (), note)
+        return LayerReport(name, None, (), (), note, cache=cache)
     decode = spec.absorbed() if absorbs else spec
+    kind = cache.partition(":")[0]
+    layout = kind if kind in ("paged", "int8", "int4") else "dense"
+    one = _problem(decode, 1, dtype, device, split_key=absorbs)
+    many = _problem(spec, _CONTEXT, dtype, device, split_key=False)
+    # latents that are expanded are dense from there on
+    one.layout = layout if absorbs or spec.latent_rank is None else "dense"
+    many.layout = layout if spec.latent_rank is None else "dense"
     return LayerReport(
         name,
         spec,
-        explain_problem(_problem(decode, 1, dtype, device, split_key=absorbs)).verdicts,
-        explain_problem(_problem(spec, _CONTEXT, dtype, device, split_key=False)).verdicts,
+        explain_problem(one).verdicts,
+        explain_problem(many).verdicts,
         note,
+        cache=cache,
     )
 
 
@@ -140,11 +156,11 @@ def _joined(names: list[str]) -> str:
     return before + ",".join(ranges) + after
 
 
-def _columns(layer: LayerReport) -> tuple[str, str, str]:
+def _columns(layer: LayerReport) -> tuple[str, str, str, str]:
     if layer.stock:
-        return "stays with Transformers", "", ""
+        return "stays with Transformers", layer.cache, "", ""
     spec = "read at run time" if layer.spec is None else str(layer.spec)
-    return spec, _chosen(layer.decode), _chosen(layer.prefill)
+    return spec, layer.cache, _chosen(layer.decode), _chosen(layer.prefill)
 
 
 def _chosen(verdicts: tuple[Verdict, ...]) -> str:

@@ -12,11 +12,15 @@ from headwise.ops._choice import (
     explain_problem,
 )
 from headwise.ops._latent import Paradigm, choose_paradigm, latent_attention
+from headwise.ops._quantize import Bits, dequantize, quantize, rotate
+from headwise.ops._views import KV, PagedKV, QuantKV
 from headwise.ops._weights import attention_weights
 
 __all__ = [
+    "KV",
     "Accepted",
     "Backend",
+    "Bits",
     "Explanation",
     "Problem",
     "Rejected",
@@ -24,13 +28,18 @@ __all__ = [
     "attention",
     "attention_weights",
     "backends",
+    "PagedKV",
     "Paradigm",
+    "QuantKV",
     "check_mask_and_bias",
     "choose_paradigm",
+    "dequantize",
     "explain",
     "explain_problem",
     "latent_attention",
+    "quantize",
     "require_tensor",
+    "rotate",
 ]
 
 

@@ -4,16 +4,18 @@ from typing import Any, Literal, overload
 
 from torch import Tensor
 
-from headwise.ops._call import AttentionCall, check
+from headwise.ops._call import AttentionCall, check, keys_and_values
 from headwise.ops._choice import Explanation, choose, explain_problem
+from headwise.ops._views import KV
 
 
 @overload
 def attention(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | None = ...,
+    value: Tensor | None = ...,
     *,
+    kv: KV | None = ...,
     causal: bool = ...,
     scale: float | None = ...,
     window: int | None = ...,
@@ -31,9 +33,10 @@ def attention(
 @overload
 def attention(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | None = ...,
+    value: Tensor | None = ...,
     *,
+    kv: KV | None = ...,
     causal: bool = ...,
     scale: float | None = ...,
     window: int | None = ...,
@@ -50,9 +53,10 @@ def attention(
 
 def attention(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
     *,
+    kv: KV | None = None,
     causal: bool = False,
     scale: float | None = None,
     window: int | None = None,
@@ -79,6 +83,8 @@ def attention(
         query: [B, H, S, D], in float32, bfloat16, float16 or float64.
         key: [B, K, L, D], H a multiple of K. K = H is multi-head, K = 1 multi-query attention.
         value: [B, K, L, V]; V may differ from D.
+        kv: a view of a cache in place of key and value: what `append` of a paged or a quantised
+            cache returns.
         causal: a query sees no key after its own position. The LAST query sits on the LAST key.
         scale: factor of the scores, D^-0.5 by default.
         window: with causal, the query at position p sees keys p - window + 1 .. p.
@@ -88,7 +94,7 @@ def attention(
         bias: added to the scores after the cap; broadcasts to [B, H, S, L].
         mask: boolean, True = attend; broadcasts to [B, H, S, L].
         kv_lengths: [B] int, tokens held by each sequence; keys past them are never read, and
-            causality aligns with each sequence's own last key.
+            causality aligns with each sequence's own last key. A view brings its own.
         return_lse: also return the log-sum-exp of the scores.
         backend: the name of the backend to force; by default the fastest that accepts the call.
 
@@ -106,6 +112,7 @@ def attention(
     """
     if scale is None:
         scale = _default_scale(query)
+    key, value, kv_lengths = keys_and_values(key, value, kv, kv_lengths, "key and value")
     call = check(
         AttentionCall(
             query=query,
@@ -121,13 +128,16 @@ def attention(
             mask=mask,
             kv_lengths=kv_lengths,
             return_lse=return_lse,
+            kv=kv,
         )
     )
     out, lse = choose(call.problem(), backend).attend(call)
     return out if lse is None else (out, lse)
 
 
-def explain(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Explanation:
+def explain(
+    query: Tensor, key: Tensor | None = None, value: Tensor | None = None, **options: object
+) -> Explanation:
     """Say which backend `attention` would run with the same arguments, and why not the others.
 
     Example:
@@ -148,8 +158,13 @@ def explain(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Exp
     return explain_problem(make_call(query, key, value, **options).problem())
 
 
-def make_call(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> AttentionCall:
+def make_call(
+    query: Tensor, key: Tensor | None, value: Tensor | None, **options: Any
+) -> AttentionCall:
     """The checked call of `attention` with these arguments."""
+    key, value, options["kv_lengths"] = keys_and_values(
+        key, value, options.get("kv"), options.get("kv_lengths"), "key and value"
+    )
     if options.get("scale") is None:
         options["scale"] = _default_scale(query)
     options.setdefault("causal", False)

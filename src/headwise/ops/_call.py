@@ -5,7 +5,7 @@ options alone, so a decision can be made (and explained) before there is any dat
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from headwise.errors import ShapeError
+from headwise.ops._views import KV
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -21,7 +22,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Neither class is frozen: that would take as long to build as everything else about a call.
 @dataclass(kw_only=True, slots=True)
 class Problem:
-    """Everything about a call but its data. Names are those of the operator's contract."""
+    """Everything about a call but its data. Names are those of the operator's contract.
+
+    layout: "dense" for two tensors, or that of a view: "paged", "int8", "int4".
+    """
 
     batch: int
     heads: int
@@ -44,6 +48,7 @@ class Problem:
     needs_grad: bool = False
     tangents: bool = False
     split_key: bool = False
+    layout: str = "dense"
 
     @property
     def group_size(self) -> int:
@@ -57,7 +62,8 @@ class AttentionCall:
 
     query [B,H,S,D], key [B,K,L,D], value [B,K,L,V]. With a split key (absorbed MLA) the last dims
     of query and key are held apart: query_tail [B,H,S,P], key_tail [B,K,L,P], and a score is the
-    sum of both products.
+    sum of both products. With a view of a cache, `kv`, key, value and key_tail are its tensors as
+    they are; `dense` takes keys and values out of it.
     """
 
     query: Tensor
@@ -75,21 +81,41 @@ class AttentionCall:
     mask: Tensor | None = None
     kv_lengths: Tensor | None = None
     return_lse: bool = False
+    kv: KV | None = None
+
+    @property
+    def kv_shape(self) -> tuple[int, int, int, int, int]:
+        """B, K, L, D and V of keys and values, a split key's tail left out."""
+        if self.kv is not None:
+            batch, heads, context, dim, value_dim = self.kv.shape
+            return batch, heads, context, dim, dim if self.query_tail is not None else value_dim
+        batch, heads, context, dim = self.key.shape
+        return batch, heads, context, dim, self.value.shape[3]
+
+    def dense(self) -> "AttentionCall":
+        """The same call with keys and values as tensors."""
+        if self.kv is None:
+            return self
+        first, second = self.kv.dense(self.query.dtype)
+        if self.query_tail is None:
+            return replace(self, key=first, value=second, kv=None)
+        return replace(self, key=first, value=first, key_tail=second, kv=None)
 
     def problem(self) -> Problem:
         """The facts that backends decide by."""
-        query, key = self.query, self.key
+        query = self.query
         batch, heads, query_length, head_dim = query.shape
+        _, kv_heads, context, _, value_dim = self.kv_shape
         if self.query_tail is not None:
             head_dim += self.query_tail.shape[-1]
         return Problem(
             batch=batch,
             heads=heads,
-            kv_heads=key.shape[1],
+            kv_heads=kv_heads,
             query_length=query_length,
-            context=key.shape[2],
+            context=context,
             head_dim=head_dim,
-            value_dim=self.value.shape[-1],
+            value_dim=value_dim,
             dtype=query.dtype,
             device=query.device.type,
             causal=self.causal,
@@ -104,6 +130,7 @@ class AttentionCall:
             needs_grad=torch.is_grad_enabled() and self._requires_grad(),
             tangents=forward_mode(),
             split_key=self.query_tail is not None,
+            layout="dense" if self.kv is None else self.kv.layout,
         )
 
     def _requires_grad(self) -> bool:
@@ -121,23 +148,11 @@ def forward_mode() -> bool:
 
 def check(call: AttentionCall) -> AttentionCall:
     """Return `call` unchanged, or raise `ShapeError` on the first thing that does not fit."""
-    query, key, value = call.query, call.key, call.value
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        require_tensor(name, tensor, 4)
+    query = call.query
+    require_tensor("query", query, 4)
     batch, heads, query_length, head_dim = query.shape
-    key_batch, kv_heads, context, key_dim = key.shape
-    require_like(query, key=key, value=value)
-    if key_batch != batch or key_dim != head_dim:
-        raise ShapeError(
-            f"key has shape {list(key.shape)}, expected [B, K, L, D] with B={batch} and "
-            f"D={head_dim} as in query {list(query.shape)}"
-        )
-    *value_shape, value_dim = value.shape
-    if value_shape != [batch, kv_heads, context]:
-        raise ShapeError(
-            f"value has shape {list(value.shape)}, expected [B, K, L, V] with the same B, K and L "
-            f"as key {list(key.shape)}"
-        )
+    _check_kv(call)
+    _, kv_heads, context, _, value_dim = call.kv_shape
     if kv_heads == 0 or heads % kv_heads:
         raise ShapeError(
             f"query has {heads} heads and key has {kv_heads}: the query heads must be a multiple "
@@ -158,6 +173,55 @@ def check(call: AttentionCall) -> AttentionCall:
     if call.kv_lengths is not None:
         require_lengths(call.kv_lengths, batch, context, query.device)
     return call
+
+
+def keys_and_values(
+    first: Any, second: Any, kv: Any, kv_lengths: Tensor | None, names: str
+) -> tuple[Any, Any, Tensor | None]:
+    """The two tensors of a call and its lengths: as given, or of the view `kv`.
+
+    Raises:
+        ShapeError: both or neither were given.
+    """
+    if kv is None:
+        if first is None or second is None:
+            raise ShapeError(f"give {names}, or kv=, a view of a cache")
+        return first, second, kv_lengths
+    if not isinstance(kv, KV):
+        raise ShapeError(f"kv is a {type(kv).__name__}, expected a PagedKV or a QuantKV")
+    if first is not None or second is not None:
+        raise ShapeError(f"kv= stands for {names}: give either the one or the others")
+    if kv.lengths is not None and kv_lengths is not None:
+        raise ShapeError("kv has lengths of its own: leave kv_lengths out")
+    return kv.key, kv.value, kv_lengths if kv.lengths is None else kv.lengths
+
+
+def _check_kv(call: AttentionCall) -> None:
+    """Raise `ShapeError` unless keys and values fit one another."""
+    query, key, value = call.query, call.key, call.value
+    if call.kv is not None:
+        require_like(query)
+        call.kv.check(query)
+        _check_key(list(call.kv_shape[:4]), query)
+        return
+    for name, tensor in (("key", key), ("value", value)):
+        require_tensor(name, tensor, 4)
+    require_like(query, key=key, value=value)
+    _check_key(list(key.shape), query)
+    if value.shape[:3] != key.shape[:3]:
+        raise ShapeError(
+            f"value has shape {list(value.shape)}, expected [B, K, L, V] with the same B, K and L "
+            f"as key {list(key.shape)}"
+        )
+
+
+def _check_key(shape: list[int], query: Tensor) -> None:
+    batch, _, _, head_dim = query.shape
+    if shape[0] != batch or shape[3] != head_dim:
+        raise ShapeError(
+            f"key has shape {shape}, expected [B, K, L, D] with B={batch} and D={head_dim} as in "
+            f"query {list(query.shape)}"
+        )
 
 
 def require_tensor(name: str, tensor: Any, ndim: int) -> None:

@@ -52,28 +52,37 @@ def _always() -> tuple[bool, str]:
 
 _CPU = Accepted("cpu", "C++, each key and value read once for all heads of a group")
 _CPU_LATENT = Accepted("cpu", "C++, each latent read once for all heads")
+_DENSE = {"dense": "", "paged": ", pages gathered first"}
 
 
 def _cpu_accepts(problem: Problem) -> Verdict:
     obstacle = _cpu.obstacle(problem)
     if obstacle is not None:
         return Rejected("cpu", obstacle)
-    return _CPU_LATENT if problem.split_key else _CPU
+    verdict = _CPU_LATENT if problem.split_key else _CPU
+    if problem.layout == "dense":
+        return verdict
+    return Accepted("cpu", f"{verdict.reason}, {problem.layout} in place")
 
 
 def _torch_accepts(problem: Problem) -> Verdict:
-    return Accepted("torch", _torch.how(problem))
+    return Accepted("torch", _torch.how(problem) + _densely(problem))
 
 
 def _reference_accepts(problem: Problem) -> Verdict:
-    return Accepted("reference", "the definition: every score in full, in float32 or float64")
+    definition = "the definition: every score in full, in float32 or float64"
+    return Accepted("reference", definition + _densely(problem))
+
+
+def _densely(problem: Problem) -> str:
+    return _DENSE.get(problem.layout, f", {problem.layout} dequantised first")
 
 
 # In order of speed: the first that accepts a call runs it.
 BACKENDS = (
     Backend("cpu", _cpu.available, _cpu_accepts, _cpu.attend),
-    Backend("torch", _always, _torch_accepts, _torch.attend),
-    Backend("reference", _always, _reference_accepts, _reference.attend),
+    Backend("torch", _always, _torch_accepts, lambda call: _torch.attend(call.dense())),
+    Backend("reference", _always, _reference_accepts, lambda call: _reference.attend(call.dense())),
 )
 
 

@@ -7,12 +7,15 @@ gradients. The library is loaded at the first question about it.
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from headwise.errors import OptionError
 from headwise.ops._call import AttentionCall, Problem, forward_mode
+from headwise.ops._quantize import rotate
+from headwise.ops._views import PagedKV, QuantKV
 
 # The instruction sets that the kernels are built for, slowest first: the index is the level.
 LEVELS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
@@ -97,6 +100,8 @@ def _load() -> str:
         except OSError as error:
             return f"the C++ library does not load: {str(error).splitlines()[0]}"
         torch.library.register_fake("headwise::attend", _fake)
+        torch.library.register_fake("headwise::attend_paged", _fake_paged)
+        torch.library.register_fake("headwise::attend_quantized", _fake_quantized)
         torch.library.register_fake("headwise::project", _fake_project)
     _best = torch.ops.headwise.best_level()
     return ""
@@ -125,6 +130,35 @@ def _fake(
     return out, lse
 
 
+def _fake_paged(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    page_table: Tensor,
+    context: int,
+    query_tail: Tensor | None,
+    key_tail: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    return _fake(query, key, value, query_tail, key_tail, *options)
+
+
+def _fake_quantized(
+    query: Tensor,
+    key: Tensor,
+    key_scales: Tensor,
+    value: Tensor,
+    value_scales: Tensor,
+    bits: int,
+    query_tail: Tensor | None,
+    key_tail: Tensor | None,
+    key_tail_scales: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    wide = query.new_empty(*value.shape[:3], value.shape[3] * 8 // bits)
+    return _fake(query, key, wide, query_tail, key_tail, *options)
+
+
 def _fake_project(x: Tensor, weight: Tensor, up: bool, level: int) -> Tensor:
     return x.new_empty(*x.shape[:3], weight.shape[2 if up else 1])
 
@@ -144,12 +178,7 @@ def obstacle(problem: Problem) -> str | None:
 
 def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     """out [B,H,S,V] and, when asked, lse [B,H,S]."""
-    out, lse = torch.ops.headwise.attend.default(
-        _rows(call.query),
-        _rows(call.key),
-        _rows(call.value),
-        None if call.query_tail is None else _rows(call.query_tail),
-        None if call.key_tail is None else _rows(call.key_tail),
+    options = (
         call.scale,
         call.causal,
         call.window or 0,
@@ -162,7 +191,38 @@ def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         call.return_lse,
         _chosen_level(),
     )
+    query, tail = _rows(call.query), None if call.query_tail is None else _rows(call.query_tail)
+    if isinstance(call.kv, QuantKV):
+        return _attend_quantized(call, call.kv, query, tail, options)
+    key_tail = None if call.key_tail is None else _rows(call.key_tail)
+    if isinstance(call.kv, PagedKV):
+        table = _rows(call.kv.page_table)
+        out, lse = torch.ops.headwise.attend_paged.default(
+            *(query, _rows(call.key), _rows(call.value), table, call.kv.context),
+            *(tail, key_tail, *options),
+        )
+    else:
+        out, lse = torch.ops.headwise.attend.default(
+            query, _rows(call.key), _rows(call.value), tail, key_tail, *options
+        )
     return out, lse if call.return_lse else None
+
+
+def _attend_quantized(
+    call: AttentionCall, kv: QuantKV, query: Tensor, tail: Tensor | None, options: tuple[Any, ...]
+) -> tuple[Tensor, Tensor | None]:
+    turned = kv.bits == 4
+    if turned:
+        query = rotate(query)
+        tail = None if tail is None else rotate(tail)
+    split = tail is not None
+    out, lse = torch.ops.headwise.attend_quantized.default(
+        *(query, _rows(kv.key), _rows(kv.key_scales)),
+        *(_rows(call.value), _rows(kv.key_scales if split else kv.value_scales), kv.bits),
+        *(tail, _rows(kv.value) if split else None, _rows(kv.value_scales) if split else None),
+        *options,
+    )
+    return rotate(out) if turned else out, lse if call.return_lse else None
 
 
 def projects(x: Tensor, weight: Tensor) -> bool:

@@ -7,7 +7,7 @@ q . (w_uk c) = (w_uk^T q) . c, fold w_uk into the query and w_uv behind the atte
 multi-query attention with key [c | k] and value c: the context is never expanded.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +17,13 @@ from headwise.ops import _cpu
 from headwise.ops._call import (
     AttentionCall,
     check,
+    keys_and_values,
     require_lengths,
     require_like,
     require_tensor,
 )
 from headwise.ops._choice import choose
+from headwise.ops._views import KV
 
 Paradigm = Literal["auto", "expanded", "absorbed"]
 
@@ -33,11 +35,12 @@ _FLOPS_PER_BYTE = 10
 def latent_attention(
     query_nope: Tensor,
     query_rope: Tensor,
-    latent: Tensor,
-    key_rope: Tensor,
-    w_uk: Tensor,
-    w_uv: Tensor,
+    latent: Tensor | None = None,
+    key_rope: Tensor | None = None,
+    w_uk: Tensor | None = None,
+    w_uv: Tensor | None = None,
     *,
+    kv: KV | None = None,
     paradigm: Paradigm = "auto",
     causal: bool = False,
     scale: float | None = None,
@@ -70,6 +73,8 @@ def latent_attention(
         key_rope: [B, L, P], the cached rotated keys, shared by all heads.
         w_uk: [H, N, R], from latents to keys.
         w_uv: [H, V, R], from latents to values.
+        kv: a view of a cache of latents and rope keys, [B, 1, L, R] and [B, 1, L, P], in place of
+            both. "expanded" takes the latents out of it first.
         paradigm: "expanded" (up-project the latents, run as MHA), "absorbed" (fold w_uk into the
             query and w_uv after, run as MQA), or "auto": the one with less counted work.
         causal, kv_lengths, mask, return_lse, backend: as in `attention`.
@@ -82,21 +87,26 @@ def latent_attention(
         ShapeError: shapes, dtypes or devices that do not fit together.
         UnsupportedError: the forced backend is unknown or cannot serve the call.
     """
-    _check(query_nope, query_rope, latent, key_rope, w_uk, w_uv, paradigm)
+    latent, key_rope, kv_lengths = keys_and_values(
+        latent, key_rope, kv, kv_lengths, "latent and key_rope"
+    )
+    batch, context = _check(query_nope, query_rope, latent, key_rope, kv, w_uk, w_uv, paradigm)
+    assert w_uk is not None
+    assert w_uv is not None
     rope_dim = query_rope.shape[-1]
     if scale is None:
         scale = float(query_nope.shape[-1] + rope_dim) ** -0.5
     if paradigm == "auto":
         paradigm = choose_paradigm(
-            batch=latent.shape[0],
+            batch=batch,
             heads=w_uk.shape[0],
             query_length=query_nope.shape[2],
-            context=latent.shape[1],
+            context=context,
             nope_dim=w_uk.shape[1],
             rope_dim=rope_dim,
             value_dim=w_uv.shape[1],
             rank=w_uk.shape[2],
-            itemsize=latent.element_size(),
+            itemsize=query_nope.element_size(),
         )
     options = {
         "causal": causal,
@@ -105,7 +115,8 @@ def latent_attention(
         "mask": mask,
         "return_lse": return_lse,
     }
-    latent, key_rope = latent.unsqueeze(1), key_rope.unsqueeze(1)
+    if kv is None:
+        latent, key_rope = latent.unsqueeze(1), key_rope.unsqueeze(1)
     if paradigm == "absorbed":
         call = AttentionCall(
             query=_project(query_nope, w_uk, backend, up=True),
@@ -113,9 +124,12 @@ def latent_attention(
             key=latent,
             key_tail=key_rope,
             value=latent,
+            kv=kv,
             **options,  # type: ignore[arg-type]
         )
     else:
+        if kv is not None:
+            latent, key_rope = kv.dense(query_nope.dtype)
         if kv_lengths is not None:
             require_lengths(kv_lengths, latent.shape[0], latent.shape[2], latent.device)
             latent = _zero_past(latent, kv_lengths)
@@ -193,31 +207,50 @@ def _expand_key(latent: Tensor, key_rope: Tensor, w_uk: Tensor) -> Tensor:
 
 
 def _check(
-    query_nope: Tensor,
-    query_rope: Tensor,
-    latent: Tensor,
-    key_rope: Tensor,
-    w_uk: Tensor,
-    w_uv: Tensor,
+    query_nope: Any,
+    query_rope: Any,
+    latent: Any,
+    key_rope: Any,
+    kv: KV | None,
+    w_uk: Any,
+    w_uv: Any,
     paradigm: str,
-) -> None:
+) -> tuple[int, int]:
+    """B and L, or `ShapeError` on the first thing that does not fit."""
     if paradigm not in ("auto", "expanded", "absorbed"):
         raise ShapeError(
             f"paradigm is {paradigm!r}, expected one of 'auto', 'expanded', 'absorbed'"
         )
     for name, tensor in (("query_nope", query_nope), ("query_rope", query_rope)):
         require_tensor(name, tensor, 4)
-    threes = {"latent": latent, "key_rope": key_rope, "w_uk": w_uk, "w_uv": w_uv}
+    threes = {"w_uk": w_uk, "w_uv": w_uv}
+    if kv is None:
+        threes |= {"latent": latent, "key_rope": key_rope}
     for name, tensor in threes.items():
         require_tensor(name, tensor, 3)
     require_like(query_nope, query_rope=query_rope, **threes)
     batch, heads, length, nope_dim = query_nope.shape
-    context, rank = latent.shape[1:]
     rope_dim = query_rope.shape[3]
+    if kv is None:
+        context, rank = latent.shape[1:]
+        held = tuple(latent.shape), tuple(key_rope.shape)
+    else:
+        kv.check(query_nope)
+        kv_batch, kv_heads, context, rank, kv_rope = kv.shape
+        if kv_heads != 1:
+            raise ShapeError(f"kv holds {kv_heads} heads, expected 1: latents and rope keys")
+        held = (kv_batch, context, rank), (kv_batch, context, kv_rope)
+    for name, shape, wanted in (
+        ("latent", held[0], (batch, context, rank)),
+        ("key_rope", held[1], (batch, context, rope_dim)),
+    ):
+        if shape != wanted:
+            raise ShapeError(
+                f"{name} has shape {list(shape)}, expected {list(wanted)} to fit query_nope "
+                f"{list(query_nope.shape)}"
+            )
     expected = {
         "query_rope": (query_rope, (batch, heads, length, rope_dim)),
-        "latent": (latent, (batch, context, rank)),
-        "key_rope": (key_rope, (batch, context, rope_dim)),
         "w_uk": (w_uk, (heads, nope_dim, rank)),
         "w_uv": (w_uv, (heads, w_uv.shape[1], rank)),
     }
@@ -225,10 +258,11 @@ def _check(
         if tuple(tensor.shape) != shape:
             raise ShapeError(
                 f"{name} has shape {list(tensor.shape)}, expected {list(shape)} to fit query_nope "
-                f"{list(query_nope.shape)} and latent {list(latent.shape)}"
+                f"{list(query_nope.shape)} and latent {list(held[0])}"
             )
     if 0 in (nope_dim, rank, w_uv.shape[1]):
         raise ShapeError(
             f"w_uk has shape {list(w_uk.shape)} and w_uv {list(w_uv.shape)}, expected dims N, V "
             "and R of at least 1"
         )
+    return batch, context

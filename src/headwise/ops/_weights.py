@@ -6,7 +6,7 @@ from headwise.ops import _reference
 from headwise.ops._attention import make_call
 
 
-def attention_weights(query: Tensor, key: Tensor, **options: object) -> Tensor:
+def attention_weights(query: Tensor, key: Tensor | None = None, **options: object) -> Tensor:
     """The softmax weights that `attention` applies to the values.
 
     Example:
@@ -19,12 +19,12 @@ def attention_weights(query: Tensor, key: Tensor, **options: object) -> Tensor:
 
     Args:
         query: [B, H, S, D].
-        key: [B, K, L, D].
+        key: [B, K, L, D]; or `kv`, a view, among the options.
         options: those of `attention`, but return_lse and backend.
 
     Returns:
         [B, H, S, L], float32 (float64 for float64 inputs). A row sums to 1; to less with a sink;
         to 0 where it may attend to nothing.
     """
-    weights, _ = _reference.weights(make_call(query, key, key, **options))
+    weights, _ = _reference.weights(make_call(query, key, key, **options).dense())
     return weights

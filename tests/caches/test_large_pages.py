@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from headwise.caches import ContiguousCache, contiguous
-from headwise.caches.pages import advise_large_pages
+from headwise.caches.large_pages import advise_large_pages
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages of Linux")

@@ -1,0 +1,144 @@
+"""A quantised cache for one layer: rows as integers with scales, in 8 or in 4 bits."""
+
+import torch
+from torch import Tensor
+
+from headwise.caches.contiguous import ContiguousCache, check_pair
+from headwise.errors import CapacityError, ShapeError
+from headwise.ops import Bits, QuantKV, quantize
+
+
+class QuantizedCache:
+    """Two tensors [B, heads, L, dim] side by side, as integers: (key, value), or MLA's pair.
+
+    Example:
+        >>> import torch, headwise
+        >>> from headwise.caches import QuantizedCache
+        >>> cache = QuantizedCache(bits=8)
+        >>> kv = cache.append(torch.randn(1, 3, 10, 64), torch.randn(1, 3, 10, 64))
+        >>> cache.length, cache.nbytes  # 64 bytes and a scale of 4 a row
+        (10, 4080)
+        >>> headwise.attention(torch.randn(1, 9, 1, 64), kv=kv).shape
+        torch.Size([1, 9, 1, 64])
+
+    Tokens are rounded when they are appended, every one of them; the kernels read the integers. The
+    view that `append` returns stays valid until the next call. No gradient flows through it.
+
+    Args:
+        bits: 8 (a scale a row) or 4 (a scale for 32 elements, of an even dim).
+
+    Raises:
+        ShapeError: other bits.
+    """
+
+    def __init__(self, bits: Bits = 8) -> None:
+        if bits not in (4, 8):
+            raise ShapeError(f"bits is {bits!r}, expected 4 or 8")
+        self.bits: Bits = bits
+        self._integers, self._scales = ContiguousCache(), ContiguousCache()
+        self._kind: tuple[int, int, torch.dtype] | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return self._integers.length
+
+    @property
+    def held(self) -> int:
+        """Tokens that the next one can see: all."""
+        return self.length
+
+    @property
+    def view(self) -> QuantKV | None:
+        """What is held; None before any append."""
+        key, value = self._integers.first, self._integers.second
+        key_scales, value_scales = self._scales.first, self._scales.second
+        if key is None or value is None or key_scales is None or value_scales is None:
+            return None
+        return QuantKV(
+            key=key,
+            key_scales=key_scales,
+            value=value,
+            value_scales=value_scales,
+            bits=self.bits,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the held tokens take, their scales included."""
+        return self._integers.nbytes + self._scales.nbytes
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes that are allocated."""
+        return self._integers.reserved_bytes + self._scales.reserved_bytes
+
+    def append(self, first: Tensor, second: Tensor) -> QuantKV:
+        """Add tokens: first [B, heads, S, dim], second [B, heads, S, dim'].
+
+        Returns:
+            A view of everything held, for `headwise.attention(query, kv=view)`.
+
+        Raises:
+            ShapeError: the tokens do not fit what the cache holds.
+            UnsupportedError: the tokens need gradients.
+            CapacityError: the grown buffers cannot be allocated; the cache is unchanged.
+        """
+        check_pair(first, second)
+        kind = (first.shape[3], second.shape[3], first.dtype)
+        if self._kind not in (None, kind):
+            raise ShapeError(f"tokens have dims and dtype {kind}, the cache holds {self._kind}")
+        before = self.length
+        with torch.no_grad():
+            (key, key_scales), (value, value_scales) = (
+                quantize(tokens, self.bits) for tokens in (first, second)
+            )
+        self._integers.append(key, value)
+        try:
+            self._scales.append(key_scales, value_scales)
+        except CapacityError:
+            self._integers.crop(before)
+            raise
+        self._kind = kind
+        view = self.view
+        assert view is not None
+        return view
+
+    def crop(self, length: int) -> None:
+        """Keep the first `length` tokens.
+
+        Raises:
+            ShapeError: `length` is negative or more than is held.
+        """
+        self._integers.crop(length)
+        self._scales.crop(length)
+
+    def select(self, index: Tensor) -> None:
+        """Make sequence i what sequence index[i] was: index [B'] int, any order, repeats allowed.
+
+        Raises:
+            ShapeError: `index` is not 1-d or names a sequence that is not held.
+            CapacityError: the new buffers cannot be allocated.
+        """
+        self._integers.select(index)
+        self._scales.select(index)
+
+    def reorder(self, index: Tensor) -> None:
+        """`select` that keeps the batch size, as beam search does at every step.
+
+        Raises:
+            ShapeError: as `select`, or `index` has another length than the batch.
+        """
+        self._integers.reorder(index)
+        self._scales.reorder(index)
+
+    def reset(self) -> None:
+        """Forget everything and release the memory."""
+        self._integers.reset()
+        self._scales.reset()
+        self._kind = None
+
+    def to(self, device: torch.device | str) -> None:
+        """Move what is held to `device`."""
+        self._integers.to(device)
+        self._scales.to(device)

@@ -1,0 +1,94 @@
+"""What a cache layer hands to the attention function when keys and values are not two tensors."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from headwise.errors import UnsupportedError
+from headwise.ops import PagedKV, QuantKV
+
+
+@dataclass(frozen=True, eq=False)
+class WindowKV:
+    """What a window with sinks leaves of a context, [B,K,L',D] and [B,K,L',V].
+
+    columns: the positions of the L' keys, of `length` seen. visible: boolean [1,1,S,L'], or None
+    where the queries see them all.
+    """
+
+    key: Tensor
+    value: Tensor
+    columns: Tensor
+    length: int
+    visible: Tensor | None
+
+    def mask(self, mask: Tensor | None) -> Tensor | None:
+        """The mask over L' keys: of `visible`, and of one over the whole context, as it came."""
+        if mask is None:
+            return self.visible
+        mask = mask[..., self.columns] if mask.shape[-1] == self.length else mask
+        if self.visible is None:
+            return mask
+        if mask.dtype == torch.bool:
+            return mask & self.visible
+        return mask.masked_fill(~self.visible, torch.finfo(mask.dtype).min)
+
+
+class HandedRows(Tensor):
+    """Keys or values of a view, with their shape [B,K,L,D] and no memory of their own.
+
+    Our attention function takes the view out. Whatever else uses them, stock attention or a module
+    that expands latents, gets a dense copy.
+    """
+
+    kv: PagedKV | QuantKV | WindowKV
+    is_value: bool
+
+    @staticmethod
+    def __new__(
+        cls, kv: PagedKV | QuantKV | WindowKV, dtype: torch.dtype, *, is_value: bool
+    ) -> "HandedRows":
+        if isinstance(kv, WindowKV):
+            batch, heads, _, dim = kv.key.shape
+            context, value_dim = kv.length, kv.value.shape[3]
+        else:
+            batch, heads, context, dim, value_dim = kv.shape
+        size = (batch, heads, context, value_dim if is_value else dim)
+        rows: HandedRows = Tensor._make_wrapper_subclass(
+            cls, size, dtype=dtype, device=kv.key.device
+        )
+        rows.kv, rows.is_value = kv, is_value
+        return rows
+
+    def dense(self) -> Tensor:
+        """A plain tensor, gathered or dequantised.
+
+        Raises:
+            UnsupportedError: of a window with sinks, whose other tokens are gone.
+        """
+        if isinstance(self.kv, WindowKV):
+            raise UnsupportedError(
+                "a window cache of headwise holds no whole context: use it while the model is "
+                "attached, or another cache"
+            )
+        return self.kv.dense(self.dtype)[int(self.is_value)]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = tree_map_only(cls, cls.dense, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"{type(self).__name__}(shape={list(self.shape)}, of a {type(self.kv).__name__})"
+
+
+def view_of(key: Tensor, value: Tensor) -> PagedKV | QuantKV | WindowKV | None:
+    """The view that both are rows of; None for tensors."""
+    if isinstance(key, HandedRows) and isinstance(value, HandedRows):
+        return key.kv if key.kv is value.kv else None
+    return None
