@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <random>
 #include <thread>
 #include <vector>
@@ -66,6 +67,26 @@ struct Numbers {
   void* data() { return dtype == kFloat32 ? (void*)wide.data() : (void*)half.data(); }
 };
 
+// Rows of integers with scales, exactly as large as asked.
+struct Integers {
+  int bits = 8;
+  std::vector<unsigned char> bytes;
+  std::vector<float> scales;
+  int64_t groups = 1;
+  void fill(int64_t rows, int64_t dim) {
+    groups = bits == 8 ? 1 : (dim + kInt4Group - 1) / kInt4Group;
+    bytes.resize(rows * (dim * bits / 8));
+    scales.resize(rows * groups);
+    for (auto& x : bytes) x = (unsigned char)(rng());
+    for (auto& x : scales) x = fabsf(normal()) / (bits == 8 ? 64 : 4);
+  }
+  double at(int64_t row, int64_t d, int64_t dim) const {
+    const unsigned char byte = bytes[row * (dim * bits / 8) + d * bits / 8];
+    const int x = bits == 8 ? int8_t(byte) : int8_t(byte << (d % 2 ? 0 : 4)) >> 4;
+    return x * double(scales[row * groups + (bits == 8 ? 0 : d / kInt4Group)]);
+  }
+};
+
 int failures = 0;
 
 void one(int level) {
@@ -80,8 +101,12 @@ void one(int level) {
   a.dim = pick({1, 7, 16, 31, 33, 64, 80, 128});
   a.value_dim = pick({1, 7, 16, 31, 33, 64, 80, 128});
   if (a.heads * a.queries > 300) a.context = pick({0, 1, 65, 129});
+  const int layout = int(rng() % 5);  // 0 to 2: two tensors; 3: pages; 4: integers
+  const bool paged = layout == 3, quantized = layout == 4;
+  if (quantized) a.bits = some(5) ? 8 : 4;
+  if (a.bits == 4) a.dim = pick({2, 16, 30, 64, 80, 128}), a.value_dim = pick({2, 16, 34, 64, 128});
   const bool split = some(3);  // absorbed MLA: one latent for keys and values, a rope key beside it
-  if (split) a.tail_dim = pick({1, 8, 33, 64});
+  if (split) a.tail_dim = a.bits == 4 ? pick({2, 8, 34, 64}) : pick({1, 8, 33, 64});
   if (split && some(7)) a.value_dim = a.dim;
   a.scale = 0.3f;
   a.softcap = some(2) ? 2.0f : 0.0f;
@@ -93,12 +118,26 @@ void one(int level) {
   const int64_t gap = pick({0, 3});
   Numbers query(a.batch * a.heads * a.queries * a.dim, a.dtype);
   a.query_row = a.dim, a.query_head = a.queries * a.dim, a.query_batch = a.heads * a.query_head;
+  a.page_shift = paged ? int(pick({0, 1, 4, 6, 7})) : 0;
+  const int64_t page_size = int64_t(1) << a.page_shift;
+  const int64_t of_sequence = (a.context + page_size - 1) / page_size;
+  const int64_t outer = paged ? a.batch * of_sequence + 2 : a.batch;
+  const int64_t inner = paged ? page_size : a.context;
+  std::vector<int32_t> table(paged ? a.batch * of_sequence : 0);
+  for (size_t i = 0; i < table.size(); ++i) table[i] = int32_t(i) + 1;
+  if (some(7)) std::shuffle(table.begin(), table.end(), rng);
+  if (paged) a.table = table.data(), a.table_row = of_sequence;
   auto strides = [&](int64_t dim, int64_t* row, int64_t* head, int64_t* batch) {
     *row = (inside ? a.kv_heads : 1) * (dim + gap);
-    *head = inside ? dim + gap : a.context * (dim + gap);
-    *batch = a.kv_heads * a.context * (dim + gap);
-    const int64_t all = a.batch * *batch;
+    *head = inside ? dim + gap : inner * (dim + gap);
+    *batch = a.kv_heads * inner * (dim + gap);
+    const int64_t all = outer * *batch;
     return all > gap ? all - gap : 0;  // the last row has no gap behind it
+  };
+  // where row j begins
+  auto row_at = [&](int64_t b, int64_t k, int64_t j, int64_t batch, int64_t head, int64_t row) {
+    if (!paged) return b * batch + k * head + j * row;
+    return table[b * of_sequence + (j >> a.page_shift)] * batch + k * head + j % page_size * row;
   };
   Numbers key(strides(a.dim, &a.key_row, &a.key_head, &a.key_batch), a.dtype);
   Numbers value(strides(a.value_dim, &a.value_row, &a.value_head, &a.value_batch), a.dtype);
@@ -138,17 +177,60 @@ void one(int level) {
       for (int64_t k = 0; k < a.kv_heads; ++k)
         for (int64_t j = lengths[b]; j < a.context; ++j) {
           for (int64_t d = 0; d < a.dim; ++d)
-            key.set(b * a.key_batch + k * a.key_head + j * a.key_row + d, NAN);
+            key.set(row_at(b, k, j, a.key_batch, a.key_head, a.key_row) + d, NAN);
           for (int64_t d = 0; d < a.value_dim; ++d)
-            if (!shared) value.set(b * a.value_batch + k * a.value_head + j * a.value_row + d, NAN);
+            if (!shared)
+              value.set(row_at(b, k, j, a.value_batch, a.value_head, a.value_row) + d, NAN);
           for (int64_t d = 0; d < a.tail_dim; ++d)
-            key_tail.set(b * a.key_tail_batch + k * a.key_tail_head + j * a.key_tail_row + d, NAN);
+            key_tail.set(row_at(b, k, j, a.key_tail_batch, a.key_tail_head, a.key_tail_row) + d,
+                         NAN);
         }
   }
   a.query = query.data(), a.key = key.data();
   a.value = shared ? a.key : value.data();
   const Numbers& used = shared ? key : value;
   if (split) a.query_tail = query_tail.data(), a.key_tail = key_tail.data();
+  Integers keys, values, tails;
+  auto quantize = [&](Integers& to, int64_t dim, Scales* at, const void** base, int64_t* batch,
+                      int64_t* head, int64_t* row) {
+    to.bits = a.bits;
+    to.fill(a.batch * a.kv_heads * a.context, dim);
+    for (int64_t b = 0; b < a.batch; ++b)
+      for (int64_t k = 0; k < a.kv_heads; ++k)
+        for (int64_t j = lengths[b]; j < a.context; ++j)
+          for (int64_t g = 0; g < to.groups; ++g)
+            to.scales[((b * a.kv_heads + k) * a.context + j) * to.groups + g] = NAN;
+    *base = to.bytes.data();
+    *row = dim * a.bits / 8, *head = a.context * *row, *batch = a.kv_heads * *head;
+    at->at = to.scales.data();
+    at->row = to.groups, at->head = a.context * at->row, at->batch = a.kv_heads * at->head;
+  };
+  if (quantized) {
+    quantize(keys, a.dim, &a.key_scales, &a.key, &a.key_batch, &a.key_head, &a.key_row);
+    quantize(values, a.value_dim, &a.value_scales, &a.value, &a.value_batch, &a.value_head,
+             &a.value_row);
+    if (split)
+      quantize(tails, a.tail_dim, &a.key_tail_scales, &a.key_tail, &a.key_tail_batch,
+               &a.key_tail_head, &a.key_tail_row);
+    if (shared) {
+      a.value = a.key, a.value_scales = a.key_scales;
+      a.value_row = a.key_row, a.value_head = a.key_head, a.value_batch = a.key_batch;
+    }
+  }
+  auto key_at = [&](int64_t b, int64_t k, int64_t j, int64_t d) {
+    return quantized ? keys.at((b * a.kv_heads + k) * a.context + j, d, a.dim)
+                     : key.at(row_at(b, k, j, a.key_batch, a.key_head, a.key_row) + d);
+  };
+  auto tail_at = [&](int64_t b, int64_t k, int64_t j, int64_t d) {
+    return quantized
+               ? tails.at((b * a.kv_heads + k) * a.context + j, d, a.tail_dim)
+               : key_tail.at(row_at(b, k, j, a.key_tail_batch, a.key_tail_head, a.key_tail_row) + d);
+  };
+  auto value_at = [&](int64_t b, int64_t k, int64_t j, int64_t d) {
+    return quantized ? (shared ? keys : values)
+                           .at((b * a.kv_heads + k) * a.context + j, d, a.value_dim)
+                     : used.at(row_at(b, k, j, a.value_batch, a.value_head, a.value_row) + d);
+  };
   Numbers out(a.batch * a.heads * a.queries * a.value_dim, a.dtype);
   std::vector<float> lse(a.batch * a.heads * a.queries, NAN);
   a.out = out.data(), a.lse = lse.data();
@@ -189,11 +271,11 @@ void one(int level) {
           double x = 0;
           for (int64_t d = 0; d < a.dim; ++d)
             x += query.at(b * a.query_batch + h * a.query_head + s * a.query_row + d) *
-                 key.at(b * a.key_batch + k * a.key_head + j * a.key_row + d);
+                 key_at(b, k, j, d);
           for (int64_t d = 0; d < a.tail_dim; ++d)
             x += query_tail.at(b * a.query_tail_batch + h * a.query_tail_head +
                                s * a.query_tail_row + d) *
-                 key_tail.at(b * a.key_tail_batch + k * a.key_tail_head + j * a.key_tail_row + d);
+                 tail_at(b, k, j, d);
           x *= a.scale;
           if (a.softcap > 0) x = a.softcap * tanh(x / a.softcap);
           if (a.bias)
@@ -202,7 +284,7 @@ void one(int level) {
           const double weight = exp(x);
           total += weight;
           for (int64_t v = 0; v < a.value_dim; ++v)
-            sum[v] += weight * used.at(b * a.value_batch + k * a.value_head + j * a.value_row + v);
+            sum[v] += weight * value_at(b, k, j, v);
         }
         const int64_t row = (b * a.heads + h) * a.queries + s;
         const double expected = total > 0 ? log(total) : -INFINITY;
@@ -211,8 +293,8 @@ void one(int level) {
           good = good && fabs(out.at(row * a.value_dim + v) - (total > 0 ? sum[v] / total : 0)) <
                              eps * (1 + fabs(total > 0 ? sum[v] / total : 0));
         if (!good && ++failures < 5)
-          printf("level %d dtype %d B %ld H %ld K %ld S %ld L %ld D %ld V %ld: row %ld differs\n",
-                 level, int(a.dtype), long(a.batch), long(a.heads), long(a.kv_heads),
+          printf("level %d layout %d bits %d page %ld dtype %d B %ld H %ld K %ld S %ld L %ld D %ld V %ld: row %ld differs\n",
+                 level, layout, a.bits, long(page_size), int(a.dtype), long(a.batch), long(a.heads), long(a.kv_heads),
                  long(a.queries), long(a.context), long(a.dim), long(a.value_dim), long(row));
       }
 }
