@@ -25,7 +25,7 @@ int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 int64_t scratch_bytes(const AttendArgs& args, const Plan& plan) {
   const int64_t rows = up(plan.tile_rows, 16);
   const int64_t dim = padded(args.dim) + padded(args.tail_dim), width = padded(args.value_dim);
-  const int64_t of_rows = rows * (dim + width + 2 * kBlock + 16);
+  const int64_t of_rows = rows * (dim + width + 2 * kBlock + 20);
   const int64_t of_keys = kBlock * (dim + width + 8);
   return up(4 * (of_rows + of_keys), 64) + 64 * 16;
 }

@@ -15,6 +15,7 @@ struct StridedRows {
   typedef T Element;
   typedef const T* Row;
   static constexpr int kBytes = W * int(sizeof(T));  // of a vector of elements
+  static constexpr int kBits = 0;                    // of an integer
   static constexpr bool kScaled = false;             // rows are what they say
   const T* base;
   int64_t stride;
@@ -40,24 +41,36 @@ struct StridedRows {
   static HEADWISE_INLINE const char* address(Row row) {
     return reinterpret_cast<const char*>(row);
   }
+  HEADWISE_INLINE int64_t step() const { return bytes(stride); }  // bytes from row to row
   static HEADWISE_INLINE int64_t bytes(int64_t elements) { return elements * int64_t(sizeof(T)); }
-  static HEADWISE_INLINE float scale(Row) { return 1.0f; }
+  HEADWISE_INLINE float scale(int64_t) const { return 1.0f; }
   static HEADWISE_INLINE vf load(Row row, int64_t at) { return HEADWISE_ISA::load(row + at); }
   static HEADWISE_INLINE vf load_part(Row row, int64_t at, int count) {
     return HEADWISE_ISA::load_part(row + at, count);
   }
 };
 
-// Rows of integers of BITS bits, and a float scale for each `group` elements of a row; with GROUP
+template <bool B, class Yes, class No>
+struct Either {
+  typedef Yes Type;
+};
+template <class Yes, class No>
+struct Either<false, Yes, No> {
+  typedef No Type;
+};
+
+// Rows of integers of BITS bits, and a float scale for each GROUP elements of a row; with GROUP
 // of 0 for the whole row, by which what is computed with the integers is then multiplied.
 template <int BITS, int GROUP>
 struct QuantizedRows {
   typedef int8_t Element;
-  struct Row {
+  struct Scaled {
     const unsigned char* integers;
     const float* scales;
   };
+  typedef typename Either<GROUP == 0, const unsigned char*, Scaled>::Type Row;
   static constexpr int kBytes = W * BITS / 8;
+  static constexpr int kBits = BITS;
   static constexpr bool kScaled = GROUP == 0;
   const unsigned char* base;
   int64_t stride;
@@ -65,25 +78,37 @@ struct QuantizedRows {
   int64_t scale_stride;
 
   HEADWISE_INLINE Row row(int64_t index) const {
-    return {base + index * stride, scales + index * scale_stride};
+    if constexpr (GROUP == 0)
+      return base + index * stride;
+    else
+      return {base + index * stride, scales + index * scale_stride};
   }
   HEADWISE_INLINE int64_t run(int64_t, int64_t count) const { return count; }
-  static HEADWISE_INLINE const char* address(Row row) {
-    return reinterpret_cast<const char*>(row.integers);
+  HEADWISE_INLINE float scale(int64_t index) const {
+    return GROUP == 0 ? scales[index * scale_stride] : 1.0f;
   }
+  static HEADWISE_INLINE const char* address(Row row) {
+    if constexpr (GROUP == 0)
+      return reinterpret_cast<const char*>(row);
+    else
+      return reinterpret_cast<const char*>(row.integers);
+  }
+  HEADWISE_INLINE int64_t step() const { return stride; }  // bytes from row to row
   static HEADWISE_INLINE int64_t bytes(int64_t elements) { return elements * BITS / 8; }
-  static HEADWISE_INLINE float scale(Row row) { return GROUP == 0 ? row.scales[0] : 1.0f; }
   static HEADWISE_INLINE vf load(Row row, int64_t at) {
-    const vf x = load_integers<BITS>(row.integers + at * BITS / 8);
-    if constexpr (GROUP > 0) return x * splat(row.scales[at / GROUP]);
-    return x;
+    const char* integers = address(row);
+    return scaled(row, at, load_integers<BITS>(integers + at * BITS / 8));
   }
   static HEADWISE_INLINE vf load_part(Row row, int64_t at, int count) {
-    unsigned char some[W] = {};
-    __builtin_memcpy(some, row.integers + at * BITS / 8, (count * BITS + 7) / 8);
-    const vf x = load_integers<BITS>(some);
-    if constexpr (GROUP > 0) return x * splat(row.scales[at / GROUP]);
-    return x;
+    char some[W] = {};
+    __builtin_memcpy(some, address(row) + at * BITS / 8, (count * BITS + 7) / 8);
+    return scaled(row, at, load_integers<BITS>(some));
+  }
+  static HEADWISE_INLINE vf scaled(Row row, int64_t at, vf x) {
+    if constexpr (GROUP == 0)
+      return x;
+    else
+      return x * splat(row.scales[at / GROUP]);
   }
 };
 
@@ -105,7 +130,7 @@ class Ahead {
       Run& run = runs[filled++];
       run.at = Rows::address(rows.row(first));
       run.bytes = Rows::bytes(dim);
-      run.stride = Rows::bytes(rows.stride);
+      run.stride = rows.step();
       run.rows = rows.run(first, count);
       first += run.rows;
       count -= run.rows;

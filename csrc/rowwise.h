@@ -6,6 +6,7 @@
 #pragma once
 
 #include "finish.h"
+#include "integers.h"
 
 namespace headwise {
 namespace HEADWISE_ISA {
@@ -253,6 +254,7 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
                     const ValueRows& values, int64_t part, char* memory) {
   constexpr bool kDot = kHasDot && Same<typename KeyRows::Element, bf16>::value &&
                         Same<typename ValueRows::Element, bf16>::value;
+  constexpr bool kIntegers = kHasIntegers && KeyRows::kBits == 8 && ValueRows::kBits == 8;
   const AttendArgs& args = *at.args;
   const int64_t rows = at.rows, dim = args.dim, value_dim = args.value_dim;
   const int64_t query_width = padded(dim), width = padded(value_dim);
@@ -262,10 +264,15 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
   float* decay = scratch.take<float>(rows);
   float* score = scratch.take<float>(rows * kBlock);
   [[maybe_unused]] bf16* weights = scratch.take<bf16>(rows * kBlock);
+  [[maybe_unused]] int16_t* whole = reinterpret_cast<int16_t*>(weights);
   float* sum = scratch.take<float>(rows * width);
   float* row_sum = scratch.take<float>(width);
   float* query = scratch.take<float>(rows * query_width);
   bf16* narrow = reinterpret_cast<bf16*>(query);
+  // a row's integers lie at the beginning of its floats
+  [[maybe_unused]] const int16_t* query_whole = reinterpret_cast<const int16_t*>(query);
+  [[maybe_unused]] float* query_unit = scratch.take<float>(rows);
+  [[maybe_unused]] Whole* weights_whole = scratch.take<Whole>(rows);
 
   for (int64_t row = 0; row < rows; ++row) {
     top[row] = -kInfinity;
@@ -282,6 +289,13 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
         for (int64_t d = 0; d < query_width; ++d)
           query[row * query_width + d] = d < dim ? to_float(base[offset + d]) : 0.0f;
       });
+#if defined(__AVX2__)
+      if constexpr (kIntegers) {
+        float* own = query + row * query_width;
+        int32_t unused;
+        query_unit[row] = to_integers(own, query_width, reinterpret_cast<int16_t*>(own), &unused);
+      }
+#endif
     }
   }
   __builtin_memset(sum, 0, sizeof(float) * rows * width);
@@ -304,8 +318,8 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
       const int64_t index = block + (j < count ? j : count - 1);
       key[j] = keys.row(index);
       value[j] = values.row(index);
-      if constexpr (KeyRows::kScaled) key_scale[j] = args.scale * KeyRows::scale(key[j]);
-      if constexpr (ValueRows::kScaled) value_scale[j] = ValueRows::scale(value[j]);
+      if constexpr (KeyRows::kScaled) key_scale[j] = args.scale * keys.scale(index);
+      if constexpr (ValueRows::kScaled) value_scale[j] = values.scale(index);
     }
     for (int k = 0; k < count; k += 4)
       by_rows(rows, [&](auto R, int64_t row) HEADWISE_LAMBDA {
@@ -313,6 +327,13 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
         if constexpr (kDot) {
           score_tile_dot<R.value>(narrow + row * query_width, query_width, key + k, dim, to, ahead);
+          return;
+        }
+#endif
+#if defined(__AVX2__)
+        if constexpr (kIntegers) {
+          score_integers<R.value>(query_whole + row * 2 * query_width, 2 * query_width, key + k,
+                                  dim, to, ahead);
           return;
         }
 #endif
@@ -324,12 +345,21 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
     for (int64_t row = 0; row < rows; ++row) {
       float* s = score + row * kBlock;
       for (int j = (count + 3) / 4 * 4; j < kBlock; ++j) s[j] = 0.0f;
-      for (int j = 0; j < kBlock; j += W)
-        store(s + j, load(s + j) * (KeyRows::kScaled ? load(key_scale + j) : splat(args.scale)));
+      const float factor = kIntegers ? query_unit[row] : 1.0f;
+      for (int j = 0; j < kBlock; j += W) {
+        const vf scale = KeyRows::kScaled ? load(key_scale + j) * factor : splat(args.scale);
+        store(s + j, load(s + j) * scale);
+      }
       if (!plain || edge) at.apply(row, block, count, s);
       decay[row] = soften(s, top + row, total + row);
       if constexpr (ValueRows::kScaled)
         for (int j = 0; j < kBlock; j += W) store(s + j, load(s + j) * load(value_scale + j));
+#if defined(__AVX2__)
+      if constexpr (kIntegers) {
+        Whole& known = weights_whole[row];
+        known.unit = to_integers(s, kBlock, whole + row * kBlock, &known.sum);
+      }
+#endif
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
       if constexpr (kDot) {
         for (int j = 0; j < kBlock; j += 32)
@@ -346,6 +376,13 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
       if constexpr (kDot) {
         weigh_dot<R.value>(weights + row * kBlock, value, (count + 1) / 2 * 2, value_dim,
                            decay + row, to, width, ahead);
+        return;
+      }
+#endif
+#if defined(__AVX2__)
+      if constexpr (kIntegers) {
+        weigh_integers<R.value>(whole + row * kBlock, weights_whole + row, value, (count + 1) / 2 * 2,
+                                value_dim, decay + row, to, width, ahead);
         return;
       }
 #endif

@@ -114,7 +114,7 @@ HEADWISE_INLINE vf load(const f16* from) {
 
 // W integers of 8 bits, or of 4: two a byte, the low half first.
 template <int BITS>
-HEADWISE_INLINE vf load_integers(const unsigned char* from) {
+HEADWISE_INLINE vf load_integers(const char* from) {
   if constexpr (BITS == 8) {
 #if defined(__AVX512F__)
     const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
@@ -286,6 +286,10 @@ HEADWISE_INLINE float sum(vf x) {
 HEADWISE_INLINE float largest(vf x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)x);
+#elif defined(__AVX2__)
+  __m128 y = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+  y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+  return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
 #else
   float top = x[0];
   for (int i = 1; i < W; ++i) top = x[i] > top ? x[i] : top;

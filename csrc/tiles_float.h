@@ -13,7 +13,7 @@ void widen_rows(const Rows& rows, int64_t first, int count, int64_t dim, float* 
     int64_t at = 0;
     if (j < count) {
       const typename Rows::Row row = rows.row(first + j);
-      const float scale = Rows::scale(row);
+      const float scale = rows.scale(first + j);
       for (; at + W <= dim; at += W) store(to + at, Rows::load(row, at) * scale);
       if (at < dim) {
         store(to + at, Rows::load_part(row, at, int(dim - at)) * scale);
