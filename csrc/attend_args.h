@@ -103,6 +103,20 @@ inline int64_t scratch_bytes(const ProjectArgs& args) {
   return 4 * rows * (padded(args.rows) + padded(args.width) + kBlock + 16) + 64 * 8;
 }
 
+// Rows to become integers with scales.
+struct QuantizeArgs {
+  const void* rows;  // [B,heads,S,D]
+  Dtype dtype;
+  int bits;
+  int64_t heads, length, dim;
+  int64_t row_batch, row_head, row_row;
+  unsigned char* integers;  // [B,heads,S,bytes], contiguous
+  float* scales;            // [B,heads,S,groups], contiguous
+};
+
+// Bytes of a thread's scratch.
+inline int64_t scratch_bytes(const QuantizeArgs& args) { return 8 * padded(args.dim); }
+
 enum Level { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // Says how rows become tasks: all of `plan` but what depends on the lengths. pairs: as in `Kernels`.
@@ -114,10 +128,13 @@ void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan);
 typedef void (*TaskFunction)(const AttendArgs&, const Plan&, int64_t task, char* scratch);
 // The rows of one head.
 typedef void (*ProjectFunction)(const ProjectArgs&, int64_t head, char* scratch);
+// Some rows, of those of all sequences and heads.
+typedef void (*QuantizeFunction)(const QuantizeArgs&, int64_t first, int64_t count, char* scratch);
 
 struct Kernels {
   TaskFunction attend;
   ProjectFunction project;
+  QuantizeFunction quantize;
   bool pairs;  // bf16 is multiplied as it is, in pairs
 };
 

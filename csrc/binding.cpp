@@ -448,6 +448,49 @@ Tensor project(Tensor x, Tensor weight, bool up, int64_t level) {
   return out;
 }
 
+// Integers and scales of rows [B,heads,S,D].
+std::tuple<Tensor, Tensor> quantize(Tensor rows, int64_t bits, int64_t level) {
+  const headwise::QuantizeFunction function = headwise::kernels(int(level)).quantize;
+  STD_TORCH_CHECK(function != nullptr, "headwise::quantize: level ", level,
+                  " does not run on this machine");
+  STD_TORCH_CHECK(bits == 8 || bits == 4, "headwise::quantize: ", bits, " bits, expected 8 or 4");
+  STD_TORCH_CHECK(rows.is_cpu() && rows.dim() == 4, "headwise::quantize: rows have ", rows.dim(),
+                  " dims, expected 4, on the CPU");
+  headwise::QuantizeArgs args = {};
+  args.dtype = dtype_of(rows, "rows");
+  args.bits = int(bits);
+  args.heads = rows.size(1);
+  args.length = rows.size(2);
+  args.dim = rows.size(3);
+  STD_TORCH_CHECK(args.dtype != headwise::kFloat64 && args.dim >= 1 && args.dim <= kMostDim &&
+                      args.dim % (8 / bits) == 0,
+                  "headwise::quantize: rows of ", args.dim, " elements, or of float64");
+  STD_TORCH_CHECK(args.dim == 1 || rows.stride(3) == 1 || rows.numel() == 0,
+                  "headwise::quantize: the last dim of rows is not contiguous");
+  const int64_t groups =
+      bits == 8 ? 1 : (args.dim + headwise::kInt4Group - 1) / headwise::kInt4Group;
+  const int64_t of_integers[4] = {rows.size(0), args.heads, args.length, args.dim * bits / 8};
+  const int64_t of_scales[4] = {rows.size(0), args.heads, args.length, groups};
+  Tensor integers = torch::stable::new_empty(rows, {of_integers, 4},
+                                             bits == 8 ? ScalarType::Char : ScalarType::Byte);
+  Tensor scales = torch::stable::new_empty(rows, {of_scales, 4}, ScalarType::Float);
+  const int64_t all = rows.size(0) * args.heads * args.length;
+  if (all == 0) return {integers, scales};
+  args.rows = rows.const_data_ptr();
+  take_strides(rows, &args.row_batch, &args.row_head, &args.row_row);
+  args.integers = static_cast<unsigned char*>(integers.mutable_data_ptr());
+  args.scales = static_cast<float*>(scales.mutable_data_ptr());
+  constexpr int64_t kRows = 256;  // of a task
+  const int64_t tasks = (all + kRows - 1) / kRows;
+  const int64_t threads = most_threads() < tasks ? most_threads() : tasks;
+  const int64_t bytes = aligned(headwise::scratch_bytes(args));
+  share(tasks, threads, keep(threads * bytes), bytes, [&](int64_t task, char* scratch) {
+    const int64_t first = task * kRows;
+    function(args, first, all - first < kRows ? all - first : kRows, scratch);
+  });
+  return {integers, scales};
+}
+
 int64_t best_level() { return headwise::best_level(); }
 
 }  // namespace
@@ -470,6 +513,7 @@ STABLE_TORCH_LIBRARY(headwise, m) {
       "float softcap, Tensor? sinks, Tensor? alibi_slopes, Tensor? bias, Tensor? mask, "
       "Tensor? kv_lengths, bool return_lse, int level) -> (Tensor, Tensor)");
   m.def("project(Tensor x, Tensor weight, bool up, int level) -> Tensor");
+  m.def("quantize(Tensor rows, int bits, int level) -> (Tensor, Tensor)");
   m.def("best_level() -> int");
 }
 
@@ -478,6 +522,7 @@ STABLE_TORCH_LIBRARY_IMPL(headwise, CPU, m) {
   m.impl("attend_paged", TORCH_BOX(&attend_paged));
   m.impl("attend_quantized", TORCH_BOX(&attend_quantized));
   m.impl("project", TORCH_BOX(&project));
+  m.impl("quantize", TORCH_BOX(&quantize));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(headwise, CompositeExplicitAutograd, m) {

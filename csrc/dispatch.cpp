@@ -16,6 +16,7 @@ namespace headwise {
   namespace isa {                                                                 \
   void attend_task(const AttendArgs&, const Plan&, int64_t index, char* scratch); \
   void project_task(const ProjectArgs&, int64_t head, char* scratch);             \
+  void quantize_task(const QuantizeArgs&, int64_t first, int64_t count, char*);   \
   }
 
 HEADWISE_DECLARE(baseline)
@@ -64,14 +65,14 @@ int best_level() {
 }
 
 Kernels kernels(int level) {
-  if (level < kBaseline || level > best_level()) return {nullptr, nullptr, false};
+  if (level < kBaseline || level > best_level()) return {nullptr, nullptr, nullptr, false};
 #if defined(HEADWISE_X86)
-  if (level == kAmx) return {amx::attend_task, amx::project_task, true};
-  if (level == kAvx512Bf16) return {avx512bf16::attend_task, avx512bf16::project_task, true};
-  if (level == kAvx512) return {avx512::attend_task, avx512::project_task, false};
-  if (level == kAvx2) return {avx2::attend_task, avx2::project_task, false};
+  if (level == kAmx) return {amx::attend_task, amx::project_task, amx::quantize_task, true};
+  if (level == kAvx512Bf16) return {avx512bf16::attend_task, avx512bf16::project_task, avx512bf16::quantize_task, true};
+  if (level == kAvx512) return {avx512::attend_task, avx512::project_task, avx512::quantize_task, false};
+  if (level == kAvx2) return {avx2::attend_task, avx2::project_task, avx2::quantize_task, false};
 #endif
-  return {baseline::attend_task, baseline::project_task, false};
+  return {baseline::attend_task, baseline::project_task, baseline::quantize_task, false};
 }
 
 }  // namespace headwise

@@ -5,6 +5,7 @@
 #endif
 
 #include "project.h"
+#include "quantize.h"
 #include "rowwise.h"
 #include "tiles.h"
 
@@ -100,6 +101,10 @@ void attend_task(const AttendArgs& args, const Plan& plan, int64_t index, char* 
   } else {
     strided_task<float>(task);
   }
+}
+
+void quantize_task(const QuantizeArgs& args, int64_t first, int64_t count, char* scratch) {
+  quantize_rows(args, first, count, scratch);
 }
 
 void project_task(const ProjectArgs& args, int64_t head, char* scratch) {

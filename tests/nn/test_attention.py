@@ -14,7 +14,7 @@ from torch import nn
 import headwise
 from families import make
 from headwise import AttentionSpec
-from headwise.caches import ContiguousCache, WindowCache
+from headwise.caches import ContiguousCache, PagedCache, QuantizedCache, WindowCache
 from headwise.measure.memory import kept_activations
 from headwise.nn import Attention, LatentAttention, Rope
 from headwise.nn.attention import alibi_slopes
@@ -383,6 +383,30 @@ def test_a_window_cache_serves_a_layer_of_its_window() -> None:
         parts = [layer(part, cache=cache) for part in hidden().split([9, 1, 1, 12], dim=1)]
         torch.testing.assert_close(torch.cat(parts, 1), layer(hidden()), atol=1e-5, rtol=1e-5)
     assert cache.held == 4
+
+
+@pytest.mark.parametrize("name", ["MHA", "GQA", "MQA", "MLA", "MLA, compressed queries"])
+def test_a_layer_goes_on_from_any_cache(name: str) -> None:
+    layer = build(SPECS[name])
+    with torch.no_grad():
+        whole = layer(hidden())
+        for cache, error in (
+            (PagedCache(4), 1e-5),
+            (QuantizedCache(8), 0.02),
+            (QuantizedCache(4), 0.3),
+        ):
+            parts = [layer(part, cache=cache) for part in hidden().split([9, 1, 1, 12], dim=1)]
+            difference = (torch.cat(parts, 1) - whole).norm() / whole.norm()
+            assert difference < error, cache
+
+
+def test_a_cache_that_the_layer_cannot_use_is_refused() -> None:
+    layer = build(replace(GQA, window=5))
+    with torch.no_grad(), pytest.raises(headwise.ShapeError, match="keeps 2 first tokens"):
+        layer(hidden(), cache=WindowCache(5, sinks=2))
+    cross = build(replace(GQA, causal=False, cross=True))
+    with torch.no_grad(), pytest.raises(headwise.ShapeError, match="expected a contiguous one"):
+        cross(hidden(), hidden(), cache=PagedCache())
 
 
 def test_a_filled_cross_cache_has_no_gradients_to_give() -> None:

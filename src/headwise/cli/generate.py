@@ -39,6 +39,13 @@ def generate(
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto finds one.")] = "auto",
     attention: Annotated[Attention, typer.Option(help="What computes the attention.")] = "headwise",
+    cache: Annotated[
+        str,
+        typer.Option(
+            help="headwise's cache: contiguous, paged, paged:64, int8, int4, window:2048 or "
+            "window:2048,sinks=4."
+        ),
+    ] = "contiguous",
     against: Annotated[
         Attention | None,
         typer.Option(help="Run the prompt again with this one and compare.", show_default=False),
@@ -49,6 +56,7 @@ def generate(
     trust_remote_code: TrustRemoteCode = False,
 ) -> int:
     """Generate text and show the mechanism, speed and cache of the attention that ran."""
+    from headwise.caches import CacheChoice
     from headwise.errors import OptionError
     from headwise.generation.options import Sampling
     from headwise.generation.session import Session
@@ -63,6 +71,8 @@ def generate(
     )
     if against == attention:
         raise OptionError(f"--against {against} is what --attention is; choose another")
+    if CacheChoice.parse(cache) != CacheChoice() and "headwise" not in (attention, against):
+        raise OptionError(f"--cache {cache} is for headwise, and only {attention} was to run")
     document = read_document(context) if context is not None else ""
     with quiet_transformers(), screen(animated=True) as loading:
         loading("starting", 0, 0)
@@ -78,9 +88,9 @@ def generate(
             progress=loading,
         )
     with quiet_transformers():
-        runs = [_run(session, attention, stream=not as_json)]
+        runs = [_run(session, attention, cache, stream=not as_json)]
         if against is not None and not runs[0].interrupted:
-            runs.append(_run(session, against, stream=False))
+            runs.append(_run(session, against, cache, stream=False))
     if as_json:
         sys.stdout.write(json.dumps(session.report(runs)) + "\n")
     else:
@@ -90,12 +100,13 @@ def generate(
     return 130 if any(run.interrupted for run in runs) else 0
 
 
-def _run(session: Any, attention: str, *, stream: bool) -> Any:
+def _run(session: Any, attention: str, cache: str, *, stream: bool) -> Any:
     """One measured run; its text goes to stdout as it comes, or its progress to stderr."""
     with screen(animated=False) as shown:
         if not stream:
             return session.run(
                 attention,
+                cache=cache,
                 on_prefill=_stage(shown, f"{attention}: reading the prompt"),
                 on_text=_count(shown, f"{attention}: generating", session.sampling.max_new_tokens),
             )
@@ -107,6 +118,7 @@ def _run(session: Any, attention: str, *, stream: bool) -> Any:
 
         run = session.run(
             attention,
+            cache=cache,
             on_prefill=_stage(shown, f"{attention}: reading the prompt"),
             on_text=write,
         )

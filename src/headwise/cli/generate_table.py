@@ -38,8 +38,9 @@ def table(session: Any, runs: list[Any]) -> Table:
         "prefill": lambda run: _figure(run.prefill_rate, "{:,.0f} tokens/s"),
         "decode": lambda run: _figure(run.decode_rate, "{:,.1f} tokens/s"),
         "a token (median)": lambda run: _figure(run.decode_median, "{:,.1f} ms", 1000),
+        "cache": _caches,
         "cache a token": lambda run: _figure(run.cache_bytes_per_token, "{:,.0f} bytes"),
-        "cache in total": _cache,
+        "cache in total": _total,
         "new tokens": lambda run: f"{len(run.tokens)}",
     }
     for name, cell in rows.items():
@@ -62,7 +63,16 @@ def _others(run: Any) -> str:
     return "\n".join(f"{name}: {reason}" for name, reason in pairs)
 
 
-def _cache(run: Any) -> str:
+def _caches(run: Any) -> str:
+    counts: dict[str, int] = {}
+    for each in run.mechanisms:
+        counts[each.cache] = counts.get(each.cache, 0) + each.layers
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "\n".join(f"{layers} x {cache}" for cache, layers in counts.items())
+
+
+def _total(run: Any) -> str:
     if not run.cache_tokens:
         return "-"
     return f"{gib(run.cache_bytes)} for {run.cache_tokens:,} tokens"

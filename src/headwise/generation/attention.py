@@ -11,17 +11,23 @@ from headwise.generation.options import check_attention
 class Mechanism:
     """Equal layers of a model: how many, their attention in words, what ran and what did not.
 
-    `others` pairs each backend that did not run with the reason why.
+    `others` pairs each backend that did not run with the reason why. `cache` is what held the keys,
+    by the names that `headwise.attach` takes; "Transformers" where it was not ours.
     """
 
     layers: int
     mechanism: str
     backend: str
     others: tuple[tuple[str, str], ...] = field(default=())
+    cache: str = "Transformers"
 
 
-def select_attention(model: Any, attention: str) -> tuple[Mechanism, ...]:
+def select_attention(
+    model: Any, attention: str, cache: str = "contiguous"
+) -> tuple[Mechanism, ...]:
     """Make a model run with "headwise", "sdpa" or "eager", whatever it ran with before.
+
+    `cache` is for headwise, by the names that `headwise.attach` takes.
 
     Raises:
         OptionError: another name.
@@ -32,7 +38,7 @@ def select_attention(model: Any, attention: str) -> tuple[Mechanism, ...]:
 
     headwise.detach(model)
     if attention == "headwise":
-        return _attached(headwise.attach(model))
+        return _attached(headwise.attach(model, cache=cache))
     try:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
@@ -48,7 +54,7 @@ def select_attention(model: Any, attention: str) -> tuple[Mechanism, ...]:
 
 def _attached(report: Any) -> tuple[Mechanism, ...]:
     """Group the layers of an AttachReport that are alike."""
-    counts: dict[tuple[str, str, tuple[tuple[str, str], ...]], int] = {}
+    counts: dict[tuple[str, str, tuple[tuple[str, str], ...], str], int] = {}
     for layer in report.layers:
         accepted = next((verdict for verdict in layer.decode if verdict.accepted), None)
         others = tuple(
@@ -58,11 +64,11 @@ def _attached(report: Any) -> tuple[Mechanism, ...]:
         )
         words = str(layer.spec) if layer.spec is not None else "read at run time"
         backend = accepted.backend if accepted is not None else "headwise, by shape"
-        key = (words, backend, others)
+        key = (words, backend, others, layer.cache)
         counts[key] = counts.get(key, 0) + 1
     return tuple(
-        Mechanism(count, words, backend, others)
-        for (words, backend, others), count in counts.items()
+        Mechanism(count, words, backend, others, cache)
+        for (words, backend, others, cache), count in counts.items()
     )
 
 

@@ -78,6 +78,7 @@ def generate(
     prompt: list[int],
     *,
     attention: str = "headwise",
+    cache: str = "contiguous",
     sampling: Sampling | None = None,
     on_prefill: OnPrefill | None = None,
     on_token: OnToken | None = None,
@@ -85,24 +86,25 @@ def generate(
     """Run one prompt with one attention, from a fresh cache.
 
     `on_prefill(done, total)` is called as the prompt is read, `on_token(token)` with each new token
-    as it comes. A KeyboardInterrupt ends the run, which keeps what it has so far.
+    as it comes. A KeyboardInterrupt ends the run, which keeps what it has so far. `cache` is for
+    headwise, by the names that `headwise.attach` takes.
 
     Raises:
         ShapeError: an empty prompt.
-        UnsupportedError: the model cannot use that attention.
+        UnsupportedError: the model cannot use that attention, or that cache.
         CapacityError: the device ran out of memory.
     """
     if not prompt:
         raise ShapeError("the prompt has no tokens; give some text")
     chosen = sampling if sampling is not None else Sampling()
-    run = Run(attention, select_attention(model, attention), len(prompt))
+    run = Run(attention, select_attention(model, attention, cache), len(prompt))
     ids = torch.tensor([prompt], device=model.device)
-    cache = None
+    held = None
     try:
         # Not inference_mode: its tensors could not be appended to in place by generate.
         with torch.no_grad():
-            cache = _prefill(model, ids, run, on_prefill)
-            cache = _decode(model, ids, cache, run, chosen, on_token)
+            held = _prefill(model, ids, run, on_prefill)
+            held = _decode(model, ids, held, run, chosen, on_token)
     except KeyboardInterrupt:
         run.interrupted = True
     except RuntimeError as error:
@@ -112,11 +114,11 @@ def generate(
             f"{model.device} ran out of memory after {run.prefill_tokens} of {len(prompt)} prompt "
             f"tokens and {len(run.tokens)} new ones; shorten the context or use --dtype bfloat16"
         ) from error
-    if cache is not None:
+    if held is not None:
         from headwise.hf import cache_nbytes
 
-        run.cache_tokens = int(cache.get_seq_length())
-        run.cache_bytes = cache_nbytes(cache)
+        run.cache_tokens = int(held.get_seq_length())
+        run.cache_bytes = cache_nbytes(held)
     return run
 
 

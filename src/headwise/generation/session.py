@@ -96,10 +96,14 @@ class Session:
         self,
         attention: str,
         *,
+        cache: str = "contiguous",
         on_prefill: OnPrefill | None = None,
         on_text: OnText | None = None,
     ) -> Run:
-        """Run the prompt with one attention; `on_text` gets the answer's text, a piece a token."""
+        """Run the prompt with one attention; `on_text` gets the answer's text, a piece a token.
+
+        `cache` is for headwise, by the names that `headwise.attach` takes.
+        """
         stream = TextStream(self.tokenizer)
 
         def on_token(token: int) -> None:
@@ -110,6 +114,7 @@ class Session:
             self.model,
             self.prompt,
             attention=attention,
+            cache=cache,
             sampling=self.sampling,
             on_prefill=on_prefill,
             on_token=on_token,
@@ -161,6 +166,7 @@ class Session:
                     "count": each.layers,
                     "mechanism": each.mechanism,
                     "backend": each.backend,
+                    "cache": each.cache,
                     "others": [{"backend": name, "reason": why} for name, why in each.others],
                 }
                 for each in run.mechanisms

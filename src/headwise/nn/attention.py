@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.caches import ContiguousCache, WindowCache
+from headwise.caches import Cache, ContiguousCache
 from headwise.errors import OptionError, ShapeError, UnsupportedError
 from headwise.nn import checks, pretrained
 from headwise.nn.norm import RMSNorm
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         source: Tensor | None = None,
         *,
         positions: Tensor | None = None,
-        cache: ContiguousCache | WindowCache | None = None,
+        cache: Cache | None = None,
         mask: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
@@ -126,7 +126,7 @@ class Attention(nn.Module):
         """
         spec = self.spec
         checks.check_hidden("hidden", hidden, self.hidden_size)
-        checks.check_cache(cache, spec.window)
+        checks.check_cache(cache, spec.window, cross=spec.cross)
         filled = spec.cross and cache is not None and cache.length > 0
         if spec.cross and source is None and not filled:
             raise ShapeError(f"this is a layer of {spec}: expected source=, what it attends to")
@@ -149,22 +149,23 @@ class Attention(nn.Module):
             query = self.q_norm(query)
         if self.rope is not None:
             query = self.rope(query, positions)
-        if filled and cache is not None:
+        kv, key, value = None, None, None
+        if filled and isinstance(cache, ContiguousCache):
             key, value = cache.first, cache.second
         else:
             key, value = self._keys(hidden if source is None else source, positions)
-            if cache is not None:
-                key, value = cache.append(key, value)
-        assert key is not None
-        assert value is not None
+            query = query.to(value.dtype)
+            held = (key, value) if cache is None else cache.append(key, value)
+            key, value, kv = (*held, None) if isinstance(held, tuple) else (None, None, held)
         window = spec.window if spec.causal else None
         if spec.window is not None and not spec.causal:
-            near = _near(query.shape[2], key.shape[2], spec.window, hidden.device)
+            near = _near(query.shape[2], context, spec.window, hidden.device)
             mask = near if mask is None else mask & near
         out = attention(
-            query.to(value.dtype),
+            query if value is None else query.to(value.dtype),
             key,
             value,
+            kv=kv,
             causal=spec.causal,
             scale=spec.scale,
             window=window,
@@ -177,9 +178,7 @@ class Attention(nn.Module):
         projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return projected
 
-    def _context(
-        self, source: Tensor, cache: ContiguousCache | WindowCache | None, filled: bool
-    ) -> int:
+    def _context(self, source: Tensor, cache: Cache | None, filled: bool) -> int:
         """Keys that will be attended to."""
         if cache is None:
             return source.shape[1]

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headwise.caches import ContiguousCache, WindowCache
+from headwise.caches import Cache, ContiguousCache, WindowCache
 from headwise.errors import OptionError, ShapeError
 from headwise.nn.rope import Rope, check_positions
 from headwise.ops import check_mask_and_bias, require_tensor
@@ -41,14 +41,24 @@ def check_hidden(name: str, hidden: Any, size: int) -> None:
         raise ShapeError(f"{name} has shape {list(hidden.shape)}, expected [B, S, E] with E={size}")
 
 
-def check_cache(cache: Any, window: int | None) -> None:
+def check_cache(cache: Any, window: int | None, *, cross: bool = False) -> None:
     """Raise `ShapeError` unless `cache` is None or one that a layer of this window can use."""
     if cache is None or isinstance(cache, ContiguousCache):
         return
-    if not isinstance(cache, WindowCache):
+    if not isinstance(cache, Cache):
         raise ShapeError(
             f"cache is a {type(cache).__name__}, expected one of headwise.caches, a new one for "
             "each layer"
+        )
+    if cross:
+        raise ShapeError(
+            f"cross-attention was given a {type(cache).__name__}, expected a contiguous one"
+        )
+    if not isinstance(cache, WindowCache):
+        return
+    if cache.sinks:
+        raise ShapeError(
+            f"the cache keeps {cache.sinks} first tokens, this layer does not see them"
         )
     if cache.window != window:
         own = "no window" if window is None else f"a window of {window}"

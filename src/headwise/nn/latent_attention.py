@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.caches import ContiguousCache
+from headwise.caches import Cache
 from headwise.errors import UnsupportedError
 from headwise.nn import checks, pretrained
 from headwise.nn.norm import RMSNorm
 from headwise.nn.rope import Rope
-from headwise.ops import Paradigm, latent_attention
+from headwise.ops import KV, Paradigm, latent_attention
 from headwise.spec import AttentionSpec
 
 
@@ -100,7 +100,7 @@ class LatentAttention(nn.Module):
         hidden: Tensor,
         *,
         positions: Tensor | None = None,
-        cache: ContiguousCache | None = None,
+        cache: Cache | None = None,
         mask: Tensor | None = None,
         paradigm: Paradigm = "auto",
     ) -> Tensor:
@@ -129,11 +129,21 @@ class LatentAttention(nn.Module):
         if positions is None:
             positions = torch.arange(before, before + hidden.shape[1], device=hidden.device)
         query_latent, latent, key_rope = self.compress(hidden, positions)
+        kv = None
         if cache is not None:
-            first, second = cache.append(latent.unsqueeze(1), key_rope.unsqueeze(1))
-            latent, key_rope = first.squeeze(1), second.squeeze(1)
+            held = cache.append(latent.unsqueeze(1), key_rope.unsqueeze(1))
+            if isinstance(held, tuple):
+                latent, key_rope = held[0].squeeze(1), held[1].squeeze(1)
+            else:
+                kv = held
         return self.attend(
-            query_latent, latent, key_rope, positions=positions, mask=mask, paradigm=paradigm
+            query_latent,
+            latent,
+            key_rope,
+            kv=kv,
+            positions=positions,
+            mask=mask,
+            paradigm=paradigm,
         )
 
     def compress(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,11 +166,15 @@ class LatentAttention(nn.Module):
         latent: Tensor,
         key_rope: Tensor,
         *,
+        kv: KV | None = None,
         positions: Tensor,
         mask: Tensor | None = None,
         paradigm: Paradigm = "auto",
     ) -> Tensor:
-        """From what `compress` gives, with L tokens of latent and rotary key, to [B,S,E]."""
+        """From what `compress` gives, with L tokens of latent and rotary key, to [B,S,E].
+
+        `kv`, a view of a cache, stands for both of them.
+        """
         project = self.q_proj if self.q_up is None else self.q_up
         assert project is not None
         query = project(query_latent).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
@@ -170,10 +184,11 @@ class LatentAttention(nn.Module):
         out = latent_attention(
             query_nope,
             query_rope,
-            latent,
-            key_rope,
+            None if kv is not None else latent,
+            None if kv is not None else key_rope,
             self.w_uk.to(latent.dtype),
             self.w_uv.to(latent.dtype),
+            kv=kv,
             paradigm=paradigm,
             causal=self.spec.causal,
             scale=self.spec.scale,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from headwise.errors import OptionError
 from headwise.ops._call import AttentionCall, Problem, forward_mode
-from headwise.ops._quantize import rotate
+from headwise.ops._integers import INT4_GROUP, rotate
 from headwise.ops._views import PagedKV, QuantKV
 
 # The instruction sets that the kernels are built for, slowest first: the index is the level.
@@ -103,6 +103,7 @@ def _load() -> str:
         torch.library.register_fake("headwise::attend_paged", _fake_paged)
         torch.library.register_fake("headwise::attend_quantized", _fake_quantized)
         torch.library.register_fake("headwise::project", _fake_project)
+        torch.library.register_fake("headwise::quantize", _fake_quantize)
     _best = torch.ops.headwise.best_level()
     return ""
 
@@ -161,6 +162,16 @@ def _fake_quantized(
 
 def _fake_project(x: Tensor, weight: Tensor, up: bool, level: int) -> Tensor:
     return x.new_empty(*x.shape[:3], weight.shape[2 if up else 1])
+
+
+def _fake_quantize(rows: Tensor, bits: int, level: int) -> tuple[Tensor, Tensor]:
+    groups = 1 if bits == 8 else -(-rows.shape[3] // INT4_GROUP)
+    integers = rows.new_empty(
+        *rows.shape[:3],
+        rows.shape[3] * bits // 8,
+        dtype=torch.int8 if bits == 8 else torch.uint8,
+    )
+    return integers, rows.new_empty(*rows.shape[:3], groups, dtype=torch.float32)
 
 
 def obstacle(problem: Problem) -> str | None:
@@ -247,6 +258,24 @@ def project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
         _rows(x), _rows(weight), up, _chosen_level()
     )
     return result
+
+
+def quantizes(rows: Tensor) -> bool:
+    """Whether `quantize` serves rows [B,heads,S,D]."""
+    return (
+        rows.device.type == "cpu"
+        and rows.dtype in _DTYPES
+        and rows.shape[-1] <= _MOST_DIM
+        and not ready()
+    )
+
+
+def quantize(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Integers and scales of rows [B,heads,S,D]."""
+    integers, scales = torch.ops.headwise.quantize.default(
+        _rows(rows.detach()), bits, _chosen_level()
+    )
+    return integers, scales
 
 
 def _rows(tensor: Tensor) -> Tensor:

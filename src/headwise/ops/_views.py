@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headwise.errors import ShapeError
-from headwise.ops._quantize import INT4_GROUP, Bits, dequantize
+from headwise.ops._integers import INT4_GROUP, Bits, dequantize
 
 
 @dataclass(kw_only=True, slots=True, eq=False, repr=False)
