@@ -159,3 +159,107 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ShapeError, match="crop to 9 tokens, expected 0 to 3"):
         cache.crop(9)
     assert cache.length == 3
+
+
+def sunk(window, sinks, *counts):
+    """A cache with sinks after appends of `counts` tokens, and everything that went in."""
+    cache, held = WindowCache(window, sinks), tokens(sum(counts))
+    for part in zip(*(side.split(counts, dim=2) for side in held)):
+        cache.append(*part)
+    return cache, held
+
+
+def test_the_first_tokens_stay_where_sinks_are_asked_for():
+    cache, held = sunk(4, 2, *[1] * 30)
+    kept = [0, 1, 27, 28, 29]
+    assert cache.held == 5
+    for given, side in zip((cache.first, cache.second), held):
+        assert torch.equal(given, side[:, :, kept])
+    assert cache.nbytes == 5 * B * K * (D + V) * 4
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
+@pytest.mark.parametrize("chunks", [[40], [7] * 6, [30, *[1] * 12], [2, 1, 1, 17, 3]], ids=str)
+@pytest.mark.parametrize(("window", "sinks"), [(9, 4), (1, 3), (5, 40)])
+def test_attention_with_sinks_is_that_of_the_whole_context_with_the_mask(
+    window, sinks, chunks, backend
+):
+    total, cache = sum(chunks), WindowCache(window, sinks)
+    query, (key, value) = torch.randn(B, 6, total, D), tokens(total)
+    at = torch.arange(total)
+    visible = (at <= at[:, None]) & ((at > at[:, None] - window) | (at < sinks))
+    expected = attention(query, key, value, mask=visible[None, None], backend="reference")
+    outs, begin = [], 0
+    for chunk in chunks:
+        here = slice(begin, begin + chunk)
+        seen = cache.append(key[:, :, here], value[:, :, here])
+        mask = cache.mask(chunk)
+        assert (mask is None) == (chunk == 1)
+        outs.append(attention(query[:, :, here], *seen, mask=mask, backend=backend))
+        begin += chunk
+    torch.testing.assert_close(torch.cat(outs, 2), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_columns_are_the_positions_of_the_keys_that_an_append_returned():
+    cache, held = sunk(4, 2, 10)
+    more = tokens(3)
+    key, _ = cache.append(*more)
+    columns = cache.columns(3)
+    assert columns.tolist() == [0, 1, 7, 8, 9, 10, 11, 12]
+    assert torch.equal(key, torch.cat([held[0], more[0]], dim=2)[:, :, columns])
+    assert cache.mask(3).shape == (1, 1, 3, 8)
+    # the first of the new tokens sees the sinks, three before it and itself
+    assert cache.mask(3)[0, 0, 0].tolist() == [True] * 6 + [False] * 2
+
+
+@pytest.mark.parametrize("chunks", [[1] * 3000, [500, *[1] * 500], [100] * 40], ids=len)
+def test_memory_with_sinks_is_bounded_whatever_the_length(chunks):
+    cache, token = WindowCache(64, sinks=4), B * K * (D + V) * 4
+    for chunk in chunks:
+        cache.append(*tokens(chunk))
+        # 67 held, as many again for room, and what one call brings
+        assert cache.reserved_bytes <= 2 * (67 + chunk) * token
+    assert cache.nbytes == 67 * token
+
+
+def test_sinks_follow_a_reorder():
+    cache, held = sunk(4, 2, 20, 1)
+    cache.reorder(torch.tensor([1, 0]))
+    more = tokens(1)
+    key, _ = cache.append(*more)
+    expected = torch.cat([held[0][[1, 0]], more[0]], dim=2)
+    assert torch.equal(key, expected[:, :, [0, 1, 18, 19, 20, 21]])
+
+
+def test_recorded_tokens_behind_sinks_can_be_taken_back():
+    cache, held = sunk(4, 2, 20)
+    cache.recording = True
+    cache.append(*tokens(6))
+    cache.crop(21 - 1)
+    assert torch.equal(cache.first, held[0][:, :, [0, 1, 17, 18, 19]])
+    with pytest.raises(UnsupportedError, match="set recording=True"):
+        cache.crop(18)
+
+
+def test_a_copy_with_sinks_goes_on_alone():
+    cache, held = sunk(4, 2, 20)
+    for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        twin.append(*tokens(30))
+        twin.first.zero_()
+        assert torch.equal(cache.first, held[0][:, :, [0, 1, 17, 18, 19]])
+
+
+def test_with_sinks_filled_under_inference_mode_it_works_on_outside():
+    with torch.inference_mode():
+        cache, held = sunk(4, 2, 20)
+        cache.select(torch.tensor([1, 0]))
+    more = tokens(30)
+    for part in zip(*(side.split(1, dim=2) for side in more)):
+        key, _ = cache.append(*part)
+    expected = torch.cat([held[0][[1, 0]], more[0]], dim=2)
+    assert torch.equal(key, expected[:, :, [0, 1, 46, 47, 48, 49]])
+
+
+def test_a_negative_number_of_sinks_is_refused():
+    with pytest.raises(ShapeError, match=r"^sinks is -1, expected 0 or more$"):
+        WindowCache(4, -1)

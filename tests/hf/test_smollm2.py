@@ -95,3 +95,17 @@ def test_bfloat16_logits_are_as_near_to_float32_as_those_of_stock(loaded: Any) -
     stock = (_logits(model, ids, torch.bfloat16, attached=False) - exact).norm()
     given = (_logits(model, ids, torch.bfloat16, attached=True) - exact).norm()
     assert given <= 1.1 * stock
+
+
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, id="greedy"), pytest.param({"num_beams": 3}, id="three beams")]
+)
+def test_a_paged_cache_has_the_tokens_of_the_contiguous_one(
+    loaded: Any, options: dict[str, Any]
+) -> None:
+    model, tokenizer = loaded
+    inputs = tokenizer(TEXTS[1], return_tensors="pt")
+    headwise.attach(model)
+    expected = model.generate(**inputs, **PLAIN, **options)
+    assert headwise.attach(model, cache="paged").layers[0].cache == "paged:16"
+    assert torch.equal(model.generate(**inputs, **PLAIN, **options), expected)

@@ -135,10 +135,8 @@ class PagedCache:
         new = [self._pages_of(end) - self._pages_of(old) for end, old in zip(ends, before)]
         self._make_room(len(copied) + sum(new), first, second)
         assert self._pools is not None
-        if self._table.shape[0] != batch:  # the first append
-            self._table = torch.empty(batch, 0, dtype=torch.int32, device=first.device)
         self._lengths = ends
-        self._widen_table()
+        self._widen_table(first.device)
         for sequence in copied:
             self._copy_last_page(sequence, before[sequence])
         for sequence, pages in enumerate(new):
@@ -161,6 +159,7 @@ class PagedCache:
             raise ShapeError(f"crop to {length!r} tokens, expected 0 to {self.length}, those held")
         self._use(self._table, [min(length, old) for old in self._lengths])
 
+    @torch.inference_mode(mode=False)
     def select(self, index: Tensor) -> None:
         """Make sequence i what sequence index[i] was: index [B'] int, any order, repeats allowed.
 
@@ -195,6 +194,7 @@ class PagedCache:
             )
         self.select(index)
 
+    @torch.inference_mode(mode=False)
     def share(self, source: int, length: int, targets: Sequence[int]) -> None:
         """Make the sequences `targets` begin with, and hold only, the first tokens of `source`.
 
@@ -282,11 +282,15 @@ class PagedCache:
         self._users[page] = 1
         return page
 
-    def _widen_table(self) -> None:
-        pages, width = self._pages_of(self.length), self._table.shape[1]
-        if pages > width:
-            wide = self._table.new_zeros(self._table.shape[0], max(pages, width + width // 2, 8))
-            wide[:, :width] = self._table
+    def _widen_table(self, device: torch.device) -> None:
+        """Have room in the table for what `_lengths` says, a row for each."""
+        pages, (rows, width) = self._pages_of(self.length), self._table.shape
+        if pages > width or rows != len(self._lengths):
+            size = len(self._lengths), max(pages, width + width // 2, 8)
+            # normal tensors even under inference mode, so that appends go on working outside it
+            with torch.inference_mode(False):
+                wide = torch.zeros(size, dtype=torch.int32, device=device)
+                wide[:rows, :width] = self._table
             self._table = wide
 
     def _make_room(self, pages: int, first: Tensor, second: Tensor) -> None:
@@ -306,7 +310,6 @@ class PagedCache:
                     f"({pages * per_page:,} bytes)"
                 )
             wanted = most if self._pools is None else min(wanted, most)
-        # normal tensors even under inference mode, so that appends go on working outside it
         with torch.inference_mode(False), torch.no_grad():
             try:
                 grown = tuple(
@@ -319,9 +322,11 @@ class PagedCache:
                     f"the pool needs {wanted * per_page:,} bytes for {wanted:,} pages of a layer, "
                     f"beside the {self.reserved_bytes:,} that it has: {reason}"
                 ) from error
-            for fresh, old in zip(grown, self._pools or (), strict=False):
+            for fresh in grown:
                 advise_large_pages(fresh)
-                fresh[:, :pool].copy_(old)
+            if self._pools is not None:
+                for fresh, old in zip(grown, self._pools, strict=True):
+                    fresh[:, :pool].copy_(old)
             self._pools = (grown[0], grown[1])
         self._users += [0] * (wanted - pool)
         self._free = [*range(wanted - 1, pool - 1, -1), *self._free]
@@ -329,6 +334,8 @@ class PagedCache:
     def _write(self, first: Tensor, second: Tensor, before: list[int], added: list[int]) -> None:
         assert self._pools is not None
         batch, heads, length, _ = first.shape
+        if not any(added):
+            return
         if length == 1 and batch == 1 and added[0]:
             page = int(self._table[0, before[0] // self.page_size])
             for pool, tokens in zip(self._pools, (first, second), strict=True):

@@ -1,5 +1,8 @@
 """A quantised cache for one layer: rows as integers with scales, in 8 or in 4 bits."""
 
+from collections.abc import Callable
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -97,7 +100,10 @@ class QuantizedCache:
         try:
             self._scales.append(key_scales, value_scales)
         except CapacityError:
-            self._integers.crop(before)
+            if self._kind is None:
+                self._integers.reset()
+            else:
+                self._integers.crop(before)
             raise
         self._kind = kind
         view = self.view
@@ -118,19 +124,28 @@ class QuantizedCache:
 
         Raises:
             ShapeError: `index` is not 1-d or names a sequence that is not held.
-            CapacityError: the new buffers cannot be allocated.
+            CapacityError: the new buffers cannot be allocated; the cache is unchanged.
         """
-        self._integers.select(index)
-        self._scales.select(index)
+        self._both(ContiguousCache.select, index)
 
     def reorder(self, index: Tensor) -> None:
         """`select` that keeps the batch size, as beam search does at every step.
 
         Raises:
             ShapeError: as `select`, or `index` has another length than the batch.
+            CapacityError: as `select`.
         """
-        self._integers.reorder(index)
-        self._scales.reorder(index)
+        self._both(ContiguousCache.reorder, index)
+
+    def _both(self, change: Callable[[ContiguousCache, Tensor], None], index: Tensor) -> None:
+        """The scales first: of the two, integers are what may not fit, and nothing changes then."""
+        before = copy(self._scales)
+        change(self._scales, index)
+        try:
+            change(self._integers, index)
+        except CapacityError:
+            self._scales = before
+            raise
 
     def reset(self) -> None:
         """Forget everything and release the memory."""

@@ -66,7 +66,9 @@ class _PrepareCache(Owned):
         if not given and not torch.is_grad_enabled():
             for name in _CACHE_ARGUMENTS:
                 if isinstance(model_kwargs.get(name), Cache):
-                    use_own_layers(model_kwargs[name], self.choice)
+                    own = use_own_layers(model_kwargs[name], self.choice)
+                    if generation_config.is_assistant:  # stock said so to the layers that it made
+                        own.activate_past_recording()
         return result
 
 

@@ -139,10 +139,10 @@ class OwnLayer(CacheLayerMixin):
         return views
 
     def _become_stock(self) -> None:
+        stock = self._stock()
         keys, values, device = self.keys, self.values, self.device
         if isinstance(keys, HandedRows) and isinstance(values, HandedRows):
             keys, values = keys.dense(), values.dense()
-        stock = self._stock()
         self.__dict__.clear()
         self.__class__ = type(stock)
         self.__dict__.update(stock.__dict__)
@@ -224,8 +224,15 @@ class SinksLayer(ContiguousLayer):
         return self._handed(key, value, keys.shape[2])
 
     def _handed(self, key: Tensor, value: Tensor, queries: int) -> tuple[Tensor, Tensor]:
-        columns = self.cache.columns(queries)
-        view = WindowKV(key, value, columns, self.cache.length, self.cache.mask(queries))
+        cache = self.cache
+        view = WindowKV(
+            key,
+            value,
+            cache.columns(queries),
+            cache.length,
+            cache.mask(queries),
+            whole=cache.length <= cache.window + cache.sinks,
+        )
         return (
             HandedRows(view, key.dtype, is_value=False),
             HandedRows(view, key.dtype, is_value=True),

@@ -16,7 +16,7 @@ class WindowKV:
     """What a window with sinks leaves of a context, [B,K,L',D] and [B,K,L',V].
 
     columns: the positions of the L' keys, of `length` seen. visible: boolean [1,1,S,L'], or None
-    where the queries see them all.
+    where the queries see them all. whole: nothing is left out or hidden but by causality.
     """
 
     key: Tensor
@@ -24,6 +24,7 @@ class WindowKV:
     columns: Tensor
     length: int
     visible: Tensor | None
+    whole: bool
 
     def mask(self, mask: Tensor | None) -> Tensor | None:
         """The mask over L' keys: of `visible`, and of one over the whole context, as it came."""
@@ -70,6 +71,8 @@ class HandedRows(Tensor):
             UnsupportedError: of a window with sinks, whose other tokens are gone.
         """
         if isinstance(self.kv, WindowKV):
+            if self.kv.whole:
+                return self.kv.value if self.is_value else self.kv.key
             raise UnsupportedError(
                 "a window cache of headwise holds no whole context: use it while the model is "
                 "attached, or another cache"

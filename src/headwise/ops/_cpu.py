@@ -261,7 +261,7 @@ def project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
 
 
 def quantizes(rows: Tensor) -> bool:
-    """Whether `quantize` serves rows [B,heads,S,D]."""
+    """Whether `quantize` serves rows of D elements."""
     return (
         rows.device.type == "cpu"
         and rows.dtype in _DTYPES

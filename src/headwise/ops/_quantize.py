@@ -8,23 +8,27 @@ from headwise.ops._integers import Bits
 
 
 def quantize(rows: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
-    """Integers and scales of rows [B, heads, S, D].
+    """Integers and scales of rows [..., D].
 
-    In 8 bits int8 [B, heads, S, D] and float32 [B, heads, S, 1]. In 4 bits, of the rotated rows,
-    uint8 [B, heads, S, D/2], two a byte, the low half first, and float32 [B, heads, S, ceil(D/32)].
+    In 8 bits int8 [..., D] and float32 [..., 1]. In 4 bits, of the rotated rows, uint8 [..., D/2],
+    two a byte, the low half first, and float32 [..., ceil(D/32)].
 
     >>> import torch
-    >>> integers, scales = quantize(torch.tensor([[[[0.5, -1.0, 0.25, 0.0]]]]), 8)
+    >>> integers, scales = quantize(torch.tensor([[0.5, -1.0, 0.25, 0.0]]), 8)
     >>> integers.tolist(), scales.shape
-    ([[[[64, -127, 32, 0]]]], torch.Size([1, 1, 1, 1]))
+    ([[64, -127, 32, 0]], torch.Size([1, 1]))
 
     Raises:
-        ShapeError: rows of other dims, or an odd D in 4 bits.
+        ShapeError: rows of no elements, or of an odd number in 4 bits.
     """
-    if rows.ndim != 4 or rows.shape[-1] == 0:
-        raise ShapeError(f"rows have shape {list(rows.shape)}, expected [B, heads, S, D]")
+    if rows.ndim == 0 or rows.shape[-1] == 0:
+        raise ShapeError(f"rows have shape {list(rows.shape)}, expected [..., D], D from 1")
     if bits == 4 and rows.shape[-1] % 2:
         raise ShapeError(f"rows of {rows.shape[-1]} elements, expected an even number in 4 bits")
     if _cpu.quantizes(rows):
-        return _cpu.quantize(rows, bits)
+        if rows.ndim == 4:
+            return _cpu.quantize(rows, bits)
+        integers, scales = _cpu.quantize(rows.reshape(1, 1, -1, rows.shape[-1]), bits)
+        before = rows.shape[:-1]
+        return integers.view(*before, -1), scales.view(*before, -1)
     return _integers.quantize(rows, bits)
