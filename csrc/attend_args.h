@@ -11,6 +11,8 @@ namespace headwise {
 
 enum Dtype { kFloat32, kBfloat16, kFloat16, kFloat64 };
 
+// Of query, key and value rows.
+constexpr int64_t kMostDim = 576;
 // Keys that are scored at once; a block is the unit of masking and skipping.
 constexpr int kBlock = 64;
 

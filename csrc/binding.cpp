@@ -19,7 +19,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kMostDim = 576;
+using headwise::kMostDim;
 constexpr int64_t kMostProjected = 64;
 
 headwise::Dtype dtype_of(const Tensor& tensor, const char* name) {

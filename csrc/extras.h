@@ -32,6 +32,25 @@ HEADWISE_INLINE void with_dtype(const AttendArgs& args, const void* base, const 
     what(static_cast<const f16*>(base));
 }
 
+// The row times an orthogonal and symmetric matrix, in place: a Hadamard matrix for each block of
+// the largest power of two that divides the dim. Rows of 4 bits are rotated, and so are queries and
+// results then.
+inline void rotate_row(float* row, int64_t dim) {
+  const int64_t block = dim & -dim;
+  const float factor = 1.0f / __builtin_sqrtf(float(block));
+  for (int64_t first = 0; first < dim; first += block) {
+    float* x = row + first;
+    for (int64_t half = 1; half < block; half *= 2)
+      for (int64_t from = 0; from < block; from += 2 * half)
+        for (int64_t i = from; i < from + half; ++i) {
+          const float a = x[i], b = x[i + half];
+          x[i] = a + b;
+          x[i + half] = a - b;
+        }
+    for (int64_t i = 0; i < block; ++i) x[i] *= factor;
+  }
+}
+
 // The keys begin..end of a part that some row may see, and those that causality, window and length
 // hide from none, all_see_from..all_see_to.
 struct Span {

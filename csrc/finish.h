@@ -11,9 +11,10 @@ HEADWISE_INLINE void write_row(const float* values, float factor, int64_t count,
   for (int64_t v = 0; v < count; ++v) from_float(values[v] * factor, to + v);
 }
 
-// Writes one row of the result: sums of V values over `total`, shifted by `top`; `sink` joins.
+// Writes one row of the result: sums of V values over `total`, shifted by `top`; the sink joins.
+// The sums may be rotated where they are.
 HEADWISE_INLINE void finish_row(const AttendArgs& args, int64_t batch, int64_t head, int64_t query,
-                                const float* values, float top, float total) {
+                                float* values, float top, float total) {
   float scale = 1.0f;
   if (args.sinks != nullptr) {
     const float sink = args.sinks[head];
@@ -27,6 +28,7 @@ HEADWISE_INLINE void finish_row(const AttendArgs& args, int64_t batch, int64_t h
   const int64_t index = (batch * args.heads + head) * args.queries + query;
   const int64_t first = index * args.value_dim;
   const float factor = total == 0.0f ? 0.0f : scale / total;
+  if (args.bits == 4) rotate_row(values, args.value_dim);
   if (args.dtype == kFloat32)
     write_row(values, factor, args.value_dim, static_cast<float*>(args.out) + first);
   else if (args.dtype == kBfloat16)

@@ -10,22 +10,6 @@ namespace HEADWISE_ISA {
 // To the nearest integer, ties to even, of what is well below 2^22.
 HEADWISE_INLINE float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
-// The row times a Hadamard matrix of each block of `block` elements, a power of two, in place.
-inline void rotate_row(float* row, int64_t dim, int64_t block) {
-  const float factor = 1.0f / __builtin_sqrtf(float(block));
-  for (int64_t first = 0; first < dim; first += block) {
-    float* x = row + first;
-    for (int64_t half = 1; half < block; half *= 2)
-      for (int64_t from = 0; from < block; from += 2 * half)
-        for (int64_t i = from; i < from + half; ++i) {
-          const float a = x[i], b = x[i + half];
-          x[i] = a + b;
-          x[i + half] = a - b;
-        }
-    for (int64_t i = 0; i < block; ++i) x[i] *= factor;
-  }
-}
-
 // The integers -8 to 7 of a group, and its scale: of some that make the largest element one of the
 // outermost integers, or a little less, the one with the smallest error.
 inline float quantize_group(const float* x, int count, float* levels) {
@@ -96,7 +80,7 @@ inline void quantize_rows(const QuantizeArgs& args, int64_t first, int64_t count
       }
       continue;
     }
-    rotate_row(row, dim, dim & -dim);
+    rotate_row(row, dim);
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t from = g * kInt4Group;
       const int own = int(dim - from < kInt4Group ? dim - from : kInt4Group);

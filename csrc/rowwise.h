@@ -289,6 +289,7 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
         for (int64_t d = 0; d < query_width; ++d)
           query[row * query_width + d] = d < dim ? to_float(base[offset + d]) : 0.0f;
       });
+      if constexpr (KeyRows::kBits == 4) rotate_row(query + row * query_width, dim);
 #if defined(__AVX2__)
       if constexpr (kIntegers) {
         float* own = query + row * query_width;

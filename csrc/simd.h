@@ -144,7 +144,10 @@ HEADWISE_INLINE vf load_integers(const char* from) {
     return (vf)_mm256_cvtepi32_ps(_mm256_srai_epi32(high, 28));
 #else
     vf x;
-    for (int i = 0; i < W; ++i) x[i] = float(int8_t(from[i / 2] << (i % 2 ? 0 : 4)) >> 4);
+    for (int i = 0; i < W; ++i) {
+      const unsigned byte = (unsigned char)(from[i / 2]);
+      x[i] = float(int8_t(byte << (i % 2 ? 0 : 4)) >> 4);
+    }
     return x;
 #endif
   }

@@ -48,8 +48,12 @@ struct FloatEngine {
                            int64_t dim, float* to) {
     if (count < W) __builtin_memset(to, 0, sizeof(float) * dim * W);
     with_dtype(args, base, [&](const auto* from) HEADWISE_LAMBDA {
-      for (int row = 0; row < count; ++row)
-        for (int64_t d = 0; d < dim; ++d) to[d * W + row] = to_float(from[rows[row] + d]);
+      float line[kMostDim];
+      for (int row = 0; row < count; ++row) {
+        for (int64_t d = 0; d < dim; ++d) line[d] = to_float(from[rows[row] + d]);
+        if (args.bits == 4) rotate_row(line, dim);
+        for (int64_t d = 0; d < dim; ++d) to[d * W + row] = line[d];
+      }
     });
   }
 

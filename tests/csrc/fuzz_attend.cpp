@@ -80,7 +80,20 @@ struct Integers {
     for (auto& x : bytes) x = (unsigned char)(rng());
     for (auto& x : scales) x = fabsf(normal()) / (bits == 8 ? 64 : 4);
   }
-  double at(int64_t row, int64_t d, int64_t dim) const {
+  // What they stand for; of 4 bits times a Hadamard matrix, whose signs count common bits.
+  std::vector<double> wide;
+  void widen(int64_t rows, int64_t dim) {
+    const int64_t block = bits == 8 ? 1 : dim & -dim;
+    wide.assign(rows * dim, 0.0);
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t d = 0; d < dim; ++d)
+        for (int64_t i = 0; i < block; ++i)
+          wide[row * dim + d] += stored(row, d / block * block + i, dim) *
+                                 (__builtin_popcountll(i & d % block) % 2 ? -1 : 1) /
+                                 sqrt(double(block));
+  }
+  double at(int64_t row, int64_t d, int64_t dim) const { return wide[row * dim + d]; }
+  double stored(int64_t row, int64_t d, int64_t dim) const {
     const unsigned char byte = bytes[row * (dim * bits / 8) + d * bits / 8];
     const int x = bits == 8 ? int8_t(byte) : int8_t(byte << (d % 2 ? 0 : 4)) >> 4;
     return x * double(scales[row * groups + (bits == 8 ? 0 : d / kInt4Group)]);
@@ -200,6 +213,7 @@ void one(int level) {
         for (int64_t j = lengths[b]; j < a.context; ++j)
           for (int64_t g = 0; g < to.groups; ++g)
             to.scales[((b * a.kv_heads + k) * a.context + j) * to.groups + g] = NAN;
+    to.widen(a.batch * a.kv_heads * a.context, dim);
     *base = to.bytes.data();
     *row = dim * a.bits / 8, *head = a.context * *row, *batch = a.kv_heads * *head;
     at->at = to.scales.data();
@@ -336,6 +350,49 @@ void one_product(int level) {
            long(a.width));
 }
 
+// Rows as integers: each is the nearest to what it stands for, in the scale that comes with it.
+void one_quantize(int level) {
+  QuantizeArgs a = {};
+  a.dtype = Dtype(rng() % 3);
+  a.bits = some(5) ? 8 : 4;
+  const int64_t batch = pick({1, 2}), gap = pick({0, 3});
+  a.heads = pick({1, 3}), a.length = pick({1, 5, 64});
+  a.dim = a.bits == 8 ? pick({1, 7, 33, 64, 128}) : pick({2, 16, 34, 64, 80, 128});
+  a.row_row = a.dim + gap, a.row_head = a.length * a.row_row, a.row_batch = a.heads * a.row_head;
+  const int64_t rows = batch * a.heads * a.length;
+  Numbers x(rows * a.row_row - gap, a.dtype);
+  if (some(3))
+    for (int64_t d = 0; d < a.dim; ++d) x.set(d, 0);
+  const int64_t bytes = a.dim * a.bits / 8;
+  const int64_t groups = a.bits == 8 ? 1 : (a.dim + kInt4Group - 1) / kInt4Group;
+  std::vector<unsigned char> integers(rows * bytes);
+  std::vector<float> scales(rows * groups);
+  a.rows = x.data(), a.integers = integers.data(), a.scales = scales.data();
+  void* scratch = aligned_alloc(64, (scratch_bytes(a) + 63) / 64 * 64);
+  const int64_t half = rows / 2;
+  kernels(level).quantize(a, 0, half, static_cast<char*>(scratch));
+  kernels(level).quantize(a, half, rows - half, static_cast<char*>(scratch));
+  free(scratch);
+  const int64_t block = a.bits == 8 ? 1 : a.dim & -a.dim;
+  bool good = true;
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t d = 0; d < a.dim; ++d) {
+      double value = 0;  // with 4 bits by the Hadamard matrix, whose signs count common bits
+      for (int64_t i = 0; i < block; ++i)
+        value += x.at(row * a.row_row + d / block * block + i) *
+                 (__builtin_popcountll(i & d % block) % 2 ? -1 : 1) / sqrt(double(block));
+      const double scale = scales[row * groups + (a.bits == 8 ? 0 : d / kInt4Group)];
+      const unsigned char byte = integers[row * bytes + d * a.bits / 8];
+      const int level_of = a.bits == 8 ? int8_t(byte) : int8_t(byte << (d % 2 ? 0 : 4)) >> 4;
+      const bool outermost = a.bits == 4 && (level_of == -8 || level_of == 7);
+      const double off = fabs(level_of * scale - value), step = fabs(scale);
+      good = good && (off <= 0.501 * step + 1e-5 || (outermost && off <= 2.2 * step));
+    }
+  if (!good && ++failures < 5)
+    printf("level %d dtype %d bits %d: rows of %ld are rounded wrongly\n", level, int(a.dtype),
+           a.bits, long(a.dim));
+}
+
 }  // namespace
 
 int main(int, char** argv) {
@@ -345,6 +402,7 @@ int main(int, char** argv) {
     for (int i = 0; i < calls; ++i) {
       one(level);
       if (i % 4 == 0) one_product(level);
+      if (i % 4 == 1) one_quantize(level);
     }
   printf("%d levels, %d failures\n", best_level() + 1, failures);
   return failures != 0;

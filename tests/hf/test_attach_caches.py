@@ -58,7 +58,7 @@ MODES = {
     "chunked prefill": _generate(PROMPT, prefill_chunk_size=5),
 }
 MODELS = ("llama-gqa", "gemma3", "gpt_oss", "deepseek_v3", "falcon-40b", "t5")
-EXACT = ("paged", "paged:64", "window:200", "window:200,sinks=4")
+EXACT = ("paged", "paged:16", "window:200", "window:200,sinks=4")
 ROUNDED = ("int8", "int4")
 SINKS = "window:9,sinks=3"
 
@@ -102,7 +102,7 @@ def _logits(model: Any, ids: torch.Tensor, pieces: tuple[int, ...] = ()) -> torc
 def test_paged_logits_are_those_of_the_contiguous_cache_bit_for_bit(family: str) -> None:
     model = _attached(family, "contiguous")
     whole, pieces = _logits(model, TEXT), _logits(model, TEXT, (19, 1, 7))
-    for cache in ("paged", "paged:64"):
+    for cache in ("paged", "paged:16"):
         headwise.attach(model, cache=cache)
         assert torch.equal(_logits(model, TEXT), whole)
         assert torch.equal(_logits(model, TEXT, (19, 1, 7)), pieces)
@@ -231,7 +231,7 @@ def test_logits_of_integers_are_those_of_stock_over_rounded_keys_and_values(
         assert (given - expected).norm() < ROUNDED_TOLERANCE * rounding
 
 
-KINDS = {"paged": PagedCache, "paged:64": PagedCache, "int8": QuantizedCache}
+KINDS = {"paged": PagedCache, "paged:16": PagedCache, "int8": QuantizedCache}
 KINDS |= {"int4": QuantizedCache, "window:200,sinks=4": WindowCache}
 
 
@@ -239,7 +239,7 @@ KINDS |= {"int4": QuantizedCache, "window:200,sinks=4": WindowCache}
 def test_the_report_and_the_layers_hold_what_was_asked_for(cache: str) -> None:
     model = make("llama-gqa")
     report = headwise.attach(model, cache=cache)
-    name = "paged:16" if cache == "paged" else cache
+    name = "paged:64" if cache == "paged" else cache
     assert [layer.cache for layer in report.layers] == [name] * 3
     with torch.no_grad():
         held = model(PROMPT, use_cache=True).cache
@@ -308,7 +308,7 @@ def test_attaching_with_another_cache_attaches_again() -> None:
     model = make("llama-gqa")
     first = headwise.attach(model, cache="int8")
     assert headwise.attach(model, cache="int8") is first
-    assert headwise.attach(model, cache="paged").layers[0].cache == "paged:16"
+    assert headwise.attach(model, cache="paged").layers[0].cache == "paged:64"
     with torch.no_grad():
         assert isinstance(model(PROMPT, use_cache=True).cache.layers[0].cache, PagedCache)
     assert len(model._forward_pre_hooks) == 1
@@ -490,7 +490,7 @@ def test_an_encoder_has_no_cache_to_choose() -> None:
     model = make("bert")
     with pytest.raises(
         headwise.UnsupportedError,
-        match=r"^cache='paged:16', and BertModel has no cache that grows: leave it out$",
+        match=r"^cache='paged:64', and BertModel has no cache that grows: leave it out$",
     ):
         headwise.attach(model, cache="paged")
     assert model.config._attn_implementation == "sdpa"

@@ -11,6 +11,7 @@ from headwise.errors import OptionError
 
 Cache = ContiguousCache | PagedCache | QuantizedCache | WindowCache
 
+_PAGE_SIZE = 64
 _FORMS = "contiguous, paged, paged:PAGE_SIZE, int8, int4, window:W or window:W,sinks=S"
 
 
@@ -19,7 +20,7 @@ class CacheChoice:
     """One of the caches and its options; `str` gives the name that `parse` reads.
 
     >>> CacheChoice.parse("paged")
-    CacheChoice(kind='paged', size=16, sinks=0)
+    CacheChoice(kind='paged', size=64, sinks=0)
     >>> str(CacheChoice.parse("window:2048,sinks=4"))
     'window:2048,sinks=4'
     """
@@ -42,7 +43,7 @@ class CacheChoice:
         whole = kind == "paged" or (size is None) != (kind == "window")
         if not kind or not whole or (sinks is not None and kind != "window"):
             raise OptionError(f"cache is {text!r}, expected one of {_FORMS}")
-        choice = cls(kind, int(size or (16 if kind == "paged" else 0)), int(sinks or 0))
+        choice = cls(kind, int(size or (_PAGE_SIZE if kind == "paged" else 0)), int(sinks or 0))
         if kind == "paged" and (choice.size < 1 or choice.size & (choice.size - 1)):
             raise OptionError(
                 f"cache is {text!r}: pages hold a power of two of tokens, as paged:16"
@@ -55,8 +56,8 @@ class CacheChoice:
     def words(self) -> str:
         """What it is, for a report.
 
-        >>> CacheChoice.parse("paged:64").words
-        'paged, 64 tokens a page'
+        >>> CacheChoice.parse("paged:16").words
+        'paged, 16 tokens a page'
         """
         if self.kind == "paged":
             return f"paged, {self.size} tokens a page"

@@ -17,7 +17,7 @@ class PagedCache:
     Example:
         >>> import torch, headwise
         >>> from headwise.caches import PagedCache
-        >>> cache = PagedCache(page_size=16)
+        >>> cache = PagedCache()
         >>> kv = cache.append(torch.randn(1, 3, 40, 64), torch.randn(1, 3, 40, 64))  # a prompt
         >>> cache.select(torch.zeros(16, dtype=torch.int64))  # 16 sequences that begin with it
         >>> cache.length, cache.nbytes == 40 * 2 * 3 * 64 * 4
@@ -39,7 +39,7 @@ class PagedCache:
         ShapeError: a page size that is no power of two, or a capacity below 1.
     """
 
-    def __init__(self, page_size: int = 16, capacity: int | None = None) -> None:
+    def __init__(self, page_size: int = 64, capacity: int | None = None) -> None:
         if not isinstance(page_size, int) or page_size < 1 or page_size & (page_size - 1):
             raise ShapeError(f"page_size is {page_size!r}, expected a power of two")
         if capacity is not None and capacity < 1:

@@ -139,7 +139,7 @@ def attach(
         model: any `PreTrainedModel` whose attention is on Transformers' attention interface, and
             Falcon and Bloom.
         cache: what holds the tokens of the layers that see all of them: "contiguous"; "paged" or
-            "paged:64", pages of 16 or 64 tokens that beams and equal prompts share; "int8" or
+            "paged:16", pages of 64 or 16 tokens that beams and equal prompts share; "int8" or
             "int4", rounded; "window:2048" or "window:2048,sinks=4", the last 2048 tokens and the
             first 4 only. Layers with a sliding window hold what it reaches, whatever is chosen.
         strict: raise where some attention would be left to Transformers. Without it the rest is

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.errors import OptionError
+from headwise.errors import OptionError, ShapeError
 from headwise.ops._call import AttentionCall, Problem, forward_mode
-from headwise.ops._integers import INT4_GROUP, rotate
+from headwise.ops._integers import INT4_GROUP
 from headwise.ops._views import PagedKV, QuantKV
 
 # The instruction sets that the kernels are built for, slowest first: the index is the level.
@@ -208,10 +208,13 @@ def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     key_tail = None if call.key_tail is None else _rows(call.key_tail)
     if isinstance(call.kv, PagedKV):
         table = _rows(call.kv.page_table)
-        out, lse = torch.ops.headwise.attend_paged.default(
-            *(query, _rows(call.key), _rows(call.value), table, call.kv.context),
-            *(tail, key_tail, *options),
-        )
+        try:
+            out, lse = torch.ops.headwise.attend_paged.default(
+                *(query, _rows(call.key), _rows(call.value), table, call.kv.context),
+                *(tail, key_tail, *options),
+            )
+        except RuntimeError as error:  # the pages that a table names are looked at there only
+            raise ShapeError(str(error).rpartition("headwise::attend: ")[2]) from error
     else:
         out, lse = torch.ops.headwise.attend.default(
             query, _rows(call.key), _rows(call.value), tail, key_tail, *options
@@ -222,10 +225,6 @@ def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
 def _attend_quantized(
     call: AttentionCall, kv: QuantKV, query: Tensor, tail: Tensor | None, options: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor | None]:
-    turned = kv.bits == 4
-    if turned:
-        query = rotate(query)
-        tail = None if tail is None else rotate(tail)
     split = tail is not None
     out, lse = torch.ops.headwise.attend_quantized.default(
         *(query, _rows(kv.key), _rows(kv.key_scales)),
@@ -233,7 +232,7 @@ def _attend_quantized(
         *(tail, _rows(kv.value) if split else None, _rows(kv.value_scales) if split else None),
         *options,
     )
-    return rotate(out) if turned else out, lse if call.return_lse else None
+    return out, lse if call.return_lse else None
 
 
 def projects(x: Tensor, weight: Tensor) -> bool:

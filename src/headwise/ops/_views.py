@@ -68,7 +68,7 @@ class PagedKV:
         for name, pool in (("kv.key", self.key), ("kv.value", self.value)):
             _require(name, pool, 4, query.dtype, query.device)
         _require("kv.page_table", self.page_table, 2, torch.int32, query.device)
-        pages, _, size = self.key.shape[:3]
+        size = self.key.shape[2]
         if self.value.shape[:3] != self.key.shape[:3]:
             raise ShapeError(
                 f"kv.value has shape {list(self.value.shape)}, expected [pages, K, page size, V] "
@@ -82,15 +82,6 @@ class PagedKV:
                 f"kv.context is {self.context!r}, expected 0 to {room}, what a row of the page "
                 "table has room for"
             )
-        used = self.page_table[:, : -(-self.context // size)]
-        # on other devices reading the values would stall the queue
-        if self.lengths is None and used.numel() and query.device.type == "cpu":
-            low, high = int(used.min()), int(used.max())
-            if low < 0 or high >= pages:
-                raise ShapeError(
-                    f"kv.page_table names pages {low} to {high}, expected 0 to {pages - 1}, those "
-                    "of the pool"
-                )
 
     def _gathered(self, pool: Tensor) -> Tensor:
         size = pool.shape[2]
@@ -102,6 +93,14 @@ class PagedKV:
             # what lies behind a sequence's last page may name no page
             unused = torch.arange(table.shape[1], device=pool.device) * size
             table = table.masked_fill(unused >= self.lengths[:, None], 0)
+        # on other devices reading the values would stall the queue; the C++ kernels look themselves
+        if pool.device.type == "cpu" and table.numel():
+            low, high = int(table.min()), int(table.max())
+            if low < 0 or high >= len(pool):
+                raise ShapeError(
+                    f"kv.page_table names pages {low} to {high}, expected 0 to {len(pool) - 1}, "
+                    "those of the pool"
+                )
         rows = pool[table].transpose(1, 2).flatten(2, 3)[:, :, : self.context]
         return rows if past is None else rows.masked_fill(past[:, None, :, None], 0.0)
 
