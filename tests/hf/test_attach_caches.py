@@ -374,7 +374,7 @@ def test_a_window_that_has_lost_nothing_goes_on_after_detach(family: str) -> Non
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-@pytest.mark.parametrize("cache", [*ROUNDED, "paged:64", SINKS])
+@pytest.mark.parametrize("cache", [*ROUNDED, "paged:16", SINKS])
 def test_copies_of_an_attached_model_keep_the_choice(cache: str, duplicate: Any) -> None:
     model = _attached("llama-gqa", cache)
     twin = duplicate(model)
