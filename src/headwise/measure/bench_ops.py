@@ -9,6 +9,7 @@ import torch
 from headwise.errors import OptionError
 from headwise.measure.attention_candidates import HEADWISE, chosen_backend
 from headwise.measure.attention_candidates import PEERS as TORCH_PEERS
+from headwise.measure.cache_candidates import CACHES
 from headwise.measure.candidate import Absent, Bind, Candidate, first_line
 from headwise.measure.inputs import Cold, Inputs, LatentInputs, make_cold, make_inputs
 from headwise.measure.latent_candidates import (
@@ -25,7 +26,7 @@ from headwise.measure.verify import TOLERANCES, error, expected
 
 Progress = Callable[[str, int, int], object]
 
-PEERS = (*TORCH_PEERS, ONNXRUNTIME)
+PEERS = (*TORCH_PEERS, ONNXRUNTIME, *CACHES)
 _WARMUP = 3
 
 
@@ -184,7 +185,9 @@ def _enter(
             if isinstance(bind, Absent):
                 left_out.append(LeftOut(name, "absent", bind.reason))
                 continue
-            wrong = error(bind(inputs)(), right)
+            held = candidate.held
+            goal = right if held is None else expected(shape, held(inputs))
+            wrong = error(bind(inputs)(), goal)
         except (RuntimeError, ValueError) as problem:
             if _is_ours(candidate):
                 raise
@@ -219,7 +222,7 @@ def _candidates(shape: Shape, peers: Sequence[str]) -> list[Candidate]:
 
 
 def _peers(shape: Shape) -> tuple[Candidate, ...]:
-    return LATENT_PEERS if shape.latent else PEERS
+    return (*LATENT_PEERS, *CACHES) if shape.latent else PEERS
 
 
 def _is_ours(candidate: Candidate) -> bool:
@@ -241,7 +244,8 @@ def _timed(
 ) -> Timed:
     timing = timings[label]
     low, high = timing.quartiles
-    size, flops = entry.shape.bytes(dtype.itemsize), entry.shape.flops
+    size = entry.shape.bytes(dtype.itemsize, entry.candidate.bits)
+    flops = entry.shape.flops
     rates = size / timing.median, flops / timing.median
     return Timed(
         name=label,

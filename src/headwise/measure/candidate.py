@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from headwise.measure.shape import Shape
-from headwise.ops import Explanation
+from headwise.ops import Bits, Explanation
 
 # Makes a set of inputs ready; what it returns runs them and is done when it returns: [B, H, S, V].
 Bind = Callable[[Any], Callable[[], Tensor]]
@@ -27,13 +27,16 @@ class Candidate:
 
     `missing` says why it cannot run on this machine at all, None if it can. `build` makes ready
     (compiles, say) for a shape and a first set of inputs, and returns what binds a set, or why this
-    shape cannot be run.
+    shape cannot be run. `held` gives the inputs as the candidate holds them where it rounds them,
+    to `bits` bits: its result is compared with what the reference makes of those.
     """
 
     name: str
     about: str
     missing: Callable[[], str | None]
     build: Callable[[Shape, Any], Bind | Absent]
+    held: Callable[[Any], Any] | None = None
+    bits: Bits | None = None
 
 
 def on_each(run: Callable[[Any], Tensor]) -> Bind:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, replace
 
 from headwise.errors import OptionError, SpecError
+from headwise.ops import INT4_GROUP, Bits
 from headwise.spec import AttentionSpec
 
 KINDS = ("decode", "prefill", "mla")
@@ -127,15 +128,27 @@ class Shape:
         folding = self.batch * queries * absorbed.value_dim * (spec.nope_dim + spec.value_dim)
         return 2 * spec.heads * (pairs * (absorbed.head_dim + absorbed.value_dim) + folding)
 
-    def bytes(self, itemsize: int) -> int:
-        """Bytes that the call must move at least: cache, query and output once; MLA's weights."""
+    def bytes(self, itemsize: int, bits: Bits | None = None) -> int:
+        """Bytes that the call must move at least: cache, query and output once; MLA's weights.
+
+        With `bits` the cache is of such integers and their scales.
+        """
         spec = self.spec
         rows = self.batch * self.query_length * spec.heads * (spec.head_dim + spec.value_dim)
         cached = self.tokens * spec.cache_elements_per_token
         weights = 0
         if self.latent:
             weights = spec.heads * spec.absorbed().value_dim * (spec.nope_dim + spec.value_dim)
-        return itemsize * (cached + rows + weights)
+        if bits is None:
+            return itemsize * (cached + rows + weights)
+        absorbed = spec.absorbed() if self.latent else spec
+        value_dim = absorbed.value_dim
+        other = absorbed.head_dim - value_dim if self.latent else absorbed.head_dim
+        row_bytes = sum(
+            dim * bits // 8 + 4 * (1 if bits == 8 else -(-dim // INT4_GROUP))
+            for dim in (value_dim, other)
+        )
+        return self.tokens * absorbed.kv_heads * row_bytes + itemsize * (rows + weights)
 
     def beside(self, threads: int) -> "Beside | None":
         """What is timed beside this shape, None if nothing is."""
