@@ -53,6 +53,24 @@ def test_tokens_are_those_of_stock_transformers(
     assert found["runs"][0]["tokens"] == expected[0, ids.shape[1] :].tolist()
 
 
+@pytest.mark.parametrize(
+    ("cache", "bytes_of_a_row"),
+    [("paged", 4 * HEAD_DIM), ("int8", HEAD_DIM + 4), ("int4", HEAD_DIM // 2 + 4)],
+)
+def test_the_cache_is_the_one_that_was_asked_for(
+    tiny: Path, capsys: pytest.CaptureFixture[str], cache: str, bytes_of_a_row: int
+) -> None:
+    options = [str(tiny), "--prompt", "x" * 29, "--max-new-tokens", "7", "--cache", cache]
+    found = run_json(capsys, *options, "--against", "sdpa")
+    ours, stock = found["runs"]
+    assert [each["cache"] for each in ours["layers"]] == ["paged:64" if cache == "paged" else cache]
+    assert [each["cache"] for each in stock["layers"]] == ["Transformers"]
+    assert ours["cache"]["bytes_per_token"] == LAYERS * 2 * KV_HEADS * bytes_of_a_row
+    assert found["identical"] or cache != "paged"
+    assert main(["generate", *options]) == 0
+    assert ours["layers"][0]["cache"] in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("one", "other"), [("headwise", "sdpa"), ("sdpa", "eager")])
 def test_a_comparison_runs_both_and_says_whether_tokens_are_identical(
     tiny: Path, capsys: pytest.CaptureFixture[str], one: str, other: str
@@ -185,6 +203,9 @@ def test_a_gguf_file_generates(
         (["--seed", "-1"], "seed is -1"),
         (["--dtype", "int3"], "'int3'"),
         (["--attention", "flash"], "'flash'"),
+        (["--cache", "int3"], "cache is 'int3', expected one of contiguous"),
+        (["--cache", "paged:7"], "pages hold a power of two"),
+        (["--cache", "int8", "--attention", "sdpa"], "--cache int8 is for headwise"),
         (["--against", "headwise"], "choose another"),
         (["--device", "abacus"], "device 'abacus'"),
         (["--no-such-option"], "--no-such-option"),

@@ -90,6 +90,24 @@ def test_every_peer_gives_the_right_result_or_says_why_it_cannot(
     assert found.bytes == parse_shape(text).bytes(dtype.itemsize)
 
 
+@pytest.mark.parametrize(
+    ("text", "bits", "size"),
+    [
+        ("decode:6/2:d16:47", 8, 47 * 2 * 2 * (16 + 4)),
+        ("decode:6/2:d16:47", 4, 47 * 2 * 2 * (8 + 4)),
+        ("decode:6/2:d80:47", 4, 47 * 2 * 2 * (40 + 3 * 4)),
+        ("mla:4:d16/8:r64+16:47", 8, 47 * (64 + 4 + 16 + 4)),
+        ("mla:4:d16/8:r64+16:47", 4, 47 * (32 + 2 * 4 + 8 + 4)),
+    ],
+)
+def test_a_cache_of_integers_is_judged_by_its_own_bytes(text: str, bits: int, size: int) -> None:
+    shape = parse_shape(text)
+    cached = shape.tokens * shape.spec.cache_elements_per_token
+    assert shape.bytes(4, bits) == shape.bytes(4) - 4 * cached + size
+    timed = bench(text, peers=(f"int{bits}",)).timed[1]
+    assert timed.bytes_per_second == pytest.approx(shape.bytes(4, bits) / timed.seconds)
+
+
 @pytest.mark.parametrize("text", ["decode:6/2:d16:47:b3", "decode:6/2:d16:40:b3:ragged"])
 def test_onnx_runtime_decodes_in_float32(text: str) -> None:
     names = [at.name for at in bench(text, peers=("onnxruntime",)).timed]

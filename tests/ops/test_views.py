@@ -1,0 +1,289 @@
+"""Keys and values in pages and as integers, read in place: what two tensors of the same give."""
+
+import math
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import headwise
+from headwise import PagedKV, QuantKV, ShapeError, attention, latent_attention
+from headwise.ops import (
+    _cpu,
+    _integers,
+    attention_weights,
+    dequantize,
+    explain,
+    explain_problem,
+    quantize,
+)
+from headwise.ops._attention import make_call
+from ops.calls import attention_calls
+
+assert _cpu.available()[0], _cpu.available()[1]
+LEVELS = list(range(torch.ops.headwise.best_level() + 1))
+# int8 is multiplied with queries and weights of 16 bits
+SHORT = 2**-11
+
+
+def in_pages(key, value, size, lengths=None):
+    """A view over shuffled pages of a pool, whatever holds no token NaN."""
+    batch, heads, context, _ = key.shape
+    each = -(-context // size)
+    order = torch.randperm(batch * each + 3)[: batch * each].view(batch, each)
+    pools = []
+    for rows in (key, value):
+        pool = rows.new_full((heads, batch * each + 3, size, rows.shape[3]), math.nan)
+        padded = rows.new_full((batch, heads, each * size, rows.shape[3]), math.nan)
+        padded[:, :, :context] = rows
+        pool[:, order] = padded.unflatten(2, (each, size)).transpose(0, 1)
+        pools.append(pool.transpose(0, 1))
+    return PagedKV(
+        key=pools[0],
+        value=pools[1],
+        page_table=order.int(),
+        context=context,
+        lengths=lengths,
+    )
+
+
+def as_integers(key, value, bits):
+    first, second = quantize(key, bits), quantize(value, bits)
+    return QuantKV(
+        key=first[0], key_scales=first[1], value=second[0], value_scales=second[1], bits=bits
+    )
+
+
+@given(call=attention_calls(), level=st.sampled_from(LEVELS), size=st.sampled_from([1, 2, 8]))
+def test_pages_give_what_one_buffer_gives_to_the_bit(call, level, size):
+    options = dict(call.options)
+    lengths = options.pop("kv_lengths", None)
+    # memory order aside: matrix products of PyTorch may take another way for other strides
+    query, key, value = (tensor.contiguous() for tensor in call.tensors.values())
+    if lengths is not None:  # gathered pages are zero past a length
+        held = torch.arange(key.shape[2]) < lengths[:, None]
+        key, value = (rows.masked_fill(~held[:, None, :, None], 0.0) for rows in (key, value))
+    view = in_pages(key, value, size, lengths)
+    with mock.patch.object(_cpu, "_level", level):
+        for backend in ("cpu", "torch", "reference"):
+            if backend == "cpu" and query.dtype == torch.float64:
+                continue
+            options["backend"] = backend
+            expected = attention(query, key, value, kv_lengths=lengths, **options)
+            found = attention(query, kv=view, **options)
+            pairs = zip(found, expected) if isinstance(found, tuple) else [(found, expected)]
+            for one, other in pairs:
+                assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "length", "context", "dim", "value_dim"),
+    [
+        (4, 4, 1, 300, 64, 64),
+        (6, 2, 1, 65, 80, 34),
+        (8, 2, 3, 129, 128, 128),
+        (32, 1, 1, 300, 96, 96),
+        (4, 2, 40, 200, 64, 32),
+    ],
+)
+def test_integers_give_what_they_stand_for(
+    heads, kv_heads, length, context, dim, value_dim, bits, level
+):
+    torch.manual_seed(bits)
+    query = torch.randn(2, heads, length, dim)
+    key, value = (
+        torch.randn(2, kv_heads, context, dim),
+        torch.randn(2, kv_heads, context, value_dim),
+    )
+    view = as_integers(key, value, bits)
+    rounded = view.dense(torch.float32)
+    lengths = torch.tensor([context, context // 3])
+    for scales in (view.key_scales, view.value_scales):
+        scales[1, :, context // 3 :] = math.nan
+    window = context // 2
+    options = {
+        "causal": True,
+        "window": window,
+        "kv_lengths": lengths,
+        "softcap": 3.0,
+        "sinks": torch.randn(heads),
+        "alibi_slopes": torch.rand(heads) / 50,
+        "mask": torch.rand(1, 1, length, context) < 0.8,
+        "bias": torch.randn(1, heads, 1, context),
+        "return_lse": True,
+    }
+    with mock.patch.object(_cpu, "_level", level):
+        found = attention(query, kv=view, backend="cpu", **options)
+    expected = attention(query, *rounded, backend="reference", **options)
+    close = SHORT if bits == 8 else 2e-5
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=close, rtol=close)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("paradigm", ["absorbed", "expanded", "auto"])
+@pytest.mark.parametrize("layout", ["paged", "int8", "int4"])
+def test_latents_in_pages_and_as_integers(layout, paradigm, level):
+    torch.manual_seed(0)
+    heads, rank, rope, nope, out = 4, 64, 16, 24, 20
+    latent, key_rope = torch.randn(2, 1, 130, rank), torch.randn(2, 1, 130, rope)
+    query = torch.randn(2, heads, 2, nope), torch.randn(2, heads, 2, rope)
+    weights = {"w_uk": torch.randn(heads, nope, rank), "w_uv": torch.randn(heads, out, rank)}
+    if layout == "paged":
+        view = in_pages(latent, key_rope, 16)
+    else:
+        view = as_integers(latent, key_rope, int(layout[3:]))
+    held = [rows[:, 0] for rows in view.dense(torch.float32)]
+    options = {"paradigm": paradigm, "causal": True, "return_lse": True}
+    with mock.patch.object(_cpu, "_level", level):
+        found = latent_attention(*query, kv=view, **weights, **options)
+    expected = latent_attention(*query, *held, **weights, **options, backend="reference")
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-2, rtol=2e-4)
+
+
+def test_the_weights_of_a_view_are_those_of_its_keys():
+    query, key = torch.randn(1, 4, 3, 16), torch.randn(1, 2, 20, 16)
+    view = in_pages(key, key, 8)
+    expected = attention_weights(query, key, causal=True)
+    assert torch.equal(attention_weights(query, kv=view, causal=True), expected)
+
+
+def test_the_explanation_says_what_is_done_with_a_view():
+    query, key = torch.randn(1, 4, 1, 16), torch.randn(1, 2, 20, 16)
+    words = str(explain(query, kv=in_pages(key, key, 8)))
+    assert "paged in place" in words
+    assert words.count("pages gathered first") == 2
+    words = str(explain(query, kv=as_integers(key, key, 4)))
+    assert "int4 in place" in words
+    assert words.count("int4 dequantised first") == 2
+    wide = make_call(
+        torch.randn(1, 1, 1, 600), None, None, kv=in_pages(*[torch.randn(1, 1, 3, 600)] * 2, 4)
+    )
+    assert explain_problem(wide.problem()).chosen == "torch"
+
+
+def test_the_operators_pass_opcheck():
+    query, key = torch.randn(2, 4, 3, 16), torch.randn(2, 2, 70, 16)
+    rest = (0.25, True, 5, 2.0, torch.randn(4), torch.rand(4), torch.randn(1, 1, 1, 70))
+    rest += (torch.ones(2, 1, 3, 70, dtype=torch.bool), torch.tensor([3, 70]), True, 0)
+    ops, view = torch.ops.headwise, in_pages(key, key, 16)
+    pages = (query, view.key, view.value, view.page_table, 70, None, None)
+    torch.library.opcheck(ops.attend_paged.default, (*pages, *rest))
+    for bits in (8, 4):
+        kv = as_integers(key, key, bits)
+        integers = (query, kv.key, kv.key_scales, kv.value, kv.value_scales, bits)
+        torch.library.opcheck(ops.attend_quantized.default, (*integers, None, None, None, *rest))
+        torch.library.opcheck(ops.quantize.default, (key, bits, 0))
+
+
+def test_views_compile_whole():
+    query, key = torch.randn(1, 4, 1, 16), torch.randn(1, 2, 40, 16)
+    pages, integers = in_pages(key, key, 16), as_integers(key, key, 8)
+
+    def both(query):
+        first = attention(
+            query,
+            kv=PagedKV(key=pages.key, value=pages.value, page_table=pages.page_table, context=40),
+            causal=True,
+        )
+        return first, attention(query, kv=integers, causal=True)
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    for one, other in zip(compiled(query), both(query), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dim", [2, 30, 32, 34, 64, 80, 512])
+def test_the_kernel_rounds_as_pytorch_does(dim, bits, dtype, level):
+    rows = torch.randn(3, 2, 33, dim)
+    rows[..., 0] *= 9
+    rows[1, 1, 5] = 0
+    rows = rows.to(dtype)
+    with mock.patch.object(_cpu, "_level", level):
+        integers, scales = quantize(rows.transpose(0, 1), bits)
+    expected = _integers.quantize(rows.transpose(0, 1), bits)
+    # the sums of a rotation are in another order: an element may lie on the edge of two integers,
+    # and two scales may be as good
+    wrong = dequantize(integers, scales, bits) - dequantize(*expected, bits)
+    assert wrong.norm() <= (0 if bits == 8 else 0.01) * rows.float().norm()
+    error = (dequantize(integers, scales, bits) - rows.transpose(0, 1).float()).norm()
+    torch_error = (dequantize(*expected, bits) - rows.transpose(0, 1).float()).norm()
+    assert error <= 1.0001 * torch_error + 1e-6
+
+
+def ones(*shape, dtype=torch.float32):
+    return torch.ones(shape, dtype=dtype)
+
+
+TABLE = torch.tensor([[0, 1]], dtype=torch.int32)
+PAGED = {"key": ones(3, 2, 8, 16), "value": ones(3, 2, 8, 4), "page_table": TABLE, "context": 9}
+QUANT = {
+    "key": ones(1, 2, 9, 16, dtype=torch.int8),
+    "key_scales": ones(1, 2, 9, 1),
+    "value": ones(1, 2, 9, 4, dtype=torch.int8),
+    "value_scales": ones(1, 2, 9, 1),
+    "bits": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("view", "changes", "message"),
+    [
+        (PagedKV, {"key": ones(3, 2, 8)}, "kv.key has shape [3, 2, 8]"),
+        (PagedKV, {"value": ones(3, 2, 8, 4).half()}, "kv.value has shape [3, 2, 8, 4] and dtype"),
+        (PagedKV, {"value": ones(4, 2, 8, 4)}, "kv.value has shape [4, 2, 8, 4], expected"),
+        (PagedKV, {"key": ones(3, 2, 6, 16), "value": ones(3, 2, 6, 4)}, "pages hold 6 tokens"),
+        (PagedKV, {"page_table": TABLE.long()}, "kv.page_table has shape [1, 2] and dtype"),
+        (PagedKV, {"context": 17}, "kv.context is 17, expected 0 to 16"),
+        (PagedKV, {"context": -1}, "kv.context is -1"),
+        (PagedKV, {"page_table": TABLE + 2}, "page"),
+        (PagedKV, {"page_table": TABLE - 1}, "page"),
+        (PagedKV, {"page_table": TABLE.repeat(2, 1)}, "expected [B, K, L, D] with B=1"),
+        (PagedKV, {"lengths": torch.tensor([10])}, "kv_lengths run from 10 to 10"),
+        (QuantKV, {"bits": 5}, "kv.bits is 5, expected 4 or 8"),
+        (QuantKV, {"key": ones(1, 2, 9, 16)}, "kv.key has shape [1, 2, 9, 16] and dtype"),
+        (
+            QuantKV,
+            {"key_scales": ones(1, 2, 9, 2)},
+            "kv.key has shape [1, 2, 9, 16] and its scales",
+        ),
+        (QuantKV, {"value": ones(1, 2, 8, 4, dtype=torch.int8)}, "kv.value has shape [1, 2, 8, 4]"),
+        (QuantKV, {"key": ones(1, 2, 9, 8, dtype=torch.int8)}, "expected [B, K, L, D] with B=1"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_a_bad_view_is_refused_in_one_line(view, changes, message, backend):
+    kv = view(**{**(PAGED if view is PagedKV else QUANT), **changes})
+    with pytest.raises(ShapeError) as caught:
+        attention(ones(1, 4, 1, 16), kv=kv, causal=True, backend=backend)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_view_stands_for_both_tensors():
+    query, key = ones(1, 4, 1, 16), ones(1, 2, 9, 16)
+    kv = PagedKV(**PAGED)
+    with pytest.raises(ShapeError, match="kv= stands for key and value"):
+        attention(query, key, kv=kv)
+    with pytest.raises(ShapeError, match="give key and value, or kv="):
+        attention(query)
+    with pytest.raises(ShapeError, match="kv is a tuple"):
+        attention(query, kv=(key, key))
+    with pytest.raises(ShapeError, match="kv has lengths of its own"):
+        attention(
+            query, kv=PagedKV(**PAGED, lengths=torch.tensor([3])), kv_lengths=torch.tensor([3])
+        )
+    with pytest.raises(ShapeError, match="give latent and key_rope, or kv="):
+        latent_attention(query, query)
+    with pytest.raises(ShapeError, match="kv holds 2 heads, expected 1"):
+        latent_attention(query, ones(1, 4, 1, 4), kv=kv, w_uk=ones(4, 16, 8), w_uv=ones(4, 8, 8))
+    assert repr(kv) == "PagedKV(B=1, K=2, L=9, D=16, V=4)"
+    assert headwise.PagedKV is PagedKV
