@@ -271,7 +271,8 @@ def test_a_peer_that_computes_no_shape_is_not_looked_for(monkeypatch: pytest.Mon
     slow = replace(bench_ops.PEERS[0], name="slow", missing=missing)
     monkeypatch.setattr(bench_ops, "PEERS", (slow, *bench_ops.PEERS))
     latent = parse_shape("mla:7:41")
-    assert select_peers([], [latent]) == (["torch", "matmul"], [])
+    caches = ["paged-16", "paged-64", "int8", "int4"]
+    assert select_peers([], [latent]) == (["torch", "matmul", *caches], [])
     with pytest.raises(OptionError, match="peer slow computes none of these shapes"):
         select_peers(["slow"], [latent])
 
