@@ -21,12 +21,12 @@ HEADWISE_INLINE void with_bias(const AttendArgs& args, int64_t at, const What& w
     what(static_cast<const double*>(args.bias) + at);
 }
 
-// Calls what(pointer) with `base` in the dtype of query and result.
+// Calls what(pointer) with `base` in one of the three dtypes that are served.
 template <class What>
-HEADWISE_INLINE void with_dtype(const AttendArgs& args, const void* base, const What& what) {
-  if (args.dtype == kFloat32)
+HEADWISE_INLINE void with_dtype(Dtype dtype, const void* base, const What& what) {
+  if (dtype == kFloat32)
     what(static_cast<const float*>(base));
-  else if (args.dtype == kBfloat16)
+  else if (dtype == kBfloat16)
     what(static_cast<const bf16*>(base));
   else
     what(static_cast<const f16*>(base));

@@ -25,17 +25,27 @@ HEADWISE_INLINE void add_to(__m256i& total, __m256i x) {
   asm("vpaddd %1, %0, %0" : "+x"(total) : "x"(x));
 }
 
-// Rounds `count` floats, a multiple of 16, to 16 bits; returns what an integer stands for, and adds
-// the integers up.
-HEADWISE_INLINE float to_integers(const float* from, int64_t count, int16_t* to, int32_t* sum) {
-  __m256 high = _mm256_setzero_ps();
+// Rounds `count` floats, a multiple of 16, to integers up to `most`; returns what an integer stands
+// for, and adds the integers up. Where a float is no number, an integer stands for none.
+HEADWISE_INLINE float to_integers(const float* from, int64_t count, float most, int16_t* to,
+                                  int32_t* sum) {
+  __m256 high = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
   const __m256 sign = _mm256_set1_ps(-0.0f);
-  for (int64_t at = 0; at < count; at += 8)
-    high = _mm256_max_ps(high, _mm256_andnot_ps(sign, _mm256_loadu_ps(from + at)));
+  for (int64_t at = 0; at < count; at += 8) {
+    const __m256 x = _mm256_loadu_ps(from + at);
+    high = _mm256_max_ps(high, _mm256_andnot_ps(sign, x));
+    odd = _mm256_or_ps(odd, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  }
   __m128 half = _mm_max_ps(_mm256_castps256_ps128(high), _mm256_extractf128_ps(high, 1));
   half = _mm_max_ps(half, _mm_movehl_ps(half, half));
   const float top = _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
-  const __m256 factor = _mm256_set1_ps(top > 0.0f ? 32767.0f / top : 0.0f);
+  if (_mm256_movemask_ps(odd) != 0 || top > 3e38f) {
+    __builtin_memset(to, 0, sizeof(int16_t) * count);
+    *sum = 0;
+    return __builtin_nanf("");
+  }
+  // what is below can be nothing beside any other number
+  const __m256 factor = _mm256_set1_ps(top > 1e-30f ? most / top : 0.0f);
   __m256i total = _mm256_setzero_si256();
   for (int64_t at = 0; at < count; at += 16) {
     const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(from + at), factor));
@@ -49,7 +59,7 @@ HEADWISE_INLINE float to_integers(const float* from, int64_t count, int16_t* to,
       _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
   part = _mm_add_epi32(part, _mm_shuffle_epi32(part, 0x4e));
   *sum = _mm_cvtsi128_si32(_mm_add_epi32(part, _mm_shuffle_epi32(part, 0xb1)));
-  return top / 32767.0f;
+  return top / most;
 }
 
 // The sums of all lanes of two vectors, as floats.
@@ -61,7 +71,11 @@ HEADWISE_INLINE void store_sums(__m256i a, __m256i b, float* to) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_castps_si128(_mm_cvtepi32_ps(x)));
 }
 
-// The scores of R rows and 4 keys, without any scale. Sums of up to 576 products fit 32 bits.
+// The largest integer of a query: 32 bits are to hold the sum of its products with -128 to 127.
+HEADWISE_INLINE float most_of_query(int64_t dim) { return dim > 512 ? 16383.0f : 32767.0f; }
+constexpr float kMostOfWeight = 32767.0f;
+
+// The scores of R rows and 4 keys, without any scale.
 // query: R rows `query_stride` apart, zero-padded.
 template <int R>
 HEADWISE_INLINE void score_integers(const int16_t* query, int64_t query_stride,

@@ -13,31 +13,33 @@ HEADWISE_INLINE float nearest(float x) { return (x + 12582912.0f) - 12582912.0f;
 // The integers -8 to 7 of a group, and its scale: of some that make the largest element one of the
 // outermost integers, or a little less, the one with the smallest error.
 inline float quantize_group(const float* x, int count, float* levels) {
-  float low = 0.0f, high = 0.0f;
+  float low = 0.0f, high = 0.0f, odd = 0.0f;
   for (int i = 0; i < count; ++i) {
     low = x[i] < low ? x[i] : low;
     high = x[i] > high ? x[i] : high;
+    odd += x[i] * 0.0f;
   }
   const float top = -low > high ? -low : high;
-  if (top == 0.0f) {
+  // what is no number stays none; scales of next to nothing would underflow
+  if (odd != odd || top < 1e-30f) {
     for (int i = 0; i < count; ++i) levels[i] = 0.0f;
-    return 0.0f;
+    return odd != odd ? odd : 0.0f;
   }
   // the sign that makes the largest element -8
   const float outermost = (-low > high ? 1.0f : -1.0f) * top / 8.0f;
-  float best = 0.0f, least = kInfinity;
+  float best = top / 7.0f, least = kInfinity;
   for (int candidate = 0; candidate < 6; ++candidate) {
     const float base = candidate % 2 == 0 ? top / 7.0f : outermost;
     const float scale = base * (1.0f - 0.1f * float(candidate / 2));
     float error = 0.0f;
     for (int i = 0; i < count; ++i) {
-      float level = nearest(x[i] / scale);
+      const float wanted = x[i] / scale;
+      float level = nearest(wanted);
       level = level < -8.0f ? -8.0f : level > 7.0f ? 7.0f : level;
-      const float off = level * scale - x[i];
-      error += off * off;
+      error += (level - wanted) * (level - wanted);
     }
-    // not `error < least` alone: a NaN is to end up in the scale
-    if (error < least || error != error) {
+    error *= (scale / top) * (scale / top);
+    if (error < least) {
       least = error;
       best = scale;
     }
@@ -59,9 +61,7 @@ inline void quantize_rows(const QuantizeArgs& args, int64_t first, int64_t count
     const int64_t at = index / (args.heads * args.length) * args.row_batch +
                        index / args.length % args.heads * args.row_head +
                        index % args.length * args.row_row;
-    AttendArgs of_dtype = {};
-    of_dtype.dtype = args.dtype;
-    with_dtype(of_dtype, args.rows, [&](const auto* base) HEADWISE_LAMBDA {
+    with_dtype(args.dtype, args.rows, [&](const auto* base) HEADWISE_LAMBDA {
       for (int64_t d = 0; d < dim; ++d) row[d] = to_float(base[at + d]);
     });
     unsigned char* to = args.integers + index * bytes;

@@ -285,7 +285,7 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
       for (int64_t d = 0; d < query_width; ++d)
         narrow[row * query_width + d] = d < dim ? from[d] : bf16{0};
     } else {
-      with_dtype(args, args.query, [&](const auto* base) HEADWISE_LAMBDA {
+      with_dtype(args.dtype, args.query, [&](const auto* base) HEADWISE_LAMBDA {
         for (int64_t d = 0; d < query_width; ++d)
           query[row * query_width + d] = d < dim ? to_float(base[offset + d]) : 0.0f;
       });
@@ -294,7 +294,8 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
       if constexpr (kIntegers) {
         float* own = query + row * query_width;
         int32_t unused;
-        query_unit[row] = to_integers(own, query_width, reinterpret_cast<int16_t*>(own), &unused);
+        query_unit[row] = to_integers(own, query_width, most_of_query(dim),
+                                      reinterpret_cast<int16_t*>(own), &unused);
       }
 #endif
     }
@@ -358,7 +359,7 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
 #if defined(__AVX2__)
       if constexpr (kIntegers) {
         Whole& known = weights_whole[row];
-        known.unit = to_integers(s, kBlock, whole + row * kBlock, &known.sum);
+        known.unit = to_integers(s, kBlock, kMostOfWeight, whole + row * kBlock, &known.sum);
       }
 #endif
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)

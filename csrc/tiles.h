@@ -144,6 +144,14 @@ HEADWISE_INLINE bool soften_rows(float* score, float scale, float* top, float* t
   return all((vi)(now == before));
 }
 
+// Whether integers of keys and values that share their memory stand for the same numbers.
+HEADWISE_INLINE bool same_scales(const AttendArgs& args) {
+  if (args.bits == 0) return true;
+  const Scales &key = args.key_scales, &value = args.value_scales;
+  return args.value_dim == args.dim && key.at == value.at && key.batch == value.batch &&
+         key.head == value.head && key.row == value.row;
+}
+
 // The keys first..first + count as the engine's product reads them: in place where it can.
 template <class Engine, class Rows>
 HEADWISE_INLINE Block<typename Engine::Element> key_block(const Rows& rows, int64_t first,
@@ -176,7 +184,8 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
   const int64_t query_tile = (key_width + tail_width) * W;  // elements of W queries
   const bool value_is_key = args.value == args.key && value_dim <= dim &&
                             args.value_row == args.key_row && args.value_head == args.key_head &&
-                            args.value_batch == args.key_batch;
+                            args.value_batch == args.key_batch &&
+                            same_scales(args);
   Engine engine;
   Scratch scratch = {memory};
   float* top = scratch.take<float>(all_rows);

@@ -47,7 +47,7 @@ struct FloatEngine {
   static void pack_queries(const AttendArgs& args, const void* base, const int64_t* rows, int count,
                            int64_t dim, float* to) {
     if (count < W) __builtin_memset(to, 0, sizeof(float) * dim * W);
-    with_dtype(args, base, [&](const auto* from) HEADWISE_LAMBDA {
+    with_dtype(args.dtype, base, [&](const auto* from) HEADWISE_LAMBDA {
       float line[kMostDim];
       for (int row = 0; row < count; ++row) {
         for (int64_t d = 0; d < dim; ++d) line[d] = to_float(from[rows[row] + d]);

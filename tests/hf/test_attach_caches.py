@@ -510,3 +510,26 @@ def test_a_cache_that_the_user_passes_is_left_alone() -> None:
     own = DynamicCache(config=model.config)
     model.generate(PROMPT, max_new_tokens=3, do_sample=False, cache=own)
     assert {type(layer) for layer in own.layers} == {DynamicLayer}
+
+
+def test_rows_that_were_handed_out_cannot_be_written_to() -> None:
+    model = _attached("llama-gqa", "paged")
+    with torch.no_grad():
+        keys = model(PROMPT, use_cache=True).cache.layers[0].keys
+        with pytest.raises(headwise.UnsupportedError, match="writes to keys or values"):
+            keys.mul_(2)
+        assert torch.equal(copy.deepcopy(keys) + 0, keys + 0)
+
+
+def test_a_refused_cache_leaves_the_model_attached() -> None:
+    model = make("gpt2", n_embd=42)  # whose head dim is odd
+    first = headwise.attach(model)
+    with pytest.raises(headwise.UnsupportedError, match="int4"):
+        headwise.attach(model, cache="int4")
+    assert headwise.attach(model) is first
+    for wrong in (None, 8):
+        with pytest.raises(headwise.OptionError, match="expected a name"):
+            headwise.attach(model, cache=wrong)  # type: ignore[arg-type]
+    with pytest.raises(headwise.OptionError, match="1 to 2"):
+        headwise.attach(model, cache="window:99999999999999999999")
+    assert headwise.attach(model) is first

@@ -107,5 +107,5 @@ def test_a_paged_cache_has_the_tokens_of_the_contiguous_one(
     inputs = tokenizer(TEXTS[1], return_tensors="pt")
     headwise.attach(model)
     expected = model.generate(**inputs, **PLAIN, **options)
-    assert headwise.attach(model, cache="paged").layers[0].cache == "paged:16"
+    assert headwise.attach(model, cache="paged").layers[0].cache == "paged:64"
     assert torch.equal(model.generate(**inputs, **PLAIN, **options), expected)

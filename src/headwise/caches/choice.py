@@ -36,6 +36,8 @@ class CacheChoice:
         Raises:
             OptionError: says what is expected.
         """
+        if not isinstance(text, str):
+            raise OptionError(f"cache is a {type(text).__name__}, expected a name: {_FORMS}")
         found = re.fullmatch(
             r"(contiguous|int8|int4|paged|window)(?::(\d+)(?:,sinks=(\d+))?)?", text
         )
@@ -48,8 +50,8 @@ class CacheChoice:
             raise OptionError(
                 f"cache is {text!r}: pages hold a power of two of tokens, as paged:16"
             )
-        if kind == "window" and choice.size < 1:
-            raise OptionError(f"cache is {text!r}, expected a window of at least 1 token")
+        if kind == "window" and not 1 <= choice.size < 2**31:
+            raise OptionError(f"cache is {text!r}, expected a window of 1 to 2**31 - 1 tokens")
         return choice
 
     @property

@@ -198,6 +198,8 @@ class PagedCache:
     def share(self, source: int, length: int, targets: Sequence[int]) -> None:
         """Make the sequences `targets` begin with, and hold only, the first tokens of `source`.
 
+        The source stays as it is, also where it is among the targets.
+
         Raises:
             ShapeError: a sequence that is not held, or more tokens than `source` has.
         """
@@ -210,8 +212,8 @@ class PagedCache:
             raise ShapeError(
                 f"share {length} tokens of sequence {source}, which has {self._lengths[source]}"
             )
-        others = [at for at in targets if at != source]
         table, lengths = self._table.clone(), list(self._lengths)
+        others = [at for at in targets if at != source]
         table[others] = self._table[source]
         for at in others:
             lengths[at] = length
@@ -298,9 +300,9 @@ class PagedCache:
         pool, missing = len(self._users), pages - len(self._free)
         if missing <= 0 and self._pools is not None:
             return
-        per_page = self.page_size * first.shape[1]
-        per_page *= sum(t.shape[3] * t.element_size() for t in (first, second))
-        wanted = grown_capacity(pool + missing, per_page)
+        per_token = first.shape[1] * sum(t.shape[3] * t.element_size() for t in (first, second))
+        per_page = self.page_size * per_token
+        wanted = self._pages_of(grown_capacity((pool + missing) * self.page_size, per_token))
         if self.capacity is not None:
             most = self._pages_of(self.capacity)
             if pool + missing > most:

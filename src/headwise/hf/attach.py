@@ -139,7 +139,7 @@ def attach(
         model: any `PreTrainedModel` whose attention is on Transformers' attention interface, and
             Falcon and Bloom.
         cache: what holds the tokens of the layers that see all of them: "contiguous"; "paged" or
-            "paged:16", pages of 64 or 16 tokens that beams and equal prompts share; "int8" or
+            "paged:16", pages of 64 or 16 tokens, which beams share; "int8" or
             "int4", rounded; "window:2048" or "window:2048,sinks=4", the last 2048 tokens and the
             first 4 only. Layers with a sliding window hold what it reaches, whatever is chosen.
         strict: raise where some attention would be left to Transformers. Without it the rest is
@@ -162,6 +162,8 @@ def attach(
         if stays and attachment.choice == choice:
             report: AttachReport = attachment.report
             return report
+        spec = _spec(model)
+        _require_cache(model, spec, _grows_a_cache(model, spec), choice)
         detach(model)  # another attention was set since, or another cache is asked for
     own, sparse = own_forward.own_modules(model), _sparse_modules(model)
     if not own:

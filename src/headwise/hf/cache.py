@@ -67,7 +67,7 @@ class OwnLayer(CacheLayerMixin):
     @property
     def is_initialized(self) -> bool:
         """Whether memory has been allocated."""
-        return self.keys is not None
+        return bool(self.cache.reserved_bytes) or self.keys is not None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for tensors like these, and hold none of them."""
@@ -231,7 +231,7 @@ class SinksLayer(ContiguousLayer):
             cache.columns(queries),
             cache.length,
             cache.mask(queries),
-            whole=cache.length <= cache.window + cache.sinks,
+            whole=key.shape[2] == cache.length <= cache.window + cache.sinks,
         )
         return (
             HandedRows(view, key.dtype, is_value=False),

@@ -1,5 +1,6 @@
 """What a cache layer hands to the attention function when keys and values are not two tensors."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +42,8 @@ class WindowKV:
 class HandedRows(Tensor):
     """Keys or values of a view, with their shape [B,K,L,D] and no memory of their own.
 
-    Our attention function takes the view out. Whatever else uses them, stock attention or a module
-    that expands latents, gets a dense copy.
+    Our attention function takes the view out. Whatever else computes with them, stock attention or
+    a module that expands latents, gets a dense copy.
     """
 
     kv: PagedKV | QuantKV | WindowKV
@@ -79,10 +80,19 @@ class HandedRows(Tensor):
             )
         return self.kv.dense(self.dtype)[int(self.is_value)]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "HandedRows":
+        return HandedRows(copy.deepcopy(self.kv, memo), self.dtype, is_value=self.is_value)
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        for given, value in zip(function._schema.arguments, args, strict=False):
+            if isinstance(value, cls) and given.alias_info and given.alias_info.is_write:
+                raise UnsupportedError(
+                    f"{function} writes to keys or values that a cache of headwise holds in pages "
+                    'or rounded: use cache="contiguous"'
+                )
         args, kwargs = tree_map_only(cls, cls.dense, (args, kwargs or {}))
         return function(*args, **kwargs)
 

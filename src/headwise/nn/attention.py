@@ -139,11 +139,10 @@ class Attention(nn.Module):
                 "the cache holds keys and values without gradients: use torch.no_grad(), or no "
                 "cache"
             )
-        before = 0 if cache is None or spec.cross else cache.length
         context = self._context(hidden if source is None else source, cache, filled)
         checks.check_extras(hidden, spec.heads, context, positions, mask, bias)
         if positions is None:
-            positions = torch.arange(before, before + hidden.shape[1], device=hidden.device)
+            positions = checks.next_positions(None if spec.cross else cache, hidden)
         query = _heads(self.q_proj(hidden), spec.heads)
         if self.q_norm is not None:
             query = self.q_norm(query)
@@ -152,9 +151,10 @@ class Attention(nn.Module):
         kv, key, value = None, None, None
         if filled and isinstance(cache, ContiguousCache):
             key, value = cache.first, cache.second
+            dtype = query.dtype if value is None else value.dtype
         else:
             key, value = self._keys(hidden if source is None else source, positions)
-            query = query.to(value.dtype)
+            dtype = value.dtype
             held = (key, value) if cache is None else cache.append(key, value)
             key, value, kv = (*held, None) if isinstance(held, tuple) else (None, None, held)
         window = spec.window if spec.causal else None
@@ -162,7 +162,7 @@ class Attention(nn.Module):
             near = _near(query.shape[2], context, spec.window, hidden.device)
             mask = near if mask is None else mask & near
         out = attention(
-            query if value is None else query.to(value.dtype),
+            query.to(dtype),
             key,
             value,
             kv=kv,

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from headwise.caches import Cache, ContiguousCache, WindowCache
+from headwise.caches import Cache, ContiguousCache, PagedCache, WindowCache
 from headwise.errors import OptionError, ShapeError
 from headwise.nn.rope import Rope, check_positions
 from headwise.ops import check_mask_and_bias, require_tensor
@@ -63,6 +64,14 @@ def check_cache(cache: Any, window: int | None, *, cross: bool = False) -> None:
     if cache.window != window:
         own = "no window" if window is None else f"a window of {window}"
         raise ShapeError(f"the cache has a window of {cache.window}, this layer {own}")
+
+
+def next_positions(cache: Cache | None, hidden: Tensor) -> Tensor:
+    """[S] or, where sequences differ in length, [B, S]: positions after what the cache holds."""
+    steps = torch.arange(hidden.shape[1], device=hidden.device)
+    if isinstance(cache, PagedCache) and len(set(cache.lengths)) > 1:
+        return torch.tensor(cache.lengths, device=hidden.device)[:, None] + steps
+    return steps if cache is None else steps + cache.length
 
 
 def check_extras(

@@ -127,7 +127,7 @@ class LatentAttention(nn.Module):
         context = before + hidden.shape[1]
         checks.check_extras(hidden, self.spec.heads, context, positions, mask)
         if positions is None:
-            positions = torch.arange(before, before + hidden.shape[1], device=hidden.device)
+            positions = checks.next_positions(cache, hidden)
         query_latent, latent, key_rope = self.compress(hidden, positions)
         kv = None
         if cache is not None:

@@ -214,6 +214,8 @@ def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
                 *(tail, key_tail, *options),
             )
         except RuntimeError as error:  # the pages that a table names are looked at there only
+            if "page_table" not in str(error):
+                raise
             raise ShapeError(str(error).rpartition("headwise::attend: ")[2]) from error
     else:
         out, lse = torch.ops.headwise.attend.default(

@@ -27,14 +27,15 @@ def quantize(rows: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
     wide = rows.float()
     if bits == 8:
         scales = wide.abs().amax(dim=-1, keepdim=True) / 127
-        return _divided(wide, scales).round().to(torch.int8), scales
+        return _divided(wide, scales).round().nan_to_num(0).to(torch.int8), scales
     dim = wide.shape[-1]
     grouped = _grouped(rotate(wide)).unsqueeze(-2)  # [..., groups, 1, 32]
     scales = _candidates(grouped)  # [..., groups, 6, 1]
     levels = _divided(grouped, scales).round().clamp(-8, 7)
     best = (levels * scales - grouped).square().sum(-1, keepdim=True).argmin(-2, keepdim=True)
     scales = scales.gather(-2, best)
-    levels = levels.take_along_dim(best, -2).squeeze(-2).to(torch.int8).flatten(-2)[..., :dim]
+    levels = levels.take_along_dim(best, -2).squeeze(-2).nan_to_num(0)
+    levels = levels.to(torch.int8).flatten(-2)[..., :dim]
     low, high = levels[..., ::2] & 15, levels[..., 1::2] << 4
     return (low | high).view(torch.uint8), scales.flatten(-3)
 

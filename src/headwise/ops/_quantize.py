@@ -19,10 +19,12 @@ def quantize(rows: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
     ([[64, -127, 32, 0]], torch.Size([1, 1]))
 
     Raises:
-        ShapeError: rows of no elements, or of an odd number in 4 bits.
+        ShapeError: other bits, rows of no elements, or of an odd number in 4 bits.
     """
     if rows.ndim == 0 or rows.shape[-1] == 0:
         raise ShapeError(f"rows have shape {list(rows.shape)}, expected [..., D], D from 1")
+    if bits not in (4, 8):
+        raise ShapeError(f"bits is {bits!r}, expected 4 or 8")
     if bits == 4 and rows.shape[-1] % 2:
         raise ShapeError(f"rows of {rows.shape[-1]} elements, expected an even number in 4 bits")
     if _cpu.quantizes(rows):
@@ -30,5 +32,8 @@ def quantize(rows: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
             return _cpu.quantize(rows, bits)
         integers, scales = _cpu.quantize(rows.reshape(1, 1, -1, rows.shape[-1]), bits)
         before = rows.shape[:-1]
-        return integers.view(*before, -1), scales.view(*before, -1)
+        return (
+            integers.view(*before, integers.shape[-1]),
+            scales.view(*before, scales.shape[-1]),
+        )
     return _integers.quantize(rows, bits)
