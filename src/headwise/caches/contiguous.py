@@ -130,12 +130,7 @@ class ContiguousCache:
         Raises:
             ShapeError: as `select`, or `index` has another length than the batch.
         """
-        check_index(index)
-        if self._buffers is not None and index.shape[:1] != self._buffers[0].shape[:1]:
-            raise ShapeError(
-                f"index has shape {list(index.shape)}, expected [{self._buffers[0].shape[0]}], "
-                "one per sequence held"
-            )
+        check_index(index, None if self._buffers is None else self._buffers[0].shape[0])
         self.select(index)
 
     def reset(self) -> None:
@@ -204,14 +199,18 @@ def _bytes_per_token(tensor: Tensor) -> int:
     return batch * heads * dim * tensor.element_size()
 
 
-def check_index(index: Tensor) -> None:
-    """Raise `ShapeError` unless `index` is [B'] of integers."""
+def check_index(index: Tensor, batch: int | None = None) -> None:
+    """Raise `ShapeError` unless `index` is [B'] of integers, one for each of `batch` if given."""
     if not isinstance(index, Tensor):
         raise ShapeError(f"index is a {type(index).__name__}, expected a tensor [B'] of integers")
     if index.ndim != 1 or index.dtype not in (torch.int32, torch.int64):
         raise ShapeError(
             f"index has shape {list(index.shape)} and dtype {index.dtype}, expected [B'] of int32 "
             "or int64"
+        )
+    if batch is not None and len(index) != batch:
+        raise ShapeError(
+            f"index has shape {list(index.shape)}, expected [{batch}], one per sequence held"
         )
 
 

@@ -186,12 +186,7 @@ class PagedCache:
         Raises:
             ShapeError: as `select`, or `index` has another length than the batch.
         """
-        check_index(index)
-        if self._pools is not None and len(index) != len(self._lengths):
-            raise ShapeError(
-                f"index has shape {list(index.shape)}, expected [{len(self._lengths)}], one per "
-                "sequence held"
-            )
+        check_index(index, None if self._pools is None else len(self._lengths))
         self.select(index)
 
     @torch.inference_mode(mode=False)

@@ -189,12 +189,8 @@ class WindowCache:
         Raises:
             ShapeError: as `select`, or `index` has another length than the batch.
         """
-        check_index(index)
-        if self._buffer.first is not None and len(index) != self._buffer.first.shape[0]:
-            raise ShapeError(
-                f"index has shape {list(index.shape)}, expected [{self._buffer.first.shape[0]}], "
-                "one per sequence held"
-            )
+        first = self._buffer.first
+        check_index(index, None if first is None else first.shape[0])
         self.select(index)
 
     def reset(self) -> None:
