@@ -53,6 +53,18 @@ YARN = {
     "beta_slow": 1.0,
 }
 
+LINEAR = {
+    "head_dim": 22,
+    "mlp_only_layers": list(range(7)),
+    "linear_num_key_heads": 3,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 11,
+    "linear_value_head_dim": 13,
+    "linear_conv_kernel_dim": 5,
+}
+NEXT_TYPES = ["linear_attention", "full_attention", "full_attention"] + ["linear_attention"] * 4
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 11}
+
 # name -> (model_type, fields as a config.json gives them)
 CONFIGS = {
     "bert": ("bert", HEADS),
@@ -114,6 +126,36 @@ CONFIGS = {
         "gemma3_text",
         GROUPED | {"use_bidirectional_attention": True, "sliding_window": 39},
     ),
+    "mixtral": ("mixtral", GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1}),
+    "mixtral windows": ("mixtral", GROUPED | {"num_local_experts": 2, "sliding_window": 19}),
+    "gemma": ("gemma", GROUPED | {"head_dim": 22}),
+    "qwen3_moe": ("qwen3_moe", GROUPED | EXPERTS | {"head_dim": 22}),
+    "qwen3_moe windows": (
+        "qwen3_moe",
+        GROUPED | EXPERTS | {"use_sliding_window": True, "sliding_window": 19},
+    ),
+    "qwen3_next": ("qwen3_next", GROUPED | EXPERTS | LINEAR),
+    "qwen3_next layer types": (
+        "qwen3_next",
+        GROUPED | EXPERTS | LINEAR | {"layer_types": NEXT_TYPES},
+    ),
+    "qwen3_5": ("qwen3_5_text", GROUPED | LINEAR),
+    "gemma3n": (
+        "gemma3n_text",
+        GROUPED
+        | {
+            "head_dim": 22,
+            "sliding_window": 19,
+            "num_kv_shared_layers": 2,
+            "num_attention_heads": 10,
+            "layer_types": MIXED,
+            "vocab_size_per_layer_input": 31,
+        },
+    ),
+    "deepseek_v32": (
+        "deepseek_v32",
+        MLA | {"index_n_heads": 3, "index_head_dim": 7, "index_topk": 12},
+    ),
     "gpt_oss": (
         "gpt_oss",
         GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 19},
@@ -164,8 +206,8 @@ class Stock:
 
     module: torch.nn.Module
     query: int
-    key: int
-    value: int
+    key: int | None
+    value: int | None
 
 
 def stock_layers(name):
@@ -206,15 +248,16 @@ def stock_layers(name):
         return [_fused(layer, layer.query_key_value.out_features, 55) for layer in own], [], []
     if "kv_lora_rank" in CONFIGS[name][1]:
         return [_latent(layer.self_attn) for layer in model.layers], [], []
-    return (
-        [_separate(layer.self_attn, "q_proj", "k_proj", "v_proj") for layer in model.layers],
-        [],
-        [],
-    )
+    modules = [layer.self_attn for layer in model.layers if hasattr(layer, "self_attn")]
+    return [_separate(module, "q_proj", "k_proj", "v_proj") for module in modules], [], []
 
 
 def _separate(module, query, key, value):
-    return Stock(module, *(getattr(module, name).out_features for name in (query, key, value)))
+    # a layer that shares another's keys has no projections for them, and Qwen3-Next's queries come
+    # with a gate of their size
+    sizes = [getattr(getattr(module, name, None), "out_features", None) for name in (key, value)]
+    gated = type(module).__name__ in ("Qwen3NextAttention", "Qwen3_5Attention")
+    return Stock(module, getattr(module, query).out_features // (2 if gated else 1), *sizes)
 
 
 def _fused(module, total, query):

@@ -89,6 +89,20 @@ def test_head_dim_frees_the_hidden_size_from_the_heads():
     assert ModelSpec.from_config(config).layers[0].attention.head_dim == 11
 
 
+def test_layers_cannot_share_what_no_earlier_layer_of_their_kind_has():
+    config = {"model_type": "gemma3n_text", "num_hidden_layers": 5, "num_kv_shared_layers": 1}
+    with pytest.raises(SpecError, match=r"layer 4 \(window None\) shares"):
+        ModelSpec.from_config(config)
+
+
+def test_kinds_of_layers_that_are_not_covered_are_named():
+    config = {"model_type": "qwen3_next", "num_hidden_layers": 1, "layer_types": ["mamba"]}
+    with pytest.raises(SpecError, match="'mamba'"):
+        ModelSpec.from_config(config)
+    with pytest.raises(SpecError, match="layer_types has 2 entries"):
+        ModelSpec.from_config(config | {"layer_types": ["linear_attention"] * 2})
+
+
 def test_layer_types_written_before_transformers_5_are_understood():
     config = {"model_type": "qwen2", "num_hidden_layers": 1, "layer_types": ["attention"]}
     assert ModelSpec.from_config(config).layers[0].attention.window is None
@@ -100,6 +114,8 @@ UNUSED = {
     ("qwen2", "sliding_window"),
     ("qwen3", "sliding_window"),
     ("qwen3", "hidden_size"),
+    ("qwen3_moe", "sliding_window"),
+    ("gemma", "hidden_size"),
     ("gpt_oss", "hidden_size"),
 }
 INTEGER_FIELDS = sorted(

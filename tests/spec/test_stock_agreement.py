@@ -13,7 +13,8 @@ from headwise.spec.readers import FAMILIES
 from spec.stock import CONFIGS, raw_config, stock_config, stock_layers
 
 every_config = pytest.mark.parametrize("name", CONFIGS)
-every_family = pytest.mark.parametrize("model_type", FAMILIES)
+# Transformers has no PaLM.
+every_family = pytest.mark.parametrize("model_type", [name for name in FAMILIES if name != "palm"])
 
 
 def pairs(name):
@@ -25,8 +26,9 @@ def pairs(name):
         stacks.append((spec.encoder_layers, encoder))
     found = []
     for layers, modules in stacks:
-        assert len(layers) == len(modules)
-        found += [(layer.attention, stock) for layer, stock in zip(layers, modules)]
+        attentions = [layer.attention for layer in layers if layer.attention is not None]
+        assert len(attentions) == len(modules)
+        found += list(zip(attentions, modules))
     crossing = [layer.cross_attention for layer in spec.layers if layer.cross_attention]
     assert len(crossing) == len(cross)
     return found + list(zip(crossing, cross))
@@ -45,8 +47,8 @@ def test_scale_equals_the_stock_modules_scaling(name):
 def test_head_counts_and_sizes_fit_the_stock_projections(name):
     for attention, stock in pairs(name):
         assert attention.heads * attention.head_dim == stock.query
-        assert attention.kv_heads * attention.head_dim == stock.key
-        assert attention.kv_heads * attention.value_dim == stock.value
+        assert stock.key in (attention.kv_heads * attention.head_dim, None)
+        assert stock.value in (attention.kv_heads * attention.value_dim, None)
         module = stock.module
         sizes = ("head_dim", "attention_head_size", "key_value_proj_dim", "qk_head_dim")
         assert attention.head_dim in [getattr(module, size, None) for size in sizes]
@@ -85,7 +87,23 @@ def test_windows_are_those_of_the_stock_cache(name):
     stock = DynamicCache(config=stock_config(name)).layers
     assert len(layers) == len(stock)
     for layer, cached in zip(layers, stock):
-        assert layer.attention.window == getattr(cached, "sliding_window", None)
+        kind = type(cached).__name__
+        assert (layer.state is not None) == (kind == "LinearAttentionLayer")
+        assert (layer.shares is not None) == (kind == "DummyLayer")
+        if layer.cached is not None:
+            assert layer.cached.window == getattr(cached, "sliding_window", None)
+            assert (layer.cached.indexer is not None) == (kind == "DynamicIndexedLayer")
+
+
+def test_layers_that_share_read_the_layer_that_stock_has_them_read():
+    layers = ModelSpec.from_config(raw_config("gemma3n")).layers
+    modes = stock_config("gemma3n").kv_sharing_modes
+    assert [layer.shares is not None for layer in layers] == [mode == "reuse" for mode in modes]
+    stored = {layers[at].attention.window: at for at, mode in enumerate(modes) if mode == "store"}
+    assert len(stored) == 2
+    for layer in layers:
+        if layer.shares is not None:
+            assert layer.shares == stored[layer.attention.window]
 
 
 @every_config
@@ -108,9 +126,10 @@ def test_a_config_of_defaults_reads_as_transformers_own(model_type):
 def test_each_default_is_that_of_the_config_class(model_type):
     stock = type(AutoConfig.for_model(model_type))
     defaults = {field.name: field.default for field in dataclasses.fields(stock)}
-    # Not fields of their classes: rope_scaling is renamed on reading, the pattern has its default
-    # in Gemma3TextConfig.__post_init__, and Qwen2Attention takes a head_dim if there is one.
-    defaults = {"rope_scaling": None, "sliding_window_pattern": 6, "head_dim": None} | defaults
+    # Not fields of their classes: rope_scaling is renamed on reading, patterns and intervals have
+    # their defaults in __post_init__, and Qwen2Attention takes a head_dim if there is one.
+    renamed = {"rope_scaling": None, "head_dim": None}
+    defaults = renamed | {"sliding_window_pattern": 6, "full_attention_interval": 4} | defaults
     for name, value in FAMILIES[model_type].defaults.items():
         assert (name, value) == (name, defaults[name])
 

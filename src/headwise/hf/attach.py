@@ -386,7 +386,8 @@ def _report(
     for stack, specs in groups:
         for at in specs:
             name = f"{stack}.{at.index}"
-            if at.attention is not None and at.index not in skipped:
+            own_layer = at.attention is not None and at.attention.indexer is None
+            if own_layer and at.index not in skipped:
                 cache = "none"
                 if stack == "decoder" and caches:
                     cache = caches[min(at.index, len(caches) - 1)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from headwise.errors import SpecError
 from headwise.spec.checks import boolean, finite, positive_int, token_count
 from headwise.spec.dtypes import Dtype, bytes_per_element
+from headwise.spec.indexer_spec import IndexerSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class AttentionSpec:
         latent_rank: R, size of the cached latent (MLA).
         rope_dim: P, size of the shared rotary key beside the latent (MLA).
         query_rank: rank of the compressed query projection (MLA), None if it is not compressed.
+        indexer: what chooses the keys that a query attends to (DeepSeek-V3.2), None for all.
 
     Raises:
         SpecError: naming the field that is out of range or does not fit the others.
@@ -70,6 +72,7 @@ class AttentionSpec:
     latent_rank: int | None = None
     rope_dim: int | None = None
     query_rank: int | None = None
+    indexer: IndexerSpec | None = None
 
     def __post_init__(self) -> None:
         for name in ("heads", "kv_heads", "head_dim", "value_dim"):
@@ -145,10 +148,14 @@ class AttentionSpec:
 
     @property
     def cache_elements_per_token(self) -> int:
-        """Elements that one cached token takes: K * (D + V), for MLA R + P."""
+        """Elements that one cached token takes: K * (D + V), for MLA R + P.
+
+        With an indexer, its key as well.
+        """
+        index = 0 if self.indexer is None else self.indexer.dim
         if self.latent_rank is not None:
-            return sum(self._latent())
-        return self.kv_heads * (self.head_dim + self.value_dim)
+            return sum(self._latent()) + index
+        return self.kv_heads * (self.head_dim + self.value_dim) + index
 
     def cached_tokens(self, context: int) -> int:
         """Tokens that the cache holds between two calls once `context` tokens have been read.
@@ -235,5 +242,6 @@ class AttentionSpec:
             "ALiBi": self.alibi,
             "relative bias": self.relative_bias,
             "qk-norm": self.qk_norm,
+            str(self.indexer): self.indexer is not None,
         }
         return ", ".join(parts + [label for label, present in labels.items() if present])

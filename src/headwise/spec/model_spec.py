@@ -116,9 +116,9 @@ class ModelSpec:
             SpecError: for an unknown dtype.
         """
         elements = sum(
-            layer.attention.cache_elements_per_token
+            layer.cached.cache_elements_per_token
             for layer in self.layers
-            if layer.attention is not None and layer.attention.causal
+            if layer.cached is not None
         )
         return elements * bytes_per_element(dtype)
 
@@ -147,7 +147,7 @@ class ModelSpec:
 def _groups(layers: tuple[LayerSpec, ...]) -> tuple[tuple[LayerSpec, tuple[int, ...]], ...]:
     groups: dict[object, list[LayerSpec]] = {}
     for layer in layers:
-        key = (layer.attention, layer.cross_attention, layer.note)
+        key = (layer.attention, layer.cross_attention, layer.note, layer.state, layer.shares)
         groups.setdefault(key, []).append(layer)
     return tuple(
         (members[0], tuple(layer.index for layer in members)) for members in groups.values()

@@ -5,15 +5,23 @@ from collections.abc import Mapping
 from headwise.errors import SpecError
 from headwise.spec.readers.bert import BERT, ROBERTA
 from headwise.spec.readers.bloom import BLOOM
-from headwise.spec.readers.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, MINICPM3
+from headwise.spec.readers.deepseek import (
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    DEEPSEEK_V32,
+    GLM4_MOE_LITE,
+    MINICPM3,
+)
 from headwise.spec.readers.falcon import FALCON
 from headwise.spec.readers.family import Family
 from headwise.spec.readers.fields import ConfigFields
-from headwise.spec.readers.gemma import GEMMA2, GEMMA3_TEXT
+from headwise.spec.readers.gemma import GEMMA2, GEMMA3_TEXT, GEMMA3N_TEXT
 from headwise.spec.readers.gpt2 import GPT2, GPT_BIGCODE
 from headwise.spec.readers.gpt_oss import GPT_OSS
 from headwise.spec.readers.layout import Layout
-from headwise.spec.readers.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from headwise.spec.readers.llama import GEMMA, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE
+from headwise.spec.readers.palm import PALM
+from headwise.spec.readers.qwen3_next import QWEN3_5, QWEN3_NEXT
 from headwise.spec.readers.t5 import T5
 
 FAMILIES: Mapping[str, Family] = {
@@ -26,18 +34,30 @@ FAMILIES: Mapping[str, Family] = {
     "bloom": BLOOM,
     "llama": LLAMA,
     "mistral": MISTRAL,
+    "mixtral": MIXTRAL,
     "qwen2": QWEN2,
     "qwen3": QWEN3,
+    "qwen3_moe": QWEN3_MOE,
+    "qwen3_next": QWEN3_NEXT,
+    "qwen3_5_text": QWEN3_5,
+    "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3_TEXT,
+    "gemma3n_text": GEMMA3N_TEXT,
     "gpt_oss": GPT_OSS,
     "deepseek_v2": DEEPSEEK_V2,
     "deepseek_v3": DEEPSEEK_V3,
+    "deepseek_v32": DEEPSEEK_V32,
     "glm4_moe_lite": GLM4_MOE_LITE,
     "minicpm3": MINICPM3,
+    "palm": PALM,
 }
 # Multimodal types whose config class fills in a text part that config.json may leave out.
-_DEFAULT_TEXT_TYPE = {"gemma3": "gemma3_text"}
+_DEFAULT_TEXT_TYPE = {
+    "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
+    "qwen3_5": "qwen3_5_text",
+}
 
 
 def read_config(config: object) -> tuple[str, Layout]:

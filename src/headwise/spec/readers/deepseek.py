@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from headwise.errors import SpecError
 from headwise.spec.attention_spec import AttentionSpec
 from headwise.spec.checks import finite
+from headwise.spec.indexer_spec import IndexerSpec
 from headwise.spec.readers.family import Family
 from headwise.spec.readers.fields import ConfigFields
 from headwise.spec.readers.heads import split_hidden
@@ -32,6 +33,12 @@ _V3 = _SHARED | {
     "num_key_value_heads": 128,
     "max_position_embeddings": 4096,
 }
+_V32 = _V3 | {
+    "max_position_embeddings": 163840,
+    "index_n_heads": 64,
+    "index_head_dim": 128,
+    "index_topk": 2048,
+}
 _GLM4_MOE_LITE = _SHARED | {
     "num_hidden_layers": 47,
     "num_attention_heads": 20,
@@ -55,7 +62,18 @@ _MINICPM3 = _SHARED | {
 }
 
 
-def _read(fields: ConfigFields) -> Layout:
+def _read_v32(fields: ConfigFields) -> Layout:
+    return _read(
+        fields,
+        IndexerSpec(
+            heads=fields.positive("index_n_heads"),
+            dim=fields.positive("index_head_dim"),
+            topk=fields.positive("index_topk"),
+        ),
+    )
+
+
+def _read(fields: ConfigFields, indexer: IndexerSpec | None = None) -> Layout:
     heads, kv_heads = fields.positive("num_attention_heads"), fields.raw("num_key_value_heads")
     if kv_heads not in (None, heads):
         raise SpecError(
@@ -74,6 +92,7 @@ def _read(fields: ConfigFields) -> Layout:
         latent_rank=fields.positive("kv_lora_rank"),
         rope_dim=rope_dim,
         query_rank=fields.optional_positive("q_lora_rank"),
+        indexer=indexer,
     )
     layers = fields.layers("num_hidden_layers")
     return one_stack([attention] * layers, fields.positive("max_position_embeddings"))
@@ -100,5 +119,6 @@ def _yarn_factor(fields: ConfigFields) -> float:
 
 DEEPSEEK_V2 = Family(_read, _V2)
 DEEPSEEK_V3 = Family(_read, _V3)
+DEEPSEEK_V32 = Family(_read_v32, _V32)
 GLM4_MOE_LITE = Family(_read, _GLM4_MOE_LITE)
 MINICPM3 = Family(_read, _MINICPM3)

@@ -1,5 +1,8 @@
-"""Gemma 2 and the text part of Gemma 3: local and global layers, their own scale, softcap."""
+"""Gemma 2, and the text parts of Gemma 3 and 3n: local and global layers, scales of their own."""
 
+from dataclasses import replace
+
+from headwise.errors import SpecError
 from headwise.spec.attention_spec import AttentionSpec
 from headwise.spec.readers.family import Family
 from headwise.spec.readers.fields import ConfigFields
@@ -25,6 +28,16 @@ _GEMMA3 = _GEMMA2 | {
     "attn_logit_softcapping": None,
     "use_bidirectional_attention": False,
 }
+_GEMMA3N: dict[str, object] = {
+    "num_hidden_layers": 35,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "max_position_embeddings": 32768,
+    "sliding_window": 512,
+    "layer_types": None,
+    "num_kv_shared_layers": 15,
+}
 
 
 def _read_gemma2(fields: ConfigFields) -> Layout:
@@ -39,6 +52,46 @@ def _read_gemma3(fields: ConfigFields) -> Layout:
     # Old configs give the period of the global layers instead of layer_types.
     pattern = fields.positive("sliding_window_pattern")
     return _read(fields, window, pattern, qk_norm=True)
+
+
+def _read_gemma3n(fields: ConfigFields) -> Layout:
+    heads, head_dim = fields.positive("num_attention_heads"), fields.positive("head_dim")
+    kv_heads = key_value_heads(fields, heads)
+    layers = fields.layers("num_hidden_layers")
+    windows = layer_windows(
+        fields,
+        fields.optional_positive("sliding_window"),
+        default=[(index + 1) % 5 != 0 for index in range(layers)],
+    )
+    attentions = [
+        AttentionSpec(
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            value_dim=head_dim,
+            scale=1.0,
+            window=window,
+            qk_norm=True,
+        )
+        for window in windows
+    ]
+    layout = one_stack(attentions, fields.positive("max_position_embeddings"))
+    own = layers - fields.whole("num_kv_shared_layers")
+    # The last layers have no keys of their own: each reads those of the last one of its kind.
+    shared = tuple(
+        replace(layer, shares=_last_of_kind(windows[:own], windows[layer.index], layer.index))
+        for layer in layout.layers[own:]
+    )
+    return layout._replace(layers=layout.layers[:own] + shared)
+
+
+def _last_of_kind(windows: list[int | None], window: int | None, index: int) -> int:
+    if window not in windows:
+        raise SpecError(
+            f"num_kv_shared_layers: layer {index} (window {window}) shares keys and values, and no "
+            "earlier layer of its kind has any; lower num_kv_shared_layers"
+        )
+    return len(windows) - 1 - windows[::-1].index(window)
 
 
 def _read(fields: ConfigFields, window: int | None, pattern: int, qk_norm: bool = False) -> Layout:
@@ -64,3 +117,4 @@ def _read(fields: ConfigFields, window: int | None, pattern: int, qk_norm: bool 
 
 GEMMA2 = Family(_read_gemma2, _GEMMA2)
 GEMMA3_TEXT = Family(_read_gemma3, _GEMMA3)
+GEMMA3N_TEXT = Family(_read_gemma3n, _GEMMA3N)

@@ -1,4 +1,4 @@
-"""Llama, Mistral, Qwen2 and Qwen3: grouped kv heads, some with windows or normalised heads."""
+"""Llama, Mistral, Mixtral, Gemma, Qwen2, Qwen3: grouped kv heads, some with windows or QK-norm."""
 
 from collections.abc import Sequence
 
@@ -22,6 +22,16 @@ _MISTRAL = _LLAMA | {
     "max_position_embeddings": 131072,
     "sliding_window": 4096,
 }
+_MIXTRAL = _MISTRAL | {"sliding_window": None}
+_GEMMA = _LLAMA | {
+    "hidden_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "use_bidirectional_attention": None,
+}
 _QWEN2 = _LLAMA | {
     "num_key_value_heads": 32,
     "max_position_embeddings": 32768,
@@ -31,6 +41,14 @@ _QWEN2 = _LLAMA | {
     "layer_types": None,
 }
 _QWEN3 = _QWEN2 | {"head_dim": 128}
+_QWEN3_MOE = _LLAMA | {
+    "hidden_size": 2048,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+}
 
 
 def _read_llama(fields: ConfigFields) -> Layout:
@@ -42,12 +60,24 @@ def _read_mistral(fields: ConfigFields) -> Layout:
     return _read(fields, [window] * fields.layers("num_hidden_layers"))
 
 
+def _read_gemma(fields: ConfigFields) -> Layout:
+    causal = not fields.optional_flag("use_bidirectional_attention")
+    return _read(fields, [None] * fields.layers("num_hidden_layers"), causal=causal)
+
+
 def _read_qwen2(fields: ConfigFields) -> Layout:
     return _read(fields, _qwen_windows(fields))
 
 
 def _read_qwen3(fields: ConfigFields) -> Layout:
     return _read(fields, _qwen_windows(fields), qk_norm=True)
+
+
+def _read_qwen3_moe(fields: ConfigFields) -> Layout:
+    # Without layer_types, the window holds in every layer.
+    used = fields.flag("use_sliding_window")
+    window = fields.optional_positive("sliding_window") if used else None
+    return _read(fields, [window] * fields.layers("num_hidden_layers"), qk_norm=True)
 
 
 def _qwen_windows(fields: ConfigFields) -> list[int | None]:
@@ -59,7 +89,13 @@ def _qwen_windows(fields: ConfigFields) -> list[int | None]:
     return layer_windows(fields, window, default=slides)
 
 
-def _read(fields: ConfigFields, windows: Sequence[int | None], qk_norm: bool = False) -> Layout:
+def _read(
+    fields: ConfigFields,
+    windows: Sequence[int | None],
+    *,
+    qk_norm: bool = False,
+    causal: bool = True,
+) -> Layout:
     heads = fields.positive("num_attention_heads")
     head_dim = fields.optional_positive("head_dim") or split_hidden(fields)
     kv_heads = key_value_heads(fields, heads)
@@ -69,6 +105,7 @@ def _read(fields: ConfigFields, windows: Sequence[int | None], qk_norm: bool = F
             kv_heads=kv_heads,
             head_dim=head_dim,
             value_dim=head_dim,
+            causal=causal,
             window=window,
             qk_norm=qk_norm,
         )
@@ -79,5 +116,8 @@ def _read(fields: ConfigFields, windows: Sequence[int | None], qk_norm: bool = F
 
 LLAMA = Family(_read_llama, _LLAMA)
 MISTRAL = Family(_read_mistral, _MISTRAL)
+MIXTRAL = Family(_read_mistral, _MIXTRAL)
+GEMMA = Family(_read_gemma, _GEMMA)
 QWEN2 = Family(_read_qwen2, _QWEN2)
 QWEN3 = Family(_read_qwen3, _QWEN3)
+QWEN3_MOE = Family(_read_qwen3_moe, _QWEN3_MOE)

@@ -1,0 +1,41 @@
+"""What chooses the keys of a sparse attention: an indexer with keys of its own, cached as well."""
+
+from dataclasses import dataclass
+
+from headwise.spec.checks import positive_int
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexerSpec:
+    """An indexer scores every cached token and leaves `topk` of them to the attention.
+
+    Its keys have one head that all its query heads share, so a token adds `dim` elements.
+
+    >>> IndexerSpec(heads=64, dim=128, topk=2048).read_tokens(32_768)
+    2048
+
+    Args:
+        heads: query heads of the indexer.
+        dim: dimensions of its keys.
+        topk: tokens that a query attends to at most.
+
+    Raises:
+        SpecError: a number below 1.
+
+    Source: DeepSeek-V3.2, https://arxiv.org/abs/2512.02556, section 2.1.
+    """
+
+    heads: int
+    dim: int
+    topk: int
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "dim", "topk"):
+            positive_int(f"indexer.{name}", getattr(self, name))
+
+    def read_tokens(self, context: int) -> int:
+        """Tokens of `context` that one query attends to."""
+        return min(context, self.topk)
+
+    def __str__(self) -> str:
+        return f"indexer {self.heads} heads, D {self.dim}, top {self.topk}"

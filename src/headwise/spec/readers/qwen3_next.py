@@ -1,0 +1,81 @@
+"""Qwen3-Next and Qwen3.5: three layers of gated linear attention, then one of full attention."""
+
+from headwise.errors import SpecError
+from headwise.spec.attention_spec import AttentionSpec
+from headwise.spec.layer_spec import LayerSpec
+from headwise.spec.readers.family import Family
+from headwise.spec.readers.fields import ConfigFields
+from headwise.spec.readers.heads import key_value_heads
+from headwise.spec.readers.layout import Layout
+from headwise.spec.state_spec import StateSpec
+
+_NEXT: dict[str, object] = {
+    "num_hidden_layers": 48,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "layer_types": None,
+    "full_attention_interval": 4,
+    "max_position_embeddings": 32768,
+}
+_KINDS = ("linear_attention", "full_attention")
+
+
+def _read(fields: ConfigFields) -> Layout:
+    heads, head_dim = fields.positive("num_attention_heads"), fields.positive("head_dim")
+    attention = AttentionSpec(
+        heads=heads,
+        kv_heads=key_value_heads(fields, heads),
+        head_dim=head_dim,
+        value_dim=head_dim,
+        qk_norm=True,
+    )
+    state = _state(fields)
+    layers = tuple(
+        LayerSpec(index, attention)
+        if full
+        else LayerSpec(index, None, note=str(state), state=state)
+        for index, full in enumerate(_full_layers(fields))
+    )
+    return Layout(layers, (), fields.positive("max_position_embeddings"))
+
+
+def _state(fields: ConfigFields) -> StateSpec:
+    key_dim, value_dim = (fields.positive(f"linear_{kind}_head_dim") for kind in ("key", "value"))
+    key_heads, heads = (fields.positive(f"linear_num_{kind}_heads") for kind in ("key", "value"))
+    return StateSpec(
+        conv_channels=2 * key_heads * key_dim + heads * value_dim,
+        conv_width=fields.positive("linear_conv_kernel_dim"),
+        heads=heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
+    )
+
+
+def _full_layers(fields: ConfigFields) -> list[bool]:
+    layers, types = fields.layers("num_hidden_layers"), fields.raw("layer_types")
+    if types is None:
+        interval = fields.positive("full_attention_interval")
+        return [(index + 1) % interval == 0 for index in range(layers)]
+    if not isinstance(types, list | tuple) or len(types) != layers:
+        given = f"{len(types)} entries" if isinstance(types, list | tuple) else repr(types)
+        raise SpecError(
+            f"layer_types has {given}: expected one for each of the "
+            f"num_hidden_layers={layers} layers"
+        )
+    for kind in types:
+        if kind not in _KINDS:
+            raise SpecError(
+                f"layer_types contains {kind!r}, which is not covered: "
+                f"expected {' or '.join(map(repr, _KINDS))}"
+            )
+    return [kind == "full_attention" for kind in types]
+
+
+QWEN3_NEXT = Family(_read, _NEXT)
+QWEN3_5 = Family(_read, _NEXT | {"num_hidden_layers": 32, "num_key_value_heads": 4})
