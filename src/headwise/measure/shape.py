@@ -121,12 +121,12 @@ class Shape:
         absorbed form, with the folding of both projections.
         """
         spec, queries = self.spec, self.query_length
-        pairs = sum(queries * length - queries * (queries - 1) // 2 for length in self.lengths)
         if not self.latent:
-            return 2 * spec.heads * pairs * (spec.head_dim + spec.value_dim)
+            return sum(spec.flops(queries, length) for length in self.lengths)
         absorbed = spec.absorbed()
         folding = self.batch * queries * absorbed.value_dim * (spec.nope_dim + spec.value_dim)
-        return 2 * spec.heads * (pairs * (absorbed.head_dim + absorbed.value_dim) + folding)
+        attended = sum(absorbed.flops(queries, length) for length in self.lengths)
+        return attended + 2 * spec.heads * folding
 
     def bytes(self, itemsize: int, bits: Bits | None = None) -> int:
         """Bytes that the call must move at least: cache, query and output once; MLA's weights.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from headwise.errors import SpecError
+from headwise.errors import ShapeError, SpecError
 from headwise.spec.checks import boolean, finite, positive_int, token_count
 from headwise.spec.dtypes import Dtype, bytes_per_element
 from headwise.spec.indexer_spec import IndexerSpec
@@ -188,6 +188,55 @@ class AttentionSpec:
         tokens = token_count("batch", batch, least=1) * self.cached_tokens(context)
         return tokens * self.cache_elements_per_token * bytes_per_element(dtype)
 
+    def pairs(self, query_length: int, context: int) -> int:
+        """Pairs of a query and a key that it attends to, where the last tokens of `context` ask.
+
+        For one head. A layer that is not causal has every token ask; cross-attention sees all.
+
+        >>> spec = AttentionSpec(heads=2, kv_heads=1, head_dim=8, value_dim=8, window=128)
+        >>> spec.pairs(1, 4096), spec.pairs(3, 3)
+        (128, 6)
+
+        Raises:
+            ShapeError: numbers that are negative or fractional, or more queries than tokens.
+        """
+        token_count("context", context)
+        token_count("query_length", query_length)
+        if self.cross:
+            return query_length * context
+        if query_length > context:
+            raise ShapeError(
+                f"query_length={query_length} with context={context}: expected at most as many "
+                "queries as tokens"
+            )
+        most = min(each for each in (self.window, self._topk, context) if each is not None)
+        if not self.causal:
+            # both sides of a token, itself counted twice
+            return 2 * _staircase(context, most) - context
+        return _staircase(context, most) - _staircase(context - query_length, most)
+
+    def flops(self, query_length: int, context: int) -> int:
+        """Operations of the scores and of the weighted sums: 2 a multiply-add, softmax not counted.
+
+        The projections around them are the model's weights and count there. MLA counts as it is
+        expanded; `absorbed()` as it is decoded. An indexer's scores are counted with it.
+
+        >>> AttentionSpec(heads=32, kv_heads=8, head_dim=128, value_dim=128).flops(1, 16384)
+        268435456
+
+        Raises:
+            ShapeError: as `pairs`.
+        """
+        done = self.heads * self.pairs(query_length, context) * (self.head_dim + self.value_dim)
+        if self.indexer is not None:
+            every = replace(self, indexer=None).pairs(query_length, context)
+            done += self.indexer.heads * every * self.indexer.dim
+        return 2 * done
+
+    @property
+    def _topk(self) -> int | None:
+        return None if self.indexer is None else self.indexer.topk
+
     def absorbed(self) -> "AttentionSpec":
         """MLA as the MQA that decodes it: one kv head, key [latent | rope key], value the latent.
 
@@ -245,3 +294,9 @@ class AttentionSpec:
             str(self.indexer): self.indexer is not None,
         }
         return ", ".join(parts + [label for label, present in labels.items() if present])
+
+
+def _staircase(tokens: int, most: int) -> int:
+    """min(1, most) + min(2, most) + ... up to `tokens`."""
+    rising = min(tokens, most)
+    return rising * (rising + 1) // 2 + (tokens - rising) * most
