@@ -17,6 +17,7 @@ from headwise.ops import PagedKV, QuantKV, attention, explain, latent_attention
 from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
+    from headwise.comparison import compare
     from headwise.hf import AttachReport, attach, detach
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "UnsupportedError",
     "attach",
     "attention",
+    "compare",
     "detach",
     "explain",
     "latent_attention",
@@ -49,6 +51,10 @@ _NEEDS_TRANSFORMERS = ("AttachReport", "attach", "detach")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "compare":
+        from headwise.comparison import compare
+
+        return compare
     if name in _NEEDS_TRANSFORMERS:
         try:
             from headwise import hf

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from headwise.cli.bench import bench
+from headwise.cli.compare import compare
 from headwise.cli.env import env
 from headwise.cli.generate import generate
 
@@ -21,6 +22,7 @@ def command() -> Any:
     app.callback(invoke_without_command=True)(_before)
     app.command()(generate)
     app.add_typer(bench)
+    app.command()(compare)
     app.command()(env)
     return typer.main.get_command(app)
 

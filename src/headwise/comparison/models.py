@@ -1,0 +1,75 @@
+"""The decoders to compare: they differ in the attention, and in the MLPs by what that costs."""
+
+import torch
+
+from headwise.comparison.configuration import Configuration
+from headwise.comparison.mechanisms import parse
+from headwise.errors import OptionError
+from headwise.nn import Decoder
+
+_TEXT_VOCABULARY = 256
+
+
+def build(configuration: Configuration, mechanism: str, seed: int) -> Decoder:
+    """A decoder with this attention and as many parameters as the one with MHA.
+
+    Weights that both have in the same shape (embedding, norms, often projections) start with the
+    same values.
+
+    >>> mha, mqa = (build(Configuration(), name, seed=0) for name in ("mha", "mqa"))
+    >>> torch.equal(mha.embedding.weight, mqa.embedding.weight)
+    True
+
+    Raises:
+        OptionError: the attention alone has more parameters than the decoder with MHA.
+    """
+    inner = feed_forward(configuration, mechanism)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _decoder(configuration, mechanism, inner)
+        torch.manual_seed(seed)
+        shared = _decoder(configuration, "mha", None).state_dict()
+    fits = {
+        name: shared[name]
+        for name, weight in model.state_dict().items()
+        if name in shared and shared[name].shape == weight.shape
+    }
+    model.load_state_dict(fits, strict=False)
+    return model
+
+
+def feed_forward(configuration: Configuration, mechanism: str) -> int:
+    """Inner width of the MLPs that makes this decoder as large as that of MHA, 8/3 of its width.
+
+    >>> [feed_forward(Configuration(), name) for name in ("mha", "mqa", "mla")]
+    [192, 224, 157]
+
+    Raises:
+        OptionError: the attention alone has more parameters than the decoder with MHA.
+    """
+    one = 3 * configuration.width * configuration.layers  # parameters for one of inner width
+    without = _parameters(configuration, mechanism, 1) - one
+    inner = round((_parameters(configuration, "mha", None) - without) / one)
+    if inner < 1:
+        raise OptionError(
+            f"{mechanism} has more parameters than a whole decoder with MHA at width "
+            f"{configuration.width}; give it a smaller latent"
+        )
+    return inner
+
+
+def _parameters(configuration: Configuration, mechanism: str, inner: int | None) -> int:
+    with torch.device("meta"):
+        model = _decoder(configuration, mechanism, inner)
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def _decoder(configuration: Configuration, mechanism: str, inner: int | None) -> Decoder:
+    text = configuration.task == "text"
+    return Decoder(
+        parse(mechanism, configuration.heads, configuration.head_dim),
+        vocabulary=_TEXT_VOCABULARY if text else configuration.vocabulary,
+        layers=configuration.layers,
+        hidden_size=configuration.width,
+        feed_forward=inner,
+    )

@@ -1,0 +1,208 @@
+"""What the decoders cost: time of training and decoding, bytes of cache, peak memory.
+
+Times are taken in turn, one mechanism after the other in each round, so that a busy machine is fair
+to all. Trained weights would change nothing in them, so the decoders are new ones.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import torch
+
+from headwise.caches import ContiguousCache
+from headwise.comparison.configuration import Configuration
+from headwise.comparison.mechanisms import parse
+from headwise.comparison.models import build
+from headwise.comparison.task import Batch, Task
+from headwise.comparison.train import new_optimizer, train_step
+from headwise.errors import CapacityError, OptionError
+from headwise.loading.memory import available_bytes
+from headwise.measure.memory import peak_memory
+from headwise.measure.timing import Timing, check_rounds, interleaved
+from headwise.nn import Decoder
+
+ROUNDS = 21
+CONTEXTS = (1024, 8192, 32768)
+# One step of a small decoder is too short to be timed alone.
+_STEPS = 8
+_CHECKED = 24
+_TOLERANCE = 1e-3
+_PEAKS = 3
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens/s: the median over rounds, and the quartiles."""
+
+    tokens_per_second: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class DecodeRate:
+    """How fast one sequence goes on behind `context` tokens."""
+
+    context: int
+    rate: Rate
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one mechanism's decoder costs, in float32.
+
+    `cache_bytes_per_token` is what the caches of all layers hold for each token, as they say it;
+    `peak_memory` the bytes that a training step takes above the weights and the optimizer's state,
+    None where the system does not tell; `error` the largest difference of a logit between decoding
+    with the cache and reading the whole sequence, relative to the largest logit.
+    """
+
+    mechanism: str
+    cache_bytes_per_token: int
+    error: float
+    training: Rate
+    decode: tuple[DecodeRate, ...]
+    peak_memory: int | None
+
+
+def check_contexts(configuration: Configuration, contexts: Sequence[int]) -> tuple[int, ...]:
+    """The contexts in ascending order, each once.
+
+    Raises:
+        OptionError: there is none, or one below 1.
+        CapacityError: the caches of all mechanisms would not fit in memory.
+    """
+    if not contexts or not all(isinstance(at, int) and at >= 1 for at in contexts):
+        raise OptionError(f"contexts is {list(contexts)}, expected numbers of tokens from 1")
+    ordered = tuple(sorted(set(contexts)))
+    specs = [
+        parse(name, configuration.heads, configuration.head_dim)
+        for name in configuration.mechanisms
+    ]
+    # a cache that grows holds up to twice its tokens, and the old buffer beside the new one
+    held = sum(spec.cache_bytes(ordered[-1], dtype="float32") for spec in specs)
+    needed = 3 * configuration.layers * held
+    free = available_bytes(torch.device("cpu"))
+    if needed > free:
+        raise CapacityError(
+            f"caches of {ordered[-1]:,} tokens need up to {needed:,} bytes, and {free:,} are free; "
+            "give smaller contexts"
+        )
+    return ordered
+
+
+def measure_speed(
+    configuration: Configuration,
+    task: Task,
+    *,
+    contexts: Sequence[int],
+    rounds: int = ROUNDS,
+    progress: Callable[[str, int, int], object] = lambda stage, done, total: None,
+) -> list[Speed]:
+    """Measure every mechanism of the configuration.
+
+    Raises:
+        OptionError: fewer than 4 rounds.
+    """
+    check_rounds(rounds)
+    names = configuration.mechanisms
+    models = {name: build(configuration, name, seed=0) for name in names}
+    errors = {name: _checked(name, model) for name, model in models.items()}
+    # the longest sequences, those of the last step
+    batch = task.batch(configuration.steps - 1, torch.Generator().manual_seed(0))
+    progress("timing the training", 0, 0)
+    steps = {name: _training(configuration, model, batch) for name, model in models.items()}
+    trained = interleaved(steps, rounds=rounds)
+    peaks = {name: _peak(steps[name]) for name in names}
+    decoded: dict[str, list[DecodeRate]] = {name: [] for name in names}
+    sizes = {}
+    for at, context in enumerate(contexts):
+        progress("timing the decoding", at, len(contexts))
+        caches = {name: filled(model, context) for name, model in models.items()}
+        sizes = {name: bytes_per_token(some) for name, some in caches.items()}
+        turns = {name: partial(_decode, models[name], caches[name]) for name in names}
+        timings = interleaved(turns, rounds=rounds, before=partial(_crop, caches, context))
+        for name, timing in timings.items():
+            decoded[name].append(DecodeRate(context, _rate(_STEPS, timing)))
+    return [
+        Speed(
+            mechanism=name,
+            cache_bytes_per_token=sizes[name],
+            error=errors[name],
+            training=_rate(batch.tokens.numel(), trained[name]),
+            decode=tuple(decoded[name]),
+            peak_memory=peaks[name],
+        )
+        for name in names
+    ]
+
+
+@torch.no_grad()
+def filled(model: Decoder, context: int) -> list[ContiguousCache]:
+    """Caches that hold `context` tokens of one sequence; random numbers, which take as long."""
+    caches = model.new_caches()
+    model(torch.zeros(1, 1, dtype=torch.int64), caches=caches)
+    for cache in caches:
+        assert cache.first is not None
+        assert cache.second is not None
+        shapes = [
+            (*held.shape[:2], context - 1, held.shape[3]) for held in (cache.first, cache.second)
+        ]
+        cache.append(*(torch.randn(shape) for shape in shapes))
+    return caches
+
+
+def bytes_per_token(caches: Sequence[ContiguousCache]) -> int:
+    """Bytes that all caches together hold for each of their tokens.
+
+    >>> model = build(Configuration(width=64, heads=8), "mqa", seed=0)
+    >>> bytes_per_token(filled(model, 7))  # 2 layers, key and value of 8 float32
+    128
+    """
+    held = sum(cache.nbytes for cache in caches)
+    assert held % caches[0].length == 0
+    return held // caches[0].length
+
+
+def _training(configuration: Configuration, model: Decoder, batch: Batch) -> Callable[[], None]:
+    optimizer = new_optimizer(model, configuration.learning_rate)
+    return partial(train_step, model, optimizer, batch)
+
+
+@torch.no_grad()
+def _checked(name: str, model: Decoder) -> float:
+    """How far decoding a sequence token by token is from reading it at once."""
+    tokens = torch.randint(
+        model.embedding.num_embeddings, (2, _CHECKED), generator=torch.Generator().manual_seed(0)
+    )
+    whole, caches = model(tokens), model.new_caches()
+    steps = torch.cat([model(token, caches=caches) for token in tokens.split(1, dim=1)], dim=1)
+    error = ((steps - whole).abs().max() / whole.abs().max()).item()
+    assert error < _TOLERANCE, f"{name} decodes other logits than it computes: {error}"
+    return error
+
+
+@torch.no_grad()
+def _decode(model: Decoder, caches: list[ContiguousCache]) -> None:
+    token = torch.zeros(1, 1, dtype=torch.int64)
+    for _ in range(_STEPS):
+        token = model(token, caches=caches)[:, -1].argmax(dim=-1, keepdim=True)
+
+
+def _crop(caches: Mapping[str, list[ContiguousCache]], context: int, name: str) -> None:
+    for cache in caches[name]:
+        cache.crop(context)
+
+
+def _peak(step: Callable[[], object]) -> int | None:
+    """The median of a few: what the allocator had kept makes single ones differ."""
+    found = [peak_memory(step)[1] for _ in range(_PEAKS)]
+    known = [each for each in found if each is not None]
+    return round(median(known)) if known else None
+
+
+def _rate(tokens: int, timing: Timing) -> Rate:
+    fast, slow = timing.quartiles
+    return Rate(tokens / timing.median, tokens / slow, tokens / fast)
