@@ -138,7 +138,7 @@ def test_speed_alone_is_measured_anew_at_other_contexts(
     [
         ({"steps": 4}, "holds a comparison with steps 3, not 4"),
         ({"mechanisms": ("mha", "mqa")}, "with mechanisms mha,mla, not mha,mqa"),
-        ({"learning_rate": 0.1}, "with learning_rate 0.004, not 0.1"),
+        ({"learning_rate": 0.1}, "with learning_rate 0.002, not 0.1"),
     ],
 )
 def test_a_folder_of_another_configuration_is_refused_and_left_alone(

@@ -36,12 +36,18 @@ def test_every_key_is_asked_once_and_its_target_is_its_value(
 
 
 def test_training_goes_from_few_pairs_to_all_with_the_same_tokens_a_step() -> None:
-    task = Recall(Configuration(pairs=24, steps=8, batch=768))
+    task = Recall(Configuration(pairs=24, steps=12, batch=768))
     generator = torch.Generator().manual_seed(0)
-    shapes = [tuple(task.batch(step, generator).tokens.shape) for step in range(8)]
-    assert shapes[0] == (64, 12)
+    shapes = [tuple(task.batch(step, generator).tokens.shape) for step in range(12)]
+    assert shapes[5] == (64, 12)
+    assert shapes[6] == (32, 24)
     assert shapes[-1] == (8, 96)
     assert {rows * length for rows, length in shapes} == {768}
+
+
+def test_with_few_pairs_every_step_has_them_all() -> None:
+    task = Recall(Configuration(pairs=3, steps=5))
+    assert {task.pairs_at(step) for step in range(5)} == {3}
 
 
 def test_held_out_recall_is_the_same_each_time_and_has_all_pairs() -> None:

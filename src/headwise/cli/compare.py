@@ -26,13 +26,13 @@ def compare(
     steps: Annotated[int, typer.Option(help="Training steps of each run.")] = 1600,
     seeds: Annotated[int, typer.Option(help="Runs of each mechanism.")] = 1,
     width: Annotated[int, typer.Option(help="Hidden size of the decoders.")] = 64,
-    heads: Annotated[int, typer.Option(help="Query heads.")] = 4,
+    heads: Annotated[int, typer.Option(help="Query heads.")] = 8,
     layers: Annotated[int, typer.Option(help="Blocks of a decoder.")] = 2,
     pairs: Annotated[int, typer.Option(help="For recall: pairs in a sequence.")] = 32,
     vocabulary: Annotated[int, typer.Option(help="For recall: half are keys, half values.")] = 128,
     length: Annotated[int, typer.Option(help="For text: bytes of a training sequence.")] = 128,
     batch: Annotated[int, typer.Option(help="Tokens of a training step.")] = 2048,
-    learning_rate: Annotated[float, typer.Option(help="The highest of its schedule.")] = 4e-3,
+    learning_rate: Annotated[float, typer.Option(help="The highest of its schedule.")] = 2e-3,
     threads: Annotated[int, typer.Option(help="Of PyTorch, in training and timing.")] = 1,
     contexts: Annotated[
         str, typer.Option(help="Tokens in the cache when decoding is timed, joined by commas.")

@@ -47,14 +47,14 @@ class Configuration:
     steps: int = 1600
     seeds: int = 1
     width: int = 64
-    heads: int = 4
+    heads: int = 8
     layers: int = 2
     pairs: int = 32
     vocabulary: int = 128
     length: int = 128
     text: str | None = None
     batch: int = 2048
-    learning_rate: float = 4e-3
+    learning_rate: float = 2e-3
     threads: int = 1
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """Multi-query associative recall: pairs of a key and its value, and later each key alone.
 
 At a key that stands alone the model has to say its value. Arora et al. 2023 (Zoology), arXiv
-2312.04927, section 3 and appendix: keys and values are drawn anew for each sequence and differ
-within it, the places where the keys are asked are drawn by a power law, and all other places hold
-random tokens.
+2312.04927: keys and values are drawn anew for each sequence and differ within it; at every second
+place behind the pairs a key is asked, each once, and random tokens stand between. Here their order
+is uniformly random, so that no place tells which value to say.
 """
 
 import torch
@@ -13,7 +13,6 @@ from headwise.comparison.configuration import Configuration
 from headwise.comparison.task import IGNORED, Batch, Metric
 
 _FIRST_PAIRS = 4
-_POWER = 0.01
 _HELD_OUT = 512
 _HELD_OUT_SEED = 2**40
 
@@ -22,12 +21,13 @@ class Recall:
     """Sequences of 4 tokens for each of their pairs, in training first of few pairs.
 
     With all the pairs at once small models stay for long where they know the values of the
-    sequence and not which one is asked. So the steps are split evenly into stages of 4, 8, 16, ...
-    pairs, the last of all; each step has the same number of tokens.
+    sequence and not which one is asked; what they then learn from few pairs they soon do with more.
+    So half of the steps have 4 pairs (the number halved until it is 4 or less), and the other half
+    is split evenly into stages of twice as many, up to all. Each step has as many tokens.
 
-    >>> task = Recall(Configuration(pairs=32, steps=100))
-    >>> [task.pairs_at(step) for step in (0, 24, 25, 50, 75, 99)]
-    [4, 4, 8, 16, 32, 32]
+    >>> task = Recall(Configuration(pairs=32, steps=120))
+    >>> [task.pairs_at(step) for step in (0, 59, 60, 79, 80, 100, 119)]
+    [4, 4, 8, 8, 16, 32, 32]
     """
 
     metric: Metric = "accuracy"
@@ -42,7 +42,11 @@ class Recall:
 
     def pairs_at(self, step: int) -> int:
         """Pairs in a sequence of this step, from 0."""
-        return self.stages[step * len(self.stages) // self.steps]
+        first, *others = self.stages
+        after = 2 * step - self.steps
+        if after < 0 or not others:
+            return first
+        return others[after * len(others) // self.steps]
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         """What step `step` trains on."""
@@ -58,7 +62,7 @@ class Recall:
 
 
 def sequences(count: int, pairs: int, vocabulary: int, generator: torch.Generator) -> Batch:
-    """`count` sequences of 4 * `pairs` tokens: the pairs, then each key once at an even place.
+    """`count` sequences of 4 * `pairs` tokens: the pairs, then each key once at every second place.
 
     Keys are the first half of the vocabulary, values the second.
 
@@ -71,9 +75,7 @@ def sequences(count: int, pairs: int, vocabulary: int, generator: torch.Generato
     values = half + _draw(count, vocabulary - half, pairs, generator)
     tokens = torch.randint(vocabulary, (count, 4 * pairs), generator=generator)
     tokens[:, 0 : 2 * pairs : 2], tokens[:, 1 : 2 * pairs : 2] = keys, values
-    chances = torch.arange(1, pairs + 1, dtype=torch.float64) ** (_POWER - 1)
-    order = torch.multinomial(chances.expand(count, -1), pairs, generator=generator)
-    asked = 2 * pairs + 2 * order
+    asked = 2 * pairs + 2 * _draw(count, pairs, pairs, generator)
     tokens.scatter_(1, asked, keys)
     targets = torch.full_like(tokens, IGNORED).scatter_(1, asked, values)
     return Batch(tokens, targets)
