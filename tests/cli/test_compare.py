@@ -37,7 +37,7 @@ def test_compare_shows_every_figure_and_says_where_the_files_are(
         "results.json, results.csv, figure.svg",
     ):
         assert expected in lines
-    assert re.search(r"accuracy 0\.\d{3} ± 0\.\d{3}", lines)
+    assert re.search(r"accuracy (0\.\d{3} ){2}deviation of seeds (0\.\d{3} ){2}lowest", lines)
     assert captured.err.splitlines()[0] == "training 1 of 4: mha, seed 0"
     assert json.loads((out / "results.json").read_text())["complete"] is True
 

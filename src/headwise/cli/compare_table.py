@@ -14,7 +14,10 @@ from rich.table import Table
 from headwise.cli.terminal import one_line
 from headwise.comparison import Comparison, Speed
 from headwise.comparison.run import FIGURE
+from headwise.comparison.task import Metric
 from headwise.comparison.verdict import Quality
+
+_METRICS: tuple[Metric, ...] = ("accuracy", "loss")
 
 
 def show(found: Comparison, out: Path) -> None:
@@ -36,7 +39,7 @@ def _title(found: Comparison) -> str:
 
 def _table(found: Comparison) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in found.configuration.mechanisms:
         table.add_column(escape(name), justify="right")
     for title, cells in _rows(found):
@@ -46,12 +49,20 @@ def _table(found: Comparison) -> Table:
 
 def _rows(found: Comparison) -> Iterable[tuple[str, list[str]]]:
     rows = found.rows()
-    for metric in ("accuracy", "loss"):
+    for metric in _METRICS:
         known = {at.mechanism: at for at in found.qualities(metric)}
-        yield metric, [_quality(known.get(row["mechanism"])) for row in rows]
+        qualities = [known.get(row["mechanism"]) for row in rows]
+        yield metric, [_quality(at, lambda each: each.mean) for at in qualities]
         if found.configuration.seeds > 1 and metric == found.metric:
-            cells = [_range(known.get(row["mechanism"])) for row in rows]
-            yield "  worst-best seed", cells
+            yield (
+                "  deviation of seeds",
+                [_quality(at, lambda each: each.deviation) for at in qualities],
+            )
+            yield "  lowest seed", [_quality(at, lambda each: min(each.values)) for at in qualities]
+            yield (
+                "  highest seed",
+                [_quality(at, lambda each: max(each.values)) for at in qualities],
+            )
     yield "cache bytes a token", _cells(found, lambda speed: f"{speed.cache_bytes_per_token:,}")
     for at, context in enumerate(_contexts(found)):
         yield f"decode at {context:,}", _cells(found, partial(_decode, at))
@@ -66,8 +77,9 @@ def _lines(found: Comparison, out: Path) -> Iterable[str]:
     plain = "any value of the sequence" if at.task == "recall" else "the frequency of each byte"
     yield f"{found.metric} by {plain}: {found.baseline:.3f}"
     if found.speeds:
-        yield "decode: tokens/s of one sequence with so many tokens in its cache"
-    yield f"peak memory is that of a training step of {at.batch:,} tokens, above the weights"
+        threads = "1 thread" if at.threads == 1 else f"{at.threads} threads"
+        yield f"decode: tokens/s of one sequence behind so many, float32, {threads}"
+        yield f"peak memory is that of a training step of {at.batch:,} tokens, above the weights"
     yield from found.verdict()
     drawn = ", figure.svg" if (out.expanduser() / FIGURE).exists() else ""
     yield f"in {out}: results.json, results.csv{drawn}"
@@ -84,15 +96,9 @@ def _cells(found: Comparison, cell: Callable[[Speed], str]) -> list[str]:
     return [cell(known[name]) if name in known else "-" for name in found.configuration.mechanisms]
 
 
-def _quality(quality: Quality | None) -> str:
-    if quality is None:
-        return "-"
-    deviation = quality.deviation
-    return f"{quality.mean:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
-
-
-def _range(quality: Quality | None) -> str:
-    return "-" if quality is None else f"{min(quality.values):.3f}-{max(quality.values):.3f}"
+def _quality(quality: Quality | None, figure: Callable[[Quality], float | None]) -> str:
+    number = None if quality is None else figure(quality)
+    return "-" if number is None else f"{number:.3f}"
 
 
 def _decode(at: int, speed: Speed) -> str:

@@ -1,7 +1,7 @@
 """Everything that determines what a comparison finds, as data that is checked and kept with it."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,7 +137,7 @@ def claim(folder: Path, configuration: Configuration) -> None:
         return
     if not isinstance(held, dict):
         raise OptionError(f"{path} holds no settings; give a new folder")
-    for name in [field.name for field in fields(Configuration)]:
+    for name in dict.fromkeys([*settings, *held]):
         if held.get(name) != settings.get(name):
             raise OptionError(
                 f"{folder} holds a comparison with {name} {_shown(held.get(name))}, not "
