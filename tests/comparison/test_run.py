@@ -153,7 +153,9 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("all of it")
-    with pytest.raises(OptionError, match="is not empty and holds no comparison"):
+    with pytest.raises(
+        OptionError, match=r"^[^:]* is not empty and holds no comparison; give a new folder$"
+    ):
         Work(tiny(), None, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -125,14 +125,17 @@ def claim(folder: Path, configuration: Configuration) -> None:
     settings, path = configuration.settings(), folder / _FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = json.loads(path.read_bytes()) if path.exists() else None
-        if held is None and any(folder.iterdir()):
-            raise OptionError(f"{folder} is not empty and holds no comparison; give a new folder")
+        found = path.read_bytes() if path.exists() else None
+        other = found is None and any(folder.iterdir())
     except OSError as error:
         raise OptionError(f"{folder}: {error.strerror or error}; give another folder") from error
+    if other:
+        raise OptionError(f"{folder} is not empty and holds no comparison; give a new folder")
+    try:
+        held = None if found is None else json.loads(found)
     except ValueError as error:
         raise OptionError(f"{path} is not readable: {error}; give a new folder") from error
-    if held is None:
+    if found is None:
         write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
         return
     if not isinstance(held, dict):
