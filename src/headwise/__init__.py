@@ -19,6 +19,7 @@ from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
 if TYPE_CHECKING:
     from headwise.comparison import compare
     from headwise.hf import AttachReport, attach, detach
+    from headwise.planning import plan
 
 __version__ = "0.1.0"
 
@@ -44,10 +45,11 @@ __all__ = [
     "explain",
     "latent_attention",
     "nn",
+    "plan",
 ]
 
 # Transformers takes seconds to import, and the operators and specs do without it.
-_NEEDS_TRANSFORMERS = ("AttachReport", "attach", "detach")
+_NEEDS_TRANSFORMERS = ("AttachReport", "attach", "detach", "plan")
 
 
 def __getattr__(name: str) -> Any:
@@ -57,7 +59,7 @@ def __getattr__(name: str) -> Any:
         return compare
     if name in _NEEDS_TRANSFORMERS:
         try:
-            from headwise import hf
+            from headwise import hf, planning
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "transformers":
                 raise
@@ -65,5 +67,5 @@ def __getattr__(name: str) -> Any:
                 f"headwise.{name} needs Transformers: pip install 'headwise[hf]'",
                 name="transformers",
             ) from None
-        return getattr(hf, name)
+        return planning.plan if name == "plan" else getattr(hf, name)
     raise AttributeError(f"module 'headwise' has no attribute {name!r}")

@@ -93,6 +93,8 @@ def test_layers_cannot_share_what_no_earlier_layer_of_their_kind_has():
     config = {"model_type": "gemma3n_text", "num_hidden_layers": 5, "num_kv_shared_layers": 1}
     with pytest.raises(SpecError, match=r"layer 4 \(window None\) shares"):
         ModelSpec.from_config(config)
+    with pytest.raises(SpecError, match=r"layer 0 \(window 512\) shares"):
+        ModelSpec.from_config(config | {"num_kv_shared_layers": 9})
 
 
 def test_kinds_of_layers_that_are_not_covered_are_named():

@@ -9,6 +9,7 @@ from headwise.cli.bench import bench
 from headwise.cli.compare import compare
 from headwise.cli.env import env
 from headwise.cli.generate import generate
+from headwise.cli.plan import plan
 
 
 def command() -> Any:
@@ -21,6 +22,7 @@ def command() -> Any:
     )
     app.callback(invoke_without_command=True)(_before)
     app.command()(generate)
+    app.command()(plan)
     app.add_typer(bench)
     app.command()(compare)
     app.command()(env)

@@ -42,6 +42,7 @@ def machine(*, dtypes: Dtypes = None, threads: Threads = None, out: Out = None) 
     """Measure the read bandwidth and the GEMM peak."""
     from headwise.cli.bench_table import show_figures
     from headwise.measure import Report, measure_machine
+    from headwise.measure.machine_kept import keep_figures
 
     chosen, count = _dtypes(dtypes) or ["float32", "bfloat16", "float16"], _threads(threads)
     _check_out(out)
@@ -49,6 +50,7 @@ def machine(*, dtypes: Dtypes = None, threads: Threads = None, out: Out = None) 
     with _kept(report, out), screen(animated=False) as shown:
         report.figures.append(measure_machine(count, chosen, progress=shown))
     if report.figures:
+        keep_figures(report.figures[0])
         show_figures(report)
     return _exit_code(report)
 

@@ -34,11 +34,11 @@ def select_attention(
         UnsupportedError: the model does not have that implementation.
     """
     check_attention(attention)
-    import headwise
+    from headwise.hf import attach, detach
 
-    headwise.detach(model)
+    detach(model)
     if attention == "headwise":
-        return _attached(headwise.attach(model, cache=cache))
+        return _attached(attach(model, cache=cache))
     try:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:

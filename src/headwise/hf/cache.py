@@ -1,6 +1,7 @@
 """headwise's caches as Transformers cache layers."""
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -346,8 +347,17 @@ def cache_nbytes(cache: Cache) -> int:
     return sum(_layer_nbytes(layer) for layer in cache.layers)
 
 
+def held_tensors(layer: Any) -> Iterator[Tensor]:
+    """What a layer of Transformers' own holds: keys and values, an indexer's keys, states."""
+    for name in ("keys", "values", "indexer_keys"):
+        held = getattr(layer, name, None)
+        if isinstance(held, Tensor):
+            yield held
+    for name in ("conv_states", "recurrent_states"):
+        yield from (at for at in getattr(layer, name, {}).values() if isinstance(at, Tensor))
+
+
 def _layer_nbytes(layer: Any) -> int:
     if isinstance(layer, OwnLayer):
         return int(layer.cache.nbytes)
-    held = (getattr(layer, "keys", None), getattr(layer, "values", None))
-    return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
+    return sum(held.numel() * held.element_size() for held in held_tensors(layer))

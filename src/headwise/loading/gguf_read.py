@@ -37,6 +37,22 @@ def float32_bytes(file: Path) -> int:
     return elements * torch.float32.itemsize
 
 
+def read_config(file: Path) -> dict[str, Any]:
+    """The config that a GGUF file's header amounts to; no weights are read.
+
+    Raises:
+        LoadError: a damaged file, or an architecture that Transformers cannot read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    except (*_BROKEN, OSError, ImportError) as error:
+        raise LoadError(f"{file} cannot be read by Transformers: {_line(error)}") from error
+    fields: dict[str, Any] = config.to_dict()
+    return fields
+
+
 def write_folder(file: Path, folder: Path, progress: Progress) -> None:
     """Write a GGUF's weights (float32, as Transformers dequantises them), config and tokenizer.
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from headwise.errors import CapacityError, LoadError
 from headwise.loading.gguf_read import float32_bytes, write_folder
+from headwise.loading.kept import CACHE_VARIABLE, cache_folder
 from headwise.loading.memory import gib
 from headwise.loading.progress import Progress, silent
-
-CACHE_VARIABLE = "HEADWISE_CACHE"
 
 _FORMAT = 1
 _RECORD = "headwise-gguf.json"
@@ -25,16 +24,6 @@ _RECORD = "headwise-gguf.json"
 _SLACK_BYTES = 64 * 2**20
 
 Writer = Callable[[Path, Path, Progress], None]
-
-
-def cache_folder() -> Path:
-    """Where converted files are kept: $HEADWISE_CACHE, else the user's cache folder."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser() / "gguf"
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("headwise")) / "gguf"
 
 
 def converted(file: Path, *, progress: Progress = silent, write: Writer = write_folder) -> Path:
@@ -48,7 +37,7 @@ def converted(file: Path, *, progress: Progress = silent, write: Writer = write_
         LoadError: not a GGUF that Transformers can read, or the cache folder cannot be written.
         CapacityError: not enough room on the disk; says needed and available bytes.
     """
-    entry = cache_folder() / f"{file.stem}-{_digest(file, progress)}"
+    entry = cache_folder("gguf") / f"{file.stem}-{_digest(file, progress)}"
     if is_whole(entry):
         return entry
     import filelock

@@ -1,5 +1,7 @@
 """A model from the Hugging Face hub into its local cache: safetensors and configs, nothing else."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -24,14 +26,8 @@ def download(repo: str, progress: Progress = silent) -> Path:
         LoadError: no such model, no network, no access, or no safetensors weights.
     """
     import huggingface_hub
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
 
-    try:
+    with _one_line(repo):
         folder = Path(
             huggingface_hub.snapshot_download(
                 repo,
@@ -42,6 +38,38 @@ def download(repo: str, progress: Progress = silent) -> Path:
         )
         if not any(folder.glob("*.safetensors")):
             refuse_pickle(repo, _pickles(repo))
+    return folder
+
+
+def download_config(repo: str, progress: Progress = silent) -> Path:
+    """The config.json of a hub model, fetched if it is not in the hub's cache yet.
+
+    Raises:
+        LoadError: no such model, no network, no access, or no config.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    progress(f"downloading the config of {repo}", 0, 0)
+    with _one_line(repo):
+        try:
+            return Path(huggingface_hub.hf_hub_download(repo, "config.json"))
+        except RemoteEntryNotFoundError as error:
+            raise LoadError(f"{repo} has no config.json, so it is no model to plan for") from error
+
+
+@contextmanager
+def _one_line(repo: str) -> Iterator[None]:
+    """What the hub raises, as one line that says what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        yield
     except HFValidationError as error:
         raise LoadError(
             f"{repo!r} is neither an existing path nor a hub id (owner/name)"
@@ -65,7 +93,6 @@ def download(repo: str, progress: Progress = silent) -> Path:
     except OSError as error:
         text = " ".join(str(error).split())[:200]
         raise LoadError(f"{repo} could not be downloaded: {text}; try again") from error
-    return folder
 
 
 def _bytes_only(progress: Progress) -> Progress:

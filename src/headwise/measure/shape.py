@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 
 from headwise.errors import OptionError, SpecError
-from headwise.ops import INT4_GROUP, Bits
+from headwise.ops import Bits, row_bytes
 from headwise.spec import AttentionSpec
 
 KINDS = ("decode", "prefill", "mla")
@@ -144,11 +144,8 @@ class Shape:
         absorbed = spec.absorbed() if self.latent else spec
         value_dim = absorbed.value_dim
         other = absorbed.head_dim - value_dim if self.latent else absorbed.head_dim
-        row_bytes = sum(
-            dim * bits // 8 + 4 * (1 if bits == 8 else -(-dim // INT4_GROUP))
-            for dim in (value_dim, other)
-        )
-        return self.tokens * absorbed.kv_heads * row_bytes + itemsize * (rows + weights)
+        token = absorbed.kv_heads * (row_bytes(value_dim, bits) + row_bytes(other, bits))
+        return self.tokens * token + itemsize * (rows + weights)
 
     def beside(self, threads: int) -> "Beside | None":
         """What is timed beside this shape, None if nothing is."""

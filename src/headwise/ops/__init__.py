@@ -11,14 +11,13 @@ from headwise.ops._choice import (
     Verdict,
     explain_problem,
 )
-from headwise.ops._integers import INT4_GROUP, Bits, dequantize, rotate
+from headwise.ops._integers import Bits, dequantize, rotate, row_bytes
 from headwise.ops._latent import Paradigm, choose_paradigm, latent_attention
 from headwise.ops._quantize import quantize
 from headwise.ops._views import KV, PagedKV, QuantKV
 from headwise.ops._weights import attention_weights
 
 __all__ = [
-    "INT4_GROUP",
     "KV",
     "Accepted",
     "Backend",
@@ -42,6 +41,7 @@ __all__ = [
     "quantize",
     "require_tensor",
     "rotate",
+    "row_bytes",
 ]
 
 

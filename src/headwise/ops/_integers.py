@@ -22,6 +22,15 @@ INT4_GROUP = 32
 _NARROWER = (1.0, 0.9, 0.8)
 
 
+def row_bytes(dim: int, bits: Bits) -> int:
+    """Bytes of a row of `dim` elements as integers with their scales.
+
+    >>> row_bytes(128, 8), row_bytes(128, 4)
+    (132, 80)
+    """
+    return dim * bits // 8 + 4 * (1 if bits == 8 else -(-dim // INT4_GROUP))
+
+
 def quantize(rows: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
     """Integers and scales of rows [..., D], as `headwise.ops.quantize` gives them."""
     wide = rows.float()

@@ -37,11 +37,11 @@ _ALIASES = {
 }
 
 
-def bytes_per_element(dtype: Dtype) -> int:
-    """Bytes that one element of `dtype` takes; `dtype` is a torch.dtype or its name.
+def dtype_name(dtype: Dtype) -> str:
+    """The name that PyTorch has for a dtype.
 
-    >>> bytes_per_element("bf16"), bytes_per_element("torch.float32")
-    (2, 4)
+    >>> dtype_name("bf16")
+    'bfloat16'
 
     Raises:
         SpecError: for a name that is not a floating-point dtype known here.
@@ -51,4 +51,16 @@ def bytes_per_element(dtype: Dtype) -> int:
     if name not in _BYTES:
         known = ", ".join([*_BYTES, *_ALIASES])
         raise SpecError(f"dtype={dtype!r}: expected a torch dtype or one of {known}")
-    return _BYTES[name]
+    return name
+
+
+def bytes_per_element(dtype: Dtype) -> int:
+    """Bytes that one element of `dtype` takes; `dtype` is a torch.dtype or its name.
+
+    >>> bytes_per_element("bf16"), bytes_per_element("torch.float32")
+    (2, 4)
+
+    Raises:
+        SpecError: for a name that is not a floating-point dtype known here.
+    """
+    return _BYTES[dtype_name(dtype)]

@@ -133,6 +133,10 @@ class ModelSpec:
         """
         return _groups(self.layers)
 
+    def encoder_groups(self) -> tuple[tuple[LayerSpec, tuple[int, ...]], ...]:
+        """`layer_groups` of the encoder."""
+        return _groups(self.encoder_layers)
+
     def __str__(self) -> str:
         limit = "any context" if self.max_context is None else f"context up to {self.max_context}"
         stacks = []

@@ -76,7 +76,7 @@ def _read_gemma3n(fields: ConfigFields) -> Layout:
         for window in windows
     ]
     layout = one_stack(attentions, fields.positive("max_position_embeddings"))
-    own = layers - fields.whole("num_kv_shared_layers")
+    own = max(0, layers - fields.whole("num_kv_shared_layers"))
     # The last layers have no keys of their own: each reads those of the last one of its kind.
     shared = tuple(
         replace(layer, shares=_last_of_kind(windows[:own], windows[layer.index], layer.index))

@@ -1,0 +1,117 @@
+"""`headwise plan`: what a model's cache costs, what fits, and how fast a token can come."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headwise.cli.terminal import screen
+
+
+def plan(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A named model (see --list), a folder, a config.json, a .gguf file or a hub id.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    context: Annotated[
+        str | None,
+        typer.Option(help="Tokens, as 8192 or 128k. Default: the model's limit."),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
+    encoder_context: Annotated[
+        str | None,
+        typer.Option(help="The encoder's tokens, for cross-attention. Default: as --context."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of weights and cache. Default: the config's, else bfloat16."),
+    ] = None,
+    cache_dtype: Annotated[
+        str | None, typer.Option(help="Of the cache alone; int8 and int4 are headwise's own.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What has to hold it, as 24GiB. Default: the device's.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="A device by name (see --list). Default: this machine, measured once as by "
+            "headwise bench machine.",
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        str | None, typer.Option(help="Instead of the device's, as 50GB/s.")
+    ] = None,
+    peak: Annotated[
+        str | None, typer.Option(help="Instead of the device's, as 150GFLOP/s.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="A .png or .svg file: cache against context for each mechanism."),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Run the model's attention here and compare with what is predicted."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of tables.")
+    ] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Print the named models and devices and stop.")
+    ] = False,
+) -> int:
+    """Say what a model's cache costs, before any weight is loaded."""
+    from headwise import planning
+    from headwise.cli import plan_table, units
+    from headwise.errors import OptionError
+    from headwise.loading.progress import quiet_transformers
+
+    if listed:
+        plan_table.show_names()
+        return 0
+    if model is None:
+        raise OptionError("no model is given; name one, as headwise plan llama-3-8b, or see --list")
+    if plot is not None:
+        from headwise.measure.plot import check_plot
+        from headwise.measure.results import check_writable
+
+        check_plot(plot)
+        check_writable(plot)
+    options: dict[str, Any] = {
+        "context": None if context is None else units.tokens("--context", context),
+        "encoder_context": None
+        if encoder_context is None
+        else units.tokens("--encoder-context", encoder_context),
+        "memory": None if memory is None else units.size("--memory", memory),
+        "bandwidth": None if bandwidth is None else units.bandwidth("--bandwidth", bandwidth),
+        "peak": None if peak is None else units.flops("--peak", peak),
+    }
+    with quiet_transformers(), screen(animated=False) as shown:
+        found = planning.plan(
+            model,
+            batch=batch,
+            dtype=dtype,
+            cache_dtype=cache_dtype,
+            device=device,
+            progress=shown,
+            **options,
+        )
+        verified = planning.verify(found, progress=shown) if verify else None
+    if plot is not None:
+        planning.write_plot(found, plot)
+    if as_json:
+        fields = found.to_dict() | ({} if verified is None else {"verified": verified.to_dict()})
+        sys.stdout.write(json.dumps(fields) + "\n")
+    else:
+        plan_table.show(found)
+        if verified is not None:
+            plan_table.show_verified(verified)
+    return 0 if verified is None or verified.holds else 1

@@ -1,0 +1,72 @@
+"""Numbers with units, as people write them: 128k tokens, 24GiB, 3.35TB/s, 989TFLOP/s."""
+
+import re
+
+from headwise.errors import OptionError
+
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_NUMBER = r"(\d+(?:\.\d+)?|\.\d+)\s*"
+
+
+def tokens(option: str, text: str) -> int:
+    """A number of tokens; k is 1024 and M 1024 * 1024.
+
+    >>> tokens("context", "128k"), tokens("context", "8000")
+    (131072, 8000)
+
+    Raises:
+        OptionError: anything else.
+    """
+    found = re.fullmatch(_NUMBER + r"([km]?)", text.strip().lower())
+    value = float(found[1]) * 1024 ** _POWERS[found[2]] if found else 0
+    if value < 1 or value != int(value):
+        raise OptionError(f"{option} is {text!r}, expected a number of tokens, as 8192 or 128k")
+    return int(value)
+
+
+def size(option: str, text: str) -> int:
+    """A number of bytes: GiB counts in powers of 1024, GB of 1000, a bare G as GiB.
+
+    >>> size("memory", "24GiB"), size("memory", "80GB")
+    (25769803776, 80000000000)
+
+    Raises:
+        OptionError: anything else.
+    """
+    found = re.fullmatch(_NUMBER + r"([kmgtp]?)(i?)(b?)", text.strip().lower())
+    if found is None or (found[3] and not found[2]):
+        raise OptionError(f"{option} is {text!r}, expected a size, as 24GiB, 80GB or 512MiB")
+    base = 1000 if found[4] and not found[3] else 1024
+    return int(float(found[1]) * base ** _POWERS[found[2]])
+
+
+def bandwidth(option: str, text: str) -> float:
+    """Bytes a second.
+
+    >>> bandwidth("bandwidth", "3.35TB/s"), bandwidth("bandwidth", "50GB/s")
+    (3350000000000.0, 50000000000.0)
+
+    Raises:
+        OptionError: anything else.
+    """
+    found = re.fullmatch(_NUMBER + r"([kmgtp])b(?:/s|ps)?", text.strip().lower())
+    if found is None:
+        raise OptionError(f"{option} is {text!r}, expected bytes a second, as 50GB/s or 3.35TB/s")
+    return float(found[1]) * 10 ** (3 * _POWERS[found[2]])
+
+
+def flops(option: str, text: str) -> float:
+    """Floating-point operations a second.
+
+    >>> flops("peak", "989TFLOP/s"), flops("peak", "150 GFLOPS")
+    (989000000000000.0, 150000000000.0)
+
+    Raises:
+        OptionError: anything else.
+    """
+    found = re.fullmatch(_NUMBER + r"([kmgtp])(?:flops?(?:/s|ps)?)", text.strip().lower())
+    if found is None:
+        raise OptionError(
+            f"{option} is {text!r}, expected operations a second, as 150GFLOP/s or 989TFLOP/s"
+        )
+    return float(found[1]) * 10 ** (3 * _POWERS[found[2]])

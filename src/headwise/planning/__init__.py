@@ -1,0 +1,26 @@
+"""What a model's cache costs, before it is loaded."""
+
+from headwise.planning.devices import DEVICES, Device
+from headwise.planning.named_models import NamedModel, named_model, named_models
+from headwise.planning.plan import Allocated, Alternative, LayerGroup, Plan, Step, plan
+from headwise.planning.plot import write_plot
+from headwise.planning.verify import CacheCheck, TimeCheck, Verified, verify
+
+__all__ = [
+    "CacheCheck",
+    "TimeCheck",
+    "Verified",
+    "verify",
+    "write_plot",
+    "DEVICES",
+    "Allocated",
+    "Alternative",
+    "Device",
+    "LayerGroup",
+    "NamedModel",
+    "Plan",
+    "Step",
+    "named_model",
+    "named_models",
+    "plan",
+]

@@ -1,0 +1,128 @@
+"""What a cache takes in memory: Transformers' and headwise's own layers, filled with no memory.
+
+The very classes that hold the cache at run time are given tensors on the meta device, which have a
+shape and no bytes, and are then asked what they hold. Nothing about their growth is written twice.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwise.hf.cache import held_tensors, use_own_layers
+from headwise.planning.cached import CacheFormat
+from headwise.planning.model import Model
+from headwise.planning.weights import transformers_config
+from headwise.spec import AttentionSpec, LayerSpec
+
+
+def stock_bytes(model: Model, dtype: str, context: int, batch: int, encoder_context: int) -> int:
+    """Bytes that Transformers' own cache has allocated, in the model's dtype.
+
+    After a prompt of all tokens but one, and one decode step: a sliding layer still holds the
+    storage of the window and the newest token. What the step copies on its way is not counted.
+    """
+    own, cross = _caches(model)
+    heads = stock_heads(model)
+    _fill(model, own, dtype, context, batch, heads)
+    _fill_cross(model, cross, dtype, batch, encoder_context)
+    return _storage_bytes(own) + _storage_bytes(cross)
+
+
+def headwise_bytes(
+    model: Model, cache: CacheFormat, context: int, batch: int, encoder_context: int
+) -> int:
+    """Bytes that the caches have allocated which `attach` makes, with the room that they grow by.
+
+    After a prompt of all tokens but one, and one decode step.
+    """
+    own, cross = _caches(model)
+    use_own_layers(own, cache.choice)
+    _fill(model, own, cache.dtype, context, batch, None)
+    _fill_cross(model, cross, cache.dtype, batch, encoder_context)
+    reserved = [layer for layer in own.layers if hasattr(layer, "cache")]
+    others = [layer for layer in own.layers if not hasattr(layer, "cache")]
+    held = sum(int(layer.cache.reserved_bytes) for layer in reserved)
+    return held + sum(map(_layer_bytes, others)) + _storage_bytes(cross)
+
+
+def stock_heads(model: Model) -> int | None:
+    """kv heads that Transformers caches where these are more than the model has, else None."""
+    # Falcon's newer architecture repeats keys and values to all query heads, then caches them.
+    if model.spec.family == "falcon" and model.config.get("new_decoder_architecture"):
+        return int(model.config["num_attention_heads"])
+    return None
+
+
+def _caches(model: Model) -> tuple[Any, Any]:
+    from transformers import DynamicCache
+
+    config = transformers_config(model)
+    cross = DynamicCache() if model.spec.has_cross_attention else None
+    # T5's config describes both its stacks, and its decoder's depth may differ.
+    own = DynamicCache() if cross is not None else DynamicCache(config=config)
+    return own, cross
+
+
+def _fill(
+    model: Model, cache: Any, dtype: str, context: int, batch: int, heads: int | None
+) -> None:
+    with torch.no_grad():
+        for tokens in (context - 1, 1) if context > 1 else (context,):
+            for layer in model.spec.layers:
+                _append(cache, layer, dtype, tokens, batch, heads)
+
+
+def _append(
+    cache: Any, layer: LayerSpec, dtype: str, tokens: int, batch: int, heads: int | None
+) -> None:
+    if layer.cached is not None:
+        cache.update(*_rows(layer.cached, dtype, tokens, batch, heads), layer.index)
+        if layer.cached.indexer is not None:
+            keys = _empty(dtype, batch, tokens, layer.cached.indexer.dim)
+            cache.update_indexer(keys, layer.index)
+    if layer.state is not None:
+        state = layer.state
+        inputs = _empty(dtype, batch, state.conv_channels, tokens)
+        matrices = _empty("float32", batch, state.heads, state.key_dim, state.value_dim)
+        width = {"conv_kernel_size": state.conv_width}
+        cache.layers[layer.index].update_conv_state(inputs, **width)
+        cache.layers[layer.index].update_recurrent_state(matrices)
+
+
+def _fill_cross(model: Model, cache: Any, dtype: str, batch: int, encoder_context: int) -> None:
+    if cache is None:
+        return
+    with torch.no_grad():
+        for layer in model.spec.layers:
+            assert layer.cross_attention is not None
+            rows = _rows(layer.cross_attention, dtype, encoder_context, batch, None)
+            cache.update(*rows, layer.index)
+
+
+def _rows(
+    spec: AttentionSpec, dtype: str, tokens: int, batch: int, heads: int | None
+) -> tuple[Tensor, Tensor]:
+    if spec.latent_rank is not None and spec.rope_dim is not None:
+        return (
+            _empty(dtype, batch, 1, tokens, spec.latent_rank),
+            _empty(dtype, batch, 1, tokens, spec.rope_dim),
+        )
+    heads = heads or spec.kv_heads
+    return (
+        _empty(dtype, batch, heads, tokens, spec.head_dim),
+        _empty(dtype, batch, heads, tokens, spec.value_dim),
+    )
+
+
+def _empty(dtype: str, *shape: int) -> Tensor:
+    return torch.empty(*shape, dtype=getattr(torch, dtype), device="meta")
+
+
+def _storage_bytes(cache: Any) -> int:
+    return 0 if cache is None else sum(map(_layer_bytes, cache.layers))
+
+
+def _layer_bytes(layer: Any) -> int:
+    storages = {at._cdata: at.nbytes() for at in map(Tensor.untyped_storage, held_tensors(layer))}
+    return sum(storages.values())

@@ -1,0 +1,92 @@
+"""How cached rows are stored: numbers of a dtype, or headwise's integers with their scales."""
+
+from dataclasses import dataclass
+
+from headwise.caches import CacheChoice
+from headwise.errors import OptionError, SpecError
+from headwise.ops import Bits, row_bytes
+from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
+from headwise.spec.dtypes import bytes_per_element, dtype_name
+
+_BITS: dict[str | None, Bits] = {"int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class CacheFormat:
+    """What holds the cache.
+
+    Args:
+        dtype: of the model's numbers.
+        bits: 8 or 4 where rows are held as such integers with scales, None where in `dtype`.
+
+    >>> spec = AttentionSpec(heads=32, kv_heads=8, head_dim=128, value_dim=128)
+    >>> CacheFormat("bfloat16").row_bytes(spec), CacheFormat("bfloat16", 8).row_bytes(spec)
+    (4096, 2112)
+    """
+
+    dtype: str
+    bits: Bits | None = None
+
+    @classmethod
+    def parse(cls, text: str | None, dtype: str) -> "CacheFormat":
+        """Of the names that `--cache-dtype` takes: a dtype's, int8 or int4; None is `dtype`.
+
+        Raises:
+            OptionError: another name.
+        """
+        if text in _BITS:
+            return cls(dtype, _BITS[text])
+        try:
+            return cls(dtype if text is None else dtype_name(text))
+        except SpecError as error:
+            raise OptionError(
+                f"cache_dtype is {text!r}, expected bfloat16, float16, float32, int8 or int4"
+            ) from error
+
+    @property
+    def choice(self) -> CacheChoice:
+        """The cache that `attach` makes of it."""
+        return CacheChoice.parse("contiguous" if self.bits is None else f"int{self.bits}")
+
+    def row_bytes(self, spec: AttentionSpec) -> int:
+        """Bytes of one token of one layer, an indexer's key not counted."""
+        if spec.latent_rank is not None and spec.rope_dim is not None:
+            heads, dims = 1, (spec.latent_rank, spec.rope_dim)
+        else:
+            heads, dims = spec.kv_heads, (spec.head_dim, spec.value_dim)
+        # attach keeps the numbers of a window, of an encoder, and of what an indexer chooses from.
+        numbers = spec.window is not None or spec.cross or spec.indexer is not None
+        if self.bits is None or numbers:
+            return heads * sum(dims) * bytes_per_element(self.dtype)
+        return heads * sum(row_bytes(dim, self.bits) for dim in dims)
+
+    def index_bytes(self, spec: AttentionSpec) -> int:
+        """Bytes that one token's key takes in the cache of an indexer."""
+        return 0 if spec.indexer is None else spec.indexer.dim * bytes_per_element(self.dtype)
+
+    def layer_bytes(
+        self, layer: LayerSpec, context: int, batch: int = 1, encoder_context: int = 0
+    ) -> int:
+        """Bytes that a layer holds for `batch` sequences of `context` tokens."""
+        total = 0
+        if layer.cached is not None:
+            token = self.row_bytes(layer.cached) + self.index_bytes(layer.cached)
+            total += batch * layer.cached.cached_tokens(context) * token
+        if layer.cross_attention is not None:
+            total += batch * encoder_context * self.row_bytes(layer.cross_attention)
+        if layer.state is not None:
+            total += layer.state.nbytes(batch, self.dtype)
+        return total
+
+    def model_bytes(
+        self, spec: ModelSpec, context: int, batch: int = 1, encoder_context: int = 0
+    ) -> int:
+        """Bytes that all layers hold."""
+        return sum(
+            self.layer_bytes(layer, context, batch, encoder_context) for layer in spec.layers
+        )
+
+    def token_bytes(self, spec: ModelSpec) -> int:
+        """Bytes that one more token adds to all layers, while below every window."""
+        cached = [layer.cached for layer in spec.layers if layer.cached is not None]
+        return sum(self.row_bytes(at) + self.index_bytes(at) for at in cached)

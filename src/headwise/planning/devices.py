@@ -1,0 +1,139 @@
+"""What runs the model: this machine, as measured, or a device as its maker describes it."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import psutil
+import torch
+
+from headwise.errors import OptionError
+from headwise.measure.machine_kept import machine_figures
+
+
+@dataclass(frozen=True)
+class Device:
+    """How fast something reads and multiplies, and how much it holds.
+
+    Args:
+        name: what to call it.
+        bytes_per_second: of reading memory.
+        flops_per_second: of dense matrix products, by the operands' dtype.
+        memory: bytes.
+        source: where these figures are from.
+    """
+
+    name: str
+    bytes_per_second: float
+    flops_per_second: dict[str, float] = field(hash=False)
+    memory: int
+    source: str
+
+    def peak(self, dtype: str) -> float:
+        """FLOP/s of products in `dtype`; in float32 where the device has no figure for it."""
+        return self.flops_per_second.get(dtype, self.flops_per_second["float32"])
+
+    def seconds(self, nbytes: float, flops: float, dtype: str) -> float:
+        """The least time that reading and computing take, where neither waits for the other.
+
+        Source: the roofline, Williams et al. 2009, doi 10.1145/1498765.1498785.
+        """
+        return max(nbytes / self.bytes_per_second, flops / self.peak(dtype))
+
+
+def _gpu(name: str, gib: int, tb: float, half: float, single: float, source: str) -> Device:
+    flops = {"bfloat16": half * 1e12, "float16": half * 1e12, "float32": single * 1e12}
+    return Device(name, tb * 1e12, flops, gib * 10**9, source)
+
+
+_DATASHEET = "the maker's peak figures, without sparsity, as {} gives them"
+_KLOCKWOOD = "https://glennklockwood.com/garden/processors/"
+DEVICES = {
+    "a100-80gb": _gpu(
+        "A100 80 GB SXM", 80, 2.039, 312, 19.5, _DATASHEET.format(_KLOCKWOOD + "A100")
+    ),
+    "h100": _gpu("H100 SXM", 80, 3.35, 989.4, 66.9, _DATASHEET.format(_KLOCKWOOD + "h100")),
+    "h200": _gpu(
+        "H200 SXM",
+        141,
+        4.8,
+        989.4,
+        66.9,
+        _DATASHEET.format(f"{_KLOCKWOOD}h100 and https://www.saulelectric.com/nvidia-h200.html"),
+    ),
+    "l40s": _gpu(
+        "L40S",
+        48,
+        0.864,
+        362.05,
+        91.6,
+        _DATASHEET.format("https://www.mullet.se/product.html?product_id=355414"),
+    ),
+    "rtx-4090": _gpu(
+        "RTX 4090",
+        24,
+        1.008,
+        165.15,
+        82.58,
+        _DATASHEET.format("https://waredb.com/processor/nvidia-geforce-rtx-4090"),
+    ),
+}
+
+
+def find_device(
+    name: str | None,
+    dtype: str,
+    *,
+    bandwidth: float | None = None,
+    peak: float | None = None,
+    memory: int | None = None,
+    progress: Callable[[str, int, int], object] = lambda stage, done, total: None,
+) -> Device:
+    """A device by name, this machine where there is none; the figures that are given hold instead.
+
+    >>> find_device("h100", "bfloat16", bandwidth=3e12).bytes_per_second
+    3000000000000.0
+
+    Raises:
+        OptionError: an unknown name, with those that are near; figures that are not above 0.
+    """
+    for option, given in (("bandwidth", bandwidth), ("peak", peak), ("memory", memory)):
+        if given is not None and not given > 0:
+            raise OptionError(f"{option} is {given}, expected a number above 0")
+    if name is None:
+        device = _this_machine(dtype, bandwidth, peak, progress)
+    elif name.lower() in DEVICES:
+        device = DEVICES[name.lower()]
+    else:
+        near = difflib.get_close_matches(name.lower(), DEVICES, n=2, cutoff=0.3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        known = ", ".join(DEVICES)
+        raise OptionError(
+            f"device is {name!r}, expected one of {known}, or none for this machine{hint}"
+        )
+    if bandwidth is not None:
+        device = replace(device, bytes_per_second=float(bandwidth))
+    if peak is not None:
+        device = replace(device, flops_per_second={"float32": float(peak), dtype: float(peak)})
+    return device if memory is None else replace(device, memory=memory)
+
+
+def _this_machine(
+    dtype: str,
+    bandwidth: float | None,
+    peak: float | None,
+    progress: Callable[[str, int, int], object],
+) -> Device:
+    memory = int(psutil.virtual_memory().total)
+    if bandwidth is not None and peak is not None:
+        return Device("a machine as given", bandwidth, {"float32": peak}, memory, "as given")
+    threads = torch.get_num_threads()
+    wanted = dict.fromkeys(["float32", dtype])
+    figures = machine_figures(threads, wanted, progress)
+    return Device(
+        "this machine",
+        figures.bytes_per_second,
+        {each: figures.peak(each) for each in wanted},
+        memory,
+        f"headwise bench machine, {threads} threads",
+    )

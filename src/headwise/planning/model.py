@@ -1,0 +1,101 @@
+"""The model to plan for: a named one, a folder, a config.json, a .gguf file or a hub id, by config.
+
+Only the config is read, never the weights.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headwise.errors import LoadError
+from headwise.loading.gguf_read import read_config as read_gguf_config
+from headwise.loading.hub import download_config
+from headwise.loading.progress import Progress, silent
+from headwise.loading.source import check_gguf
+from headwise.planning.named_models import named_model, named_models, near_names
+from headwise.spec import ModelSpec
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as data.
+
+    Args:
+        name: what to call it.
+        spec: its attention.
+        config: its config, as a dict; of a multimodal model the text part.
+        sources: where the facts were read, for a named model.
+        notes: what a reader of its numbers should know.
+    """
+
+    name: str
+    spec: ModelSpec
+    config: dict[str, Any]
+    sources: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def find_model(name: str, progress: Progress = silent) -> Model:
+    """Read the config of the model that `name` stands for.
+
+    >>> find_model("llama-3-8b").spec.layers[0].attention.mechanism
+    'GQA'
+
+    Raises:
+        LoadError: nothing of that name, with the named models that are near; a file or folder
+            that is no config.
+        SpecError: a config that is not covered or contradicts itself.
+    """
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return _model(path.resolve().name, _read(path / "config.json"))
+    if path.is_file():
+        if path.suffix == ".json":
+            inner = path.name == "config.json"
+            return _model(path.resolve().parent.name if inner else path.stem, _read(path))
+        check_gguf(path)
+        progress(f"reading the header of {path.name}", 0, 0)
+        return _model(path.stem, read_gguf_config(path))
+    if name in named_models():
+        known = named_model(name)
+        return _model(known.title, known.config, known.sources)
+    near = near_names(name)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    if _HUB_ID.fullmatch(name) and path.suffix not in (".gguf", ".json", ".safetensors"):
+        try:
+            return _model(name, _read(download_config(name, progress)))
+        except LoadError as error:
+            raise LoadError(f"{error}{hint}") from error
+    raise LoadError(
+        f"no model {name!r}: expected a folder, a config.json, a .gguf file, a hub id (owner/name) "
+        f"or a name of headwise plan --list{hint}"
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LoadError(f"{file.parent} has no config.json; give a model's folder") from None
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{file} is not a readable JSON file: {error}") from error
+    if not isinstance(config, dict):
+        raise LoadError(f"{file} holds a {type(config).__name__}, expected a model's config")
+    return config
+
+
+def _model(name: str, config: dict[str, Any], sources: tuple[str, ...] = ()) -> Model:
+    spec, notes = ModelSpec.from_config(config), []
+    inner = config.get("text_config")
+    if isinstance(inner, dict):
+        notes.append("the text part alone is counted")
+        config = inner
+    quantised = config.get("quantization_config")
+    if isinstance(quantised, dict):
+        how = quantised.get("quant_method", "quantised")
+        notes.append(f"the checkpoint's weights are stored as {how}; they are counted in --dtype")
+    return Model(name, spec, {**config, "model_type": spec.family}, sources, tuple(notes))

@@ -1,0 +1,100 @@
+"""A model with the attention of the planned one and a small rest: enough to check it with."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from headwise.errors import HeadwiseError
+from headwise.planning.model import Model
+from headwise.planning.weights import transformers_config
+from headwise.spec import LayerSpec, ModelSpec
+
+# What decides neither the attention nor its cache.
+_SMALL: dict[str, Any] = {
+    "vocab_size": 512,
+    "vocab_size_per_layer_input": 512,
+    "hidden_size_per_layer_input": 8,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "ffn_hidden_size": 64,
+    "n_inner": 64,
+    "d_ff": 64,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_TOKENS = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
+_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
+
+
+def reduced(model: Model) -> Model:
+    """The model with few layers, at least one of each kind, and small where attention is not.
+
+    >>> from headwise.planning.model import find_model
+    >>> str(reduced(find_model("gpt-oss-20b")).spec)
+    'gpt_oss, context up to 131072: 1 x GQA 64/8 heads, D 64, window 128, sinks + 1 x GQA ...'
+    """
+    wanted = _kinds(model.spec)
+    config = next(
+        each for each in _narrower(model) if _kinds(ModelSpec.from_config(each)) == wanted
+    )
+    depth = max(len(model.spec.layers), len(model.spec.encoder_layers))
+    for layers in range(1, depth):
+        fewer = _with_depth(config, layers)
+        try:
+            spec = ModelSpec.from_config(fewer)
+        except HeadwiseError:
+            continue
+        if _kinds(spec) == wanted:
+            return Model(model.name, spec, fewer)
+    return Model(model.name, ModelSpec.from_config(config), config)
+
+
+def _narrower(model: Model) -> Iterator[dict[str, Any]]:
+    """With a small hidden size, where the heads' size is given beside it; then with its own."""
+    config, known = _without_size(model), transformers_config(model)
+    at = next(
+        at.attention for at in (*model.spec.layers, *model.spec.encoder_layers) if at.attention
+    )
+    small: dict[str, Any] = {
+        name: 8 * at.heads for name in ("hidden_size", "d_model") if name in config
+    }
+    if hasattr(known, "head_dim") and at.latent_rank is None:
+        yield {**config, **small, "head_dim": at.head_dim}
+    yield {**config, **small}
+    yield config
+
+
+def _without_size(model: Model) -> dict[str, Any]:
+    # All fields, so that those which Transformers has under another name are seen too.
+    known = transformers_config(model)
+    changes = {name: value for name, value in _SMALL.items() if hasattr(known, name)}
+    changes |= {name: 0 for name in _TOKENS if hasattr(known, name)}
+    if hasattr(known, "eos_token_id"):
+        changes["eos_token_id"] = None
+    config = {**model.config, **changes}
+    # A list for each layer, where it is one number otherwise.
+    config.pop("activation_sparsity_pattern", None)
+    return config
+
+
+def _with_depth(config: dict[str, Any], layers: int) -> dict[str, Any]:
+    fewer = dict(config)
+    for name in _DEPTHS:
+        if fewer.get(name) is not None:
+            fewer[name] = layers
+    for name in ("layer_types", "mlp_layer_types"):
+        if isinstance(fewer.get(name), list | tuple):
+            fewer[name] = list(fewer[name][:layers])
+    return fewer
+
+
+def _kinds(spec: ModelSpec) -> set[tuple[Any, ...]]:
+    return {_kind(layer) for layer in (*spec.layers, *spec.encoder_layers)}
+
+
+def _kind(layer: LayerSpec) -> tuple[Any, ...]:
+    return layer.attention, layer.cross_attention, layer.state, layer.shares is not None
