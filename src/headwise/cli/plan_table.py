@@ -257,7 +257,9 @@ def _seconds(seconds: float) -> str:
     """
     if seconds >= 7200:
         return f"{seconds / 3600:,.0f} hours"
-    return f"{seconds:,.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+    if seconds >= 100:
+        return f"{seconds:,.0f} s"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def _safe(text: str) -> str:

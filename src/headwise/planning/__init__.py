@@ -2,9 +2,9 @@
 
 from headwise.planning.devices import DEVICES, Device
 from headwise.planning.named_models import NamedModel, named_model, named_models
-from headwise.planning.plan import Allocated, Alternative, LayerGroup, Plan, Step, plan
+from headwise.planning.planner import Allocated, Alternative, LayerGroup, Plan, Step, plan
 from headwise.planning.plot import write_plot
-from headwise.planning.verify import CacheCheck, TimeCheck, Verified, verify
+from headwise.planning.verification import CacheCheck, TimeCheck, Verified, verify
 
 __all__ = [
     "CacheCheck",

@@ -8,7 +8,7 @@ from typing import Any
 from headwise.errors import OptionError
 from headwise.measure.plot import check_plot
 from headwise.measure.results import write_whole
-from headwise.planning.plan import Plan
+from headwise.planning.planner import Plan
 from headwise.planning.replanned import MECHANISMS, replanned
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; and a dash pattern for
@@ -32,11 +32,14 @@ def write_plot(plan: Plan, path: Path) -> None:
         UnsupportedError: Matplotlib is not installed.
     """
     check_plot(path)
-    content = io.BytesIO()
-    # No date in it: the same plan makes the same file.
-    metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
     figure = draw(plan)
-    figure.savefig(content, format=path.suffix[1:].lower(), dpi=150, metadata=metadata)
+    from matplotlib import rc_context
+
+    content = io.BytesIO()
+    # No date in it, and names that are not random: the same plan makes the same file.
+    metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+    with rc_context({"svg.hashsalt": "headwise"}):
+        figure.savefig(content, format=path.suffix[1:].lower(), dpi=150, metadata=metadata)
     write_whole(path, content.getvalue())
 
 

@@ -13,9 +13,11 @@ from headwise.loading.memory import available_bytes
 from headwise.loading.progress import Progress, silent
 from headwise.measure import Shape
 from headwise.planning.allocation import headwise_bytes, stock_bytes
+from headwise.planning.cached import CacheFormat
+from headwise.planning.devices import DEVICES
 from headwise.planning.kernel_rates import measure_rates
 from headwise.planning.model import Model
-from headwise.planning.plan import Plan
+from headwise.planning.planner import Plan
 from headwise.planning.reduced import reduced
 from headwise.planning.weights import count_weights, model_class, transformers_config
 from headwise.spec import AttentionSpec, ModelSpec
@@ -87,7 +89,7 @@ def verify(plan: Plan, progress: Progress = silent) -> Verified:
     model = plan.model
     if not any(layer.cached or layer.state for layer in model.spec.layers):
         raise UnsupportedError(f"{model.name} caches nothing, so there is nothing to verify")
-    if plan.device.name != "this machine":
+    if plan.device.name in {device.name for device in DEVICES.values()}:
         raise OptionError(
             f"verify runs on this machine, and the plan is for {plan.device.name}: leave the "
             "device out"
@@ -96,27 +98,28 @@ def verify(plan: Plan, progress: Progress = silent) -> Verified:
     small = model if _fits_whole(model, plan.dtype) else reduced(model)
     context, encoder_context = _lengths(small.spec)
     progress("running it", 0, 0)
-    caches = check_caches(small, plan, context, encoder_context)
+    cache = CacheFormat(plan.dtype, plan.cache.bits)
+    caches = check_caches(small, cache, context, encoder_context)
     times, notes = _times(plan, progress)
     return Verified(len(small.spec.layers), context, caches, times, notes)
 
 
 def check_caches(
-    model: Model, plan: Plan, context: int, encoder_context: int
+    model: Model, cache: CacheFormat, context: int, encoder_context: int
 ) -> tuple[CacheCheck, ...]:
     """Bytes that the caches of this model take, predicted and measured, for 2 sequences."""
-    built = make(model, plan.dtype)
+    built = make(model, cache.dtype)
     stock = run(built, model.spec, context, encoder_context)
     lengths = (context, 2, encoder_context)
-    needed = plan.cache.model_bytes(model.spec, *lengths)
-    stock_predicted = stock_bytes(model, plan.dtype, *lengths)
+    needed = cache.model_bytes(model.spec, *lengths)
+    stock_predicted = stock_bytes(model, cache.dtype, *lengths)
     by_stock = CacheCheck("allocated by Transformers", stock_predicted, allocated(stock))
     try:
-        attach(built, cache=str(plan.cache.choice))
+        attach(built, cache=str(cache.choice))
     except UnsupportedError:  # all of it stays with Transformers
         return CacheCheck("needed", needed, cache_nbytes(stock)), by_stock
     own = run(built, model.spec, context, encoder_context)
-    predicted = headwise_bytes(model, plan.cache, *lengths)
+    predicted = headwise_bytes(model, cache, *lengths)
     return (
         CacheCheck("needed", needed, cache_nbytes(own)),
         CacheCheck("allocated by headwise", predicted, allocated(own)),

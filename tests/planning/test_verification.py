@@ -1,0 +1,194 @@
+"""What a plan predicts is what a cache takes, to the byte, in every family that attach supports."""
+
+from typing import Any
+
+import pytest
+import transformers as hf
+
+from families import ENCODERS, FAMILIES, GENERATORS, VOCABULARY, make
+from headwise import OptionError, UnsupportedError
+from headwise.planning import plan, verify
+from headwise.planning.cached import CacheFormat
+from headwise.planning.kernel_rates import KernelRates, _rates, _shapes
+from headwise.planning.model import Model, find_model
+from headwise.planning.named_models import named_models
+from headwise.planning.reduced import reduced
+from headwise.planning.verification import _times, check_caches
+from headwise.spec import ModelSpec
+
+_LINEAR = ["linear_attention"]
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "max_position_embeddings": 256,
+}
+# Families that are attached in part or not at all, whose caches are of more than one kind.
+_OTHERS: dict[str, Any] = {
+    "qwen3_next": lambda: hf.Qwen3NextConfig(
+        **_COMMON,
+        num_hidden_layers=5,
+        head_dim=10,
+        layer_types=[
+            f"{kind}_attention" for kind in ["linear", "full", "linear", "full", "linear"]
+        ],
+        mlp_only_layers=[0, 1, 2, 3, 4],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=12,
+    ),
+    "gemma3n": lambda: hf.Gemma3nTextConfig(
+        **_COMMON,
+        num_hidden_layers=7,
+        head_dim=10,
+        sliding_window=7,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"] * 2
+        + ["full_attention"],
+        num_kv_shared_layers=3,
+        vocab_size_per_layer_input=VOCABULARY,
+    ),
+    "deepseek_v32": lambda: hf.DeepseekV32Config(
+        **_COMMON | {"num_key_value_heads": 6},
+        num_hidden_layers=2,
+        kv_lora_rank=20,
+        q_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=12,
+        v_head_dim=14,
+        mlp_layer_types=["dense", "dense"],
+        index_n_heads=2,
+        index_head_dim=16,
+        index_topk=8,
+    ),
+    "qwen3_moe": lambda: hf.Qwen3MoeConfig(
+        **_COMMON, num_hidden_layers=2, num_experts=4, num_experts_per_tok=2
+    ),
+}
+_CONTEXT = 41
+
+
+def model_of(config: Any) -> Model:
+    fields = config.to_dict()
+    return Model(config.model_type, ModelSpec.from_config(config), fields)
+
+
+def checked(model: Model, cache: CacheFormat, context: int = _CONTEXT) -> dict[str, Any]:
+    encoder = 19 if model.spec.has_cross_attention else 0
+    checks = check_caches(model, cache, context, encoder)
+    return {check.name: (check.predicted, check.measured) for check in checks}
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("family", GENERATORS)
+def test_every_family_that_attach_supports(family: str, bits: Any) -> None:
+    model = model_of(make(family).config)
+    found = checked(model, CacheFormat("float32", bits))
+    assert len(found) == 3
+    for name, (predicted, measured) in found.items():
+        assert (name, predicted) == (name, measured)
+    if bits is None:
+        assert found["needed"][0] == model.spec.cache_bytes(
+            _CONTEXT, 2, "float32", 19 if model.spec.has_cross_attention else None
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", _OTHERS)
+def test_caches_of_more_than_one_kind(family: str, dtype: str) -> None:
+    found = checked(model_of(_OTHERS[family]()), CacheFormat(dtype))
+    assert len(found) == (2 if family == "deepseek_v32" else 3)
+    for name, (predicted, measured) in found.items():
+        assert (name, predicted) == (name, measured)
+
+
+@pytest.mark.parametrize("context", [2, 6, 7, 8, 150])
+@pytest.mark.parametrize("family", ["gemma3", "deepseek_v3", "falcon-40b"])
+def test_whatever_the_context(family: str, context: int) -> None:
+    for predicted, measured in checked(
+        model_of(make(family).config), CacheFormat("float32"), context
+    ).values():
+        assert predicted == measured
+
+
+def test_encoders_have_nothing_to_verify() -> None:
+    assert set(ENCODERS) == {"bert", "roberta"}
+    assert set(FAMILIES) == {*GENERATORS, *ENCODERS}
+    with pytest.raises(UnsupportedError, match="caches nothing"):
+        verify(plan("bert-base", device="h100"))
+    with pytest.raises(OptionError, match="the plan is for H100 SXM"):
+        verify(plan("gpt2", device="h100"))
+
+
+@pytest.mark.parametrize("name", [name for name in named_models() if "palm" not in name])
+def test_a_reduced_model_has_every_kind_of_layer(name: str) -> None:
+    model = find_model(name)
+    small = reduced(model)
+
+    def kinds(spec: ModelSpec) -> set[Any]:
+        layers = (*spec.layers, *spec.encoder_layers)
+        return {(at.attention, at.cross_attention, at.state, at.shares is None) for at in layers}
+
+    assert kinds(small.spec) == kinds(model.spec)
+    # Gemma 3n's 15 layers that share keys cannot be fewer
+    assert len(small.spec.layers) <= (20 if name.startswith("gemma-3n") else 6)
+
+
+def test_rates_are_those_that_the_times_are_made_of() -> None:
+    made = KernelRates(
+        overhead=(1e-4, 3e-4),
+        groups={group: (1e-10 * group, 2e-9) for group in (1, 2, 4, 7, 8, 16, 64)},
+        latent={16: 4e-10, 128: 3e-9},
+        folding=1e-10,
+    )
+    shapes = _shapes("bfloat16")
+    long = [shape for shape in shapes if shape.context == 8192 and not shape.latent]
+    times = [made.seconds(shape.spec, shape.context) for shape in shapes]
+    # the overhead of a call is in the long times too, and small beside them
+    found = _rates(
+        shapes, [time - 1e-4 if shape in long else time for shape, time in zip(shapes, times)]
+    )
+    for shape, time in zip(shapes, times):
+        assert found.seconds(shape.spec, shape.context) == pytest.approx(time, rel=1e-6)
+    between = find_model("qwen2.5-7b").spec.layers[0].attention
+    assert between is not None
+    assert found.seconds(between, 5000) == pytest.approx(made.seconds(between, 5000), rel=1e-6)
+
+
+def test_times_are_predicted_for_every_kind_of_layer_and_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("headwise.planning.kernel_rates._ROUNDS", 4)
+    monkeypatch.setattr("headwise.planning.kernel_rates._CACHE_BYTES", 2**20)
+    monkeypatch.setattr("headwise.planning.kernel_rates._LONG", 1024)
+    monkeypatch.setattr("headwise.planning.verification._CONTEXTS", (256, 1024))
+    found = plan("gemma-3-1b", bandwidth=1e9, peak=1e9)
+    times, _ = _times(found, lambda stage, done, total: None)
+    # at 256 tokens a window of 512 makes no difference
+    assert [time.context for time in times] == [256, 1024, 1024]
+    assert "window 512" in times[1].attention
+    assert "window" not in times[2].attention
+    assert all(time.predicted > 0 and 0 < time.low <= time.measured <= time.high for time in times)
+    assert _times(plan("gpt2", device="h100", cache_dtype="int8"), print)[0] == ()
+
+
+def test_latents_are_predicted_as_latents() -> None:
+    spec = find_model("deepseek-v3").spec.layers[0].attention
+    assert spec is not None
+    rates = KernelRates((0.0, 1e-4), {1: (1.0, 1.0)}, {16: 1e-9, 128: 2e-9}, 1e-10)
+    expected = 1e-4 + 1000 * (2 * 512 + 64) * 2e-9 + 128 * 512 * 256 * 1e-10
+    assert rates.seconds(spec, 1000) == pytest.approx(expected)
+
+
+def test_verify_reports_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path))
+    monkeypatch.setattr("headwise.planning.verification._CONTEXTS", ())
+    found = verify(plan("smollm2-135m", bandwidth=1e9, peak=1e9, memory=2**34))
+    assert found.holds and len(found.caches) == 3
+    assert found.caches[0].measured == 2 * found.context * found.layers * 768
+    assert found.to_dict()["layers"] == found.layers
