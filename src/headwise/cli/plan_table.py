@@ -234,7 +234,7 @@ def _count(number: float) -> str:
     """
     if number >= 1e9:
         return f"{number / 1e9:,.2f} billion" if number < 1e11 else f"{number / 1e9:,.0f} billion"
-    return f"{number / 1e6:,.0f} million"
+    return f"{number / 1e6:,.0f} million" if number >= 1e6 else f"{number:,.0f}"
 
 
 def _rate(number: float, unit: str) -> str:

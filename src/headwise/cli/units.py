@@ -1,6 +1,7 @@
 """Numbers with units, as people write them: 128k tokens, 24GiB, 3.35TB/s, 989TFLOP/s."""
 
 import re
+from decimal import Decimal
 
 from headwise.errors import OptionError
 
@@ -18,7 +19,7 @@ def tokens(option: str, text: str) -> int:
         OptionError: anything else.
     """
     found = re.fullmatch(_NUMBER + r"([km]?)", text.strip().lower())
-    value = float(found[1]) * 1024 ** _POWERS[found[2]] if found else 0
+    value = Decimal(found[1]) * 1024 ** _POWERS[found[2]] if found else Decimal(0)
     if value < 1 or value != int(value):
         raise OptionError(f"{option} is {text!r}, expected a number of tokens, as 8192 or 128k")
     return int(value)
@@ -37,7 +38,7 @@ def size(option: str, text: str) -> int:
     if found is None or (found[3] and not found[2]):
         raise OptionError(f"{option} is {text!r}, expected a size, as 24GiB, 80GB or 512MiB")
     base = 1000 if found[4] and not found[3] else 1024
-    return int(float(found[1]) * base ** _POWERS[found[2]])
+    return int(Decimal(found[1]) * base ** _POWERS[found[2]])
 
 
 def bandwidth(option: str, text: str) -> float:

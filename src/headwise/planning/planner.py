@@ -259,7 +259,7 @@ def _lengths(spec: ModelSpec, context: int | None, encoder_context: int | None) 
 
 def _at_least_one(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_TOKENS:
-        raise OptionError(f"{name} is {value!r}, expected an int from 1")
+        raise OptionError(f"{name} is {value!r}, expected an int from 1 to {_MOST_TOKENS:,}")
 
 
 def _dtype(model: Model, given: str | None) -> str:
