@@ -97,6 +97,16 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         _decoder(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
     ),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", _decoder(head_dim=10)),
+    "qwen3_moe": (
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        _decoder(head_dim=10, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
+    ),
+    "mixtral": (
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        _decoder(num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW),
+    ),
     "gemma2": (
         "Gemma2ForCausalLM",
         "Gemma2Config",
@@ -116,6 +126,18 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             sliding_window=WINDOW,
             query_pre_attn_scalar=13,
             layer_types=HYBRID,
+        ),
+    ),
+    "gemma3n": (
+        "Gemma3nForCausalLM",
+        "Gemma3nTextConfig",
+        _decoder(
+            num_hidden_layers=5,
+            head_dim=10,
+            sliding_window=WINDOW,
+            layer_types=[*HYBRID, *HYBRID[:2]],
+            num_kv_shared_layers=2,
+            vocab_size_per_layer_input=VOCABULARY,
         ),
     ),
     "gpt_oss": (

@@ -128,7 +128,7 @@ def test_absorbed_decoding_in_half_precision_is_as_close_as_stock(dtype: torch.d
 @pytest.mark.parametrize("family", GENERATORS)
 def test_attached_models_run_our_attention(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(family)
-    layers = 3 if family != "t5" else 3 + 3 + 3
+    layers = model.config.num_hidden_layers if family != "t5" else 3 + 3 + 3
     calls = []
     ours = {"attention": interface.attention, "attend_absorbed": interface.attend_absorbed}
 

@@ -43,16 +43,6 @@ _OTHERS: dict[str, Any] = {
         linear_key_head_dim=8,
         linear_value_head_dim=12,
     ),
-    "gemma3n": lambda: hf.Gemma3nTextConfig(
-        **_COMMON,
-        num_hidden_layers=7,
-        head_dim=10,
-        sliding_window=7,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"] * 2
-        + ["full_attention"],
-        num_kv_shared_layers=3,
-        vocab_size_per_layer_input=VOCABULARY,
-    ),
     "deepseek_v32": lambda: hf.DeepseekV32Config(
         **_COMMON | {"num_key_value_heads": 6},
         num_hidden_layers=2,
@@ -65,9 +55,6 @@ _OTHERS: dict[str, Any] = {
         index_n_heads=2,
         index_head_dim=16,
         index_topk=8,
-    ),
-    "qwen3_moe": lambda: hf.Qwen3MoeConfig(
-        **_COMMON, num_hidden_layers=2, num_experts=4, num_experts_per_tok=2
     ),
 }
 _CONTEXT = 41
