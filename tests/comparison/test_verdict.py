@@ -47,11 +47,14 @@ def test_two_that_have_not_learnt_are_not_ranked() -> None:
     assert "a: learnt with 0 of 2 seeds in these steps (accuracy past 0.200)" in lines
 
 
-def test_a_task_that_is_learnt_whole_is_called_too_easy() -> None:
-    qualities = [Quality("a", (1.0, 0.995)), Quality("b", (0.999, 1.0)), Quality("c", (0.5, 0.6))]
-    assert state(qualities, "accuracy", 0.1)[-1] == (
-        "all learnt by a, b: only a harder task could set them apart"
-    )
+def test_two_that_have_learnt_all_of_it_are_not_ranked() -> None:
+    qualities = [Quality("a", (1.0, 1.0)), Quality("b", (0.995, 0.995)), Quality("c", (0.5, 0.6))]
+    assert state(qualities, "accuracy", 0.1) == [
+        "a is better than c: accuracy 0.450 apart, seeds up to 0.100",
+        "b is better than c: accuracy 0.445 apart, seeds up to 0.100",
+        "a and b: both have learnt all of it",
+        "what has learnt all of it could only be set apart by a harder task",
+    ]
 
 
 def test_no_finished_run_has_no_verdict() -> None:

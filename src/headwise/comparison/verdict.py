@@ -9,6 +9,7 @@ from headwise.comparison.task import Metric
 
 # How far from the baseline a model must be for its task to count as learnt at all.
 _LEARNT = {"accuracy": 2.0, "loss": 0.9}
+# The accuracy above which what is left says nothing of the mechanism.
 _FULL = 0.99
 
 
@@ -77,18 +78,23 @@ def state(qualities: Sequence[Quality], metric: Metric, baseline: float) -> list
     if any(len(at.values) < 2 for at in qualities):
         lines.append("one seed cannot tell a difference from chance: run 3 or more")
     learnt = {at.mechanism: _learnt(at, metric, baseline) for at in qualities}
+    full = {at.mechanism for at in qualities if metric == "accuracy" and min(at.values) > _FULL}
     for pair in pairs(qualities, metric):
-        either = learnt[pair.better] or learnt[pair.worse]
-        lines.append(_sentence(pair, metric) if either else _neither(pair))
+        two = {pair.better, pair.worse}
+        if not any(learnt[name] for name in two):
+            lines.append(f"{pair.better} and {pair.worse}: neither has learnt the task")
+        elif two <= full:
+            lines.append(f"{pair.better} and {pair.worse}: both have learnt all of it")
+        else:
+            lines.append(_sentence(pair, metric))
     lines += [
         f"{at.mechanism}: learnt with {learnt[at.mechanism]} of {len(at.values)} seeds in these "
         f"steps ({metric} past {_LEARNT[metric] * baseline:.3f})"
         for at in qualities
         if learnt[at.mechanism] < len(at.values)
     ]
-    full = [at.mechanism for at in qualities if metric == "accuracy" and min(at.values) > _FULL]
-    if full:
-        lines.append(f"all learnt by {', '.join(full)}: only a harder task could set them apart")
+    if len(full) > 1:
+        lines.append("what has learnt all of it could only be set apart by a harder task")
     return lines
 
 
@@ -100,10 +106,6 @@ def _sentence(pair: Pair, metric: Metric) -> str:
     if pair.differ:
         return f"{pair.better} is better than {pair.worse}: {seeds}"
     return f"{pair.better} and {pair.worse}: no difference shown: {seeds}"
-
-
-def _neither(pair: Pair) -> str:
-    return f"{pair.better} and {pair.worse}: neither has learnt the task"
 
 
 def _learnt(quality: Quality, metric: Metric, baseline: float) -> int:
