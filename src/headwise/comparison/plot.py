@@ -23,10 +23,13 @@ def write_figure(found: Comparison, path: Path) -> None:
     Raises:
         OptionError: the file cannot be written.
     """
-    content = io.BytesIO()
-    # No date in it: the same results make the same file.
-    metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-    draw(found).savefig(content, format=path.suffix[1:].lower(), dpi=150, metadata=metadata)
+    from matplotlib import rc_context
+
+    content, kind = io.BytesIO(), path.suffix[1:].lower()
+    # No date and no random names in it: the same results make the same file.
+    metadata = {"Date": None} if kind == "svg" else None
+    with rc_context({"svg.hashsalt": "headwise"}):
+        draw(found).savefig(content, format=kind, dpi=150, metadata=metadata)
     write_whole(path, content.getvalue())
 
 
