@@ -24,7 +24,7 @@ class Cost:
 
 def decode_cost(
     spec: ModelSpec,
-    weights: Weights | None,
+    weights: Weights,
     cache: CacheFormat,
     *,
     context: int,
@@ -42,15 +42,13 @@ def decode_cost(
         nbytes, done = _decode_layer(layer, cache, context, encoder_context)
         read += batch * nbytes
         flops += batch * done
-    if weights is None:
-        return Cost(0, read, flops)
     flops += 2 * batch * weights.active
     return Cost(weights.read(batch) * bytes_per_element(dtype), read, flops)
 
 
 def prefill_cost(
     spec: ModelSpec,
-    weights: Weights | None,
+    weights: Weights,
     cache: CacheFormat,
     *,
     context: int,
@@ -75,8 +73,6 @@ def prefill_cost(
         if layer.state is not None:
             flops += batch * prompt * _STATE_FLOPS * layer.state.matrix_elements
     written = sum(cache.layer_bytes(layer, prompt, batch, encoder_context) for layer in spec.layers)
-    if weights is None:
-        return Cost(0, written, flops)
     encoder_tokens = batch * (encoder_context if weights.encoder else 0)
     flops += 2 * (batch * prompt * weights.active + encoder_tokens * weights.encoder)
     read = weights.read(batch * prompt) + weights.encoder

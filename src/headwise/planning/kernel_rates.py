@@ -29,7 +29,7 @@ _SHORT, _LONG = 512, 8192
 # Bytes of a long cache, so that it streams from memory for some milliseconds.
 _CACHE_BYTES = 32 * 2**20
 _LATENT_HEADS = (16, 128)
-_ROUNDS = 15
+_ROUNDS = 21
 # Where the system does not say how large the last-level cache is; larger than most.
 _ASSUMED_CACHE = 256 * 2**20
 

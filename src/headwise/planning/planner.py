@@ -94,7 +94,7 @@ class Plan:
     device: Device
     memory: int
     groups: tuple[LayerGroup, ...]
-    weights: Weights | None
+    weights: Weights
     weight_bytes: int
     bytes_per_token: int
     cached: Allocated
