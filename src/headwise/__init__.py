@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headwise.comparison import compare
     from headwise.hf import AttachReport, attach, detach
     from headwise.planning import plan
+    from headwise.viewing import view
 
 __version__ = "0.1.0"
 
@@ -46,10 +47,11 @@ __all__ = [
     "latent_attention",
     "nn",
     "plan",
+    "view",
 ]
 
 # Transformers takes seconds to import, and the operators and specs do without it.
-_NEEDS_TRANSFORMERS = ("AttachReport", "attach", "detach", "plan")
+_NEEDS_TRANSFORMERS = ("AttachReport", "attach", "detach", "plan", "view")
 
 
 def __getattr__(name: str) -> Any:
@@ -59,7 +61,7 @@ def __getattr__(name: str) -> Any:
         return compare
     if name in _NEEDS_TRANSFORMERS:
         try:
-            from headwise import hf, planning
+            from headwise import hf, planning, viewing
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "transformers":
                 raise
@@ -67,5 +69,5 @@ def __getattr__(name: str) -> Any:
                 f"headwise.{name} needs Transformers: pip install 'headwise[hf]'",
                 name="transformers",
             ) from None
-        return planning.plan if name == "plan" else getattr(hf, name)
+        return getattr({"plan": planning, "view": viewing}.get(name, hf), name)
     raise AttributeError(f"module 'headwise' has no attribute {name!r}")

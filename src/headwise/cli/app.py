@@ -10,6 +10,7 @@ from headwise.cli.compare import compare
 from headwise.cli.env import env
 from headwise.cli.generate import generate
 from headwise.cli.plan import plan
+from headwise.cli.view import view
 
 
 def command() -> Any:
@@ -25,6 +26,7 @@ def command() -> Any:
     app.command()(plan)
     app.add_typer(bench)
     app.command()(compare)
+    app.command()(view)
     app.command()(env)
     return typer.main.get_command(app)
 

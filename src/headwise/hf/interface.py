@@ -12,10 +12,11 @@ from transformers.utils import output_capturing
 
 from headwise.errors import UnsupportedError
 from headwise.hf.handed import WindowKV, view_of
-from headwise.hf.latent import attend_absorbed, expand, receives_latents
+from headwise.hf.latent import absorbed_query, attend_absorbed, expand, receives_latents
 from headwise.hf.masks import headwise_mask
+from headwise.hf.observe import Seen, current_observer
 from headwise.hf.owned import NAME
-from headwise.ops import attention, attention_weights
+from headwise.ops import attention, attention_weights, explain
 
 
 def register() -> None:
@@ -57,6 +58,7 @@ def headwise_attention_forward(
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     kv: Any = view_of(key, value)
+    columns = None
     if isinstance(kv, WindowKV):
         # causality and the window are in the mask, or nothing is hidden from the only query
         columns, attention_mask = kv.columns, kv.mask(attention_mask)
@@ -73,14 +75,40 @@ def headwise_attention_forward(
         low = torch.get_autocast_dtype(kind)
         query, key, value, kv = query.to(low), key.to(low), value.to(low), None
     output_attentions = output_attentions or _weights_are_collected()
+    observer = current_observer()
+    latent, content_dim = None, None
     if receives_latents(module):
+        latent = (key.shape[-1], value.shape[-1])
+        content_dim = query.shape[-1] - latent[1]
         boolean = attention_mask is None or attention_mask.dtype == torch.bool
         if boolean and not dropout and not output_attentions:
-            out = attend_absorbed(
-                module, query, key, value, kv, mask=attention_mask, causal=causal, scale=scaling
+            found = attend_absorbed(
+                module,
+                query,
+                key,
+                value,
+                kv,
+                mask=attention_mask,
+                causal=causal,
+                scale=scaling,
+                return_lse=observer is not None,
             )
-            if out is not None:
-                return out.transpose(1, 2).contiguous(), None
+            if found is not None:
+                out = found[0].transpose(1, 2).contiguous()
+                if observer is not None:
+                    rows = (key, value) if kv is None else kv.dense(query.dtype)
+                    seen = Seen(
+                        module=module,
+                        query=absorbed_query(module, query, latent[1]),
+                        key=torch.cat(rows, dim=-1),
+                        out=out,
+                        lse=found[1],
+                        options={"causal": causal, "scale": scaling, "mask": attention_mask},
+                        content_dim=latent[0],
+                        latent=latent,
+                    )
+                    out = observer(seen)
+                return out, None
         key, value = expand(module, key, value)
         kv = None
     options: dict[str, Any] = {
@@ -103,7 +131,25 @@ def headwise_attention_forward(
         return _stock(module, query, key, value, dropout, options, bool(output_attentions))
     given = (query, key, value) if kv is None else (query,)
     options["kv"] = kv
-    out = attention(*given, **options).transpose(1, 2).contiguous()
+    if observer is None:
+        out = attention(*given, **options).transpose(1, 2).contiguous()
+    else:
+        # PyTorch's own kernel gives no lse, and asked for it another one would run
+        given_lse = {"return_lse": explain(*given, **options).chosen != "torch"}
+        found = attention(*given, **options | given_lse)
+        out, lse = found if isinstance(found, tuple) else (found, None)
+        seen = Seen(
+            module=module,
+            query=query,
+            key=key if kv is None else kv.dense(query.dtype)[0],
+            out=out.transpose(1, 2).contiguous(),
+            lse=lse,
+            options={name: value for name, value in options.items() if name != "kv"},
+            content_dim=content_dim,
+            latent=latent,
+            columns=columns,
+        )
+        out = observer(seen)
     if not output_attentions:
         return out, None
     return out, attention_weights(*given[:2], **options).to(query.dtype)

@@ -64,8 +64,11 @@ def attend_absorbed(
     mask: Tensor | None,
     causal: bool,
     scale: float,
-) -> Tensor | None:
-    """out [B,H,S,V] by absorption; None where the module's own expansion is right or cheaper.
+    return_lse: bool = False,
+) -> tuple[Tensor, Tensor | None] | None:
+    """out [B,H,S,V] and, when asked, lse [B,H,S] by absorption.
+
+    None where the module's own expansion is right or cheaper.
 
     query [B,H,S,N+P], latent [B,1,L,R], key_rope [B,1,L,P], or in their place a view, `kv`.
     """
@@ -98,18 +101,26 @@ def attend_absorbed(
         return None
     query_nope, query_rope = query.split([nope_dim, rope_dim], dim=-1)
     w_uk, w_uv = weight.view(heads, -1, rank).split([nope_dim, value_dim], dim=1)
-    out = latent_attention(
+    given: dict[str, Any] = {"kv": kv, "paradigm": "absorbed", "causal": causal}
+    given |= {"scale": scale, "mask": mask, "return_lse": return_lse}
+    found = latent_attention(
         query_nope,
         query_rope,
         None if kv is not None else latent.squeeze(1),
         None if kv is not None else key_rope.squeeze(1),
         w_uk,
         w_uv,
-        kv=kv,
-        paradigm="absorbed",
-        causal=causal,
-        scale=scale,
-        mask=mask,
+        **given,
     )
-    assert isinstance(out, Tensor)
-    return out
+    return found if isinstance(found, tuple) else (found, None)
+
+
+def absorbed_query(module: Any, query: Tensor, rope_dim: int) -> Tensor:
+    """The query that meets a cached row [latent | rope key]: [B,H,S,N+P] to [B,H,S,R+P].
+
+    Only where `obstacle` finds none.
+    """
+    query_nope, query_rope = query.split([query.shape[-1] - rope_dim, rope_dim], dim=-1)
+    weight = module.kv_b_proj.weight.to(query.dtype)
+    heads = weight.view(query.shape[1], -1, weight.shape[1])
+    return torch.cat([query_nope @ heads[:, : query_nope.shape[-1]], query_rope], dim=-1)

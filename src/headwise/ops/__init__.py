@@ -15,7 +15,7 @@ from headwise.ops._integers import Bits, dequantize, rotate, row_bytes
 from headwise.ops._latent import Paradigm, choose_paradigm, latent_attention
 from headwise.ops._quantize import quantize
 from headwise.ops._views import KV, PagedKV, QuantKV
-from headwise.ops._weights import attention_weights
+from headwise.ops._weights import attention_weights, score_rows
 
 __all__ = [
     "KV",
@@ -42,6 +42,7 @@ __all__ = [
     "require_tensor",
     "rotate",
     "row_bytes",
+    "score_rows",
 ]
 
 

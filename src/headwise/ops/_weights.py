@@ -1,5 +1,9 @@
-"""The attention weights themselves, for looking at: quadratic in memory, never on the fast path."""
+"""The attention weights themselves, for looking at: never on the fast path.
 
+`attention_weights` holds all of them, quadratic in memory; `score_rows` those of some queries.
+"""
+
+import torch
 from torch import Tensor
 
 from headwise.ops import _reference
@@ -28,3 +32,58 @@ def attention_weights(query: Tensor, key: Tensor | None = None, **options: objec
     """
     weights, _ = _reference.weights(make_call(query, key, key, **options).dense())
     return weights
+
+
+def score_rows(
+    query: Tensor,
+    key: Tensor,
+    positions: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: int | None = None,
+    softcap: float | None = None,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The scores that enter the softmax, of chosen queries of one kv head; -inf where hidden.
+
+    Example:
+        >>> import torch
+        >>> from headwise.ops import score_rows
+        >>> query, key = torch.randn(3, 2, 8), torch.randn(50, 8)  # 3 heads, 2 of their queries
+        >>> score_rows(query, key, torch.tensor([7, 49]), scale=8**-0.5, causal=True).shape
+        torch.Size([3, 2, 50])
+
+    Args:
+        query: [G, S, D], the heads that share the kv head.
+        key: [L, D], in the query's dtype, float32 or float64.
+        positions: [S], the key that each query sits on.
+        scale, causal, window, softcap: as in `attention`.
+        bias: broadcasts to [G, S, L], added after the cap.
+        mask: boolean, broadcasts to [G, S, L], True = attend.
+
+    Returns:
+        [G, S, L]. exp(score - lse) is the weight.
+    """
+    heads, rows, dim = query.shape
+    score = (scale * query).reshape(-1, dim) @ key.T
+    score = score.view(heads, rows, -1)
+    if softcap is not None:
+        score.div_(softcap).tanh_().mul_(softcap)
+    if bias is not None:
+        score.add_(bias)
+    if mask is not None:
+        score.masked_fill_(~mask, float("-inf"))
+    if causal:
+        # what all rows see needs no comparison
+        first = int(positions.min()) + 1
+        column = torch.arange(first, key.shape[0], device=key.device)
+        late = column > positions[:, None]
+        score[..., first:].masked_fill_(late, float("-inf"))
+        if window is not None:
+            last = max(0, int(positions.max()) - window + 1)
+            column = torch.arange(last, device=key.device)
+            early = column <= positions[:, None] - window
+            score[..., :last].masked_fill_(early, float("-inf"))
+    return score

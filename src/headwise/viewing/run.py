@@ -1,0 +1,65 @@
+"""Run a model once with a capture looking on, and leave the model as it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from headwise.generation.options import Sampling
+from headwise.generation.run import generate
+from headwise.hf import attach, detach
+from headwise.hf.observe import observing
+from headwise.loading.progress import Progress, silent
+from headwise.viewing.capture import Capture
+
+
+@contextmanager
+def attached(model: Any) -> Iterator[str]:
+    """While open, the model is attached and in evaluation mode; yields the name of its cache."""
+    attachment, training = model.__dict__.get("_headwise"), model.training
+    if attachment is None:
+        attach(model)
+    model.eval()
+    try:
+        yield "contiguous" if attachment is None else str(attachment.choice)
+    finally:
+        model.train(training)
+        if attachment is None:
+            detach(model)
+
+
+def run(
+    model: Any,
+    ids: list[int],
+    new_tokens: int,
+    capture: Capture,
+    cache: str,
+    progress: Progress = silent,
+) -> tuple[list[int], int | None]:
+    """Run an attached model over `ids`, and decode up to `new_tokens` greedily.
+
+    Returns the tokens that were decoded and read again, and the one that comes next; a model that
+    predicts no token decodes none, and its next one is None.
+    """
+    if not predicts(model):
+        progress("running the model", 0, 0)
+        with torch.no_grad(), observing(capture):
+            model(input_ids=torch.tensor([ids], device=model.device))
+        return [], None
+    # the token after the last one is decoded too: so the last one is read, and has a row
+    sampling = Sampling(max_new_tokens=new_tokens + 1)
+
+    def reading(done: int, total: int) -> None:
+        progress("running the model", done, total)
+
+    with torch.random.fork_rng(devices=[]), observing(capture):
+        found = generate(model, ids, cache=cache, sampling=sampling, on_prefill=reading)
+    if found.interrupted:
+        raise KeyboardInterrupt
+    return found.tokens[:-1], found.tokens[-1]
+
+
+def predicts(model: Any) -> bool:
+    """Whether the model writes text token after token."""
+    return bool(model.can_generate()) and not model.config.is_encoder_decoder

@@ -1,0 +1,57 @@
+"""A text as the tokens of a model, each with its own text."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from headwise.errors import LoadError, OptionError, ShapeError
+from headwise.generation.options import context_limit
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token's id, its text (a leading space is part of it), and whether it is a special one."""
+
+    id: int
+    text: str
+    special: bool
+
+
+def tokenize(model: Any, tokenizer: Any, text: str, new_tokens: int) -> list[int]:
+    """The ids of a text, special tokens included.
+
+    Raises:
+        OptionError: no text, or text that is not valid Unicode.
+        ShapeError: more tokens than the model has positions.
+        LoadError: the tokenizer is another model's.
+    """
+    if not text:
+        raise OptionError("the text is empty; give some")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise OptionError("the text is not valid UTF-8 text; check the terminal's encoding")
+    # a text that is too long is refused below, in one line
+    ids = [int(token) for token in tokenizer(text, verbose=False)["input_ids"]]
+    if not ids:
+        raise OptionError("the text has no tokens; give some text")
+    limit = context_limit(model.config)
+    if limit is not None and len(ids) + new_tokens > limit:
+        new = f" and {new_tokens} new ones" if new_tokens else ""
+        raise ShapeError(
+            f"the text has {len(ids)} tokens{new}, and the model has positions for {limit}: "
+            "shorten it"
+        )
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    if max(ids) >= vocabulary:
+        raise LoadError(
+            f"the tokenizer made token {max(ids)} and the model has {vocabulary}: they are not of "
+            "one model"
+        )
+    return ids
+
+
+def describe(tokenizer: Any, ids: list[int]) -> list[Token]:
+    """Each token with its text; half a character becomes the replacement character."""
+    special = set(tokenizer.all_special_ids)
+    return [
+        Token(each, tokenizer.decode([each], clean_up_tokenization_spaces=False), each in special)
+        for each in ids
+    ]
