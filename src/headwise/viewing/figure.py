@@ -20,7 +20,19 @@ _INK, _FAINT, _COLOURS = (
 # Tokens and rows that a picture has room for.
 _MOST = 80
 # Characters with which Matplotlib would start a formula, or that no font draws.
-_PLAIN = {ord("$"): r"\$"} | {code: chr(0x2400 + code) for code in range(0x20)}
+_PLAIN: dict[int, str] = (
+    {ord("$"): r"\$"}
+    | {
+        code: f"U+{code:04X}"
+        for code in (
+            *range(0x20),
+            *range(0x7F, 0xA0),
+            *range(0x200B, 0x2010),
+            *range(0x2028, 0x202F),
+        )
+    }
+    | {ord("\n"): "⏎"}
+)
 
 
 def draw(

@@ -106,7 +106,6 @@
     const point = mark.codePointAt(0);
     if (mark === "\n") return "\u23ce";
     if (mark === "\t") return "\u21e5";
-    if (point < 0x20) return String.fromCodePoint(0x2400 + point);
     return `U+${point.toString(16).toUpperCase().padStart(4, "0")}`;
   };
   // Text in which nothing is invisible and nothing turns around what stands beside it.
@@ -126,7 +125,7 @@
   };
   // Puts text into an element, its invisible characters as small codes.
   const write = (into, text) => {
-    const shown = text.replace(/^ (?=.)/u, "");
+    const shown = text.replace(/^ (?=[^])/, "");
     let last = 0;
     for (const found of shown.matchAll(INVISIBLE)) {
       into.append(shown.slice(last, found.index), element("span", { className: "code", textContent: code(found[0]) }));
@@ -236,11 +235,12 @@
       return stops[low].map((c, k) => Math.round(c + (stops[low + 1][k] - c) * (at - low)));
     });
     const weight = between([get("--low"), get("--mid"), get("--high")]);
-    const ink = luminance(get("--ink")), onHigh = luminance(get("--on-high"));
+    const ink = luminance(get("--ink"));
     colours = {
       weight, signed: between([get("--rope"), get("--low"), get("--kv0")]),
       css: weight.map((c) => `rgb(${c.join(" ")})`),
-      deep: weight.map((c) => contrast(luminance(c), onHigh) > contrast(luminance(c), ink)),
+      // what can be read on each: the ink, or else black or white, one of which always can
+      on: weight.map((c) => (contrast(luminance(c), ink) > 5 ? style.getPropertyValue("--ink") : luminance(c) > 0.179 ? "#000" : "#fff")),
       hidden: get("--void"),
       text: style.getPropertyValue("--soft"), faint: style.getPropertyValue("--faint"),
       ink: style.getPropertyValue("--ink"), accent: style.getPropertyValue("--accent"), card: style.getPropertyValue("--card"),
@@ -285,8 +285,8 @@
     const token = query(), values = attention(token), key = keyOf(token);
     for (const at of coloured) {
       const span = spans[at];
-      span.style.background = "";
-      span.classList.remove("deep", "query", "key");
+      span.style.background = span.style.color = "";
+      span.classList.remove("query", "key");
       span.setAttribute("aria-selected", "false");
     }
     coloured = [];
@@ -294,8 +294,9 @@
       const shade = level(values[at]);
       if (!(shade > 4) && at !== token && at !== key) continue;
       coloured.push(at);
-      if (shade > 4) spans[at].style.background = colours.css[shade];
-      spans[at].classList.toggle("deep", shade > 4 && colours.deep[shade]);
+      if (!(shade > 4)) continue;
+      spans[at].style.background = colours.css[shade];
+      spans[at].style.color = colours.on[shade];
     }
     spans[token].classList.add("query");
     spans[key].classList.add("key");
@@ -733,13 +734,14 @@
     const token = query(), lines = acrossRows();
     $("across-title").replaceChildren("\u201c", label(token), state.across === "layers" ? "\u201d through the layers" : `\u201d in the heads of layer ${layers[state.layer].index}`);
     const width = acrossCanvas.clientWidth;
-    acrossPlot.cellX = (width - 44) / n;
-    const labelled = acrossPlot.cellX >= 15;
+    // labels lean over the right edge
+    const labelled = (width - 84) / n >= 15, room = labelled ? width - 84 : width - 44;
+    acrossPlot.cellX = room / n;
     acrossPlot.top = labelled ? 74 : 4;
     acrossPlot.cellY = Math.max(9, Math.min(26, Math.floor(360 / lines.length)));
     const { left, top, cellX, cellY } = acrossPlot;
     const [draw, ratio] = fit(acrossCanvas, top + cellY * lines.length + (labelled ? 4 : 20));
-    const pixels = Math.max(1, Math.round((width - 44) * ratio));
+    const pixels = Math.max(1, Math.round(room * ratio));
     lines.forEach(([title, pairs, id], at) => {
       const values = across(mean(pairs, token, id), 0, 0, n, pixels, 1);
       const image = draw.createImageData(pixels, 1);
@@ -979,8 +981,7 @@
       const shade = level(values[at]), on = at === token;
       const box = { x, y, width, height: high, rx: 6, fill: on ? colours.card : colours.css[Number.isNaN(shade) ? 0 : shade] };
       if (on) Object.assign(box, { stroke: colours.accent, "stroke-width": 2 });
-      const ink = getComputedStyle(document.documentElement).getPropertyValue("--on-high");
-      drawn.push(svg("rect", box), text(label(at), { x: x + 6, y: y + 23, "font-size": 19, fill: on ? colours.accent : colours.deep[shade] ? ink : colours.ink }));
+      drawn.push(svg("rect", box), text(label(at), { x: x + 6, y: y + 23, "font-size": 19, fill: on ? colours.accent : colours.on[Number.isNaN(shade) ? 0 : shade] }));
       x += width + 3;
     });
     root.setAttribute("height", y + high + 20);
