@@ -100,11 +100,15 @@ def view(
     heads_seen = sum(len(layer.heads) for layer in found.layers)
     sys.stdout.write(
         harmless(
-            f"{out}: {found.model}, {len(found.tokens)} tokens, {len(found.layers)} layers, "
-            f"{heads_seen} heads ({kinds})\n"
+            f"{out}: {found.model}, {_count(len(found.tokens), 'token')}, "
+            f"{_count(len(found.layers), 'layer')}, {_count(heads_seen, 'head')} ({kinds})\n"
         )
     )
     return 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _show_ablation(found: Any) -> None:

@@ -587,6 +587,15 @@
     }
     draw.save();
     draw.beginPath(); draw.rect(plot.left - 2, plot.top - 2, plot.size + 4, plot.size + 4); draw.clip();
+    if (cell < 5) {
+      // an outline would cover what it is around: a mark at the edge for the row, one for the column
+      draw.restore();
+      const mark = (x, y, dx, dy, colour) => { draw.fillStyle = colour; draw.beginPath(); draw.moveTo(x, y); draw.lineTo(x - 7 * dx - 4 * dy, y - 7 * dy - 4 * dx); draw.lineTo(x - 7 * dx + 4 * dy, y - 7 * dy + 4 * dx); draw.fill(); };
+      const row = toY(token + 0.5), column = toX(key + 0.5);
+      if (row >= plot.top && row <= plot.top + plot.size) mark(plot.left, row, 1, 0, colours.accent);
+      if (column >= plot.left && column <= plot.left + plot.size) mark(column, plot.top, 0, 1, colours.ink);
+      return;
+    }
     draw.lineWidth = 2; draw.strokeStyle = colours.accent;
     draw.strokeRect(plot.left + 1, toY(token) , plot.size - 2, Math.max(cell, 2));
     draw.strokeStyle = colours.ink;
@@ -1027,7 +1036,7 @@
   document.title = `${plain(data.model)} \u2013 headwise view`;
   $("model").textContent = plain(data.model);
   const made = data.tokens.length - data.prompt;
-  $("facts").textContent = `${n} tokens${made ? `, ${made} of them decoded` : ""} \u00b7 ${layers.length} layers \u00b7 ${everyHead.length} heads \u00b7 ${data.dtype}`;
+  $("facts").textContent = `${n.toLocaleString("en")} tokens${made ? `, ${made} of them decoded` : ""} \u00b7 ${layers.length} layers \u00b7 ${everyHead.length} heads \u00b7 ${data.dtype}`;
   $("pooled").hidden = !anyPooled;
   $("heads-note").textContent = data.overview ? "Means over all tokens" : `Means over ${rows.length} tokens`;
   setTheme(asked.get("theme") === "dark" || (asked.get("theme") !== "light" && matchMedia("(prefers-color-scheme: dark)").matches) ? "dark" : "light");
@@ -1037,6 +1046,10 @@
   buildAblation();
   heavy();
   all();
+  if (n > 120) {
+    spans[state.query].scrollIntoView({ block: "center" });
+    scrollTo(0, 0); // the text is to scroll, and not the page
+  }
   let width = 0;
   new ResizeObserver(() => { if (innerWidth !== width) { width = innerWidth; soon(() => { buildGrid(); light(); }); } }).observe(document.body);
 })();
