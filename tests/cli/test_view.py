@@ -38,7 +38,6 @@ def error_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @needs_encoder
-@pytest.mark.filterwarnings("ignore")
 def test_the_demo_encoder_has_the_weights_of_stock(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

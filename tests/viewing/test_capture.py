@@ -47,7 +47,6 @@ def own(family: str, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return model(given, output_attentions=True, use_cache=False).attentions
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", EAGER)
 def test_rows_are_the_weights_of_stocks_eager_attention(family: str) -> None:
     given = ids()
@@ -62,7 +61,6 @@ def test_rows_are_the_weights_of_families_with_a_forward_of_their_own(family: st
         assert (layer.weights - expected[0]).abs().max() < TOLERANCE
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["bert", "llama-gqa", "mistral", "gpt_oss", "deepseek_v3"])
 @pytest.mark.parametrize("count", [67, 131])
 def test_tiles_are_the_largest_and_the_mean_weight_of_their_squares(
@@ -85,7 +83,6 @@ def test_tiles_are_the_largest_and_the_mean_weight_of_their_squares(
                 )
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["bert", "llama-gqa", "mistral", "gpt_oss"])
 def test_figures_of_heads_are_those_of_the_whole_matrix(family: str) -> None:
     given = ids()
@@ -133,7 +130,6 @@ def test_heads_know_the_kv_head_that_they_share(
         assert (layer.mechanism, layer.kv_head_of) == (mechanism, shared)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("family", families.MLA)
 @pytest.mark.parametrize("count", [1, N])
 def test_latent_scores_have_a_content_and_a_rope_part(family: str, count: int) -> None:
@@ -154,8 +150,8 @@ def test_latent_scores_have_a_content_and_a_rope_part(family: str, count: int) -
         model(given, use_cache=False)
     capture = Capture(model, Wanted(tokens=N, rows=(N - 1,)))
     with torch.no_grad(), observing(capture):
-        cache = model(given[:, : N - count], use_cache=True).past_key_values if count < N else None
-        model(given[:, N - count :], past_key_values=cache, use_cache=True)
+        cache = model(given[:, : N - count], use_cache=True).cache if count < N else None
+        model(given[:, N - count :], cache=cache, use_cache=True)
     for layer in capture.views(N):
         assert layer.latent == (20, 8)
         assert layer.content is not None
@@ -163,7 +159,6 @@ def test_latent_scores_have_a_content_and_a_rope_part(family: str, count: int) -
         assert torch.allclose(layer.weights.sum(-1), torch.ones(6, 1), atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["llama-gqa", "gemma3", "gpt_oss", "deepseek_v3", "falcon-40b"])
 @pytest.mark.parametrize("cache", ["contiguous", "paged"])
 def test_decoded_tokens_have_the_rows_of_one_forward_pass(family: str, cache: str) -> None:
@@ -175,7 +170,7 @@ def test_decoded_tokens_have_the_rows_of_one_forward_pass(family: str, cache: st
     held = None
     with torch.no_grad(), observing(capture):
         for start, stop in ((0, 11), (11, 17), *((at, at + 1) for at in range(17, N))):
-            held = model(given[:, start:stop], past_key_values=held, use_cache=True).past_key_values
+            held = model(given[:, start:stop], cache=held, use_cache=True).cache
     for layer, expected in zip(capture.views(N), whole):
         assert (layer.weights - expected.weights).abs().max() < TOLERANCE
         assert torch.allclose(layer.tiles_max, expected.tiles_max, atol=TOLERANCE)

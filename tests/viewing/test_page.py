@@ -412,3 +412,41 @@ def test_tokens_whose_weights_were_not_kept_can_only_be_attended_to(
     page.focus("#strip")
     page.keyboard.press("ArrowLeft")
     assert page.evaluate("location.hash").startswith("#token=1000&")
+
+
+@pytest.mark.parametrize("family", ["bert", "gemma2", "bloom", "gpt_oss", "mistral", "deepseek_v2"])
+def test_the_page_computes_the_weights_of_every_kind_of_score(
+    opened: Opened, tmp_path: Path, family: str
+) -> None:
+    """Caps, biases, sinks, windows and latents: what the page shows is what the view holds."""
+    seen = view(families.make(family), Words(*dict.fromkeys(SENTENCE.split())), SENTENCE)
+    page = opened.go(saved(seen, tmp_path), "#head=2.5&token=8")
+    with page.expect_download() as waiting:
+        page.click("#export-json")
+    waiting.value.save_as(tmp_path / "out.json")
+    given = json.loads((tmp_path / "out.json").read_text())["attends_to"]
+    assert [each["weight"] or 0.0 for each in given] == pytest.approx(
+        seen.layers[2].weights[5, 8].tolist(), abs=1e-5
+    )
+
+
+def test_a_page_without_an_overview_shows_the_rows_that_there_are(
+    opened: Opened, tmp_path: Path
+) -> None:
+    words = Words(*dict.fromkeys(SENTENCE.split()))
+    seen = view(families.make("llama-gqa"), words, SENTENCE, tokens=[3, "it"], overview=False)
+    page = opened.go(saved(seen, tmp_path))
+    assert page.inner_text("#heads-note") == "Means over 2 tokens"
+    assert page.locator("#grid .head canvas[data-done]").count() == 18
+    page.focus("#strip")
+    page.keyboard.press("Home")
+    assert page.inner_text("#says b") == "on"
+
+
+def test_a_notebooks_frame_shows_the_page(opened: Opened, gqa: View, tmp_path: Path) -> None:
+    (tmp_path / "notebook.html").write_text(f"<body>{gqa._repr_html_()}</body>", encoding="utf-8")
+    page = opened.go(tmp_path / "notebook.html")
+    inside = page.frame_locator("iframe")
+    assert inside.locator("h1").inner_text() == "small GQA"
+    inside.locator("#t4").click()
+    assert inside.locator("#t4").get_attribute("aria-selected") == "true"

