@@ -70,6 +70,20 @@ def test_a_plot_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_hostile_name_is_harmless(tmp_path: Path, wide: None, capsys: Any) -> None:
+    from xml.dom import minidom
+
+    folder = tmp_path / "\x1b[31m[bold]$x^$"
+    folder.mkdir()
+    config = {"model_type": "gpt2", "quantization_config": {"quant_method": "\x1b]0;x\x07[red]"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    figure = tmp_path / "x.svg"
+    assert run(str(folder), *GIVEN, "--plot", str(figure)) == 0
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err and "[bold]" in shown.out and "[red]" in shown.out
+    minidom.parse(str(figure))
+
+
 def test_the_list_has_every_model_and_device(wide: None, capsys: Any) -> None:
     assert run("--list") == 0
     shown = capsys.readouterr().out
@@ -128,7 +142,9 @@ def test_verify_says_what_was_measured(
         (["gpt2", "--batch", "0"], "batch is 0"),
         (["gpt2", "--device", "h10"], "did you mean h100"),
         (["bert-base", "--verify"], "nothing to verify"),
-        (["gpt2", "--device", "h100", "--verify"], "the plan is for H100 SXM"),
+        (["gpt2", "--device", "h100", "--verify"], "leave --device h100 out"),
+        (["gpt2", "--context", "9" * 5000], "--context is '999"),
+        (["gpt2", "--memory", "9" * 400], "--memory is '999"),
     ],
 )
 def test_what_is_refused_is_one_line(arguments: list[str], message: str, capsys: Any) -> None:
@@ -137,6 +153,7 @@ def test_what_is_refused_is_one_line(arguments: list[str], message: str, capsys:
     assert run(*arguments, *extra) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("headwise: error: ") and message in error
+    assert len(error) < 1200
 
 
 def test_units() -> None:

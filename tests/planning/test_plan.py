@@ -57,7 +57,9 @@ def test_a_decode_step_reads_the_weights_once_and_each_cache(tmp_path: Path) -> 
 def test_a_prefill_attends_to_half_of_the_square(tmp_path: Path) -> None:
     found = planned(tmp_path, context=1000, batch=2, peak=1e9)
     pairs = 1000 * 1001 // 2
-    expected = 2 * (2 * 1000 * PARAMETERS + 3 * 2 * 8 * pairs * (32 + 32))
+    head = 1000 * 256  # for the logits of the last token only
+    weights = 1000 * (PARAMETERS - head) + head
+    expected = 2 * (2 * weights + 3 * 2 * 8 * pairs * (32 + 32))
     assert found.prefill.cost.flops == expected
     assert found.prefill.bound == "compute"
     assert found.prefill.seconds == pytest.approx(expected / 1e9)
@@ -149,16 +151,122 @@ def test_headwise_plan_is_the_function() -> None:
         ({"context": True}, "context is True"),
         ({"encoder_context": 5}, "no cross-attention"),
         ({"cache_dtype": "int2"}, "cache_dtype is 'int2'"),
+        ({"cache_dtype": "float32"}, "no cache has another"),
+        ({"dtype": "int3"}, "dtype is 'int3'"),
+        ({"dtype": ""}, "dtype is ''"),
+        ({"dtype": "float8_e4m3fn"}, "expected bfloat16, float16 or float32"),
         ({"device": "h10"}, "did you mean h100 or h200"),
         ({"bandwidth": 0}, "bandwidth is 0"),
         ({"memory": -5}, "memory is -5"),
+        ({"memory": "24GiB"}, "memory is '24GiB'"),
+        ({"memory": True}, "memory is True"),
+        ({"memory": 1.5}, "memory is 1.5"),
+        ({"peak": float("inf")}, "peak is inf"),
+        ({"context": 2**40, "batch": 2**40}, "more bytes than can be counted"),
     ],
 )
 def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         plan("gpt2", **({"device": "h100"} | options))
-    with pytest.raises(SpecError, match="dtype='int3'"):
-        plan("gpt2", device="h100", dtype="int3")
+
+
+def test_what_is_no_name_is_refused() -> None:
+    for wrong in (None, 5, b"gpt2"):
+        with pytest.raises(OptionError, match="expected a name or a path"):
+            plan(wrong)  # type: ignore[arg-type]
+    for name in ("x" * 5000, "~nosuchuser/x", "a\0b", ""):
+        with pytest.raises(LoadError, match="no model"):
+            plan(name)
+
+
+# the decoder's k and v of the encoder's tokens: 768 x 768 each, in 12 layers
+def test_an_encoders_keys_are_made_once() -> None:
+    found = plan("t5-base", device="h100", context=50, encoder_context=700)
+    assert found.weights.cross == 12 * 2 * 768 * 768
+    assert found.weights.head == 32128 * 768
+    # self-attention 4, cross-attention's q and o, an MLP of 2 x 768 x 3072, 3 norms; one at the end
+    decoder = 12 * (6 * 768 * 768 + 2 * 768 * 3072 + 3 * 768) + 768 + 12 * 32 + 32128 * 768
+    assert found.weights.dense == pytest.approx(decoder, rel=1e-4)
+    prompt = decoder - 32128 * 768 + 32128 * 768
+    encoder = 700 * (found.weights.encoder + found.weights.cross)
+    attended = 12 * (2 * 12 * 700 * 700 * 128) + 12 * (2 * 12 * 1 * 128) + 12 * (2 * 12 * 700 * 128)
+    assert found.prefill.cost.flops == pytest.approx(2 * (prompt + encoder) + attended, rel=1e-4)
+
+
+def test_t5_v11_has_a_head_of_its_own() -> None:
+    # the number that its hub page shows
+    assert plan("flan-t5-xl", device="h100").weights.total == 2_849_757_184
+
+
+def test_mechanisms_that_come_to_the_same_are_listed_once() -> None:
+    names = [other.name for other in plan("t5-small", device="h100").alternatives]
+    assert names == ["MHA (as it is)", "MQA", "MLA"]
+    names = [other.name for other in plan("gemma-3-1b", device="h100").alternatives]
+    assert names == ["MHA", "MQA (as it is)", "MLA"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pad_token_id": 1000},
+        {"attn_implementation": "flash_attention_2"},
+        {"_attn_implementation": "nonsense"},
+        {"torch_dtype": "torch.bfloat16"},
+        {"torch_dtype": "float8_e4m3fn"},
+        {"quantization_config": "odd"},
+    ],
+)
+def test_what_a_config_says_beside_its_shapes_is_no_obstacle(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    found = plan(write(tmp_path, LLAMA | changes), device="h100")
+    assert (found.weights.total, found.dtype) == (PARAMETERS, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_act": "odd"},
+        {"rope_scaling": {"type": "odd"}},
+        {"vocab_size": -1},
+        {"vocab_size": 2**62},
+        {"intermediate_size": -5},
+        {"hidden_size": 10**400},
+    ],
+)
+def test_shapes_that_cannot_be_are_refused_in_one_line(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError) as raised:
+        plan(write(tmp_path, LLAMA | {"head_dim": 32} | changes), device="h100")
+    assert "\n" not in str(raised.value)
+
+
+def test_more_experts_than_there_are_is_refused(tmp_path: Path) -> None:
+    config = {**named_model("mixtral-8x7b").config, "num_experts_per_tok": 16}
+    with pytest.raises(SpecError, match="num_experts_per_tok=16"):
+        plan(write(tmp_path, config), device="h100")
+
+
+def test_other_families_with_holes_are_refused_in_one_line(tmp_path: Path) -> None:
+    palm = {**named_model("palm-8b").config, "intermediate_size": "x"}
+    with pytest.raises(SpecError, match="intermediate_size"):
+        plan(write(tmp_path, palm), device="h100")
+    falcon = {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 71}
+    assert plan(write(tmp_path, falcon), device="h100").cached.stock is not None
+
+
+def test_outer_fields_of_a_multimodal_config_count(tmp_path: Path) -> None:
+    outer = {"torch_dtype": "float32", "quantization_config": {"quant_method": "gptq"}}
+    config = {"model_type": "llava", "text_config": LLAMA, **outer}
+    found = plan(write(tmp_path, config), device="h100")
+    assert found.dtype == "float32" and "stored as gptq" in " ".join(found.notes)
+
+
+def test_a_model_without_a_limit_says_what_it_was_planned_for() -> None:
+    assert any("sets no limit" in note for note in plan("bloom-7b1", device="h100").notes)
+    notes = plan("bloom-7b1", device="h100", context=2048).notes
+    assert not any("sets no limit" in note for note in notes)
 
 
 def test_a_typo_suggests_the_names_that_are_near() -> None:

@@ -103,6 +103,12 @@ def test_whatever_the_context(family: str, context: int) -> None:
         assert predicted == measured
 
 
+def test_a_decoder_that_is_given_an_encoders_output() -> None:
+    config = make("gpt2", add_cross_attention=True).config
+    for predicted, measured in checked(model_of(config), CacheFormat("float32")).values():
+        assert predicted == measured
+
+
 def test_encoders_have_nothing_to_verify() -> None:
     assert set(ENCODERS) == {"bert", "roberta"}
     assert set(FAMILIES) == {*GENERATORS, *ENCODERS}

@@ -10,6 +10,8 @@ from headwise.errors import HeadwiseError
 
 __all__ = ["main"]
 
+_LONGEST = 1000
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with `arguments` (the process's own by default); returns its exit code."""
@@ -23,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except HeadwiseError as error:
-        print(f"headwise: error: {one_line(str(error))}", file=sys.stderr)  # noqa: T201
+        print(f"headwise: error: {_short(one_line(str(error)))}", file=sys.stderr)  # noqa: T201
         return 2
     except typer.TyperException as error:
         text = one_line(error.format_message()).rstrip(".")
@@ -43,3 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         # not when the interpreter flushes stdout on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _short(text: str) -> str:
+    """A message that quotes a whole file is cut in its middle."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 300]} ... {text[-290:]}"

@@ -85,6 +85,8 @@ def plan(
 
         check_plot(plot)
         check_writable(plot)
+    if verify and device is not None:
+        raise OptionError(f"--verify runs on this machine: leave --device {device} out")
     options: dict[str, Any] = {
         "context": None if context is None else units.tokens("--context", context),
         "encoder_context": None

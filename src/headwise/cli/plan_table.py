@@ -10,8 +10,6 @@ from rich.table import Table
 from headwise.cli.terminal import one_line
 from headwise.loading.memory import gib
 
-_HINT = "see headwise plan --help"
-
 
 def show_names() -> None:
     """Print the named models with their attention, and the named devices."""
@@ -121,7 +119,7 @@ def _answers(plan: Any) -> Table:
     if plan.bytes_per_token:
         rows.append((f"cache{cache} a token", f"{plan.bytes_per_token:,} bytes"))
     if plan.cached.needed:
-        rows += [(at, what) for what in [_allocated(plan)]]
+        rows.append((at, _allocated(plan)))
     elif not plan.decode:
         rows.append(("cache", "none (an encoder)"))
     rows.append(("weights", _weights(plan)))
@@ -232,7 +230,7 @@ def _count(number: float) -> str:
     >>> _count(8.03e9), _count(134_515_008)
     ('8.03 billion', '135 million')
     """
-    if number >= 1e9:
+    if number >= 0.9995e9:
         return f"{number / 1e9:,.2f} billion" if number < 1e11 else f"{number / 1e9:,.0f} billion"
     return f"{number / 1e6:,.0f} million" if number >= 1e6 else f"{number:,.0f}"
 
@@ -240,13 +238,18 @@ def _count(number: float) -> str:
 def _rate(number: float, unit: str) -> str:
     """A number with a decimal prefix.
 
-    >>> _rate(3.35e12, "B/s"), _rate(150e9, "FLOP/s")
-    ('3.35 TB/s', '150 GFLOP/s')
+    >>> _rate(3.35e12, "B/s"), _rate(999.7e9, "FLOP/s"), _rate(5.06e18, "FLOP")
+    ('3.35 TB/s', '1 TFLOP/s', '5.06 EFLOP')
     """
-    for power, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M")):
-        if number >= 10**power:
-            return f"{number / 10**power:,.3g} {prefix}{unit}"
+    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
+        if number >= 0.9995 * 10**power:
+            return f"{_digits(number / 10**power)} {prefix}{unit}"
     return f"{number:,.0f} {unit}"
+
+
+def _digits(number: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{number:,.0f}" if number >= 999.5 else f"{number:.3g}"
 
 
 def _seconds(seconds: float) -> str:
@@ -257,9 +260,7 @@ def _seconds(seconds: float) -> str:
     """
     if seconds >= 7200:
         return f"{seconds / 3600:,.0f} hours"
-    if seconds >= 100:
-        return f"{seconds:,.0f} s"
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+    return f"{_digits(seconds)} s" if seconds >= 0.9995 else f"{1e3 * seconds:.3g} ms"
 
 
 def _safe(text: str) -> str:

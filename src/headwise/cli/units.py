@@ -6,7 +6,8 @@ from decimal import Decimal
 from headwise.errors import OptionError
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_NUMBER = r"(\d+(?:\.\d+)?|\.\d+)\s*"
+# More digits than any size has: what is longer is no number here.
+_NUMBER = r"(\d{1,20}(?:\.\d{1,9})?|\.\d{1,9})\s*"
 
 
 def tokens(option: str, text: str) -> int:

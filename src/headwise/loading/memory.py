@@ -84,7 +84,7 @@ def gib(count: int) -> str:
     ('1.50 GiB', '513 MiB', '90 KiB', '640 bytes')
     """
     if count >= 2**30:
-        return f"{count / 2**30:.2f} GiB"
+        return f"{count / 2**30:,.2f} GiB"
     if count >= 2**20:
         return f"{count / 2**20:.0f} MiB"
     if count >= 2**13:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.hf.cache import held_tensors, use_own_layers
+from headwise.hf.cache import OwnLayer, held_tensors, use_own_layers
 from headwise.planning.cached import CacheFormat
 from headwise.planning.model import Model
 from headwise.planning.weights import transformers_config
@@ -26,7 +26,7 @@ def stock_bytes(model: Model, dtype: str, context: int, batch: int, encoder_cont
     heads = stock_heads(model)
     _fill(model, own, dtype, context, batch, heads)
     _fill_cross(model, cross, dtype, batch, encoder_context)
-    return _storage_bytes(own) + _storage_bytes(cross)
+    return allocated(own, cross)
 
 
 def headwise_bytes(
@@ -36,21 +36,36 @@ def headwise_bytes(
 
     After a prompt of all tokens but one, and one decode step.
     """
+    if model.spec.has_cross_attention and not model.spec.encoder_layers:
+        # attach leaves the cache of a decoder that is given an encoder's output to Transformers
+        return stock_bytes(model, cache.dtype, context, batch, encoder_context)
     own, cross = _caches(model)
     use_own_layers(own, cache.choice)
     _fill(model, own, cache.dtype, context, batch, None)
     _fill_cross(model, cross, cache.dtype, batch, encoder_context)
-    reserved = [layer for layer in own.layers if hasattr(layer, "cache")]
-    others = [layer for layer in own.layers if not hasattr(layer, "cache")]
-    held = sum(int(layer.cache.reserved_bytes) for layer in reserved)
-    return held + sum(map(_layer_bytes, others)) + _storage_bytes(cross)
+    return allocated(own, cross)
+
+
+def allocated(*caches: Any) -> int:
+    """Bytes of memory that Transformers caches hold on to, their own layers or ours; None is 0."""
+    total = 0
+    for cache in caches:
+        for layer in [] if cache is None else cache.layers:
+            if isinstance(layer, OwnLayer):
+                total += int(layer.cache.reserved_bytes)
+                continue
+            storages = map(Tensor.untyped_storage, held_tensors(layer))
+            total += sum({at._cdata: at.nbytes() for at in storages}.values())
+    return total
 
 
 def stock_heads(model: Model) -> int | None:
     """kv heads that Transformers caches where these are more than the model has, else None."""
     # Falcon's newer architecture repeats keys and values to all query heads, then caches them.
     if model.spec.family == "falcon" and model.config.get("new_decoder_architecture"):
-        return int(model.config["num_attention_heads"])
+        at = model.spec.layers[0].attention
+        assert at is not None
+        return at.heads if at.heads > at.kv_heads else None
     return None
 
 
@@ -117,12 +132,3 @@ def _rows(
 
 def _empty(dtype: str, *shape: int) -> Tensor:
     return torch.empty(*shape, dtype=getattr(torch, dtype), device="meta")
-
-
-def _storage_bytes(cache: Any) -> int:
-    return 0 if cache is None else sum(map(_layer_bytes, cache.layers))
-
-
-def _layer_bytes(layer: Any) -> int:
-    storages = {at._cdata: at.nbytes() for at in map(Tensor.untyped_storage, held_tensors(layer))}
-    return sum(storages.values())

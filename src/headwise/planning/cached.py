@@ -3,12 +3,22 @@
 from dataclasses import dataclass
 
 from headwise.caches import CacheChoice
-from headwise.errors import OptionError, SpecError
+from headwise.errors import OptionError
 from headwise.ops import Bits, row_bytes
 from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
-from headwise.spec.dtypes import bytes_per_element, dtype_name
+from headwise.spec.dtypes import bytes_per_element
 
-_BITS: dict[str | None, Bits] = {"int8": 8, "int4": 4}
+# What attach serves, by the names that people type.
+NUMBERS = {
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+    "half": "float16",
+    "float32": "float32",
+    "fp32": "float32",
+}
+_BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
@@ -29,19 +39,19 @@ class CacheFormat:
 
     @classmethod
     def parse(cls, text: str | None, dtype: str) -> "CacheFormat":
-        """Of the names that `--cache-dtype` takes: a dtype's, int8 or int4; None is `dtype`.
+        """Of what `--cache-dtype` takes: int8, int4 or `dtype`, which is also that of None.
 
         Raises:
-            OptionError: another name.
+            OptionError: anything else.
         """
-        if text in _BITS:
+        if isinstance(text, str) and text in _BITS:
             return cls(dtype, _BITS[text])
-        try:
-            return cls(dtype if text is None else dtype_name(text))
-        except SpecError as error:
-            raise OptionError(
-                f"cache_dtype is {text!r}, expected bfloat16, float16, float32, int8 or int4"
-            ) from error
+        if text is None or NUMBERS.get(text) == dtype:
+            return cls(dtype)
+        raise OptionError(
+            f"cache_dtype is {text!r}, expected int8, int4 or the model's own, {dtype}: "
+            "no cache has another"
+        )
 
     @property
     def choice(self) -> CacheChoice:

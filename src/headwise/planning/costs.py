@@ -58,13 +58,14 @@ def prefill_cost(
 ) -> Cost:
     """`context` tokens of each sequence in one pass, and the writing of their cache.
 
-    Of an encoder-decoder: the encoder's tokens and the first token of the decoder.
+    Of an encoder-decoder: the encoder's tokens and the first token of the decoder. Logits are made
+    for the last token only.
     """
     flops = 0.0
     for layer in spec.encoder_layers:
         tokens = encoder_context or context
         flops += batch * (layer.attention.flops(tokens, tokens) if layer.attention else 0)
-    prompt = 1 if spec.has_cross_attention else context
+    prompt = 1 if spec.encoder_layers else context
     for layer in spec.layers:
         if layer.attention is not None:
             flops += batch * layer.attention.flops(prompt, prompt)
@@ -73,9 +74,9 @@ def prefill_cost(
         if layer.state is not None:
             flops += batch * prompt * _STATE_FLOPS * layer.state.matrix_elements
     written = sum(cache.layer_bytes(layer, prompt, batch, encoder_context) for layer in spec.layers)
-    encoder_tokens = batch * (encoder_context if weights.encoder else 0)
-    flops += 2 * (batch * prompt * weights.active + encoder_tokens * weights.encoder)
-    read = weights.read(batch * prompt) + weights.encoder
+    flops += 2 * batch * (prompt * (weights.active - weights.head) + weights.head)
+    flops += 2 * batch * encoder_context * (weights.encoder + weights.cross)
+    read = weights.read(batch * prompt) + weights.encoder + weights.cross
     return Cost(read * bytes_per_element(dtype), written, flops)
 
 

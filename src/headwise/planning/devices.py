@@ -41,21 +41,22 @@ class Device:
         return max(nbytes / self.bytes_per_second, flops / self.peak(dtype))
 
 
-def _gpu(name: str, gib: int, tb: float, half: float, single: float, source: str) -> Device:
+def _gpu(name: str, mib: int, tb: float, half: float, single: float, source: str) -> Device:
+    """A device whose driver reports `mib` of memory."""
     flops = {"bfloat16": half * 1e12, "float16": half * 1e12, "float32": single * 1e12}
-    return Device(name, tb * 1e12, flops, gib * 10**9, source)
+    return Device(name, tb * 1e12, flops, mib * 2**20, source)
 
 
-_DATASHEET = "the maker's peak figures, without sparsity, as {} gives them"
+_DATASHEET = "the maker's peaks, without sparsity, by {}; memory by the driver"
 _KLOCKWOOD = "https://glennklockwood.com/garden/processors/"
 DEVICES = {
     "a100-80gb": _gpu(
-        "A100 80 GB SXM", 80, 2.039, 312, 19.5, _DATASHEET.format(_KLOCKWOOD + "A100")
+        "A100 80 GB SXM", 81_920, 2.039, 312, 19.5, _DATASHEET.format(_KLOCKWOOD + "A100")
     ),
-    "h100": _gpu("H100 SXM", 80, 3.35, 989.4, 66.9, _DATASHEET.format(_KLOCKWOOD + "h100")),
+    "h100": _gpu("H100 SXM", 81_559, 3.35, 989.4, 66.9, _DATASHEET.format(_KLOCKWOOD + "h100")),
     "h200": _gpu(
         "H200 SXM",
-        141,
+        143_771,
         4.8,
         989.4,
         66.9,
@@ -63,7 +64,7 @@ DEVICES = {
     ),
     "l40s": _gpu(
         "L40S",
-        48,
+        46_068,
         0.864,
         362.05,
         91.6,
@@ -71,7 +72,7 @@ DEVICES = {
     ),
     "rtx-4090": _gpu(
         "RTX 4090",
-        24,
+        24_564,
         1.008,
         165.15,
         82.58,

@@ -50,7 +50,7 @@ class KernelRates:
     latent: dict[int, float]
     folding: float
 
-    def seconds(self, spec: AttentionSpec, context: int, batch: int = 1) -> float:
+    def seconds(self, spec: AttentionSpec, context: int) -> float:
         """Predicted time of one layer's attention in a decode step, on a cache of this length.
 
         >>> rates = KernelRates((1e-6, 0.0), {1: (1e-9, 0.0), 8: (2e-9, 0.0)}, {}, 0.0)
@@ -58,7 +58,7 @@ class KernelRates:
         >>> round(rates.seconds(spec, 1000), 9)
         0.001025
         """
-        tokens = batch * spec.pairs(1, context)
+        tokens = spec.pairs(1, context)
         if spec.latent_rank is not None and spec.rope_dim is not None:
             token = (2 * spec.latent_rank + spec.rope_dim) * _between(self.latent, spec.heads)
             weights = spec.heads * spec.latent_rank * (spec.nope_dim + spec.value_dim)

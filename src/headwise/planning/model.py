@@ -5,11 +5,11 @@ Only the config is read, never the weights.
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from headwise.errors import LoadError
+from headwise.errors import LoadError, OptionError
 from headwise.loading.gguf_read import read_config as read_gguf_config
 from headwise.loading.hub import download_config
 from headwise.loading.progress import Progress, silent
@@ -28,6 +28,7 @@ class Model:
         name: what to call it.
         spec: its attention.
         config: its config, as a dict; of a multimodal model the text part.
+        dtype: that its config names, None where it names none.
         sources: where the facts were read, for a named model.
         notes: what a reader of its numbers should know.
     """
@@ -35,11 +36,12 @@ class Model:
     name: str
     spec: ModelSpec
     config: dict[str, Any]
+    dtype: str | None = None
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def find_model(name: str, progress: Progress = silent) -> Model:
+def find_model(name: str | Path, progress: Progress = silent) -> Model:
     """Read the config of the model that `name` stands for.
 
     >>> find_model("llama-3-8b").spec.layers[0].attention.mechanism
@@ -49,23 +51,29 @@ def find_model(name: str, progress: Progress = silent) -> Model:
         LoadError: nothing of that name, with the named models that are near; a file or folder
             that is no config.
         SpecError: a config that is not covered or contradicts itself.
+        OptionError: no name at all.
     """
-    path = Path(name).expanduser()
-    if name and path.is_dir():
+    if not isinstance(name, str | Path):
+        raise OptionError(f"model is a {type(name).__name__}, expected a name or a path")
+    name = str(name)
+    path, kind = _place(name)
+    if kind == "folder":
         return _model(path.resolve().name, _read(path / "config.json"))
-    if path.is_file():
+    if kind == "file":
         if path.suffix == ".json":
             inner = path.name == "config.json"
             return _model(path.resolve().parent.name if inner else path.stem, _read(path))
         check_gguf(path)
         progress(f"reading the header of {path.name}", 0, 0)
-        return _model(path.stem, read_gguf_config(path))
+        found = _model(path.stem, read_gguf_config(path))
+        note = "the file's own quantisation is not counted: weights are in --dtype"
+        return replace(found, notes=(*found.notes, note))
     if name in named_models():
         known = named_model(name)
         return _model(known.title, known.config, known.sources)
     near = near_names(name)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    if _HUB_ID.fullmatch(name) and path.suffix not in (".gguf", ".json", ".safetensors"):
+    if _HUB_ID.fullmatch(name) and Path(name).suffix not in (".gguf", ".json", ".safetensors"):
         try:
             return _model(name, _read(download_config(name, progress)))
         except LoadError as error:
@@ -76,12 +84,24 @@ def find_model(name: str, progress: Progress = silent) -> Model:
     )
 
 
+def _place(name: str) -> tuple[Path, str]:
+    """The path that a name would be, and whether it is a "folder", a "file" or "none"."""
+    try:
+        path = Path(name).expanduser()
+        kind = "folder" if name and path.is_dir() else "file" if path.is_file() else "none"
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a null byte
+        return Path("."), "none"
+    return path, kind
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise LoadError(f"{file.parent} has no config.json; give a model's folder") from None
-    except (OSError, ValueError) as error:
+        gguf = sorted(file.parent.glob("*.gguf"))
+        hint = f"give {gguf[0].name}, which it holds" if gguf else "give a model's folder"
+        raise LoadError(f"{file.parent} has no config.json; {hint}") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"{file} is not a readable JSON file: {error}") from error
     if not isinstance(config, dict):
         raise LoadError(f"{file} holds a {type(config).__name__}, expected a model's config")
@@ -90,12 +110,15 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _model(name: str, config: dict[str, Any], sources: tuple[str, ...] = ()) -> Model:
     spec, notes = ModelSpec.from_config(config), []
-    inner = config.get("text_config")
+    inner, outer = config.get("text_config"), config
     if isinstance(inner, dict):
         notes.append("the text part alone is counted")
         config = inner
-    quantised = config.get("quantization_config")
+    quantised = config.get("quantization_config") or outer.get("quantization_config")
+    parts = (config, outer)
+    dtypes = [part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]
     if isinstance(quantised, dict):
         how = quantised.get("quant_method", "quantised")
         notes.append(f"the checkpoint's weights are stored as {how}; they are counted in --dtype")
-    return Model(name, spec, {**config, "model_type": spec.family}, sources, tuple(notes))
+    fields = {**config, "model_type": spec.family}
+    return Model(name, spec, fields, str(dtypes[0]) if dtypes else None, sources, tuple(notes))

@@ -2,24 +2,28 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from headwise.errors import OptionError, UnsupportedError
 from headwise.loading.progress import Progress, silent
 from headwise.planning.allocation import headwise_bytes, stock_bytes, stock_heads
-from headwise.planning.cached import CacheFormat
+from headwise.planning.cached import NUMBERS, CacheFormat
 from headwise.planning.costs import Cost, decode_cost, prefill_cost
 from headwise.planning.devices import Device, find_device
 from headwise.planning.model import Model, find_model
 from headwise.planning.replanned import MECHANISMS, replanned
 from headwise.planning.weights import Weights, count_weights
 from headwise.spec import LayerSpec, ModelSpec
-from headwise.spec.dtypes import bytes_per_element, dtype_name
+from headwise.spec.dtypes import bytes_per_element
 
 # Where positions set no limit, the length that T5 was trained with.
 _NO_LIMIT = 512
 # Above any context that is asked for.
 _MOST_TOKENS = 2**40
+_MOST_BYTES = 2**56
+# Bytes, bytes a second and operations a second beyond all machines.
+_MOST = 2**80
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Alternative:
     """The model as planned, or re-planned with another mechanism."""
 
     name: str
+    spec: ModelSpec
     bytes_per_token: int
     bytes: int
     decode: Step
@@ -126,7 +131,7 @@ class Plan:
 
 
 def plan(
-    model: str,
+    model: str | Path,
     *,
     context: int | None = None,
     batch: int = 1,
@@ -170,9 +175,10 @@ def plan(
         OptionError: a value that is out of range.
     """
     found = find_model(model, progress)
-    spec = found.spec
+    spec, asked = found.spec, context is not None
     context, encoder_context = _lengths(spec, context, encoder_context)
     _at_least_one("batch", batch)
+    _check_numbers(memory=memory, bandwidth=bandwidth, peak=peak)
     name = _dtype(found, dtype)
     cache = CacheFormat.parse(cache_dtype, name)
     device_found = find_device(
@@ -207,6 +213,11 @@ def plan(
 
     most = largest(spec)
     per_sequence = needs(spec, context, 1)
+    if batch * max(context, encoder_context) * max(1, per_sequence // context) > _MOST_BYTES:
+        raise OptionError(
+            f"a cache of {batch:,} x {context:,} tokens takes more bytes than can be counted; "
+            "give less"
+        )
     prompt = batch * (encoder_context if spec.encoder_layers and spec.layers else context)
     return Plan(
         model=found,
@@ -230,6 +241,7 @@ def plan(
         alternatives=tuple(
             Alternative(
                 label,
+                other,
                 cache.token_bytes(other),
                 needs(other, context, batch),
                 step(other, batch, decode_cost),
@@ -237,7 +249,7 @@ def plan(
             )
             for label, other in _alternatives(spec)
         ),
-        notes=_notes(found, context),
+        notes=_notes(found, context, given=asked),
     )
 
 
@@ -262,9 +274,23 @@ def _at_least_one(name: str, value: object) -> None:
         raise OptionError(f"{name} is {value!r}, expected an int from 1 to {_MOST_TOKENS:,}")
 
 
+def _check_numbers(**given: float | None) -> None:
+    for name, value in given.items():
+        if value is None:
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < _MOST or (name == "memory" and value != int(value)):
+            raise OptionError(f"{name} is {value!r}, expected a number above 0")
+
+
 def _dtype(model: Model, given: str | None) -> str:
-    found = given or model.config.get("dtype") or model.config.get("torch_dtype") or "bfloat16"
-    return dtype_name(found)
+    found = model.dtype if given is None else given
+    name = NUMBERS.get(str(found).removeprefix("torch."))
+    if name is not None:
+        return name
+    if given is None:  # stored in another one, and computed in this
+        return "bfloat16"
+    raise OptionError(f"dtype is {given!r}, expected bfloat16, float16 or float32")
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:
@@ -336,9 +362,11 @@ def _alternatives(spec: ModelSpec) -> list[tuple[str, ModelSpec]]:
     """The model as it is and as each mechanism."""
     if not any(layer.cached is not None for layer in spec.layers):
         return []
-    others = {}
+    others: dict[str, ModelSpec] = {}
     for mechanism in MECHANISMS:
         other = replanned(spec, mechanism)
+        if other in others.values():
+            continue
         name = mechanism
         if mechanism.startswith("GQA"):
             name = f"GQA-{max(at.cached.kv_heads for at in other.layers if at.cached)}"
@@ -348,9 +376,11 @@ def _alternatives(spec: ModelSpec) -> list[tuple[str, ModelSpec]]:
     return list(others.items())
 
 
-def _notes(model: Model, context: int) -> tuple[str, ...]:
+def _notes(model: Model, context: int, given: bool) -> tuple[str, ...]:
     notes = list(model.notes)
     most = model.spec.max_context
+    if most is None and not given:
+        notes.append(f"the model sets no limit: planned for {context:,} tokens")
     if most is not None and context > most:
         notes.append(f"{context:,} tokens are more than the {most:,} that the model takes")
     repeated = stock_heads(model)

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from headwise.errors import OptionError
-from headwise.measure.plot import check_plot
+from headwise.loading.memory import gib
+from headwise.measure.plot import check_plot, spread
 from headwise.measure.results import write_whole
 from headwise.planning.planner import Plan
-from headwise.planning.replanned import MECHANISMS, replanned
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; and a dash pattern for
 # each, for print without colours.
 _STYLES = {
     "MHA": ("#D55E00", (0, (1, 1))),
-    "GQA-8": ("#0072B2", (0, (5, 2))),
+    "GQA": ("#0072B2", (0, (5, 2))),
     "MQA": ("#009E73", (0, (3, 1, 1, 1))),
     "MLA": ("#CC79A7", (0, (7, 2, 1, 2))),
 }
@@ -44,7 +44,7 @@ def write_plot(plan: Plan, path: Path) -> None:
 
 
 def draw(plan: Plan) -> Any:
-    """A plan as a Matplotlib figure: GiB of cache against context, both logarithmic.
+    """A plan as a Matplotlib figure: cache against context, both logarithmic.
 
     Raises:
         OptionError: a model that caches nothing.
@@ -52,28 +52,40 @@ def draw(plan: Plan) -> Any:
     if not plan.alternatives:
         raise OptionError(f"{plan.model.name} caches nothing, so there is nothing to plot")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    most = max(plan.context, plan.model.spec.max_context or 0, 2 * _LEAST)
+    most = max(plan.context, plan.model.spec.max_context or 0, 4 * _LEAST)
     step = (most / _LEAST) ** (1 / (_POINTS - 1))
     contexts = sorted({round(_LEAST * step**at) for at in range(_POINTS)})
-    own = next(other.name for other in plan.alternatives if "as it is" in other.name)
-    ends = {own: _line(axes, plan, contexts, None, "black", "-", 2.2)}
-    for mechanism in MECHANISMS:
-        if replanned(plan.model.spec, mechanism) != plan.model.spec:
-            ends[mechanism] = _line(axes, plan, contexts, mechanism, *_STYLES[mechanism], 1.5)
-    _memory(axes, plan, contexts, ends)
-    axes.set(xscale="log", yscale="log", xlim=(contexts[0], contexts[-1] * 3.5))
+    ends: dict[str, tuple[float, str]] = {}
+    for other in plan.alternatives:
+        own = "as it is" in other.name
+        kind = other.name.split("-", maxsplit=1)[0].split(" ", maxsplit=1)[0]
+        colour, dashes = ("black", "-") if own else _STYLES[kind]
+        heights = [
+            plan.cache.model_bytes(other.spec, context, plan.batch, plan.encoder_context)
+            for context in contexts
+        ]
+        width = 2.2 if own else 1.5
+        axes.plot(contexts, heights, color=colour, ls=dashes, lw=width, zorder=3 if own else 2)
+        ends[other.name] = heights[-1], colour
     axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xlim(contexts[0], contexts[-1])
+    _memory(axes, plan, contexts[0], max(height for height, _ in ends.values()))
     axes.xaxis.set_major_formatter(lambda value, _: _tokens(value))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    _label(axes, ends, contexts[-1])
+    axes.yaxis.set_major_locator(LogLocator(base=4, numticks=9))
+    axes.yaxis.set_major_formatter(lambda value, _: _bytes(value))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    _label(axes, ends)
     cache = "" if plan.cache.bits is None else f", int{plan.cache.bits}"
-    title = f"{plan.model.name}, {plan.dtype}{cache}, batch {plan.batch}"
+    encoder = f", {plan.encoder_context:,} tokens in the encoder" if plan.encoder_context else ""
+    title = f"{plan.model.name}, {plan.dtype}{cache}, batch {plan.batch}{encoder}"
     axes.set_title(_plain(title), fontsize=_FONT + 1, loc="left")
     axes.set_xlabel("context, tokens", fontsize=_FONT)
-    axes.set_ylabel("cache, GiB", fontsize=_FONT)
+    axes.set_ylabel("cache", fontsize=_FONT)
     axes.tick_params(labelsize=_FONT - 1)
     axes.grid(color="0.9", lw=0.6)
     axes.set_axisbelow(True)
@@ -81,38 +93,19 @@ def draw(plan: Plan) -> Any:
     return figure
 
 
-def _line(
-    axes: Any,
-    plan: Plan,
-    contexts: list[int],
-    mechanism: str | None,
-    colour: str,
-    dashes: Any,
-    width: float,
-) -> tuple[float, str]:
-    """Draw one line; its last height in GiB, and its colour."""
-    spec = plan.model.spec if mechanism is None else replanned(plan.model.spec, mechanism)
-    heights = [
-        plan.cache.model_bytes(spec, context, plan.batch, plan.encoder_context) / 2**30
-        for context in contexts
-    ]
-    axes.plot(contexts, heights, color=colour, ls=dashes, lw=width, solid_capstyle="round")
-    return heights[-1], colour
-
-
-def _memory(axes: Any, plan: Plan, contexts: list[int], ends: dict[str, tuple[float, str]]) -> None:
+def _memory(axes: Any, plan: Plan, first: int, highest: float) -> None:
     """What the weights leave of the memory, where it is anywhere near."""
-    left = (plan.memory - plan.weight_bytes) / 2**30
+    left = plan.memory - plan.weight_bytes
     if left <= 0:
-        text = f"the weights alone exceed {plan.memory / 2**30:,.0f} GiB"
+        text = f"the weights alone take more than {gib(plan.memory)}"
         axes.annotate(text, (0.02, 0.96), xycoords="axes fraction", fontsize=_FONT - 1, va="top")
         return
-    if left > 30 * max(height for height, _ in ends.values()):
+    if left > 30 * highest:
         return
     axes.axhline(left, color="0.35", lw=1)
     axes.annotate(
-        f"{left:,.3g} GiB beside the weights, of {plan.memory / 2**30:,.3g} GiB",
-        (contexts[0], left),
+        f"{gib(left)} beside the weights, of {gib(plan.memory)}",
+        (first, left),
         xytext=(5, 4),
         textcoords="offset points",
         fontsize=_FONT - 1,
@@ -122,24 +115,33 @@ def _memory(axes: Any, plan: Plan, contexts: list[int], ends: dict[str, tuple[fl
     )
 
 
-def _label(axes: Any, ends: dict[str, tuple[float, str]], last: int) -> None:
-    """Each line's name at its end, moved so that no two overlap."""
+def _label(axes: Any, ends: dict[str, tuple[float, str]]) -> None:
+    """Each line's name beside its end, moved so that no two overlap."""
     bottom, top = axes.get_ylim()
-    unit = math.log(top / bottom) / 24  # a line of text, of some 24 that the axes have room for
-    placed: list[float] = []
-    for name, (height, colour) in sorted(ends.items(), key=lambda item: item[1][0]):
-        at = math.log(height)
-        at = max(at, placed[-1] + 1.6 * unit) if placed else at
-        placed.append(at)
+    ordered = sorted(ends.items(), key=lambda item: item[1][0])
+    heights = [math.log(height / bottom) / math.log(top / bottom) for _, (height, _) in ordered]
+    for (name, (_, colour)), at in zip(ordered, spread(heights, 0.055, 1.0)):
         axes.annotate(
             name,
-            (last, height),
-            xytext=(last * 1.12, math.exp(at)),
+            (1.015, at),
+            xycoords="axes fraction",
             fontsize=_FONT,
             color=colour,
             va="center",
             fontweight="bold" if "as it is" in name else "normal",
         )
+
+
+def _bytes(value: float) -> str:
+    """A size, short.
+
+    >>> _bytes(2**32), _bytes(2**26)
+    ('4 GiB', '64 MiB')
+    """
+    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if value >= 2**power:
+            return f"{value / 2**power:g} {unit}"
+    return f"{value:g}"
 
 
 def _tokens(value: float) -> str:
@@ -154,5 +156,6 @@ def _tokens(value: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without what Matplotlib would read as formulas."""
-    return text.replace("$", r"\$")
+    """Text without what Matplotlib would read as formulas, or an SVG cannot hold."""
+    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    return shown.replace("$", r"\$")

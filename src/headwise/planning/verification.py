@@ -1,25 +1,25 @@
 """Whether a plan comes true here: the model's attention run, its cache weighed, its steps timed."""
 
-import warnings
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from transformers import EncoderDecoderCache
 
 from headwise.errors import OptionError, UnsupportedError
 from headwise.hf.attach import attach
-from headwise.hf.cache import OwnLayer, cache_nbytes, held_tensors
+from headwise.hf.cache import cache_nbytes
 from headwise.loading.memory import available_bytes
 from headwise.loading.progress import Progress, silent
 from headwise.measure import Shape
-from headwise.planning.allocation import headwise_bytes, stock_bytes
+from headwise.planning.allocation import allocated, headwise_bytes, stock_bytes
 from headwise.planning.cached import CacheFormat
 from headwise.planning.devices import DEVICES
 from headwise.planning.kernel_rates import measure_rates
 from headwise.planning.model import Model
 from headwise.planning.planner import Plan
 from headwise.planning.reduced import reduced
-from headwise.planning.weights import count_weights, model_class, transformers_config
+from headwise.planning.weights import build_on_meta, count_weights
 from headwise.spec import AttentionSpec, ModelSpec
 from headwise.spec.dtypes import bytes_per_element
 
@@ -113,7 +113,7 @@ def check_caches(
     lengths = (context, 2, encoder_context)
     needed = cache.model_bytes(model.spec, *lengths)
     stock_predicted = stock_bytes(model, cache.dtype, *lengths)
-    by_stock = CacheCheck("allocated by Transformers", stock_predicted, allocated(stock))
+    by_stock = CacheCheck("allocated by Transformers", stock_predicted, held(stock))
     try:
         attach(built, cache=str(cache.choice))
     except UnsupportedError:  # all of it stays with Transformers
@@ -122,17 +122,14 @@ def check_caches(
     predicted = headwise_bytes(model, cache, *lengths)
     return (
         CacheCheck("needed", needed, cache_nbytes(own)),
-        CacheCheck("allocated by headwise", predicted, allocated(own)),
+        CacheCheck("allocated by headwise", predicted, held(own)),
         by_stock,
     )
 
 
 def make(model: Model, dtype: str) -> Any:
     """The model with weights of zero: its cache takes what any weights make it take."""
-    config = transformers_config(model)
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = model_class(model).from_config(config, dtype=getattr(torch, dtype))
+    made = build_on_meta(model, dtype)
     made.to_empty(device="cpu")
     made.tie_weights()
     with torch.no_grad():
@@ -144,29 +141,27 @@ def make(model: Model, dtype: str) -> Any:
 @torch.no_grad()
 def run(model: Any, spec: ModelSpec, context: int, encoder_context: int) -> Any:
     """The cache that holds `context` tokens of 2 sequences: a prompt, and one decode step."""
-    tokens = torch.randint(3, int(model.config.vocab_size), (2, context))
+    tokens = torch.zeros(2, context, dtype=torch.int64)
     given: dict[str, Any] = {}
     if spec.encoder_layers:
-        source = torch.randint(3, int(model.config.vocab_size), (2, encoder_context))
+        source = torch.zeros(2, encoder_context, dtype=torch.int64)
         given["encoder_outputs"] = model.get_encoder()(input_ids=source)
+    elif spec.has_cross_attention:
+        size = (2, encoder_context, model.config.hidden_size)
+        given["encoder_hidden_states"] = torch.zeros(size, dtype=model.dtype)
     name = "decoder_input_ids" if spec.encoder_layers else "input_ids"
-    cache = model(**{name: tokens[:, :-1]}, use_cache=True, **given).cache
-    return model(**{name: tokens[:, -1:]}, use_cache=True, cache=cache, **given).cache
+    cache = None
+    for part in tokens.split([context - 1, 1], dim=1):
+        if part.shape[1]:
+            cache = model(**{name: part}, use_cache=True, cache=cache, **given).cache
+    return cache
 
 
-def allocated(cache: Any) -> int:
-    """Bytes of the memory that a Transformers cache holds on to, its own layers or ours."""
-    parts = [getattr(cache, f"{kind}_attention_cache", None) for kind in ("self", "cross")]
-    total, storages = 0, {}
-    for part in [part for part in parts if part is not None] or [cache]:
-        for layer in part.layers:
-            if isinstance(layer, OwnLayer):
-                total += int(layer.cache.reserved_bytes)
-                continue
-            for held in held_tensors(layer):
-                storage = held.untyped_storage()
-                storages[storage._cdata] = storage.nbytes()
-    return total + sum(storages.values())
+def held(cache: Any) -> int:
+    """`allocated` of a cache that a model returned, which may be of two."""
+    if isinstance(cache, EncoderDecoderCache):
+        return allocated(cache.self_attention_cache, cache.cross_attention_cache)
+    return allocated(cache)
 
 
 def _fits_whole(model: Model, dtype: str) -> bool:
@@ -185,19 +180,24 @@ def _lengths(spec: ModelSpec) -> tuple[int, int]:
 
 
 def _times(plan: Plan, progress: Progress) -> tuple[tuple[TimeCheck, ...], tuple[str, ...]]:
-    notes = []
+    notes: list[str] = []
     if plan.cache.bits is not None:
         return (), ("the time of a step is predicted for caches of floating-point numbers only",)
     shapes: dict[Shape, tuple[AttentionSpec, int]] = {}
+    left = []
     for layer, _ in plan.model.spec.layer_groups():
         at = layer.attention
         if at is None or at.indexer is not None:
+            left.append(f"not timed, as it stays with Transformers: {layer}")
             continue
         for context in _CONTEXTS:
             if plan.model.spec.max_context is None or context <= plan.model.spec.max_context:
                 shapes.setdefault(_shape(at, context), (at, context))
+    notes += left
     if not shapes:
-        return (), ("no layer's time is predicted: the model takes fewer than 1,024 tokens",)
+        if not left:
+            notes.append("no layer is timed: the model takes fewer than 1,024 tokens")
+        return (), tuple(notes)
     rates, timings = measure_rates(plan.dtype, list(shapes), progress)
     times = []
     for shape, (spec, context) in shapes.items():

@@ -1,6 +1,9 @@
 """The weights of a model, counted without reading any: how many, and what a step reads."""
 
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +12,7 @@ from torch import nn
 
 from headwise.errors import SpecError, UnsupportedError
 from headwise.planning.model import Model
+from headwise.spec.readers.fields import ConfigFields
 
 
 @dataclass(frozen=True)
@@ -36,23 +40,31 @@ class Weights:
         total: all of them, shared ones once.
         dense: those that a decode step multiplies whatever the tokens are. Tables of which a step
             looks a row up are not among them.
-        encoder: those of an encoder, read once for a prompt.
+        head: those of `dense` that make logits, which a prompt needs for its last token only.
+        encoder: those of an encoder, multiplied with its tokens alone.
+        cross: those that make keys and values of an encoder's tokens, once for a prompt.
         experts: of mixtures of experts.
     """
 
     total: int
     dense: int
+    head: int = 0
     encoder: int = 0
+    cross: int = 0
     experts: tuple[Experts, ...] = ()
 
     def read(self, tokens: int) -> float:
-        """Parameters that one pass over `tokens` tokens reads."""
+        """Parameters that one pass of the decoder over `tokens` tokens reads."""
         return self.dense + sum(each.read(tokens) for each in self.experts)
 
     @property
     def active(self) -> float:
         """Parameters that one token is multiplied with."""
         return self.read(1)
+
+
+# Modules that make keys and values of an encoder's tokens: T5's, BERT's and GPT-2's.
+_CROSS = re.compile(r"EncDecAttention\.[kv]$|crossattention\.(self\.(key|value)|c_attn)$")
 
 
 def count_weights(model: Model) -> Weights:
@@ -65,9 +77,9 @@ def count_weights(model: Model) -> Weights:
     if model.spec.family == "palm":
         return _palm(model.config)
     built = build_on_meta(model)
-    encoder = built.get_encoder() if getattr(built.config, "is_encoder_decoder", False) else None
+    encoder = built.get_encoder() if model.spec.encoder_layers and model.spec.layers else None
     inside = set() if encoder is None else set(encoder.modules())
-    chosen = _chosen_experts(built.config)
+    chosen = getattr(built.config, "num_experts_per_tok", None) or 0
     sizes: dict[int, int] = {}
     uses: dict[int, str | int] = {}
     for path, module in built.named_modules():
@@ -79,19 +91,33 @@ def count_weights(model: Model) -> Weights:
             elif module in inside:
                 uses[key] = "encoder"
             elif chosen and "experts" in path.split("."):
-                uses[key] = parameter.shape[0]
+                uses[key] = _expert_count(model, parameter.shape[0], chosen)
             else:
-                uses[key] = "dense"
+                uses[key] = "cross" if _CROSS.search(path) else "dense"
     amounts: dict[str | int, int] = {}
     for key, use in uses.items():
         amounts[use] = amounts.get(use, 0) + sizes[key]
     experts = tuple(
         Experts(use, chosen, amount) for use, amount in amounts.items() if isinstance(use, int)
     )
-    return Weights(sum(sizes.values()), amounts.get("dense", 0), amounts.get("encoder", 0), experts)
+    output = built.get_output_embeddings() if model.spec.layers else None
+    head = 0 if output is None else sum(weight.numel() for weight in output.parameters())
+    total, dense = sum(sizes.values()), amounts.get("dense", 0)
+    if model.spec.family == "t5" and model.config.get("tie_word_embeddings") is False:
+        # Transformers ties T5's head to the embedding whatever the config says.
+        total += head
+    return Weights(total, dense, head, amounts.get("encoder", 0), amounts.get("cross", 0), experts)
 
 
-def build_on_meta(model: Model) -> Any:
+def _expert_count(model: Model, count: int, chosen: int) -> int:
+    if not 1 <= chosen <= count:
+        raise SpecError(
+            f"{model.name}: num_experts_per_tok={chosen}: expected 1 to {count}, the experts"
+        )
+    return count
+
+
+def build_on_meta(model: Model, dtype: str = "bfloat16") -> Any:
     """Transformers' model for a config, on the meta device: shapes, and no memory.
 
     Raises:
@@ -99,31 +125,61 @@ def build_on_meta(model: Model) -> Any:
         UnsupportedError: a family that Transformers has no model of.
     """
     config = transformers_config(model)
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return model_class(model).from_config(config)
+    with torch.device("meta"), _taken(model):
+        return model_class(model).from_config(config, dtype=getattr(torch, dtype))
 
 
-def transformers_config(model: Model, **changes: Any) -> Any:
-    """The config as Transformers' object, with some fields changed.
+def transformers_config(model: Model) -> Any:
+    """The config as Transformers' object.
 
     Raises:
         SpecError: Transformers does not take it.
         UnsupportedError: a family that Transformers has no model of.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    fields = {key: value for key, value in model.config.items() if key != "auto_map"}
+    fields = {key: value for key, value in model.config.items() if key not in _NOT_SHAPES}
     family = fields.pop("model_type")
     if family == "palm":
         raise UnsupportedError(f"{model.name}: Transformers has no model of this family to run")
+    with _taken(model):
+        config = AutoConfig.for_model(family, **_copied(fields))
+        padding = getattr(config, "pad_token_id", None)
+        # Fine-tunes have a padding token beyond the vocabulary, and no row for it.
+        if isinstance(padding, int) and padding >= getattr(config, "vocab_size", padding + 1):
+            config.pad_token_id = None
+        return config
+
+
+# What a config says beside the model's shapes; some of it needs packages that are not installed.
+_NOT_SHAPES = frozenset(
+    (
+        "_attn_implementation",
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "dtype",
+        "quantization_config",
+        "torch_dtype",
+        "transformers_version",
+    )
+)
+
+
+@contextmanager
+def _taken(model: Model) -> Iterator[None]:
+    """What Transformers raises for a config that it does not take, as one line."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return AutoConfig.for_model(family, **_copied({**fields, **changes}))
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        line = " ".join(str(error).split())
+            yield
+    except (
+        *(ValueError, TypeError, LookupError, AttributeError, AssertionError),
+        *(ImportError, RuntimeError, ArithmeticError, StrictDataclassError),
+    ) as error:
+        line = " ".join(str(error).split()) or type(error).__name__
         raise SpecError(f"{model.name}: Transformers does not take this config: {line}") from error
 
 
@@ -132,19 +188,10 @@ def model_class(model: Model) -> Any:
     import transformers
 
     if not model.spec.layers:
-        return transformers.AutoModel
+        return transformers.T5EncoderModel if model.spec.family == "t5" else transformers.AutoModel
     if model.spec.encoder_layers:
         return transformers.AutoModelForSeq2SeqLM
     return transformers.AutoModelForCausalLM
-
-
-def _chosen_experts(config: Any) -> int:
-    """Experts that a token takes; 0 where there are none."""
-    for name in ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk"):
-        chosen = getattr(config, name, None)
-        if isinstance(chosen, int) and chosen:
-            return chosen
-    return 0
 
 
 def _copied(fields: dict[str, Any]) -> dict[str, Any]:
@@ -157,8 +204,10 @@ def _palm(config: dict[str, Any]) -> Weights:
 
     Source: https://arxiv.org/abs/2204.02311, section 2.
     """
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    heads, dim = config["num_attention_heads"], config["head_dim"]
+    fields = ConfigFields(config)
+    hidden, inner = fields.positive("hidden_size"), fields.positive("intermediate_size")
+    heads, dim = fields.positive("num_attention_heads"), fields.positive("head_dim")
     layer = 2 * hidden * heads * dim + 2 * hidden * dim + 3 * hidden * inner + hidden
-    total = config["num_hidden_layers"] * layer + config["vocab_size"] * hidden + hidden
-    return Weights(total, total)
+    head = fields.positive("vocab_size") * hidden
+    total = fields.positive("num_hidden_layers") * layer + head + hidden
+    return Weights(total, total, head)

@@ -11,8 +11,8 @@ class IndexerSpec:
 
     Its keys have one head that all its query heads share, so a token adds `dim` elements.
 
-    >>> IndexerSpec(heads=64, dim=128, topk=2048).read_tokens(32_768)
-    2048
+    >>> print(IndexerSpec(heads=64, dim=128, topk=2048))
+    indexer 64 heads, D 128, top 2048
 
     Args:
         heads: query heads of the indexer.
@@ -32,10 +32,6 @@ class IndexerSpec:
     def __post_init__(self) -> None:
         for name in ("heads", "dim", "topk"):
             positive_int(f"indexer.{name}", getattr(self, name))
-
-    def read_tokens(self, context: int) -> int:
-        """Tokens of `context` that one query attends to."""
-        return min(context, self.topk)
 
     def __str__(self) -> str:
         return f"indexer {self.heads} heads, D {self.dim}, top {self.topk}"

@@ -50,6 +50,12 @@ class ModelSpec:
             found = [layer.index for layer in getattr(self, name)]
             if found != list(range(len(found))):
                 raise SpecError(f"{name} have the indices {found}: expected 0, 1, 2, ... in order")
+        for layer in self.layers:
+            if layer.shares is not None and self.layers[layer.shares].cached is None:
+                raise SpecError(
+                    f"layer {layer.index} shares the keys of layer {layer.shares}, which caches "
+                    "none: expected one that does"
+                )
         if self.max_context is not None:
             positive_int("max_context", self.max_context)
 

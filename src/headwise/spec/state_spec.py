@@ -18,7 +18,8 @@ class StateSpec:
 
     Args:
         conv_channels: channels of the convolution, those of query, key and value together.
-        conv_width: inputs that it reaches over, all of which are kept.
+        conv_width: inputs that it reaches over, all of which are kept, as Transformers does; the
+            next step would do with one fewer.
         heads: value heads, each with a matrix.
         key_dim: rows of that matrix.
         value_dim: its columns.
