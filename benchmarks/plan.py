@@ -65,34 +65,29 @@ def main() -> None:
 
 
 def caches(found: dict[str, tuple[str, Verified]]) -> Table:
-    table = Table(
-        "model", "layers", "tokens", "needed", "headwise", "Transformers", box=box.MARKDOWN
-    )
+    names = ("model", "layers", "tokens", "needed", "headwise", "Transformers")
+    table = Table(*names, box=box.MARKDOWN)
     for title, verified in found.values():
-        cells = []
-        for check in verified.caches:
-            equal = check.predicted == check.measured
-            cells.append(
-                f"{check.predicted:,}" + ("" if equal else f", measured {check.measured:,}")
-            )
-        table.add_row(title, str(verified.layers), str(verified.context), *cells)
+        cells = [f"{check.measured:,}" for check in verified.caches]
+        for at, check in enumerate(verified.caches):
+            if check.predicted != check.measured:
+                cells[at] += f", predicted {check.predicted:,}"
+        table.add_row(title, str(verified.layers), f"{verified.context:,}", *cells)
     return table
 
 
 def times(found: dict[str, tuple[str, Verified]]) -> Table:
-    table = Table(
-        "model", "attention", "tokens", "predicted", "measured", "ratio", box=box.MARKDOWN
-    )
+    contexts = sorted({time.context for _, at in found.values() for time in at.times})
+    names = [f"{context // 1024}k" for context in contexts]
+    table = Table("model", "attention", *names, box=box.MARKDOWN)
     for title, verified in found.values():
-        for time in verified.times:
-            table.add_row(
-                title,
-                time.attention,
-                f"{time.context:,}",
-                f"{1e3 * time.predicted:.2f} ms",
-                f"{1e3 * time.measured:.2f} ({1e3 * time.low:.2f}-{1e3 * time.high:.2f}) ms",
-                f"{time.predicted / time.measured:.2f}",
-            )
+        for attention in dict.fromkeys(time.attention for time in verified.times):
+            cells = dict.fromkeys(contexts, "")
+            for time in verified.times:
+                if time.attention == attention:
+                    ratio = time.predicted / time.measured
+                    cells[time.context] = f"{ratio:.2f} ({1e3 * time.measured:.3g} ms)"
+            table.add_row(title, attention, *cells.values())
     return table
 
 

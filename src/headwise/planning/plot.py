@@ -103,6 +103,7 @@ def _memory(axes: Any, plan: Plan, first: int, highest: float) -> None:
     if left > 30 * highest:
         return
     axes.axhline(left, color="0.35", lw=1)
+    axes.set_ylim(top=max(axes.get_ylim()[1], 2 * left))
     axes.annotate(
         f"{gib(left)} beside the weights, of {gib(plan.memory)}",
         (first, left),
