@@ -172,3 +172,11 @@ def test_an_encoder_predicts_no_token(tmp_path: Path, capsys: pytest.CaptureFixt
         assert "predicts no next token" in error_line(
             capsys, *option, "--out", str(tmp_path / "v.html")
         )
+
+
+def test_the_model_may_be_an_option(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--text", "one two", "--out", str(tmp_path / "view.json"))
+    assert run(capsys, "--model", str(tiny), *given) == run(capsys, str(tiny), *given)
+    assert "give one of them" in error_line(capsys, str(tiny), "--model", "minilm", *given)

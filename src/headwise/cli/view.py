@@ -21,6 +21,9 @@ def view(
         ),
     ] = None,
     *,
+    named: Annotated[
+        str | None, typer.Option("--model", help="The same as MODEL.", show_default=False)
+    ] = None,
     text: Annotated[str, typer.Option(help="The text to look at.")] = SENTENCE,
     context: Annotated[
         Path | None, typer.Option(help="A text file to look at instead.", show_default=False)
@@ -62,11 +65,14 @@ def view(
 ) -> int:
     """Show what each head attends to, in one page that needs no network."""
     from headwise import viewing
+    from headwise.errors import OptionError
     from headwise.generation.text import read_document
     from headwise.loading.progress import quiet_transformers
     from headwise.viewing import selection
     from headwise.viewing.view import check_path
 
+    if model is not None and named is not None:
+        raise OptionError(f"model is {model!r} and --model {named!r}; give one of them")
     check_path(out)
     options: dict[str, Any] = {
         "layers": None if layers is None else selection.numbers("layers", layers),
@@ -77,7 +83,7 @@ def view(
     shown_text = text if context is None else read_document(context)
     with quiet_transformers(), screen(animated=False) as shown:
         name, loaded, tokenizer = viewing.open_model(
-            model,
+            named if model is None else model,
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
