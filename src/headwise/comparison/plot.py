@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.comparison.results import Comparison
-from headwise.measure.plot import _STYLES as STYLES
+from headwise.measure.plot import STYLES
 from headwise.measure.results import write_whole
 
 _FONT = 8.0

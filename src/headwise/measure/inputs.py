@@ -17,7 +17,7 @@ from headwise.measure.environment import last_level_cache
 from headwise.measure.shape import Shape
 
 # Where the system does not say how large the last-level cache is; larger than most.
-_ASSUMED_CACHE = 256 * 2**20
+ASSUMED_CACHE = 256 * 2**20
 # Of the free memory, what the copies may take at most.
 _MEMORY_SHARE = 4
 # Of a small call, more copies would take longer to make than to time.
@@ -171,7 +171,7 @@ def make_cold(inputs: Inputs, *, cache: int | None = None, memory: int | None = 
     by default this machine's last-level cache and free memory.
     """
     found = last_level_cache() if cache is None else cache
-    size = found or _ASSUMED_CACHE
+    size = found or ASSUMED_CACHE
     free = available_bytes(torch.device("cpu")) if memory is None else memory
     one = _cold_bytes(inputs)
     count = min(math.ceil(2 * size / one), free // _MEMORY_SHARE // one, _MOST_COPIES)

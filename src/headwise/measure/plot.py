@@ -20,7 +20,7 @@ from headwise.measure.results import Report, ShapeResult, write_whole
 FORMATS = (".png", ".svg")
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; and a marker for each.
-_STYLES = (
+STYLES = (
     ("#0072B2", "o"),
     ("#D55E00", "s"),
     ("#009E73", "^"),
@@ -109,7 +109,7 @@ def _styles(results: Sequence[ShapeResult]) -> dict[str, tuple[str, str]]:
     """A colour and a marker for each candidate, the same in all panels; headwise has the first."""
     names = dict.fromkeys(_base(row.name) for result in results for row in result.timed)
     ordered = sorted(names, key=lambda name: name != "headwise")
-    return {name: _STYLES[at % len(_STYLES)] for at, name in enumerate(ordered)}
+    return {name: STYLES[at % len(STYLES)] for at, name in enumerate(ordered)}
 
 
 def _base(name: str) -> str:

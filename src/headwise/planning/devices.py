@@ -10,6 +10,9 @@ import torch
 from headwise.errors import OptionError
 from headwise.measure.machine_kept import machine_figures
 
+# Bytes, bytes a second and operations a second beyond all machines.
+_MOST = 2**80
+
 
 @dataclass(frozen=True)
 class Device:
@@ -98,9 +101,7 @@ def find_device(
     Raises:
         OptionError: an unknown name, with those that are near; figures that are not above 0.
     """
-    for option, given in (("bandwidth", bandwidth), ("peak", peak), ("memory", memory)):
-        if given is not None and not given > 0:
-            raise OptionError(f"{option} is {given}, expected a number above 0")
+    _check_numbers(memory=memory, bandwidth=bandwidth, peak=peak)
     if name is None:
         device = _this_machine(dtype, bandwidth, peak, progress)
     elif name.lower() in DEVICES:
@@ -117,6 +118,15 @@ def find_device(
     if peak is not None:
         device = replace(device, flops_per_second={"float32": float(peak), dtype: float(peak)})
     return device if memory is None else replace(device, memory=memory)
+
+
+def _check_numbers(**given: float | None) -> None:
+    for name, value in given.items():
+        if value is None:
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < _MOST or (name == "memory" and value != int(value)):
+            raise OptionError(f"{name} is {value!r}, expected a number above 0")
 
 
 def _this_machine(

@@ -18,7 +18,7 @@ from headwise.measure import Shape, Timing, interleaved
 from headwise.measure.attention_candidates import HEADWISE
 from headwise.measure.candidate import Absent
 from headwise.measure.environment import last_level_cache
-from headwise.measure.inputs import make_inputs
+from headwise.measure.inputs import ASSUMED_CACHE, make_inputs
 from headwise.measure.latent_candidates import LATENT_HEADWISE
 from headwise.spec import AttentionSpec
 
@@ -30,8 +30,6 @@ _SHORT, _LONG = 512, 8192
 _CACHE_BYTES = 32 * 2**20
 _LATENT_HEADS = (16, 128)
 _ROUNDS = 21
-# Where the system does not say how large the last-level cache is; larger than most.
-_ASSUMED_CACHE = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def measure_rates(
     done = 0
 
     # Between two layers' attention a model reads its weights, which leaves nothing in the caches.
-    weights = torch.ones(2 * (last_level_cache() or _ASSUMED_CACHE) // 4)
+    weights = torch.ones(2 * (last_level_cache() or ASSUMED_CACHE) // 4)
 
     def before(name: str) -> None:
         nonlocal done

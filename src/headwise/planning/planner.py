@@ -22,8 +22,6 @@ _NO_LIMIT = 512
 # Above any context that is asked for.
 _MOST_TOKENS = 2**40
 _MOST_BYTES = 2**56
-# Bytes, bytes a second and operations a second beyond all machines.
-_MOST = 2**80
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,6 @@ def plan(
     spec, asked = found.spec, context is not None
     context, encoder_context = _lengths(spec, context, encoder_context)
     _at_least_one("batch", batch)
-    _check_numbers(memory=memory, bandwidth=bandwidth, peak=peak)
     name = _dtype(found, dtype)
     cache = CacheFormat.parse(cache_dtype, name)
     device_found = find_device(
@@ -272,15 +269,6 @@ def _lengths(spec: ModelSpec, context: int | None, encoder_context: int | None) 
 def _at_least_one(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_TOKENS:
         raise OptionError(f"{name} is {value!r}, expected an int from 1 to {_MOST_TOKENS:,}")
-
-
-def _check_numbers(**given: float | None) -> None:
-    for name, value in given.items():
-        if value is None:
-            continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < _MOST or (name == "memory" and value != int(value)):
-            raise OptionError(f"{name} is {value!r}, expected a number above 0")
 
 
 def _dtype(model: Model, given: str | None) -> str:

@@ -1,12 +1,12 @@
 """Qwen3-Next and Qwen3.5: three layers of gated linear attention, then one of full attention."""
 
-from headwise.errors import SpecError
 from headwise.spec.attention_spec import AttentionSpec
 from headwise.spec.layer_spec import LayerSpec
 from headwise.spec.readers.family import Family
 from headwise.spec.readers.fields import ConfigFields
 from headwise.spec.readers.heads import key_value_heads
 from headwise.spec.readers.layout import Layout
+from headwise.spec.readers.windows import layer_kinds
 from headwise.spec.state_spec import StateSpec
 
 _NEXT: dict[str, object] = {
@@ -58,22 +58,11 @@ def _state(fields: ConfigFields) -> StateSpec:
 
 
 def _full_layers(fields: ConfigFields) -> list[bool]:
-    layers, types = fields.layers("num_hidden_layers"), fields.raw("layer_types")
+    layers = fields.layers("num_hidden_layers")
+    types = layer_kinds(fields, layers, known=_KINDS)
     if types is None:
         interval = fields.positive("full_attention_interval")
         return [(index + 1) % interval == 0 for index in range(layers)]
-    if not isinstance(types, list | tuple) or len(types) != layers:
-        given = f"{len(types)} entries" if isinstance(types, list | tuple) else repr(types)
-        raise SpecError(
-            f"layer_types has {given}: expected one for each of the "
-            f"num_hidden_layers={layers} layers"
-        )
-    for kind in types:
-        if kind not in _KINDS:
-            raise SpecError(
-                f"layer_types contains {kind!r}, which is not covered: "
-                f"expected {' or '.join(map(repr, _KINDS))}"
-            )
     return [kind == "full_attention" for kind in types]
 
 

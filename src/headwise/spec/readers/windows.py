@@ -1,12 +1,41 @@
 """Windows of models whose layers differ: which layers slide, and over how many tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from headwise.errors import SpecError
 from headwise.spec.readers.fields import ConfigFields
 
 # "attention" is what configs written before Transformers 5 call it.
 _SLIDES = {"full_attention": False, "attention": False, "sliding_attention": True}
+
+
+def layer_kinds(
+    fields: ConfigFields, layers: int, *, known: Collection[str]
+) -> Sequence[str] | None:
+    """layer_types, one of the `known` kinds for each layer; None where the config has none.
+
+    >>> layer_kinds(ConfigFields({"layer_types": ["full_attention"]}), 1, known=["full_attention"])
+    ['full_attention']
+
+    Raises:
+        SpecError: when it has another length than the model, or a kind that is not known.
+    """
+    types = fields.raw("layer_types")
+    if types is None:
+        return None
+    if not isinstance(types, list | tuple) or len(types) != layers:
+        given = f"{len(types)} entries" if isinstance(types, list | tuple) else repr(types)
+        raise SpecError(
+            f"layer_types has {given}: expected one for each of the "
+            f"num_hidden_layers={layers} layers"
+        )
+    unknown = [kind for kind in types if kind not in known]
+    if unknown:
+        raise SpecError(
+            f"layer_types contains {unknown[0]!r}, which is not covered: "
+            f"expected {' or '.join(map(repr, known))}"
+        )
+    return types
 
 
 def layer_windows(
@@ -24,22 +53,8 @@ def layer_windows(
         SpecError: when layer_types has another length than the model, a kind of attention that
             is not covered, or sliding layers while there is no window.
     """
-    slides = list(default)
-    types = fields.raw("layer_types")
-    if types is not None:
-        if not isinstance(types, list | tuple) or len(types) != len(slides):
-            given = f"{len(types)} entries" if isinstance(types, list | tuple) else repr(types)
-            raise SpecError(
-                f"layer_types has {given}: expected one for each of the "
-                f"num_hidden_layers={len(slides)} layers"
-            )
-        unknown = [kind for kind in types if kind not in _SLIDES]
-        if unknown:
-            raise SpecError(
-                f"layer_types contains {unknown[0]!r}, which is not covered: "
-                f"expected {' or '.join(map(repr, _SLIDES))}"
-            )
-        slides = [_SLIDES[kind] for kind in types]
+    types = layer_kinds(fields, len(default), known=_SLIDES)
+    slides = list(default) if types is None else [_SLIDES[kind] for kind in types]
     if any(slides) and window is None:
         raise SpecError(
             f"sliding_window is not set while {sum(slides)} of {len(slides)} layers slide: "
