@@ -29,7 +29,12 @@ FIGURES = {
 SHAPES = (
     *("decode:6/2:d16:47", "decode:6/6:d16:47:b3", "decode:6/2:d16:40:b3:ragged"),
     *("decode:6/2:d16:47:s5", "decode:6/2:d16:40:b3:ragged:s4", "prefill:6/2:d24/16:37"),
-    *("mla:7:r32+8:d16/24:41", "mla:7:r32+8:d16:41:s3", "mla:7:r32+8:d16:40:b3:ragged"),
+    *(
+        "mla:7:r32+8:d16/24:41",
+        "mla:7:r32+8:d16:41:s3",
+        "mla:7:r32+8:d0/24:41",
+        "mla:7:r32+8:d16:40:b3:ragged",
+    ),
 )
 
 

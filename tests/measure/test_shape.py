@@ -12,7 +12,7 @@ from headwise.measure.latent_candidates import LATENT_PEERS
 
 @pytest.mark.parametrize(
     "text",
-    [preset.shape for preset in PRESETS] + ["decode:6/2:d16/24:47:b3:s5", "mla:7:r32+8:d16/24:41"],
+    [preset.shape for preset in PRESETS] + ["decode:6/2:d16/24:47:b3:s5", "mla:7:r32+8:d0/24:41"],
 )
 def test_a_shape_is_what_its_text_says(text: str) -> None:
     assert parse_shape(str(parse_shape(text))) == parse_shape(text)

@@ -277,6 +277,11 @@ def test_gradients_survive_checkpointing(name: str) -> None:
         (lambda: Attention(MLA), headwise.UnsupportedError, "build it with LatentAttention"),
         (lambda: LatentAttention(GQA), headwise.UnsupportedError, "build it with Attention"),
         (
+            lambda: LatentAttention(replace(MLA, head_dim=6)),
+            headwise.UnsupportedError,
+            "rotates all 6 dims of a key",
+        ),
+        (
             lambda: LatentAttention(replace(MLA, window=4, sinks=True)),
             headwise.UnsupportedError,
             "not served with window, sinks",

@@ -182,14 +182,19 @@ BAD_LATENT = {
     "w_uk of another rank": ({"w_uk": ones(H, N, 19)}, "w_uk has shape [6, 7, 19]"),
     "w_uk transposed": ({"w_uk": ones(H, R, N)}, "w_uk has shape [6, 17, 7], expected [6, 7, 17]"),
     "w_uv of other heads": ({"w_uv": ones(5, V, R)}, "w_uv has shape [5, 13, 17]"),
-    "nope dim of 0": (
-        {"query_nope": ones(B, H, S, 0), "w_uk": ones(H, 0, R)},
-        "w_uk has shape [6, 0, 17] and w_uv [6, 13, 17], expected dims N, V and R of at least 1",
+    "keys of dim 0": (
+        {
+            "query_nope": ones(B, H, S, 0),
+            "query_rope": ones(B, H, S, 0),
+            "key_rope": ones(B, L, 0),
+            "w_uk": ones(H, 0, R),
+        },
+        "w_uk has shape [6, 0, 17], w_uv [6, 13, 17] and key_rope [2, 11, 0], expected N + P",
     ),
-    "value dim of 0": ({"w_uv": ones(H, 0, R)}, "expected dims N, V and R of at least 1"),
+    "value dim of 0": ({"w_uv": ones(H, 0, R)}, "expected N + P, V and R of at least 1"),
     "rank of 0": (
         {"latent": ones(B, L, 0), "w_uk": ones(H, N, 0), "w_uv": ones(H, V, 0)},
-        "expected dims N, V and R of at least 1",
+        "expected N + P, V and R of at least 1",
     ),
     "unknown paradigm": (
         {"paradigm": "fast"},

@@ -15,14 +15,14 @@ BATCH, HEADS, CONTEXT, NOPE, ROPE, RANK, VALUE = 2, 3, 19, 7, 5, 17, 11
 DEEPSEEK_V2_LITE = {"heads": 16, "nope_dim": 128, "rope_dim": 64, "value_dim": 128, "rank": 512}
 
 
-def inputs(length, dtype=torch.float64, batch=BATCH, context=CONTEXT, rope=ROPE):
+def inputs(length, dtype=torch.float64, batch=BATCH, context=CONTEXT, rope=ROPE, nope=NOPE):
     """query_nope, query_rope, latent, key_rope, w_uk, w_uv."""
     return [
-        torch.randn(batch, HEADS, length, NOPE, dtype=dtype),
+        torch.randn(batch, HEADS, length, nope, dtype=dtype),
         torch.randn(batch, HEADS, length, rope, dtype=dtype),
         torch.randn(batch, context, RANK, dtype=dtype),
         torch.randn(batch, context, rope, dtype=dtype),
-        torch.randn(HEADS, NOPE, RANK, dtype=dtype) / math.sqrt(RANK),
+        torch.randn(HEADS, nope, RANK, dtype=dtype) / math.sqrt(RANK),
         torch.randn(HEADS, VALUE, RANK, dtype=dtype) / math.sqrt(RANK),
     ]
 
@@ -62,13 +62,26 @@ def test_equals_attention_over_built_keys_and_values(name, length, dtype, paradi
     assert_agree(given, expected, call)
 
 
+@pytest.mark.parametrize("backend", [None, "torch", "reference"])
+@pytest.mark.parametrize("paradigm", ["expanded", "absorbed", "auto"])
+@pytest.mark.parametrize("length", [1, 5])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_keys_that_are_rotated_whole_have_no_part_in_the_latent(name, length, paradigm, backend):
+    tensors, options = inputs(length, torch.float32, nope=0), OPTIONS[name]
+    expected = attention(*built(*tensors), **options, backend="reference")
+    given = latent_attention(*tensors, **options, paradigm=paradigm, backend=backend)
+    call = Call(dict(zip(("query", "key", "value"), built(*tensors))), options)
+    assert_agree(given, expected, call)
+
+
 @settings(max_examples=150)
 @given(data=st.data())
 def test_every_call_agrees_in_both_paradigms(data):
     torch.manual_seed(data.draw(st.integers(0, 2**32 - 1)))
     batch, context = data.draw(st.integers(0, 3)), data.draw(st.integers(0, 7))
     length = data.draw(st.sampled_from([0, 1, 2, context, context + 2]))
-    tensors = inputs(length, torch.float64, batch, context, data.draw(st.sampled_from([0, 2])))
+    rope, nope = data.draw(st.sampled_from([(0, NOPE), (2, NOPE), (2, 0)]))
+    tensors = inputs(length, torch.float64, batch, context, rope, nope)
     options = {"causal": data.draw(st.booleans()), "return_lse": data.draw(st.booleans())}
     if data.draw(st.booleans()):
         options["scale"] = data.draw(st.sampled_from([0.2, -0.4, 1, 0.0]))
@@ -141,9 +154,10 @@ def test_gradients_of_all_six_inputs_are_equal_in_both_paradigms(name, backend):
             torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.parametrize("nope", [NOPE, 0])
 @pytest.mark.parametrize("paradigm", ["expanded", "absorbed"])
-def test_gradients_are_those_of_finite_differences(paradigm):
-    tensors = [tensor.requires_grad_() for tensor in inputs(2, context=3, batch=1)]
+def test_gradients_are_those_of_finite_differences(paradigm, nope):
+    tensors = [tensor.requires_grad_() for tensor in inputs(2, context=3, batch=1, nope=nope)]
 
     def run(*tensors):
         return latent_attention(*tensors, causal=True, paradigm=paradigm)
@@ -177,6 +191,14 @@ def test_auto_expands_a_long_prefill(length, batch):
         batch=batch, query_length=length, context=length, itemsize=2, **DEEPSEEK_V2_LITE
     )
     assert choice == "expanded"
+
+
+def test_without_content_a_score_costs_the_rope_key_alone():
+    # per query and key: expanded P + V, absorbed P + R with content R + P + R
+    dims = {"heads": 1, "rope_dim": 5, "value_dim": 11, "rank": 9, "itemsize": 1}
+    many = {"batch": 1, "query_length": 10**6, "context": 10**6}
+    assert choose_paradigm(nope_dim=0, **dims, **many) == "absorbed"
+    assert choose_paradigm(nope_dim=3, **dims, **many) == "expanded"
 
 
 def test_auto_runs_the_paradigm_that_it_chose(monkeypatch):

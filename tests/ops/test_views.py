@@ -130,9 +130,10 @@ def test_integers_give_what_they_stand_for(
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("paradigm", ["absorbed", "expanded", "auto"])
 @pytest.mark.parametrize("layout", ["paged", "int8", "int4"])
-def test_latents_in_pages_and_as_integers(layout, paradigm, level):
+@pytest.mark.parametrize("nope", [24, 0])
+def test_latents_in_pages_and_as_integers(nope, layout, paradigm, level):
     torch.manual_seed(0)
-    heads, rank, rope, nope, out = 4, 64, 16, 24, 20
+    heads, rank, rope, out = 4, 64, 16, 20
     latent, key_rope = torch.randn(2, 1, 130, rank), torch.randn(2, 1, 130, rope)
     query = torch.randn(2, heads, 2, nope), torch.randn(2, heads, 2, rope)
     weights = {"w_uk": torch.randn(heads, nope, rank), "w_uv": torch.randn(heads, out, rank)}

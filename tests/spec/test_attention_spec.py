@@ -57,6 +57,13 @@ def test_absorbed_mla_is_mqa_over_the_latent_with_the_same_scale():
     assert absorbed.mechanism == "MQA"
 
 
+def test_a_latent_that_is_no_part_of_the_keys_is_left_out_of_the_absorbed_key():
+    spec = make_mla(head_dim=7)
+    assert (spec.nope_dim, spec.cache_elements_per_token) == (0, 37 + 7)
+    assert (spec.absorbed().head_dim, spec.absorbed().value_dim) == (7, 37)
+    assert spec.absorbed().flops(1, 11) == 2 * 5 * 11 * (7 + 37)
+
+
 @pytest.mark.parametrize("ask", [AttentionSpec.absorbed, lambda spec: spec.nope_dim])
 def test_only_mla_can_be_absorbed(ask):
     with pytest.raises(SpecError, match="latent_rank"):
@@ -138,7 +145,7 @@ def test_specs_are_frozen_keyword_only_and_usable_as_keys():
         ({"query_rank": 29}, "query_rank=29"),
         ({"latent_rank": 37, "kv_heads": 6}, "rope_dim=None"),
         ({"latent_rank": 37, "rope_dim": 7}, "kv_heads=3"),
-        ({"latent_rank": 37, "rope_dim": 11, "kv_heads": 6}, "rope_dim=11"),
+        ({"latent_rank": 37, "rope_dim": 12, "kv_heads": 6}, "rope_dim=12 is above head_dim=11"),
     ],
 )
 def test_fields_that_contradict_each_other_are_named(changes, named):
@@ -197,4 +204,5 @@ def test_every_spec_either_holds_its_invariants_or_is_refused(fields):
     assert spec.cached_tokens(49) <= spec.cached_tokens(50)
     if spec.mechanism == "MLA":
         assert spec.nope_dim + spec.rope_dim == spec.head_dim
-        assert spec.absorbed().head_dim == spec.cache_elements_per_token
+        content = spec.latent_rank if spec.nope_dim else 0
+        assert spec.absorbed().head_dim == content + spec.rope_dim

@@ -84,7 +84,9 @@ def layer_report(
     decode = spec.absorbed() if absorbs else spec
     kind = cache.partition(":")[0]
     layout = kind if kind in ("paged", "int8", "int4") else "dense"
-    one = _problem(decode, 1, dtype, device, split_key=absorbs)
+    # with no part of a key that is not rotated, the rope key is the whole key
+    split_key = absorbs and spec.nope_dim > 0
+    one = _problem(decode, 1, dtype, device, split_key=split_key)
     many = _problem(spec, _CONTEXT, dtype, device, split_key=False)
     # latents that are expanded are dense from there on
     one.layout = layout if absorbs or spec.latent_rank is None else "dense"

@@ -45,7 +45,7 @@ def chosen_latent_backend(shape: Shape, inputs: LatentInputs) -> str:
         device=inputs.latent.device.type,
         causal=True,
         ragged=inputs.kv_lengths is not None,
-        split_key=True,
+        split_key=shape.spec.nope_dim > 0,
     )
     return how(ops.explain_problem(problem))
 

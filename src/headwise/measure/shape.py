@@ -143,7 +143,7 @@ class Shape:
             return itemsize * (cached + rows + weights)
         absorbed = spec.absorbed() if self.latent else spec
         value_dim = absorbed.value_dim
-        other = absorbed.head_dim - value_dim if self.latent else absorbed.head_dim
+        other = spec.head_dim - spec.nope_dim if self.latent else absorbed.head_dim
         token = absorbed.kv_heads * (row_bytes(value_dim, bits) + row_bytes(other, bits))
         return self.tokens * token + itemsize * (rows + weights)
 
@@ -181,7 +181,7 @@ class Shape:
         spec = self.spec
         if self.latent:
             absorbed = spec.absorbed()
-            rope = absorbed.head_dim - absorbed.value_dim
+            rope = spec.head_dim - spec.nope_dim
             parts = ["mla", f"{spec.heads}", f"r{absorbed.value_dim}+{rope}"]
             dim = spec.nope_dim
         else:

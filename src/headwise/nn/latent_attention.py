@@ -61,6 +61,11 @@ class LatentAttention(nn.Module):
         checks.check_spec(spec)
         if spec.latent_rank is None or spec.rope_dim is None:
             raise UnsupportedError(f"{spec} has no latent: build it with Attention")
+        if spec.nope_dim == 0:
+            raise UnsupportedError(
+                f"{spec} rotates all {spec.head_dim} dims of a key, so that its scores do not "
+                "depend on the latent: give a head_dim above rope_dim"
+            )
         asked = {
             "window": spec.window is not None,
             "softcap": spec.softcap is not None,

@@ -4,7 +4,8 @@ Source: DeepSeek-V2, arXiv 2405.04434, section 2.1 and appendix C. A token is ca
 (rank R) and one rotary key k (dim P) that all heads share. Head h has key [w_uk[h] c | k] and value
 w_uv[h] c. Expanded: build them and run multi-head attention. Absorbed: since
 q . (w_uk c) = (w_uk^T q) . c, fold w_uk into the query and w_uv behind the attention, which is then
-multi-query attention with key [c | k] and value c: the context is never expanded.
+multi-query attention with key [c | k] and value c: the context is never expanded. Where N is 0,
+every part of a key is rotated, and the key is k alone.
 """
 
 from typing import Any, Literal
@@ -67,7 +68,7 @@ def latent_attention(
         torch.Size([1, 4, 1, 16])
 
     Args:
-        query_nope: [B, H, S, N], the part of the queries without position.
+        query_nope: [B, H, S, N], the part of the queries without position; N may be 0.
         query_rope: [B, H, S, P], the rotated part.
         latent: [B, L, R], the cached (normalised) latents.
         key_rope: [B, L, P], the cached rotated keys, shared by all heads.
@@ -117,7 +118,15 @@ def latent_attention(
     }
     if kv is None:
         latent, key_rope = latent.unsqueeze(1), key_rope.unsqueeze(1)
-    if paradigm == "absorbed":
+    if paradigm == "absorbed" and w_uk.shape[1] == 0:
+        call = AttentionCall(
+            query=query_rope,
+            key=key_rope,
+            value=latent,
+            kv=None if kv is None else kv.exchanged(),
+            **options,  # type: ignore[arg-type]
+        )
+    elif paradigm == "absorbed":
         call = AttentionCall(
             query=_project(query_nope, w_uk, backend, up=True),
             query_tail=query_rope,
@@ -176,7 +185,8 @@ def choose_paradigm(
         + _FLOPS_PER_BYTE * itemsize * (cached + 2 * expanded)
     )
     folding = 2 * batch * heads * query_length * rank * (nope_dim + value_dim)
-    work_absorbed = folding + scored * (2 * rank + rope_dim) + _FLOPS_PER_BYTE * itemsize * cached
+    absorbed_key = rank + rope_dim if nope_dim else rope_dim
+    work_absorbed = folding + scored * (absorbed_key + rank) + _FLOPS_PER_BYTE * itemsize * cached
     return "absorbed" if work_absorbed < work_expanded else "expanded"
 
 
@@ -260,9 +270,9 @@ def _check(
                 f"{name} has shape {list(tensor.shape)}, expected {list(shape)} to fit query_nope "
                 f"{list(query_nope.shape)} and latent {list(held[0])}"
             )
-    if 0 in (nope_dim, rank, w_uv.shape[1]):
+    if 0 in (nope_dim + rope_dim, rank, w_uv.shape[1]):
         raise ShapeError(
-            f"w_uk has shape {list(w_uk.shape)} and w_uv {list(w_uv.shape)}, expected dims N, V "
-            "and R of at least 1"
+            f"w_uk has shape {list(w_uk.shape)}, w_uv {list(w_uv.shape)} and key_rope "
+            f"{list(held[1])}, expected N + P, V and R of at least 1"
         )
     return batch, context

@@ -4,7 +4,7 @@
 value, or of latent and rope key, which they hold under the same two names.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,10 @@ class PagedKV:
 
     def __repr__(self) -> str:
         return _described(self)
+
+    def exchanged(self) -> "PagedKV":
+        """The same pools with key and value in each other's place."""
+        return replace(self, key=self.value, value=self.key)
 
     def dense(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Copies [B,K,L,D] and [B,K,L,V], gathered from the pages; zeros past a length."""
@@ -151,6 +155,16 @@ class QuantKV:
 
     def __repr__(self) -> str:
         return _described(self)
+
+    def exchanged(self) -> "QuantKV":
+        """The same rows with key and value in each other's place."""
+        return QuantKV(
+            key=self.value,
+            key_scales=self.value_scales,
+            value=self.key,
+            value_scales=self.key_scales,
+            bits=self.bits,
+        )
 
     def dense(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """[B,K,L,D] and [B,K,L,V], dequantised."""

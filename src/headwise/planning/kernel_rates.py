@@ -58,7 +58,9 @@ class KernelRates:
         """
         tokens = spec.pairs(1, context)
         if spec.latent_rank is not None and spec.rope_dim is not None:
-            token = (2 * spec.latent_rank + spec.rope_dim) * _between(self.latent, spec.heads)
+            absorbed = spec.absorbed()
+            elements = absorbed.head_dim + absorbed.value_dim
+            token = elements * _between(self.latent, spec.heads)
             weights = spec.heads * spec.latent_rank * (spec.nope_dim + spec.value_dim)
             return self.overhead[1] + tokens * token + weights * self.folding
         element = _between({size: at[0] for size, at in self.groups.items()}, spec.group_size)

@@ -117,9 +117,9 @@ class AttentionSpec:
                 f"kv_heads={self.kv_heads} with latent_rank={self.latent_rank}: MLA expands the "
                 f"latent to one key per query head; expected kv_heads={self.heads}"
             )
-        if self.rope_dim >= self.head_dim:
+        if self.rope_dim > self.head_dim:
             raise SpecError(
-                f"rope_dim={self.rope_dim} is not below head_dim={self.head_dim}: head_dim counts "
+                f"rope_dim={self.rope_dim} is above head_dim={self.head_dim}: head_dim counts "
                 "the rotary and the other dimensions of a key"
             )
 
@@ -139,7 +139,7 @@ class AttentionSpec:
 
     @property
     def nope_dim(self) -> int:
-        """N, dimensions of an MLA key head that carry no position.
+        """N, dimensions of an MLA key head that carry no position; may be 0.
 
         Raises:
             SpecError: when the layer is not MLA.
@@ -241,7 +241,8 @@ class AttentionSpec:
         """MLA as the MQA that decodes it: one kv head, key [latent | rope key], value the latent.
 
         The value is the first R elements of the key, not a second tensor, so ask the MLA spec
-        itself what the cache costs.
+        itself what the cache costs. Where N is 0, the latent takes no part in the scores, and the
+        key is the rope key alone.
 
         >>> mla = AttentionSpec(
         ...     heads=16, kv_heads=16, head_dim=192, value_dim=128, latent_rank=512, rope_dim=64
@@ -258,7 +259,7 @@ class AttentionSpec:
         return replace(
             self,
             kv_heads=1,
-            head_dim=rank + rope,
+            head_dim=rank + rope if self.nope_dim else rope,
             value_dim=rank,
             latent_rank=None,
             rope_dim=None,
