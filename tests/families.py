@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import transformers as hf
 
+import headwise.hf as own
+
 VOCABULARY = 97
 WINDOW = 7
 
@@ -174,6 +176,21 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "MiniCPM3Config",
         _mla() | {"q_lora_rank": 16, "scale_emb": 1, "dim_model_base": None},
     ),
+    # in every layer other sizes, and one whose keys are rotated whole
+    "headwise_mla": (
+        "HeadwiseMlaForCausalLM",
+        "HeadwiseMlaConfig",
+        _decoder(
+            num_key_value_heads=6,
+            head_dim=10,
+            kv_lora_rank=[20, 12, 24],
+            qk_rope_head_dim=[8, 14, 6],
+            qk_nope_head_dim=[10, 0, 10],
+            v_head_dim=14,
+            attention_scale=0.3,
+            query_key_bias=True,
+        ),
+    ),
     "falcon-7b": ("FalconForCausalLM", "FalconConfig", _falcon(parallel_attn=True)),
     "falcon-40b": (
         "FalconForCausalLM",
@@ -229,7 +246,10 @@ ENCODERS = ("bert", "roberta")
 DECODERS = tuple(name for name in _MODELS if name not in (*ENCODERS, "t5"))
 GENERATORS = (*DECODERS, "t5")
 FAMILIES = tuple(_MODELS)
-MLA = ("deepseek_v2", "deepseek_v3", "deepseek_v3-yarn", "glm4_moe_lite", "minicpm3")
+MLA = (
+    *("deepseek_v2", "deepseek_v3", "deepseek_v3-yarn", "glm4_moe_lite", "minicpm3"),
+    "headwise_mla",
+)
 # Not on Transformers' attention interface: the forward of their modules is replaced.
 OWN_FORWARD = ("falcon-7b", "falcon-40b", "falcon-rw", "bloom")
 
@@ -238,5 +258,6 @@ def make(family: str, **changes: Any) -> Any:
     """The random model of `family`, the same at every call."""
     model_class, config_class, arguments = _MODELS[family]
     torch.manual_seed(_SEEDS.get(family, 11))
-    config = getattr(hf, config_class)(**(arguments | changes))
-    return getattr(hf, model_class)(config).eval()
+    library: Any = own if config_class.startswith("Headwise") else hf
+    config = getattr(library, config_class)(**(arguments | changes))
+    return getattr(library, model_class)(config).eval()

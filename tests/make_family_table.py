@@ -34,6 +34,7 @@ _TITLES = {
     "deepseek_v3-yarn": "the same with YaRN",
     "glm4_moe_lite": "GLM-4.7-Flash",
     "minicpm3": "MiniCPM3",
+    "headwise_mla": "Llama, Mistral and Qwen2 converted to MLA",
     "falcon-7b": "Falcon 7B",
     "falcon-40b": "Falcon 40B and 180B",
     "falcon-rw": "Falcon RW",

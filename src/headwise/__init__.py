@@ -19,6 +19,7 @@ from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
 if TYPE_CHECKING:
     from headwise.comparison import compare
     from headwise.hf import AttachReport, attach, detach
+    from headwise.loading import load as load  # `as`: else mypy stumbles over an import cycle
     from headwise.planning import plan
     from headwise.viewing import view
 
@@ -45,13 +46,14 @@ __all__ = [
     "detach",
     "explain",
     "latent_attention",
+    "load",
     "nn",
     "plan",
     "view",
 ]
 
 # Transformers takes seconds to import, and the operators and specs do without it.
-_NEEDS_TRANSFORMERS = ("AttachReport", "attach", "detach", "plan", "view")
+_NEEDS_TRANSFORMERS = ("AttachReport", "attach", "detach", "load", "plan", "view")
 
 
 def __getattr__(name: str) -> Any:
@@ -61,7 +63,7 @@ def __getattr__(name: str) -> Any:
         return compare
     if name in _NEEDS_TRANSFORMERS:
         try:
-            from headwise import hf, planning, viewing
+            from headwise import hf, loading, planning, viewing
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "transformers":
                 raise
@@ -69,5 +71,6 @@ def __getattr__(name: str) -> Any:
                 f"headwise.{name} needs Transformers: pip install 'headwise[hf]'",
                 name="transformers",
             ) from None
-        return getattr({"plan": planning, "view": viewing}.get(name, hf), name)
+        homes = {"load": loading, "plan": planning, "view": viewing}
+        return getattr(homes.get(name, hf), name)
     raise AttributeError(f"module 'headwise' has no attribute {name!r}")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoConfig, AutoModel
 
+import headwise.hf  # noqa: F401  (makes headwise_mla known)
+
 GROUPED = {
     "hidden_size": 60,
     "num_attention_heads": 15,
@@ -42,6 +44,19 @@ MLA = {
     "qk_nope_head_dim": 13,
     "qk_rope_head_dim": 6,
     "v_head_dim": 23,
+}
+OWN_MLA = {
+    "hidden_size": 60,
+    "num_attention_heads": 5,
+    "head_dim": 14,
+    "num_hidden_layers": 3,
+    "intermediate_size": 17,
+    "vocab_size": 31,
+    "kv_lora_rank": [37, 29, 41],
+    "qk_rope_head_dim": [6, 22, 10],
+    "qk_nope_head_dim": [14, 0, 14],
+    "v_head_dim": 23,
+    "attention_scale": 0.37,
 }
 YARN = {
     "type": "yarn",
@@ -175,6 +190,7 @@ CONFIGS = {
     "glm4_moe_lite yarn": ("glm4_moe_lite", MLA | {"rope_scaling": YARN}),
     "minicpm3": ("minicpm3", MLA),
     "minicpm3 value dim": ("minicpm3", MLA | {"v_head_dim": None, "q_lora_rank": None}),
+    "headwise_mla": ("headwise_mla", OWN_MLA),
     "deepseek_v3 yarn plain": (
         "deepseek_v3",
         MLA | {"rope_scaling": {"type": "yarn", "factor": 40.0}},
@@ -266,11 +282,21 @@ def _fused(module, total, query):
 
 
 def _latent(module):
+    if type(module).__name__ == "HeadwiseMlaAttention":
+        return _own_latent(module)
     query = module.q_proj if module.q_lora_rank is None else module.q_b_proj
     expanded = module.kv_b_proj.out_features
     nope = module.num_heads * module.qk_nope_head_dim
     rope = module.num_heads * module.qk_rope_head_dim
     return Stock(module, query.out_features, nope + rope, expanded - nope)
+
+
+def _own_latent(module):
+    """Rope queries are made of q_proj's by rope_mix, two numbers for each pair of dims."""
+    expanded, rope = module.kv_b_proj.out_features, module.rope_mix.numel()
+    value = module.o_proj.in_features
+    query = rope + (module.q_proj.out_features if expanded > value else 0)
+    return Stock(module, query, expanded - value + rope, value)
 
 
 def _copy(fields):

@@ -97,6 +97,42 @@ def test_layers_cannot_share_what_no_earlier_layer_of_their_kind_has():
         ModelSpec.from_config(config | {"num_kv_shared_layers": 9})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kv_lora_rank": 37}, r"kv_lora_rank=37: expected a list of 2 integers"),
+        ({"kv_lora_rank": None}, r"kv_lora_rank=None: expected a list of 2 integers"),
+        ({"kv_lora_rank": [37]}, r"kv_lora_rank=\[37\]: expected a list of 2 integers"),
+        ({"kv_lora_rank": [37, 0]}, "kv_lora_rank=0: expected an integer of at least 1"),
+        ({"qk_rope_head_dim": "68"}, "qk_rope_head_dim='68': expected a list"),
+        ({"qk_rope_head_dim": [6, 7]}, "qk_rope_head_dim has 7: expected even"),
+        ({"qk_rope_head_dim": [6, 0]}, "qk_rope_head_dim=0"),
+        ({"qk_nope_head_dim": [6, 0]}, "qk_nope_head_dim has 6 with head_dim=14"),
+        ({"head_dim": 12}, "qk_nope_head_dim has 14 with head_dim=12"),
+        ({"v_head_dim": None}, "v_head_dim=None"),
+        ({"attention_scale": None}, "attention_scale=None"),
+        ({"attention_scale": float("nan")}, "attention_scale=nan"),
+        ({"num_key_value_heads": 1}, "leave num_key_value_heads out"),
+    ],
+)
+def test_sizes_of_latents_that_do_not_fit_the_layers_are_named(change, message):
+    good = {
+        "model_type": "headwise_mla",
+        "num_hidden_layers": 2,
+        "num_attention_heads": 5,
+        "head_dim": 14,
+        "kv_lora_rank": [37, 29],
+        "qk_rope_head_dim": [6, 22],
+        "qk_nope_head_dim": [14, 0],
+        "v_head_dim": 23,
+        "attention_scale": 0.37,
+    }
+    assert ModelSpec.from_config(good).layers[1].attention.nope_dim == 0
+    with pytest.raises(SpecError, match=message) as caught:
+        ModelSpec.from_config(good | change)
+    assert "\n" not in str(caught.value)
+
+
 def test_kinds_of_layers_that_are_not_covered_are_named():
     config = {"model_type": "qwen3_next", "num_hidden_layers": 1, "layer_types": ["mamba"]}
     with pytest.raises(SpecError, match="'mamba'"):

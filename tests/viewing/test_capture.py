@@ -152,8 +152,9 @@ def test_latent_scores_have_a_content_and_a_rope_part(family: str, count: int) -
     with torch.no_grad(), observing(capture):
         cache = model(given[:, : N - count], use_cache=True).cache if count < N else None
         model(given[:, N - count :], cache=cache, use_cache=True)
-    for layer in capture.views(N):
-        assert layer.latent == (20, 8)
+    specs = [at.attention for at in headwise.ModelSpec.from_config(model.config).layers]
+    for layer, spec in zip(capture.views(N), specs, strict=True):
+        assert layer.latent == (spec.latent_rank, spec.rope_dim)
         assert layer.content is not None
         assert torch.allclose(layer.content, parts[layer.index], atol=1e-4, rtol=1e-4)
         assert torch.allclose(layer.weights.sum(-1), torch.ones(6, 1), atol=1e-5)

@@ -40,9 +40,9 @@ def load(
     `model` is a folder, a .gguf file or a hub id. `dtype` "auto" keeps the checkpoint's own.
     `attention` is Transformers' name of an implementation; `headwise.attach` comes after loading.
 
-        >>> from headwise.loading.load import load
-        >>> from headwise.loading.source import demo_model
-        >>> model, tokenizer = load(demo_model())  # doctest: +SKIP
+        >>> import headwise
+        >>> model, tokenizer = headwise.load("HuggingFaceTB/SmolLM2-135M")  # doctest: +SKIP
+        >>> report = headwise.attach(model)  # doctest: +SKIP
 
     Raises:
         LoadError: no such model, not a model, not safe to read, or an option it cannot have.
@@ -85,6 +85,8 @@ def model_folder(model: str, *, progress: Progress = silent) -> Path:
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """A folder's Transformers config."""
     from transformers import AutoConfig
+
+    from headwise.hf import HeadwiseMlaConfig  # noqa: F401  (importing it makes the type known)
 
     with _one_line(folder, "config"):
         return AutoConfig.from_pretrained(

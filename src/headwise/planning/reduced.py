@@ -27,6 +27,10 @@ _SMALL: dict[str, Any] = {
     "topk_group": 1,
 }
 _TOKENS = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
+_PER_LAYER = (
+    *("layer_types", "mlp_layer_types"),
+    *("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"),  # one number in most families
+)
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
 
 
@@ -86,7 +90,7 @@ def _with_depth(config: dict[str, Any], layers: int) -> dict[str, Any]:
     for name in _DEPTHS:
         if fewer.get(name) is not None:
             fewer[name] = layers
-    for name in ("layer_types", "mlp_layer_types"):
+    for name in _PER_LAYER:
         if isinstance(fewer.get(name), list | tuple):
             fewer[name] = list(fewer[name][:layers])
     return fewer

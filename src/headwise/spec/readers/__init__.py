@@ -18,6 +18,7 @@ from headwise.spec.readers.fields import ConfigFields
 from headwise.spec.readers.gemma import GEMMA2, GEMMA3_TEXT, GEMMA3N_TEXT
 from headwise.spec.readers.gpt2 import GPT2, GPT_BIGCODE
 from headwise.spec.readers.gpt_oss import GPT_OSS
+from headwise.spec.readers.headwise_mla import HEADWISE_MLA
 from headwise.spec.readers.layout import Layout
 from headwise.spec.readers.llama import GEMMA, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE
 from headwise.spec.readers.palm import PALM
@@ -51,6 +52,7 @@ FAMILIES: Mapping[str, Family] = {
     "glm4_moe_lite": GLM4_MOE_LITE,
     "minicpm3": MINICPM3,
     "palm": PALM,
+    "headwise_mla": HEADWISE_MLA,
 }
 # Multimodal types whose config class fills in a text part that config.json may leave out.
 _DEFAULT_TEXT_TYPE = {
