@@ -37,10 +37,18 @@ class Decoder:
         """Read ids [1, S] in chunks; the last token's logits [1, vocabulary]."""
         assert ids.shape[1] > 0
         for chunk in ids.split(CHUNK, dim=1):
-            given = {self.name: self.cache, **self.options}
-            output = self.model(input_ids=chunk, use_cache=True, **given)
-            self.cache = output[self.name]
-        return output.logits[:, -1]
+            logits = self._step(chunk, **self.options)
+        return logits[:, -1]
+
+    def read_all(self, ids: Tensor) -> Tensor:
+        """Read ids [1, S] at once; the logits of each token [1, S, vocabulary]."""
+        return self._step(ids)
+
+    def _step(self, ids: Tensor, **options: int) -> Tensor:
+        output = self.model(input_ids=ids, use_cache=True, **{self.name: self.cache}, **options)
+        self.cache = output[self.name]
+        logits: Tensor = output.logits
+        return logits
 
 
 class SdpaShapes(TorchFunctionMode):

@@ -1,0 +1,168 @@
+"""What a conversion brings in speed: both models' decoding with headwise, timed in turn."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwise.generation.attention import select_attention
+from headwise.generation.options import context_limit
+from headwise.generation.session import LOGIT_TOLERANCE
+from headwise.loading.load import cache_bytes, load_config, load_model
+from headwise.loading.memory import available_bytes, gib, weight_bytes
+from headwise.loading.progress import Progress, silent
+from headwise.measure.model_candidates import HEADWISE, Decoder
+from headwise.measure.timing import Ratio, interleaved, ratio
+
+CONTEXTS = (512, 2048, 8192)
+ROUNDS = 21
+_WARMUP = 3
+# Tokens that are read, to check the decoding and to begin a cache with.
+_START = 256
+_NAMES = ("original", "converted")
+
+
+@dataclass(frozen=True)
+class DecodeSpeed:
+    """One sequence's decoding up to a context of so many tokens.
+
+    `original` and `converted` are median seconds a token, `ratio` how many times as fast the
+    converted model is.
+    """
+
+    context: int
+    original: float
+    converted: float
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Both models' decoding, each on headwise.
+
+    Args:
+        contexts: shortest first; empty where nothing was measured, and `note` says why.
+        original, converted: the layers and the backends that ran them, in words.
+    """
+
+    contexts: tuple[DecodeSpeed, ...] = ()
+    original: str = ""
+    converted: str = ""
+    note: str = ""
+
+
+def compare_speed(
+    original: Path,
+    converted: Path,
+    *,
+    contexts: Sequence[int] = CONTEXTS,
+    rounds: int = ROUNDS,
+    progress: Progress = silent,
+) -> Speeds:
+    """Load both models from their folders and time their decoding, one token of each in turn.
+
+    At a context c the tokens that are timed are the last `rounds` of c. A context that the models'
+    positions do not reach is left out.
+
+    Raises:
+        LoadError: a folder that is no model.
+        OptionError: fewer than 4 rounds.
+    """
+    configs = [load_config(folder) for folder in (original, converted)]
+    limits = [limit for limit in map(context_limit, configs) if limit is not None]
+    longest = min(limits, default=max(contexts))
+    fitting = sorted({at for at in contexts if rounds + _WARMUP < at <= longest})
+    if not fitting:
+        return Speeds(
+            note=f"decode speed was not measured: the shortest context is {min(contexts):,} tokens "
+            f"and the models take {longest:,}"
+        )
+    needed = sum(
+        weight_bytes(folder, None) + 2 * cache_bytes(config, fitting[-1], config.dtype)
+        for folder, config in zip((original, converted), configs, strict=True)
+    )
+    free = available_bytes(torch.device("cpu"))
+    if needed > free:
+        return Speeds(
+            note=f"decode speed was not measured: both models and their caches need {gib(needed)}, "
+            f"and {gib(free)} of memory is free"
+        )
+    models = [
+        load_model(folder, config, attention="eager", progress=progress)
+        for folder, config in zip((original, converted), configs, strict=True)
+    ]
+    with torch.no_grad():
+        return _measure(models, fitting, rounds, progress)
+
+
+def _measure(
+    models: Sequence[Any], contexts: Sequence[int], rounds: int, progress: Progress
+) -> Speeds:
+    named = dict(zip(_NAMES, models, strict=True))
+    start = _tokens(models[0], _START)[:, : contexts[0] - rounds - _WARMUP]
+    ran = []
+    for name, model in named.items():
+        progress(f"checking the decoding of the {name} model", 0, 0)
+        how, error = _attach(model, start)
+        if not error <= LOGIT_TOLERANCE[model.dtype]:
+            return Speeds(
+                note=f"decode speed was not measured: the {name} model's logits with headwise "
+                f"differ from those without by {error:.1e}"
+            )
+        ran.append(how)
+    turns, found = _tokens(models[0], rounds + _WARMUP), []
+    for context in contexts:
+        progress(f"timing the decoding at {context:,} tokens", 0, 0)
+        decoders = {
+            name: _filled(model, start, context - turns.shape[1]) for name, model in named.items()
+        }
+        timings = interleaved(
+            {name: _steps(decoder, turns) for name, decoder in decoders.items()},
+            rounds=rounds,
+            warmup=_WARMUP,
+        )
+        slow, fast = (timings[name] for name in _NAMES)
+        found.append(DecodeSpeed(context, slow.median, fast.median, ratio(slow, fast)))
+    return Speeds(tuple(found), *ran)
+
+
+def _tokens(model: Any, count: int) -> Tensor:
+    """Random tokens [1, count], the same ones each time."""
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    return torch.randint(vocabulary, (1, count), generator=torch.Generator().manual_seed(0))
+
+
+def _attach(model: Any, ids: Tensor) -> tuple[str, float]:
+    """Attach headwise: what it runs, and how far the logits after `ids` are from those without.
+
+    The distance is the norm of the difference over the norm.
+    """
+    without = Decoder(model, None).read(ids).float()
+    layers = select_attention(model, HEADWISE)
+    apart = Decoder(model, None).read(ids).float() - without
+    ran = "; ".join(f"{at.layers} x {at.mechanism} on {at.backend}" for at in layers)
+    return ran, float(apart.norm() / without.norm())
+
+
+def _filled(model: Any, start: Tensor, length: int) -> Decoder:
+    """A decoder whose cache holds `length` tokens: `start` [1, S], and copies of its rows.
+
+    What is in a cache changes nothing in the time of a step, and to read a long context with a
+    large model takes long.
+    """
+    decoder = Decoder(model, None)
+    decoder.read(start)
+    for layer in decoder.cache.layers:
+        keys, values = layer.keys.clone(), layer.values.clone()
+        while (missing := length - layer.get_seq_length()) > 0:
+            layer.update(keys[:, :, :missing], values[:, :, :missing])
+    return decoder
+
+
+def _steps(decoder: Decoder, ids: Tensor) -> Callable[[], object]:
+    """Reads the next one of ids [1, S] at each call."""
+    rest = iter(ids.split(1, dim=1))
+    return lambda: decoder.read(next(rest))

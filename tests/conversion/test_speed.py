@@ -1,0 +1,109 @@
+"""Decode speed before and after: what is timed, and what is said where nothing can be."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli.checkpoints import HEAD_DIM, KV_HEADS, save_tiny
+from headwise.conversion import speed
+from headwise.conversion.speed import compare_speed
+
+ROUNDS, WARMUP = 5, 3
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def test_both_models_are_timed_at_each_context_that_they_reach(tiny: Path) -> None:
+    found = compare_speed(tiny, tiny, contexts=[97, 31, 1009], rounds=ROUNDS)
+    assert [at.context for at in found.contexts] == [31, 97]
+    for at in found.contexts:
+        assert min(at.original, at.converted) > 0
+        assert at.ratio.low <= at.ratio.median <= at.ratio.high
+    assert found.original.startswith(f"3 x GQA 6/{KV_HEADS} heads, D {HEAD_DIM} on ")
+    assert found.note == ""
+
+
+def test_the_last_tokens_of_a_context_are_timed_on_headwise(tiny: Path, monkeypatch) -> None:
+    timed: list[tuple[str, int]] = []
+    real = speed._steps
+
+    def noted(decoder, ids):
+        step = real(decoder, ids)
+
+        def run():
+            step()
+            lengths = {layer.keys.shape[2] for layer in decoder.cache.layers}
+            assert lengths == {decoder.cache.get_seq_length()}
+            timed.append((decoder.model.config._attn_implementation, *lengths))
+
+        return run
+
+    monkeypatch.setattr(speed, "_steps", noted)
+    monkeypatch.setattr(speed, "_START", 13)
+    compare_speed(tiny, tiny, contexts=[31, 97], rounds=ROUNDS)
+    for context in (31, 97):
+        for length in range(context - ROUNDS - WARMUP + 1, context + 1):
+            assert timed.count(("headwise", length)) == 2
+    assert len(timed) == 2 * 2 * (ROUNDS + WARMUP)
+
+
+def test_the_ratio_is_how_many_times_as_fast_the_converted_model_is(
+    tiny: Path, tmp_path: Path, monkeypatch
+) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr("headwise.measure.timing.time.perf_counter", lambda: slow[0] + next(clock))
+    slow = [0]
+    real = speed._steps
+
+    def steps(decoder, ids):
+        step = real(decoder, ids)
+        costs = 5 if not steps.made else 1
+        steps.made.append(step)
+
+        def run():
+            step()
+            slow[0] += costs
+
+        return run
+
+    steps.made = []
+    monkeypatch.setattr(speed, "_steps", steps)
+    (at,) = compare_speed(tiny, tiny, contexts=[31], rounds=ROUNDS).contexts
+    # a look at the clock takes 1
+    assert (at.original, at.converted, at.ratio.median) == (6, 2, 3)
+
+
+def test_models_whose_positions_are_too_few_are_not_timed(tiny: Path) -> None:
+    found = compare_speed(tiny, tiny)
+    assert found.contexts == ()
+    assert found.note == (
+        "decode speed was not measured: the shortest context is 512 tokens and the models take 211"
+    )
+
+
+def test_two_models_that_do_not_fit_in_memory_are_not_loaded(tiny: Path, monkeypatch) -> None:
+    monkeypatch.setattr(speed, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(speed, "load_model", None)
+    found = compare_speed(tiny, tiny, contexts=[31], rounds=ROUNDS)
+    assert found.contexts == ()
+    assert found.note.startswith("decode speed was not measured: both models and their caches need")
+    assert found.note.endswith("and 1000 bytes of memory is free")
+
+
+def test_logits_that_attaching_changes_are_not_timed(tiny: Path, monkeypatch) -> None:
+    real = speed.select_attention
+
+    def breaks(model, attention):
+        found = real(model, attention)
+        with torch.no_grad():
+            model.lm_head.weight.mul_(1.001)
+        return found
+
+    monkeypatch.setattr(speed, "select_attention", breaks)
+    found = compare_speed(tiny, tiny, contexts=[31], rounds=ROUNDS)
+    assert found.contexts == ()
+    assert "the original model's logits with headwise differ from those without by" in found.note
