@@ -18,6 +18,7 @@ from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
     from headwise.comparison import compare
+    from headwise.conversion import convert
     from headwise.hf import AttachReport, attach, detach
     from headwise.loading import load as load  # `as`: else mypy stumbles over an import cycle
     from headwise.planning import plan
@@ -43,6 +44,7 @@ __all__ = [
     "attach",
     "attention",
     "compare",
+    "convert",
     "detach",
     "explain",
     "latent_attention",
@@ -53,7 +55,7 @@ __all__ = [
 ]
 
 # Transformers takes seconds to import, and the operators and specs do without it.
-_NEEDS_TRANSFORMERS = ("AttachReport", "attach", "detach", "load", "plan", "view")
+_NEEDS_TRANSFORMERS = ("AttachReport", "attach", "convert", "detach", "load", "plan", "view")
 
 
 def __getattr__(name: str) -> Any:
@@ -63,7 +65,7 @@ def __getattr__(name: str) -> Any:
         return compare
     if name in _NEEDS_TRANSFORMERS:
         try:
-            from headwise import hf, loading, planning, viewing
+            from headwise import conversion, hf, loading, planning, viewing
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "transformers":
                 raise
@@ -71,6 +73,6 @@ def __getattr__(name: str) -> Any:
                 f"headwise.{name} needs Transformers: pip install 'headwise[hf]'",
                 name="transformers",
             ) from None
-        homes = {"load": loading, "plan": planning, "view": viewing}
+        homes = {"convert": conversion, "load": loading, "plan": planning, "view": viewing}
         return getattr(homes.get(name, hf), name)
     raise AttributeError(f"module 'headwise' has no attribute {name!r}")

@@ -7,6 +7,7 @@ import typer
 
 from headwise.cli.bench import bench
 from headwise.cli.compare import compare
+from headwise.cli.convert import convert
 from headwise.cli.env import env
 from headwise.cli.generate import generate
 from headwise.cli.plan import plan
@@ -26,6 +27,7 @@ def command() -> Any:
     app.command()(plan)
     app.add_typer(bench)
     app.command()(compare)
+    app.command()(convert)
     app.command()(view)
     app.command()(env)
     return typer.main.get_command(app)

@@ -7,7 +7,6 @@ so that a changed file never finds the old entry, and is written whole or not at
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from headwise.loading.gguf_read import float32_bytes, write_folder
 from headwise.loading.kept import CACHE_VARIABLE, cache_folder
 from headwise.loading.memory import gib
 from headwise.loading.progress import Progress, silent
+from headwise.loading.whole import remove_leftovers, written_whole
 
 _FORMAT = 1
 _RECORD = "headwise-gguf.json"
@@ -74,10 +74,8 @@ def is_whole(entry: Path) -> bool:
 
 
 def _convert(file: Path, entry: Path, progress: Progress, write: Writer) -> None:
-    # The lock is held: what lies here under these names was left by a run that was killed.
-    for leftover in entry.parent.glob(f".{entry.name}.part*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    # A broken entry gives its room back before the disk is asked.
+    # Give room back before the disk is asked.
+    remove_leftovers(entry)
     if entry.exists():
         shutil.rmtree(entry)
     needed = float32_bytes(file) + _SLACK_BYTES
@@ -87,42 +85,22 @@ def _convert(file: Path, entry: Path, progress: Progress, write: Writer) -> None
             f"converting {file.name} needs {gib(needed)} of disk but {entry.parent} has "
             f"{gib(free)} free; make room or set {CACHE_VARIABLE} to another folder"
         )
-    part = entry.parent / f".{entry.name}.part-{os.getpid()}"
-    part.mkdir()
-    try:
+    with written_whole(entry) as part:
         write(file, part, progress)
         _record(part)
-        part.rename(entry)
-        _sync(entry.parent)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _record(folder: Path) -> None:
-    """Flush every file to the disk and list them with their sizes, the list last."""
+    """List every file with its size."""
     import transformers
 
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    for path in files:
-        _sync(path)
     record = {
         "format": _FORMAT,
         "transformers": transformers.__version__,
         "files": {path.name: path.stat().st_size for path in files},
     }
     (folder / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    _sync(folder / _RECORD)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows opens no folder; it orders renames itself
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(file: Path, progress: Progress) -> str:

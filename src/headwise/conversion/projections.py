@@ -1,0 +1,112 @@
+"""The four projections of an attention layer, and what calibration says of their inputs.
+
+All maths of the conversion is linear in the layer's input x, so that its second moment stands for
+the calibration text: keys W x have the second moment W E[x x^T] W^T. A bias is a column for an
+input that is always 1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Projections:
+    """W_q [H*D, E+1], W_k [K*D, E+1], W_v [K*V, E+1] with the bias last, and W_o [E, H*V].
+
+    Args:
+        biased: whether query, key and value have a bias at all.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    heads: int
+    kv_heads: int
+    biased: bool
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], heads: int, kv_heads: int) -> "Projections":
+        """From a layer's tensors, by Llama's names within its `self_attn`."""
+
+        def augmented(name: str) -> Tensor:
+            weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
+            last = weight.new_zeros(len(weight)) if bias is None else bias
+            return torch.cat([weight, last[:, None]], dim=1)
+
+        return cls(
+            augmented("q_proj"),
+            augmented("k_proj"),
+            augmented("v_proj"),
+            tensors["o_proj.weight"],
+            heads,
+            kv_heads,
+            biased="k_proj.bias" in tensors,
+        )
+
+    @property
+    def group_size(self) -> int:
+        """G, query heads of a kv head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        """D."""
+        return len(self.key) // self.kv_heads
+
+    @property
+    def value_dim(self) -> int:
+        """V."""
+        return len(self.value) // self.kv_heads
+
+    def permuted(self, order: list[int]) -> "Projections":
+        """The kv heads, each with its query heads, in another order: the same function."""
+        kv = torch.tensor(order)
+        groups = (-1, self.kv_heads, self.group_size, self.value_dim)
+        output = self.output.view(groups)[:, kv].reshape_as(self.output)
+        query = self.query.view(self.kv_heads, -1, self.query.shape[1])[kv]
+        return replace(
+            self,
+            query=query.reshape_as(self.query),
+            key=self.key.view(self.kv_heads, self.head_dim, -1)[kv].reshape_as(self.key),
+            value=self.value.view(self.kv_heads, self.value_dim, -1)[kv].reshape_as(self.value),
+            output=output,
+        )
+
+    def split(self, name: str, augmented: Tensor) -> dict[str, Tensor]:
+        """An augmented matrix as the tensors of a Linear called `name`."""
+        found = {f"{name}.weight": augmented[:, :-1].contiguous()}
+        if self.biased:
+            found[f"{name}.bias"] = augmented[:, -1].contiguous()
+        return found
+
+
+class Moments:
+    """The second moment of a layer's inputs, [E+1, E+1], summed over batches."""
+
+    def __init__(self, hidden_size: int) -> None:
+        self.sum = torch.zeros(hidden_size + 1, hidden_size + 1)
+        self.count = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """Count inputs [..., E]."""
+        rows = inputs.flatten(0, -2)
+        ones = rows.new_ones(len(rows), 1)
+        rows = torch.cat([rows, ones], dim=1)
+        self.sum += rows.T @ rows
+        self.count += len(rows)
+
+    @property
+    def second(self) -> Tensor:
+        """E[x x^T], [E+1, E+1]."""
+        return self.sum / self.count
+
+    @property
+    def centred(self) -> Tensor:
+        """Cov(x), [E+1, E+1]; zero in the last row and column."""
+        second = self.second
+        mean = second[-1]
+        return second - torch.outer(mean, mean)

@@ -1,0 +1,215 @@
+"""`convert`: a checkpoint with a cheaper attention mechanism, and what that costs."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from headwise.conversion.card import model_card
+from headwise.conversion.checkpoint import ShardWriter
+from headwise.conversion.methods import Latent, Merge, Method
+from headwise.conversion.options import check_options
+from headwise.conversion.quality import Judge
+from headwise.conversion.sizes import even_sizes
+from headwise.conversion.source import check
+from headwise.conversion.speed import compare_speed
+from headwise.conversion.stack import Stack
+from headwise.conversion.target import Target
+from headwise.conversion.text import Sequences
+from headwise.conversion.verdict import CacheCost, Verdict
+from headwise.conversion.walk import Text, Walk
+from headwise.errors import CapacityError
+from headwise.loading.load import load_config, load_model, load_tokenizer, model_folder
+from headwise.loading.memory import gib, weight_bytes
+from headwise.loading.progress import Progress, silent
+from headwise.loading.source import find_source
+from headwise.loading.whole import written_whole
+from headwise.spec import AttentionSpec
+
+# Sequences that go through a layer together.
+_BATCH = 2
+# A folder is as large as its weights; this much more is its vocabulary and configs.
+_SLACK_BYTES = 64 * 2**20
+# What is copied beside the weights; the config is written anew.
+_COPIED = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "generation_config.json",
+)
+
+
+def convert(
+    model: str | Path,
+    to: str,
+    *,
+    out: str | Path,
+    calibration: str | Path | None = None,
+    method: str = "aware",
+    tokens: int = 16384,
+    length: int = 512,
+    tune: int = 0,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Move a checkpoint to a cheaper attention mechanism, and measure what that costs.
+
+    Example:
+        >>> import headwise
+        >>> verdict = headwise.convert(
+        ...     "meta-llama/Llama-3.2-1B", "mla:50%", calibration="text.txt", out="llama-mla"
+        ... )  # doctest: +SKIP
+        >>> print(verdict.conclusion)  # doctest: +SKIP
+
+    Args:
+        model: a folder, a .gguf file or a hub id of a Llama, Mistral or Qwen2 with MHA or GQA.
+        to: "gqa:2" (2 kv heads), "mqa", "mla" (everything kept, exact), "mla:50%" (of the cached
+            elements) or "mla:rank=128,rope=64" (R and P of every layer).
+        out: a new folder for the checkpoint, its model card README.md and headwise-verdict.json;
+            written whole or not at all.
+        calibration: a text file, like what the model will read. Its end is held out for the
+            verdict. Only "mla" does without one.
+        method: "aware" of the activations, or "naive": mean pooling of heads, or the singular value
+            decomposition of the weights, to compare with.
+        tokens: of the text, to fit on.
+        length: tokens of a sequence.
+        tune: steps of distillation from the original after the conversion.
+        command: what the card says to repeat this; by default the call.
+        progress: called as progress(stage, done, total).
+
+    Returns:
+        cache, quality, layer errors and speed, before and after.
+
+    Raises:
+        ConversionError: the model cannot be converted so.
+        OptionError: an option out of its range, or a text that is too short.
+        LoadError: no such model or file.
+        CapacityError: it would not fit in memory or on the disk.
+    """
+    began = time.monotonic()
+    target, folder_out = Target.parse(to), Path(out).expanduser().absolute()
+    check_options(
+        target,
+        calibration=calibration,
+        out=folder_out,
+        method=method,
+        tokens=tokens,
+        length=length,
+        tune=tune,
+    )
+    report = progress if progress is not None else silent
+    source = find_source(str(model))
+    folder = model_folder(str(model), progress=report)
+    config = load_config(folder)
+    check(config, target)
+    text = None
+    if calibration is not None:
+        text = Sequences.read(Path(calibration), load_tokenizer(folder), tokens, length)
+    _check_disk(folder, folder_out)
+    with written_whole(folder_out) as part:
+        errors = write_converted(
+            folder, target, text, part, naive=method == "naive", progress=report
+        )
+        measured = _judged(folder, part, text, report)
+        verdict = Verdict(
+            model=source.name,
+            base_model=source.place if source.kind == "hub" else None,
+            target=str(target),
+            method=method,
+            cache=CacheCost.between(config, load_config(part)),
+            speeds=compare_speed(folder, part, progress=report),
+            command=command or _call(model, to, calibration, out, method, tokens, length, tune),
+            seconds=time.monotonic() - began,
+            layer_errors=tuple(errors),
+            **measured,
+        )
+        (part / "README.md").write_text(model_card(verdict), encoding="utf-8")
+        found = json.dumps(verdict.to_dict(), indent=1)
+        (part / "headwise-verdict.json").write_text(found, encoding="utf-8")
+    return verdict
+
+
+def write_converted(
+    folder: Path,
+    target: Target,
+    text: Sequences | None,
+    part: Path,
+    *,
+    naive: bool,
+    progress: Progress = silent,
+) -> list[float]:
+    """Convert the checkpoint in `folder` into the empty folder `part`, layer by layer.
+
+    Returns:
+        per layer the relative squared error of the attention's output; empty without text.
+
+    Raises:
+        ConversionError: the model cannot be converted so.
+    """
+    config = load_config(folder)
+    spec = check(config, target)
+    stack = Stack(folder, config)
+    made = _method(stack, spec, target, naive=naive)
+    writer = ShardWriter(part)
+    batches = None
+    if text is not None and not target.exact:
+        batches = Text(list(text.fitted.split(_BATCH)), list(text.probed.split(_BATCH)))
+    errors = Walk(stack, spec, made, refit=not naive).convert(batches, writer, progress)
+    writer.close()
+    made.config.save_pretrained(part)
+    for pattern in _COPIED:
+        for file in folder.glob(pattern):
+            shutil.copyfile(file, part / file.name)
+    return errors
+
+
+def _method(stack: Stack, spec: AttentionSpec, target: Target, *, naive: bool) -> Method:
+    if target.mechanism == "gqa":
+        return Merge(stack.config, target.kv_heads or 1, stack.layer_class, naive=naive)
+    biased = "model.layers.0.self_attn.k_proj.bias" in stack.weights
+    sizes = even_sizes(spec, target, stack.config.num_hidden_layers)
+    return Latent(stack.config, spec, sizes, biased=biased, naive=naive)
+
+
+def _judged(
+    folder: Path, converted: Path, text: Sequences | None, progress: Progress
+) -> dict[str, Any]:
+    """The verdict's fields about quality; one model in memory at a time."""
+    if text is None:
+        return {}
+    tokenizer, models = load_tokenizer(folder), (folder, converted)
+    judge = Judge(
+        load_model(models[0], load_config(models[0]), progress=progress),
+        tokenizer,
+        text.held_out,
+        progress,
+    )
+    new = load_model(models[1], load_config(models[1]), progress=progress)
+    return {
+        "prompt": judge.prompt,
+        "positions": judge.positions,
+        "original": judge.original,
+        "converted": judge.judge(new),
+    }
+
+
+def _check_disk(folder: Path, out: Path) -> None:
+    needed = 2 * weight_bytes(folder, None) + _SLACK_BYTES
+    place = next(at for at in out.parents if at.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise CapacityError(
+            f"converting needs {gib(needed)} of disk but {place} has {gib(free)} free; make room "
+            "or give --out on another disk"
+        )
+
+
+def _call(*given: object) -> str:
+    names = ("calibration", "out", "method", "tokens", "length", "tune")
+    model, to, *rest = (str(at) if isinstance(at, Path) else at for at in given)
+    options = ", ".join(f"{name}={value!r}" for name, value in zip(names, rest, strict=True))
+    return f"headwise.convert({model!r}, {to!r}, {options})"

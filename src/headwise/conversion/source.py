@@ -1,0 +1,72 @@
+"""What can be converted, and to what; everything else is refused before any work."""
+
+from typing import Any
+
+from headwise.conversion.target import Target
+from headwise.errors import ConversionError
+from headwise.spec import AttentionSpec, ModelSpec
+
+# Families built as Llama is, whose tensors have Llama's names.
+FAMILIES = ("llama", "mistral", "qwen2")
+
+
+def check(config: Any, target: Target) -> AttentionSpec:
+    """The attention of a model's layers, which are all alike.
+
+    Raises:
+        ConversionError: a family or a target that cannot be; says why.
+        SpecError: a config that contradicts itself.
+    """
+    family, spec = config.model_type, ModelSpec.from_config(config)
+    specs = {at.attention for at in spec.layers}
+    found = next((at for at in specs if at is not None), None)
+    if found is None:
+        raise ConversionError(f"model_type {family!r} has no decoder layers to convert")
+    if found.latent_rank is not None:
+        raise ConversionError(
+            f"model_type {family!r} is MLA already: expected MHA or GQA to make {target} of"
+        )
+    if any(at is not None and at.qk_norm for at in specs):
+        raise ConversionError(
+            f"model_type {family!r} normalises queries and keys per head (QK-norm): merged or "
+            "latent keys are linear in the hidden state, and such keys are not"
+        )
+    if family not in FAMILIES:
+        raise ConversionError(
+            f"model_type {family!r} is not covered: expected {', '.join(FAMILIES)}"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConversionError(
+            "the checkpoint is quantised: convert the original in bfloat16 or float32"
+        )
+    if target.mechanism == "gqa":
+        _check_groups(found, target)
+    else:
+        if any(at is not None and at.window is not None for at in specs):
+            raise ConversionError(
+                f"{found} has a sliding window, which MLA is not served with: convert it to gqa"
+            )
+        _check_latent(found, target)
+    return found
+
+
+def _check_groups(spec: AttentionSpec, target: Target) -> None:
+    count = target.kv_heads or 1
+    if count >= spec.kv_heads or spec.kv_heads % count:
+        fewer = [at for at in range(1, spec.kv_heads) if spec.kv_heads % at == 0]
+        expected = ", ".join(f"gqa:{at}" if at > 1 else "mqa" for at in fewer)
+        raise ConversionError(
+            f"to is {str(target)!r}, and the model has {spec.kv_heads} kv heads: "
+            + (f"expected one of {expected}" if fewer else "there are none to merge")
+        )
+
+
+def _check_latent(spec: AttentionSpec, target: Target) -> None:
+    if target.rank is None or target.rope_dim is None:
+        return
+    keys, values = spec.kv_heads * spec.head_dim, spec.kv_heads * spec.value_dim
+    if target.rope_dim > keys or target.rank > keys + values:
+        raise ConversionError(
+            f"to is {str(target)!r}, and the model has {keys} dims of keys and {values} of values "
+            f"a token: expected a rope of at most {keys} and a rank of at most {keys + values}"
+        )

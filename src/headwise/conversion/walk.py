@@ -1,0 +1,162 @@
+"""The conversion itself: down the layers, original and result side by side on the same text.
+
+A layer is read, its original run on what the original's layers before it gave, the new one made
+for what the new layers before it give, and its output projection fitted to what the original put
+out; then it is written, and both go on to the next. So errors do not add up unseen, and no more
+than two layers are in memory at a time.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwise.conversion.checkpoint import ShardWriter
+from headwise.conversion.methods import Method, Seen, attention_tensors
+from headwise.conversion.projections import Moments, Projections
+from headwise.conversion.refit import Refit
+from headwise.conversion.sensitivity import Sensitivity
+from headwise.conversion.stack import PREFIX, Stack, attend, feed_forward, filled
+from headwise.loading.progress import Progress
+from headwise.spec import AttentionSpec
+
+_ATTENTION = "self_attn."
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token sequences [n, S] of the calibration text: to fit on, and to see the errors with."""
+
+    fitted: list[Tensor]
+    probed: list[Tensor]
+
+    @property
+    def batches(self) -> list[Tensor]:
+        """All of them, those to fit on first."""
+        return [*self.fitted, *self.probed]
+
+
+class Walk:
+    """Goes through the layers of a model, in pairs of the original and the new one."""
+
+    def __init__(self, stack: Stack, spec: AttentionSpec, method: Method, *, refit: bool) -> None:
+        self.stack, self.spec, self.method, self.refit = stack, spec, method, refit
+
+    def convert(self, text: Text | None, writer: ShardWriter, progress: Progress) -> list[float]:
+        """Write all weights of the result; what each layer's attention loses.
+
+        Returns:
+            per layer the squared error of the attention's output over its square, on text that
+            nothing was fitted to; empty without text.
+        """
+        errors: list[float] = []
+        layers = self.stack.config.num_hidden_layers
+        with torch.inference_mode():
+            states = None if text is None else _States(self.stack, text)
+            for index in range(layers):
+                progress("converting layers", index, layers)
+                old = self.stack.layer(index)
+                projections = self.projections(old)
+                if states is None:
+                    new = self._new_layer(index, old, projections, None)
+                else:
+                    states.run_old(old)
+                    seen = states.seen(old, projections, self.spec.scale)
+                    new = self._new_layer(index, old, projections, seen)
+                    errors.append(states.run_new(new, refit=self.refit))
+                self._write(index, new, writer)
+        for name in self.stack.weights:
+            if not name.startswith(PREFIX.partition("{")[0]):
+                writer.add(name, self.stack.weights[name])
+        progress("converting layers", layers, layers)
+        return errors
+
+    def projections(self, layer: Any) -> Projections:
+        """Those of an original layer."""
+        tensors = attention_tensors(layer.state_dict())
+        return Projections.of(tensors, self.spec.heads, self.spec.kv_heads)
+
+    def _new_layer(self, index: int, old: Any, projections: Projections, seen: Seen | None) -> Any:
+        tensors = dict(old.state_dict())
+        kept = {name: at for name, at in tensors.items() if not name.startswith(_ATTENTION)}
+        kept |= {name: tensors[name] for name in ("self_attn.o_proj.bias",) if name in tensors}
+        made = self.method.convert(index, projections, seen)
+        kept |= {f"{_ATTENTION}{name}": tensor for name, tensor in made.items()}
+        return filled(self.method.layer_class, self.method.config, index, kept)
+
+    def _write(self, index: int, layer: Any, writer: ShardWriter) -> None:
+        prefix = PREFIX.format(index)
+        stored = self.stack.weights[f"{prefix}{_ATTENTION}q_proj.weight"].dtype
+        for name, tensor in layer.state_dict().items():
+            if name.startswith(_ATTENTION):
+                kept = tensor.to(stored) if tensor.is_floating_point() else tensor
+            else:
+                kept = self.stack.weights[prefix + name]
+            writer.add(prefix + name, kept)
+
+
+class _States:
+    """Hidden states of both models on all batches, and what the original's attention put out."""
+
+    def __init__(self, stack: Stack, text: Text) -> None:
+        self.stack, self.fitted = stack, len(text.fitted)
+        self.old = [stack.embed(batch) for batch in text.batches]
+        self.new = [hidden.clone() for hidden in self.old]
+        self.wanted: list[Tensor] = []
+        self.positions = stack.positions(self.old[0])
+
+    def run_old(self, layer: Any) -> None:
+        """The original's layer; keeps its attention's outputs."""
+        self.wanted = []
+        for at, hidden in enumerate(self.old):
+            out = attend(layer, hidden, self.positions)[1]
+            self.wanted.append(out)
+            self.old[at] = feed_forward(layer, hidden + out)
+
+    def seen(self, layer: Any, projections: Projections, scale: float) -> Seen:
+        """What the new layer will see."""
+        moments = Moments(self.new[0].shape[-1])
+        for hidden in self.new[: self.fitted]:
+            moments.add(layer.input_layernorm(hidden))
+        return Seen(
+            moments=moments,
+            sensitivity=self._sensitivity(layer, projections, scale),
+            frequencies=self.stack.frequencies,
+            length=self.new[0].shape[1],
+            rotary_scale=self.stack.rotary_scale,
+        )
+
+    def _sensitivity(self, layer: Any, projections: Projections, scale: float) -> Sensitivity:
+        from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+        inputs = layer.input_layernorm(self.new[0])
+        inputs = torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1)
+        query, key, value = (
+            (inputs @ weight.T).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for weight, heads in (
+                (projections.query, projections.heads),
+                (projections.key, projections.kv_heads),
+                (projections.value, projections.kv_heads),
+            )
+        )
+        query, key = apply_rotary_pos_emb(query, key, *self.positions)
+        return Sensitivity.measure(query, key, value, projections.output, scale)
+
+    def run_new(self, layer: Any, *, refit: bool) -> float:
+        """The new layer, its output projection fitted; its error on what was not fitted to."""
+        projection = layer.self_attn.o_proj
+        heads = [attend(layer, hidden, self.positions)[0] for hidden in self.new]
+        if refit:
+            sums = Refit(*projection.weight.T.shape)
+            for z, wanted in zip(heads[: self.fitted], self.wanted, strict=False):
+                sums.add(z, wanted if projection.bias is None else wanted - projection.bias)
+            projection.weight.copy_(sums.solve(projection.weight))
+        missed = total = 0.0
+        for at, (z, wanted) in enumerate(zip(heads, self.wanted, strict=True)):
+            out = projection(z)
+            if at >= self.fitted:
+                missed += float((out - wanted).square().sum())
+                total += float(wanted.square().sum())
+            self.new[at] = feed_forward(layer, self.new[at] + out)
+        return missed / total

@@ -1,0 +1,315 @@
+"""`headwise.convert`: whole checkpoints, from folder to folder."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from safetensors import safe_open
+
+import headwise
+from cli.checkpoints import KV_HEADS, save_tiny
+from headwise.conversion import Target, convert, walk
+from headwise.conversion.checkpoint import ShardWriter, Weights
+from headwise.conversion.source import check
+from headwise.conversion.text import Sequences
+from headwise.errors import ConversionError, LoadError, OptionError
+
+LENGTH = 40
+TEXT = "".join(f"the {word} of the {other}. " for word in range(40) for other in "abcdefgh")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "tiny")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def sizes(text: Path) -> dict:
+    return {"calibration": text, "tokens": 400, "length": LENGTH}
+
+
+def _logits(folder: Path, **options: object) -> torch.Tensor:
+    model, _ = headwise.load(folder, **options)
+    with torch.no_grad():
+        return model(torch.arange(30)[None]).logits
+
+
+def _qwen2(folder: Path, **changes: object) -> Path:
+    """A random Qwen2 with biases and the tiny tokenizer."""
+    save_tiny(folder)
+    torch.manual_seed(1)
+    config = hf.Qwen2Config(
+        vocab_size=258,
+        hidden_size=48,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        **changes,
+    )
+    model = hf.Qwen2ForCausalLM(config)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["aware", "naive"])
+def test_mqa_is_an_ordinary_checkpoint_that_stock_loads(
+    model: Path, sizes: dict, tmp_path: Path, method: str
+) -> None:
+    out = tmp_path / "out"
+    verdict = convert(model, "mqa", out=out, method=method, **sizes)
+    stock, info = hf.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert type(stock) is hf.LlamaForCausalLM
+    assert stock.config.num_key_value_heads == 1
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert verdict.cache.converted * KV_HEADS == verdict.cache.original
+    assert len(verdict.layer_errors) == stock.config.num_hidden_layers
+    assert verdict.converted is not None
+    assert 0 <= verdict.converted.agreement <= 1
+    assert json.loads((out / "headwise-verdict.json").read_text())["target"] == "mqa"
+    assert "AutoModelForCausalLM" in (out / "README.md").read_text(encoding="utf-8")
+    tokenizers = [hf.AutoTokenizer.from_pretrained(folder) for folder in (model, out)]
+    assert tokenizers[0]("then").input_ids == tokenizers[1]("then").input_ids
+    untouched = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(Weights(model)[untouched], Weights(out)[untouched])
+
+
+def test_mla_with_everything_kept_is_the_original(model: Path, tmp_path: Path) -> None:
+    verdict = convert(model, "mla", out=tmp_path / "out")
+    assert verdict.cache.converted == verdict.cache.original
+    assert verdict.converted is None  # no text to judge by
+    torch.testing.assert_close(_logits(tmp_path / "out"), _logits(model), rtol=1e-4, atol=1e-4)
+    greedy = []
+    for folder in (model, tmp_path / "out"):
+        loaded, _ = headwise.load(folder)
+        headwise.attach(loaded)
+        greedy.append(loaded.generate(torch.arange(9)[None], max_new_tokens=128, do_sample=False))
+    assert torch.equal(*greedy)
+
+
+@pytest.mark.parametrize("to", ["mla", "mla:100%"])
+def test_biases_are_converted_too(tmp_path: Path, to: str) -> None:
+    model = _qwen2(tmp_path / "qwen2")
+    convert(model, to, out=tmp_path / "out")
+    torch.testing.assert_close(_logits(tmp_path / "out"), _logits(model), rtol=1e-4, atol=1e-3)
+
+
+def test_gqa_of_a_model_with_biases(tmp_path: Path, sizes: dict) -> None:
+    model = _qwen2(tmp_path / "qwen2")
+    convert(model, "gqa:2", out=tmp_path / "out", **sizes)
+    stock, info = hf.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert type(stock) is hf.Qwen2ForCausalLM
+    assert stock.config.num_key_value_heads == 2
+    assert not info["missing_keys"]
+
+
+def test_a_share_of_the_cache_is_what_is_cached(model: Path, sizes: dict, tmp_path: Path) -> None:
+    verdict = convert(model, "mla:60%", out=tmp_path / "out", **sizes)
+    assert verdict.cache.converted / verdict.cache.original == pytest.approx(0.6)
+    loaded, _ = headwise.load(tmp_path / "out")
+    headwise.attach(loaded)
+    out = loaded(torch.arange(20)[None], use_cache=True)
+    held = headwise.hf.cache_nbytes(out.past_key_values)
+    assert held == 20 * verdict.cache.converted
+
+
+def test_reloads_to_the_bit_in_a_fresh_process(model: Path, sizes: dict, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert(model, "mla:rank=16,rope=12", out=out, **sizes)
+    code = (
+        "import sys, torch, headwise.hf, transformers\n"
+        "m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "torch.save(m(torch.arange(30)[None]).logits.detach(), sys.argv[2])"
+    )
+    for name in ("first", "second"):
+        subprocess.run([sys.executable, "-c", code, out, tmp_path / name], check=True)
+    first, second = (torch.load(tmp_path / name) for name in ("first", "second"))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, _logits(out), rtol=1e-4, atol=1e-4)
+
+
+def test_the_dtype_of_the_checkpoint_stays(model: Path, sizes: dict, tmp_path: Path) -> None:
+    loaded = hf.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    loaded.save_pretrained(model)
+    convert(model, "mla:50%", out=tmp_path / "out", **sizes)
+    weights = Weights(tmp_path / "out")
+    dtypes = {weights[name].dtype for name in weights}
+    assert dtypes == {torch.bfloat16, torch.int64}
+    assert _logits(tmp_path / "out").dtype == torch.bfloat16
+
+
+def test_a_conversion_that_fails_leaves_nothing(
+    model: Path, sizes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(walk.Walk, "_write", fail)
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, "mqa", out=tmp_path / "out", **sizes)
+    assert sorted(tmp_path.iterdir()) == before
+    monkeypatch.undo()
+    convert(model, "mqa", out=tmp_path / "out", **sizes)
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_what_a_killed_process_left_is_removed(model: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".out.part-999999999"
+    left.mkdir()
+    (left / "model.safetensors").touch()
+    convert(model, "mla", out=tmp_path / "out")
+    assert not left.exists()
+
+
+def test_shards_are_what_transformers_reads(model: Path, tmp_path: Path) -> None:
+    weights, folder = Weights(model), tmp_path / "sharded"
+    folder.mkdir()
+    shutil.copyfile(model / "config.json", folder / "config.json")
+    writer = ShardWriter(folder, shard_bytes=20_000)
+    for name in weights:
+        writer.add(name, weights[name])
+    writer.close()
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 3
+    loaded = hf.AutoModelForCausalLM.from_pretrained(folder)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, weights[name])
+    again = Weights(folder)
+    assert sorted(again) == sorted(weights)
+    assert torch.equal(again["model.norm.weight"], weights["model.norm.weight"])
+    # and a conversion reads shards as it reads one file
+    convert(_with_tokenizer(model, folder), "mla", out=tmp_path / "out")
+    torch.testing.assert_close(_logits(tmp_path / "out"), _logits(model), rtol=1e-4, atol=1e-4)
+
+
+def _with_tokenizer(model: Path, folder: Path) -> Path:
+    for file in model.glob("tokenizer*"):
+        shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "to", "said"),
+    [
+        (hf.Qwen3Config(), "mla:50%", "QK-norm"),
+        (hf.Gemma3TextConfig(), "mqa", "QK-norm"),
+        (hf.DeepseekV3Config(), "mla:50%", "MLA already"),
+        (hf.GPT2Config(), "mqa", "'gpt2' is not covered: expected llama, mistral, qwen2"),
+        (hf.MistralConfig(sliding_window=4096), "mla", "sliding window"),
+        (hf.LlamaConfig(num_key_value_heads=8), "gqa:3", "expected one of mqa, gqa:2, gqa:4"),
+        (hf.LlamaConfig(num_key_value_heads=1), "mqa", "none to merge"),
+        (hf.LlamaConfig(num_key_value_heads=2), "mla:rank=64,rope=258", "a rope of at most 256"),
+        (hf.BertConfig(), "mqa", "no decoder layers"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused_with_the_reason(
+    config: hf.PreTrainedConfig, to: str, said: str
+) -> None:
+    with pytest.raises(ConversionError, match=said) as caught:
+        check(config, Target.parse(to))
+    assert "\n" not in str(caught.value)
+
+
+def test_sliding_windows_stay_in_gqa() -> None:
+    assert check(hf.MistralConfig(sliding_window=64), Target.parse("gqa:4")).window == 64
+
+
+@pytest.mark.parametrize(
+    "word", ["", "gqa", "gqa:0", "mla:0%", "mla:101%", "mla:rank=8", "mla:rank=8,rope=7", "mqa:2"]
+)
+def test_a_target_that_is_none(word: str) -> None:
+    with pytest.raises(OptionError, match="expected"):
+        Target.parse(word)
+
+
+@pytest.mark.parametrize("word", ["mqa", "gqa:4", "mla", "mla:37.5%", "mla:rank=8,rope=6", "mha"])
+def test_targets_read_what_they_write(word: str) -> None:
+    assert str(Target.parse(word)) == word
+
+
+def test_sequences_do_not_overlap(model: Path, text: Path) -> None:
+    _, tokenizer = headwise.load(model)
+    found = Sequences.read(text, tokenizer, 400, LENGTH)
+    assert found.fitted.shape == (10, LENGTH)
+    ids = tokenizer(TEXT).input_ids
+    assert found.fitted.flatten().tolist() == ids[:400]
+    assert found.probed.flatten().tolist() == ids[400:480]
+    cut = len(ids) // LENGTH * LENGTH
+    assert found.held_out.flatten().tolist() == ids[cut - found.held_out.numel() : cut]
+    assert found.held_out.numel() <= cut - 480
+
+
+def test_every_sequence_begins_as_the_tokenizer_begins(model: Path, text: Path) -> None:
+    _, tokenizer = headwise.load(model)
+    tokenizer.bos_token = "<end>"
+    tokenizer._tokenizer.post_processor = None
+
+    class Begins:
+        bos_token_id = 257
+
+        def __call__(self, words: str, *, add_special_tokens: bool = True, verbose: bool = True):
+            found = tokenizer(words, add_special_tokens=False)
+            if add_special_tokens:
+                found["input_ids"] = [257, *found["input_ids"]]
+            return found
+
+    found = Sequences.read(text, Begins(), 400, LENGTH)
+    for part in (found.fitted, found.probed, found.held_out):
+        assert (part[:, 0] == 257).all()
+        assert (part[:, 1:] != 257).all()
+
+
+def test_texts_that_will_not_do(model: Path, tmp_path: Path) -> None:
+    _, tokenizer = headwise.load(model)
+    file = tmp_path / "short.txt"
+    file.write_text("too short", encoding="utf-8")
+    with pytest.raises(OptionError, match="holds 9 tokens, and calibration needs at least 160"):
+        Sequences.read(file, tokenizer, 400, LENGTH)
+    with pytest.raises(LoadError, match=r"none\.txt cannot be read"):
+        Sequences.read(tmp_path / "none.txt", tokenizer, 400, LENGTH)
+    file.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(LoadError, match="not text in UTF-8"):
+        Sequences.read(file, tokenizer, 400, LENGTH)
+
+
+def test_streams_one_layer_at_a_time(
+    model: Path, sizes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No tensor is asked for before its layer's turn, and none of a layer that is done is alive."""
+    asked: list[str] = []
+    read = Weights.__getitem__
+
+    def noted(self: Weights, name: str) -> torch.Tensor:
+        if self.folder == model:
+            asked.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(Weights, "__getitem__", noted)
+    convert(model, "mqa", out=tmp_path / "out", **sizes)
+    layers = [int(name.split(".")[2]) for name in asked if name.startswith("model.layers")]
+    assert layers == sorted(layers)
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert sorted(file.keys()) == sorted(Weights(model))

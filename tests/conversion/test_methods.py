@@ -1,0 +1,256 @@
+"""The maths on layers that can be converted without loss, where only the right answer is exact."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from headwise.conversion import latent, merge
+from headwise.conversion.planes import from_planes, to_planes
+from headwise.conversion.projections import Moments, Projections
+from headwise.conversion.refit import Refit
+from headwise.conversion.sensitivity import Sensitivity
+
+HIDDEN, HEADS, KV_HEADS, DIM, LENGTH = 40, 8, 4, 6, 11
+FREQUENCIES = torch.tensor([1.0, 0.3, 0.02])
+
+
+def _draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=_GENERATOR)
+
+
+_GENERATOR = torch.Generator()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    _GENERATOR.manual_seed(7)
+
+
+def _layer(key: Tensor, value: Tensor) -> Projections:
+    return Projections(
+        query=_draw(HEADS * DIM, HIDDEN + 1),
+        key=key,
+        value=value,
+        output=_draw(HIDDEN, HEADS * DIM),
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        biased=True,
+    )
+
+
+def _related(groups: list[list[int]], *, kv_heads: int = KV_HEADS) -> Projections:
+    """Keys of a group are complex multiples of one key, plane by plane; values maps of one."""
+    key = torch.zeros(kv_heads, DIM // 2, HIDDEN + 1, dtype=torch.complex64)
+    value = torch.zeros(kv_heads, DIM, HIDDEN + 1)
+    for group in groups:
+        shared, held = to_planes(_draw(DIM, HIDDEN + 1), 1), _draw(DIM, HIDDEN + 1)
+        for head in group:
+            turn = torch.complex(_draw(DIM // 2, 1), _draw(DIM // 2, 1))
+            key[head] = turn * shared[0]
+            value[head] = _draw(DIM, DIM) @ held
+    return _layer(from_planes(key), value.flatten(0, 1))
+
+
+def _rotated(x: Tensor) -> Tensor:
+    """RoPE on [heads, L, D], by its definition."""
+    angle = torch.arange(x.shape[1])[:, None] * FREQUENCIES
+    real, imaginary = x.chunk(2, dim=-1)
+    return torch.cat(
+        [
+            real * angle.cos() - imaginary * angle.sin(),
+            imaginary * angle.cos() + real * angle.sin(),
+        ],
+        dim=-1,
+    )
+
+
+def _attention(layer: Projections, inputs: Tensor) -> Tensor:
+    """A layer's output for inputs [L, E+1]: every step written out."""
+    query, key, value = (
+        (inputs @ weight.T).view(len(inputs), heads, -1).transpose(0, 1)
+        for weight, heads in (
+            (layer.query, layer.heads),
+            (layer.key, layer.kv_heads),
+            (layer.value, layer.kv_heads),
+        )
+    )
+    out = []
+    for head in range(layer.heads):
+        served = head // (layer.heads // layer.kv_heads)
+        scores = _rotated(query[head][None])[0] @ _rotated(key[served][None])[0].T * DIM**-0.5
+        scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+        out.append(scores.softmax(-1) @ value[served])
+    return torch.cat(out, dim=-1) @ layer.output.T
+
+
+def _latent_attention(layer: Projections, made: latent.LatentWeights, inputs: Tensor) -> Tensor:
+    """The same for MLA, from the latent and the rotary key alone."""
+    cached, rank = inputs @ made.down.T, made.rank
+    angle = torch.arange(len(inputs))[:, None] * FREQUENCIES[made.planes]
+    turn = torch.polar(torch.ones_like(angle), angle)
+    pairs = cached[:, rank:]
+    rotated = torch.complex(*(at.contiguous() for at in pairs.chunk(2, dim=-1))) * turn
+    query = (inputs @ layer.query.T).view(len(inputs), HEADS, DIM)
+    out = []
+    for head in range(HEADS):
+        planes = torch.complex(*(at.contiguous() for at in query[:, head].chunk(2, dim=-1)))
+        met = planes[:, made.planes] * made.mix[head] * turn
+        up_key, up_value = made.up[head].split([made.up.shape[1] - DIM, DIM])
+        scores = (met.conj() @ rotated.T).real
+        if len(up_key):
+            scores = scores + query[:, head] @ up_key @ cached[:, :rank].T
+        scores = scores * DIM**-0.5
+        scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+        out.append(scores.softmax(-1) @ (cached[:, :rank] @ up_value.T))
+    return torch.cat(out, dim=-1) @ layer.output.T
+
+
+def _inputs(count: int = LENGTH) -> Tensor:
+    return torch.cat([_draw(count, HIDDEN), torch.ones(count, 1)], dim=1)
+
+
+def _moments() -> Moments:
+    moments = Moments(HIDDEN)
+    moments.add(_inputs(400)[:, :-1])
+    return moments
+
+
+def _decomposition(layer: Projections) -> latent.Decomposition:
+    moments = _moments()
+    return latent.Decomposition(
+        layer,
+        moments.second,
+        moments.centred,
+        Sensitivity(torch.rand(HEADS) + 0.5, torch.rand(HEADS) + 0.5),
+        FREQUENCIES,
+        torch.full((LENGTH,), 1 / LENGTH),
+    )
+
+
+def test_related_heads_merge_without_loss_and_pooling_them_does_not() -> None:
+    layer, inputs = _related([[0, 1, 2, 3]]), _inputs()
+    merged = merge.aligned(layer, _moments().second, 1)
+    assert merged.kv_heads == 1
+    assert merged.key.shape == (DIM, HIDDEN + 1)
+    wanted = _attention(layer, inputs)
+    torch.testing.assert_close(_attention(merged, inputs), wanted, rtol=1e-3, atol=1e-2)
+    apart = (_attention(merge.pooled(layer, 1), inputs) - wanted).norm() / wanted.norm()
+    assert apart > 0.5
+
+
+def test_heads_that_belong_together_are_found() -> None:
+    layer, inputs = _related([[0, 2], [1, 3]]), _inputs()
+    second = _moments().second
+    assert sorted(merge.grouped(layer, second, 2)) == [[0, 2], [1, 3]]
+    merged, wanted = merge.aligned(layer, second, 2), _attention(layer, inputs)
+    # query heads moved with their kv heads, and the output projection's columns with them
+    torch.testing.assert_close(_attention(merged, inputs), wanted, rtol=1e-3, atol=1e-2)
+
+
+def test_pooling_is_the_mean() -> None:
+    layer = _related([[0], [1], [2], [3]])
+    pooled = merge.pooled(layer, 2)
+    torch.testing.assert_close(pooled.key[:DIM], (layer.key[:DIM] + layer.key[DIM : 2 * DIM]) / 2)
+    assert pooled.query is layer.query
+
+
+def test_exact_latents_give_the_original_output() -> None:
+    layer, inputs = _related([[0], [1], [2], [3]]), _inputs()
+    made = latent.exact(layer)
+    assert (made.rank, made.rope_dim, made.up.shape[1]) == (KV_HEADS * DIM, KV_HEADS * DIM, DIM)
+    out = _latent_attention(layer, made, inputs)
+    torch.testing.assert_close(out, _attention(layer, inputs), rtol=1e-4, atol=1e-3)
+
+
+def test_a_latent_as_large_as_what_it_holds_loses_nothing() -> None:
+    # one key for all heads, and values of one rank: a rope of D and a latent of V are enough
+    layer, inputs = _related([[0, 1, 2, 3]]), _inputs()
+    found = _decomposition(layer)
+    wanted = _attention(layer, inputs)
+    out = _latent_attention(layer, found.weights(DIM, DIM), inputs)
+    torch.testing.assert_close(out, wanted, rtol=1e-2, atol=2e-2)
+    less = _latent_attention(layer, found.weights(DIM - 2, DIM), inputs)
+    assert (less - wanted).norm() / wanted.norm() > 0.05
+    assert found.error(DIM, DIM) < 1e-4 * found.error(DIM - 2, DIM)
+
+
+@pytest.mark.parametrize("rope_dim", [2, 8, 16])
+def test_more_rank_never_loses_more(rope_dim: int) -> None:
+    found = _decomposition(_related([[0], [1], [2], [3]]))
+    errors = [found.error(rank, rope_dim) for rank in range(1, 2 * KV_HEADS * DIM, 5)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0
+
+
+def test_slow_planes_go_without_position_first() -> None:
+    found = _decomposition(_related([[0], [1], [2], [3]]))
+    planes = found.weights(8, 6).planes
+    assert 2 not in planes  # 0.02 radians a token: over 11 tokens hardly a turn
+
+
+def test_a_key_without_position_is_scaled_by_the_mean_turn() -> None:
+    layer = _related([[0], [1], [2], [3]])
+    found = _decomposition(layer)
+    distance = torch.arange(LENGTH)
+    turn = torch.exp(-1j * distance[:, None] * FREQUENCIES).mean(0)
+    torch.testing.assert_close(found.mean_turn, turn.to(torch.complex64))
+
+
+def test_the_naive_cut_of_everything_is_exact_too() -> None:
+    layer, inputs = _related([[0], [1], [2], [3]]), _inputs()
+    made = latent.PlainDecomposition(layer).weights(KV_HEADS * DIM, KV_HEADS * DIM)
+    out = _latent_attention(layer, made, inputs)
+    torch.testing.assert_close(out, _attention(layer, inputs), rtol=1e-3, atol=1e-2)
+
+
+def test_refit_finds_the_projection_that_made_the_outputs() -> None:
+    heads, true = _draw(500, 12), _draw(HIDDEN, 12)
+    sums = Refit(12, HIDDEN)
+    for part in heads.split(100):
+        sums.add(part, part @ true.T)
+    torch.testing.assert_close(sums.solve(torch.zeros_like(true)), true, rtol=1e-2, atol=1e-2)
+
+
+def test_refit_stays_at_the_start_where_the_text_says_nothing() -> None:
+    sums, start = Refit(12, HIDDEN), _draw(HIDDEN, 12)
+    for _ in range(4):  # noise: neither half predicts the other
+        heads = _draw(15, 12)
+        sums.add(heads, heads @ start.T + 20 * _draw(15, HIDDEN))
+    assert sums.chosen(start) == 10.0
+    away = (sums.solve(start) - start).norm()
+    free = Refit.solved(start, 1e-3, sums.gram.sum(0), sums.cross.sum(0))
+    assert away < 0.2 * (free - start).norm()
+
+
+def test_moments_count_every_row_once() -> None:
+    inputs = _inputs(60)
+    moments = Moments(HIDDEN)
+    for part in inputs[:, :-1].view(3, 20, HIDDEN):
+        moments.add(part)
+    torch.testing.assert_close(moments.second, inputs.T @ inputs / 60, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        moments.centred[:-1, :-1], inputs[:, :-1].T.cov(correction=0), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_scores_matter_by_what_their_tokens_would_change() -> None:
+    """Against finite differences: a small error of every score, of random sign."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, LENGTH, DIM) for heads in (2, 1, 1))
+    output = torch.randn(HIDDEN, 2 * DIM)
+    found = Sensitivity.measure(query, key, value, output, DIM**-0.5)
+    causal = torch.ones(LENGTH, LENGTH).tril().bool()
+
+    def attend(head: int, error: Tensor) -> Tensor:
+        scores = (query[0, head] @ key[0, 0].T + error) * DIM**-0.5
+        weights = scores.masked_fill(~causal, -torch.inf).softmax(-1)
+        return weights @ value[0, 0] @ output[:, head * DIM : (head + 1) * DIM].T
+
+    for head in range(2):
+        changes = []
+        for _ in range(400):
+            error = 1e-2 * torch.randn(LENGTH, LENGTH)
+            changed = attend(head, error) - attend(head, torch.zeros(LENGTH, LENGTH))
+            changes.append(changed.square().sum(-1).mean() / 1e-4)
+        expected = torch.stack(changes).mean()
+        torch.testing.assert_close(found.score[head], expected, rtol=0.15, atol=0)
