@@ -1,0 +1,120 @@
+"""A tuning's folder: its newest state, whole at any time, so that an interrupted run goes on."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from headwise.errors import LoadError, OptionError
+from headwise.loading.whole import written_whole
+
+_STEP = re.compile(r"step-(\d+)")
+_TENSORS, _RECORD = "state.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a tuning is.
+
+    Args:
+        losses: of each step that was made, its divergence and its attention's error.
+        tensors: what the next step needs, by name.
+    """
+
+    losses: list[tuple[float, float]]
+    tensors: dict[str, Tensor]
+
+
+class TuneKept:
+    """The states of one tuning: folders step-N, of which the newest counts.
+
+    Args:
+        folder: it is made where there is none.
+        identity: everything that the result follows from, as values that JSON keeps.
+
+    Raises, in each method:
+        LoadError: the folder cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder, self.identity = folder, dict(identity)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def newest(self) -> State | None:
+        """The state that was kept last, None where there is none.
+
+        Raises:
+            OptionError: it is another tuning's.
+        """
+        states = self._states()
+        if not states:
+            return None
+        newest = states[max(states)]
+        try:
+            record = json.loads((newest / _RECORD).read_text(encoding="utf-8"))
+            self._compare(record["identity"])
+            losses = [(float(left), float(right)) for left, right in record["losses"]]
+            return State(losses, load_file(newest / _TENSORS))
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+            if isinstance(error, OptionError):
+                raise
+            raise LoadError(
+                f"{newest} cannot be read ({error}); remove {self.folder} to tune anew"
+            ) from error
+
+    def keep(self, state: State) -> None:
+        """Write a state, and then remove the older ones."""
+        older = self._states().values()
+        try:
+            with written_whole(self.folder / f"step-{len(state.losses)}") as part:
+                save_file(state.tensors, part / _TENSORS)
+                record = {"identity": self.identity, "losses": state.losses}
+                (part / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            raise self._unwritable(error) from error
+        for folder in older:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _states(self) -> dict[int, Path]:
+        found = {path: _STEP.fullmatch(path.name) for path in self.folder.iterdir()}
+        return {int(match[1]): path for path, match in found.items() if match}
+
+    def _compare(self, identity: Mapping[str, Any]) -> None:
+        other = [
+            f"{name} {identity.get(name)}, now {value}"
+            for name, value in self.identity.items()
+            if identity.get(name) != value
+        ]
+        if other:
+            raise OptionError(
+                f"{self.folder} holds another tuning ({'; '.join(other)}): ask for the same to go "
+                "on with it, or remove the folder to start anew"
+            )
+
+    def _unwritable(self, error: Exception) -> LoadError:
+        return LoadError(f"cannot keep the tuning in {self.folder}: {error}")
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """16 hex digits of the sha256 of named tensors: names, dtypes, shapes and bytes.
+
+    >>> digest([("weight", torch.zeros(2))]) == digest([("weight", torch.zeros(2, 1))])
+    False
+    """
+    sha = hashlib.sha256()
+    for name, tensor in tensors:
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]
