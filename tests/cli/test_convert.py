@@ -130,3 +130,15 @@ def test_a_mistake_is_one_line(
         assert captured.out == ""
         assert line.startswith("headwise: error: ")
         assert message in line
+
+
+@pytest.mark.parametrize(("tune", "said"), [("0", "starts anew"), ("5", "goes on from here")])
+def test_an_interruption_says_what_the_same_command_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tune: str, said: str
+) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversion, "convert", interrupted)
+    assert main([*CONVERT, "--tune", tune]) == 130
+    assert capsys.readouterr().err == f"headwise: interrupted; the same command {said}\n"

@@ -13,8 +13,9 @@ from safetensors import safe_open
 
 import headwise
 from cli.checkpoints import KV_HEADS, save_tiny
-from headwise.conversion import Target, convert, walk
+from headwise.conversion import Target, convert, run, walk
 from headwise.conversion.checkpoint import ShardWriter, Weights
+from headwise.conversion.descent import Descent
 from headwise.conversion.source import check
 from headwise.conversion.text import Sequences
 from headwise.errors import ConversionError, LoadError, OptionError
@@ -175,6 +176,47 @@ def test_a_conversion_that_fails_leaves_nothing(
     monkeypatch.undo()
     convert(model, "mqa", out=tmp_path / "out", **sizes)
     assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_tuning_brings_the_model_nearer_and_goes_on_after_an_interruption(
+    model: Path, sizes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdict = convert(model, "mla:50%", out=tmp_path / "whole", tune=6, **sizes)
+    assert verdict.tuned is not None
+    assert verdict.converted is not None
+    assert verdict.tuned.perplexity != verdict.converted.perplexity
+    untouched, touched = (
+        "model.layers.1.mlp.up_proj.weight",
+        "model.layers.1.self_attn.q_proj.weight",
+    )
+    before, after = Weights(model), Weights(tmp_path / "whole")
+    assert torch.equal(before[untouched], after[untouched])
+    assert not torch.equal(before[touched], after[touched])
+    assert not (tmp_path / ".whole.work").exists()
+
+    def stop(self: Descent, step: int) -> bool:
+        if step == 4:
+            raise KeyboardInterrupt
+        return made(self, step)
+
+    made = Descent.step
+    monkeypatch.setattr(Descent, "step", stop)
+    monkeypatch.setattr(run, "_SAVE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, "mla:50%", out=tmp_path / "out", tune=6, **sizes)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(Descent, "step", made)
+    with pytest.raises(OptionError, match=r"holds another conversion .*to mla:50%, now mqa"):
+        convert(model, "mqa", out=tmp_path / "out", tune=6, **sizes)
+
+    def never(*args: object, **options: object) -> None:
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(run, "write_converted", never)
+    convert(model, "mla:50%", out=tmp_path / "out", tune=6, **sizes)
+    again = Weights(tmp_path / "out")
+    assert all(torch.equal(after[name], again[name]) for name in after)
+    assert not (tmp_path / ".out.work").exists()
 
 
 def test_what_a_killed_process_left_is_removed(model: Path, tmp_path: Path) -> None:

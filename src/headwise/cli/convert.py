@@ -60,14 +60,19 @@ def convert(
         "length": length,
         "tune": tune,
     }
-    with quiet_transformers(), screen(animated=False) as shown:
-        verdict = conversion.convert(
-            demo_model() if chosen is None else chosen,
-            to,
-            command=_command(chosen, to, options),
-            progress=shown,
-            **options,
-        )
+    try:
+        with quiet_transformers(), screen(animated=False) as shown:
+            verdict = conversion.convert(
+                demo_model() if chosen is None else chosen,
+                to,
+                command=_command(chosen, to, options),
+                progress=shown,
+                **options,
+            )
+    except KeyboardInterrupt:
+        again = "goes on from here" if tune else "starts anew"
+        typer.echo(f"headwise: interrupted; the same command {again}", err=True)
+        return 130
     show(verdict, out)
     return 0
 

@@ -31,16 +31,10 @@ class Projections:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], heads: int, kv_heads: int) -> "Projections":
         """From a layer's tensors, by Llama's names within its `self_attn`."""
-
-        def augmented(name: str) -> Tensor:
-            weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
-            last = weight.new_zeros(len(weight)) if bias is None else bias
-            return torch.cat([weight, last[:, None]], dim=1)
-
         return cls(
-            augmented("q_proj"),
-            augmented("k_proj"),
-            augmented("v_proj"),
+            augmented(tensors, "q_proj"),
+            augmented(tensors, "k_proj"),
+            augmented(tensors, "v_proj"),
             tensors["o_proj.weight"],
             heads,
             kv_heads,
@@ -82,6 +76,13 @@ class Projections:
         if self.biased:
             found[f"{name}.bias"] = augmented[:, -1].contiguous()
         return found
+
+
+def augmented(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """The matrix [out, E+1] of a Linear called `name`, its bias (or zeros) last."""
+    weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
+    last = weight.new_zeros(len(weight)) if bias is None else bias
+    return torch.cat([weight, last[:, None]], dim=1)
 
 
 class Moments:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.conversion.card import model_card
-from headwise.conversion.checkpoint import ShardWriter
+from headwise.conversion.checkpoint import ShardWriter, Weights
 from headwise.conversion.methods import Latent, Merge, Method
 from headwise.conversion.options import check_options
 from headwise.conversion.quality import Judge
@@ -17,8 +17,11 @@ from headwise.conversion.speed import compare_speed
 from headwise.conversion.stack import Stack
 from headwise.conversion.target import Target
 from headwise.conversion.text import Sequences
+from headwise.conversion.tune import Tuning, in_attention
+from headwise.conversion.tune import tune as distil
 from headwise.conversion.verdict import CacheCost, Verdict
 from headwise.conversion.walk import Text, Walk
+from headwise.conversion.work import Work, file_digest
 from headwise.errors import CapacityError
 from headwise.loading.load import load_config, load_model, load_tokenizer, model_folder
 from headwise.loading.memory import gib, weight_bytes
@@ -27,6 +30,8 @@ from headwise.loading.source import find_source
 from headwise.loading.whole import written_whole
 from headwise.spec import AttentionSpec
 
+# How often a tuning is kept.
+_SAVE_SECONDS = 120.0
 # Sequences that go through a layer together.
 _BATCH = 2
 # A folder is as large as its weights; this much more is its vocabulary and configs.
@@ -77,7 +82,9 @@ def convert(
             decomposition of the weights, to compare with.
         tokens: of the text, to fit on.
         length: tokens of a sequence.
-        tune: steps of distillation from the original after the conversion.
+        tune: steps of distillation from the original after the conversion. An interrupted call
+            goes on when it is made again: until `out` is written, a hidden folder .NAME.work beside
+            it keeps what is done.
         command: what the card says to repeat this; by default the call.
         progress: called as progress(stage, done, total).
 
@@ -110,11 +117,23 @@ def convert(
     if calibration is not None:
         text = Sequences.read(Path(calibration), load_tokenizer(folder), tokens, length)
     _check_disk(folder, folder_out)
+    naive = method == "naive"
+
+    def make(part: Path) -> list[float]:
+        return write_converted(folder, target, text, part, naive=naive, progress=report)
+
+    work = None
+    if tune and calibration is not None:
+        asked = {"model": str(folder), "to": str(target), "method": method, "tokens": tokens}
+        asked |= {"length": length, "text": file_digest(Path(calibration))}
+        work = Work(folder_out, asked)
     with written_whole(folder_out) as part:
-        errors = write_converted(
-            folder, target, text, part, naive=method == "naive", progress=report
-        )
-        measured = _judged(folder, part, text, report)
+        if work is None or text is None:
+            errors = make(part)
+            measured = {} if text is None else _judged(folder, part, text, report)
+        else:
+            before, errors = work.converted(make)
+            measured = _tuned(folder, before, part, text, tune, work, report)
         verdict = Verdict(
             model=source.name,
             base_model=source.place if source.kind == "hub" else None,
@@ -130,6 +149,8 @@ def convert(
         (part / "README.md").write_text(model_card(verdict), encoding="utf-8")
         found = json.dumps(verdict.to_dict(), indent=1)
         (part / "headwise-verdict.json").write_text(found, encoding="utf-8")
+    if work is not None:
+        work.remove()
     return verdict
 
 
@@ -175,26 +196,57 @@ def _method(stack: Stack, spec: AttentionSpec, target: Target, *, naive: bool) -
     return Latent(stack.config, spec, sizes, biased=biased, naive=naive)
 
 
-def _judged(
-    folder: Path, converted: Path, text: Sequences | None, progress: Progress
-) -> dict[str, Any]:
+def _judged(folder: Path, converted: Path, text: Sequences, progress: Progress) -> dict[str, Any]:
     """The verdict's fields about quality; one model in memory at a time."""
-    if text is None:
-        return {}
-    tokenizer, models = load_tokenizer(folder), (folder, converted)
-    judge = Judge(
-        load_model(models[0], load_config(models[0]), progress=progress),
-        tokenizer,
-        text.held_out,
-        progress,
+    judge = _judge(folder, _loaded(folder, "auto", progress), text, progress)
+    return _fields(judge) | {"converted": judge.judge(_loaded(converted, "auto", progress))}
+
+
+def _tuned(
+    folder: Path,
+    converted: Path,
+    part: Path,
+    text: Sequences,
+    steps: int,
+    work: Work,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Tune the converted model into `part`; the verdict's fields about quality."""
+    teacher = _loaded(folder, "auto", progress)
+    judge = _judge(folder, teacher, text, progress)
+    student = _loaded(converted, "float32", progress)
+    fields = _fields(judge) | {"converted": judge.judge(student)}
+    distil(
+        teacher,
+        student,
+        text.fitted,
+        Tuning(steps),
+        kept=work.tuning,
+        save_seconds=_SAVE_SECONDS,
+        progress=progress,
     )
-    new = load_model(models[1], load_config(models[1]), progress=progress)
-    return {
-        "prompt": judge.prompt,
-        "positions": judge.positions,
-        "original": judge.original,
-        "converted": judge.judge(new),
-    }
+    stored, new = Weights(converted), student.state_dict()
+    writer = ShardWriter(part)
+    for name in stored:
+        tensor = stored[name]
+        writer.add(name, new[name].to(tensor.dtype) if in_attention(name) else tensor)
+    writer.close()
+    work.copy_to(part)
+    del teacher, student, new
+    return fields | {"tuned": judge.judge(_loaded(part, "auto", progress), "tuned")}
+
+
+def _judge(folder: Path, original: Any, text: Sequences, progress: Progress) -> Judge:
+    return Judge(original, load_tokenizer(folder), text.held_out, progress)
+
+
+def _fields(judge: Judge) -> dict[str, Any]:
+    names = ("prompt", "positions", "original")
+    return {name: getattr(judge, name) for name in names}
+
+
+def _loaded(folder: Path, dtype: str, progress: Progress) -> Any:
+    return load_model(folder, load_config(folder), dtype=dtype, progress=progress)
 
 
 def _check_disk(folder: Path, out: Path) -> None:

@@ -61,6 +61,7 @@ class Stack:
 
 def filled(kind: Any, config: Any, index: int, tensors: dict[str, Tensor]) -> Any:
     """A decoder layer of this class around these tensors, for inference."""
+    config._attn_implementation = "sdpa"
     with torch.device("meta"):
         layer: nn.Module = kind(config, index)
     layer.load_state_dict(tensors, assign=True)

@@ -11,7 +11,7 @@ from headwise.errors import LoadError, OptionError
 
 # Sequences of which no fit ever sees anything: for layer errors, and for the verdict.
 _PROBED = 2
-_HELD_OUT_TOKENS = 8192
+_HELD_OUT_TOKENS = 4096
 
 
 @dataclass(frozen=True)

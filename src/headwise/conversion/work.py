@@ -1,0 +1,76 @@
+"""What an interrupted conversion with tuning goes on from: a hidden folder beside its result."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from headwise.errors import OptionError
+from headwise.loading.whole import written_whole
+
+_RECORD = "headwise-work.json"
+
+
+class Work:
+    """The folder .NAME.work beside the folder NAME that will be made.
+
+    Args:
+        out: the result's folder.
+        asked: everything that the conversion follows from, as values that JSON keeps.
+    """
+
+    def __init__(self, out: Path, asked: Mapping[str, Any]) -> None:
+        self.folder = out.parent / f".{out.name}.work"
+        self.asked = dict(asked)
+
+    @property
+    def tuning(self) -> Path:
+        """Where the tuning keeps its state."""
+        return self.folder / "tuning"
+
+    def converted(self, make: Callable[[Path], list[float]]) -> tuple[Path, list[float]]:
+        """The converted checkpoint's folder and its layers' errors; made where it is not yet.
+
+        Raises:
+            OptionError: the folder is another conversion's.
+        """
+        entry = self.folder / "converted"
+        if entry.is_dir():
+            record = json.loads((entry / _RECORD).read_text(encoding="utf-8"))
+            self._compare(record["asked"])
+            return entry, record["errors"]
+        with written_whole(entry) as part:
+            errors = make(part)
+            record = {"asked": self.asked, "errors": errors}
+            (part / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+        return entry, errors
+
+    def copy_to(self, part: Path) -> None:
+        """Everything of the converted checkpoint but its weights and the record."""
+        for file in (self.folder / "converted").iterdir():
+            if file.name != _RECORD and not file.name.startswith("model"):
+                shutil.copyfile(file, part / file.name)
+
+    def remove(self) -> None:
+        """The result is written: nothing is left to go on from."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _compare(self, asked: Mapping[str, Any]) -> None:
+        other = [
+            f"{name} {asked.get(name)}, now {value}"
+            for name, value in self.asked.items()
+            if asked.get(name) != value
+        ]
+        if other:
+            raise OptionError(
+                f"{self.folder} holds another conversion that was interrupted ({'; '.join(other)})"
+                ": ask for the same to go on with it, or remove the folder to start anew"
+            )
+
+
+def file_digest(file: Path) -> str:
+    """16 hex digits of the sha256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
