@@ -87,6 +87,7 @@ _YARN = {
     "beta_fast": 32,
     "beta_slow": 1,
 }
+_HALF_ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 HYBRID = ["sliding_attention", "full_attention", "sliding_attention"]
 
 _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -108,6 +109,16 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "MixtralForCausalLM",
         "MixtralConfig",
         _decoder(num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW),
+    ),
+    "phi3": (
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        _decoder(sliding_window=WINDOW, rope_parameters=_HALF_ROTARY),
+    ),
+    "glm": (
+        "GlmForCausalLM",
+        "GlmConfig",
+        _decoder(head_dim=20, rope_parameters=_HALF_ROTARY),
     ),
     "gemma2": (
         "Gemma2ForCausalLM",
@@ -164,6 +175,16 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "deepseek_v3-yarn": (
         "DeepseekV3ForCausalLM",
         "DeepseekV3Config",
+        _mla() | {"q_lora_rank": 16, "rope_parameters": _YARN},
+    ),
+    "deepseek_v2-mha": (
+        "DeepseekV2MhaForCausalLM",
+        "DeepseekV2MhaConfig",
+        _mla(topk_method="group_limited_greedy"),
+    ),
+    "deepseek_v3-mha": (
+        "DeepseekV3MhaForCausalLM",
+        "DeepseekV3MhaConfig",
         _mla() | {"q_lora_rank": 16, "rope_parameters": _YARN},
     ),
     "glm4_moe_lite": (
@@ -258,6 +279,6 @@ def make(family: str, **changes: Any) -> Any:
     """The random model of `family`, the same at every call."""
     model_class, config_class, arguments = _MODELS[family]
     torch.manual_seed(_SEEDS.get(family, 11))
-    library: Any = own if config_class.startswith("Headwise") else hf
+    library: Any = own if hasattr(own, config_class) else hf
     config = getattr(library, config_class)(**(arguments | changes))
     return getattr(library, model_class)(config).eval()

@@ -143,6 +143,9 @@ CONFIGS = {
     ),
     "mixtral": ("mixtral", GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1}),
     "mixtral windows": ("mixtral", GROUPED | {"num_local_experts": 2, "sliding_window": 19}),
+    "phi3": ("phi3", GROUPED | {"sliding_window": 19}),
+    "phi3 full": ("phi3", GROUPED | {"num_key_value_heads": None, "head_dim": 22}),
+    "glm": ("glm", GROUPED | {"head_dim": 22}),
     "gemma": ("gemma", GROUPED | {"head_dim": 22}),
     "qwen3_moe": ("qwen3_moe", GROUPED | EXPERTS | {"head_dim": 22}),
     "qwen3_moe windows": (
@@ -265,6 +268,9 @@ def stock_layers(name):
     if "kv_lora_rank" in CONFIGS[name][1]:
         return [_latent(layer.self_attn) for layer in model.layers], [], []
     modules = [layer.self_attn for layer in model.layers if hasattr(layer, "self_attn")]
+    if model_type == "phi3":
+        sizes = [(at.qkv_proj.out_features, at.o_proj.in_features) for at in modules]
+        return [_fused(module, *size) for module, size in zip(modules, sizes)], [], []
     return [_separate(module, "q_proj", "k_proj", "v_proj") for module in modules], [], []
 
 

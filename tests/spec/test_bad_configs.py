@@ -154,6 +154,7 @@ UNUSED = {
     ("qwen3", "hidden_size"),
     ("qwen3_moe", "sliding_window"),
     ("gemma", "hidden_size"),
+    ("glm", "hidden_size"),
     ("gpt_oss", "hidden_size"),
 }
 INTEGER_FIELDS = sorted(

@@ -1,7 +1,8 @@
 """headwise inside Hugging Face Transformers. Importing this package imports Transformers.
 
-It also makes our own model type, `headwise_mla`, known to Transformers' Auto classes, so that a
-converted checkpoint loads as any other and needs no code of its own.
+It also makes our own model types known to Transformers' Auto classes, so that a converted
+checkpoint loads as any other and needs no code of its own: `headwise_mla`, and DeepSeek-V2 and V3
+expanded to MHA.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -15,6 +16,15 @@ from headwise.hf.cache import (
     cache_nbytes,
     use_own_layers,
 )
+from headwise.hf.deepseek_mha import (
+    DeepseekV2MhaConfig,
+    DeepseekV2MhaForCausalLM,
+    DeepseekV2MhaModel,
+    DeepseekV3MhaConfig,
+    DeepseekV3MhaForCausalLM,
+    DeepseekV3MhaModel,
+    register_weights,
+)
 from headwise.hf.mla_config import HeadwiseMlaConfig
 from headwise.hf.mla_model import HeadwiseMlaForCausalLM, HeadwiseMlaModel
 from headwise.hf.report import AttachReport, LayerReport
@@ -22,6 +32,10 @@ from headwise.hf.report import AttachReport, LayerReport
 __all__ = [
     "AttachReport",
     "ContiguousLayer",
+    "DeepseekV2MhaConfig",
+    "DeepseekV2MhaForCausalLM",
+    "DeepseekV3MhaConfig",
+    "DeepseekV3MhaForCausalLM",
     "HeadwiseMlaConfig",
     "HeadwiseMlaForCausalLM",
     "LayerReport",
@@ -34,6 +48,12 @@ __all__ = [
     "use_own_layers",
 ]
 
-AutoConfig.register(HeadwiseMlaConfig.model_type, HeadwiseMlaConfig, exist_ok=True)
-AutoModel.register(HeadwiseMlaConfig, HeadwiseMlaModel, exist_ok=True)
-AutoModelForCausalLM.register(HeadwiseMlaConfig, HeadwiseMlaForCausalLM, exist_ok=True)
+for _config, _model, _causal in (
+    (HeadwiseMlaConfig, HeadwiseMlaModel, HeadwiseMlaForCausalLM),
+    (DeepseekV2MhaConfig, DeepseekV2MhaModel, DeepseekV2MhaForCausalLM),
+    (DeepseekV3MhaConfig, DeepseekV3MhaModel, DeepseekV3MhaForCausalLM),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForCausalLM.register(_config, _causal, exist_ok=True)
+register_weights()

@@ -13,7 +13,7 @@ from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 # Families whose attention modules hand their window to the attention function at every call, so
 # that a window need not be spelled out (read in the modules of Transformers 5.24).
 WINDOW_FAMILIES = frozenset(
-    {"gemma2", "gemma3", "gemma3_text", "gpt_oss", "mistral", "qwen2", "qwen3"}
+    {"gemma2", "gemma3", "gemma3_text", "gpt_oss", "mistral", "phi3", "qwen2", "qwen3"}
 )
 
 

@@ -7,7 +7,9 @@ from headwise.spec.readers.bert import BERT, ROBERTA
 from headwise.spec.readers.bloom import BLOOM
 from headwise.spec.readers.deepseek import (
     DEEPSEEK_V2,
+    DEEPSEEK_V2_MHA,
     DEEPSEEK_V3,
+    DEEPSEEK_V3_MHA,
     DEEPSEEK_V32,
     GLM4_MOE_LITE,
     MINICPM3,
@@ -20,7 +22,17 @@ from headwise.spec.readers.gpt2 import GPT2, GPT_BIGCODE
 from headwise.spec.readers.gpt_oss import GPT_OSS
 from headwise.spec.readers.headwise_mla import HEADWISE_MLA
 from headwise.spec.readers.layout import Layout
-from headwise.spec.readers.llama import GEMMA, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE
+from headwise.spec.readers.llama import (
+    GEMMA,
+    GLM,
+    LLAMA,
+    MISTRAL,
+    MIXTRAL,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+)
 from headwise.spec.readers.palm import PALM
 from headwise.spec.readers.qwen3_next import QWEN3_5, QWEN3_NEXT
 from headwise.spec.readers.t5 import T5
@@ -36,6 +48,8 @@ FAMILIES: Mapping[str, Family] = {
     "llama": LLAMA,
     "mistral": MISTRAL,
     "mixtral": MIXTRAL,
+    "phi3": PHI3,
+    "glm": GLM,
     "qwen2": QWEN2,
     "qwen3": QWEN3,
     "qwen3_moe": QWEN3_MOE,
@@ -53,6 +67,8 @@ FAMILIES: Mapping[str, Family] = {
     "minicpm3": MINICPM3,
     "palm": PALM,
     "headwise_mla": HEADWISE_MLA,
+    "headwise_deepseek_v2_mha": DEEPSEEK_V2_MHA,
+    "headwise_deepseek_v3_mha": DEEPSEEK_V3_MHA,
 }
 # Multimodal types whose config class fills in a text part that config.json may leave out.
 _DEFAULT_TEXT_TYPE = {

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from headwise.errors import SpecError
 from headwise.spec.attention_spec import AttentionSpec
@@ -98,6 +99,15 @@ def _read(fields: ConfigFields, indexer: IndexerSpec | None = None) -> Layout:
     return one_stack([attention] * layers, fields.positive("max_position_embeddings"))
 
 
+def _read_expanded(fields: ConfigFields) -> Layout:
+    """Of a model that caches what MLA expands its latents to."""
+    layout = _read(fields)
+    (mla,) = {layer.attention for layer in layout.layers}
+    assert mla is not None
+    attention = replace(mla, latent_rank=None, rope_dim=None, query_rank=None)
+    return one_stack([attention] * len(layout.layers), layout.max_context)
+
+
 def _yarn_factor(fields: ConfigFields) -> float:
     """What YaRN multiplies queries and keys by: 0.1 * mscale_all_dim * ln(factor) + 1.
 
@@ -120,5 +130,7 @@ def _yarn_factor(fields: ConfigFields) -> float:
 DEEPSEEK_V2 = Family(_read, _V2)
 DEEPSEEK_V3 = Family(_read, _V3)
 DEEPSEEK_V32 = Family(_read_v32, _V32)
+DEEPSEEK_V2_MHA = Family(_read_expanded, _V2)
+DEEPSEEK_V3_MHA = Family(_read_expanded, _V3)
 GLM4_MOE_LITE = Family(_read, _GLM4_MOE_LITE)
 MINICPM3 = Family(_read, _MINICPM3)

@@ -1,4 +1,7 @@
-"""Llama, Mistral, Mixtral, Gemma, Qwen2, Qwen3: grouped kv heads, some with windows or QK-norm."""
+"""Llama, Mistral, Mixtral, Gemma, GLM, Phi-3, Qwen2, Qwen3: kv heads in groups.
+
+Some have windows or QK-norm.
+"""
 
 from collections.abc import Sequence
 
@@ -31,6 +34,17 @@ _GEMMA = _LLAMA | {
     "head_dim": 256,
     "max_position_embeddings": 8192,
     "use_bidirectional_attention": None,
+}
+_GLM = _LLAMA | {
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+}
+_PHI3 = _LLAMA | {
+    "hidden_size": 3072,
+    "max_position_embeddings": 4096,
+    "sliding_window": None,
 }
 _QWEN2 = _LLAMA | {
     "num_key_value_heads": 32,
@@ -118,6 +132,8 @@ LLAMA = Family(_read_llama, _LLAMA)
 MISTRAL = Family(_read_mistral, _MISTRAL)
 MIXTRAL = Family(_read_mistral, _MIXTRAL)
 GEMMA = Family(_read_gemma, _GEMMA)
+GLM = Family(_read_llama, _GLM)
+PHI3 = Family(_read_mistral, _PHI3)
 QWEN2 = Family(_read_qwen2, _QWEN2)
 QWEN3 = Family(_read_qwen3, _QWEN3)
 QWEN3_MOE = Family(_read_qwen3_moe, _QWEN3_MOE)
