@@ -33,16 +33,19 @@ def test_a_model_that_is_not_from_the_hub_has_no_base() -> None:
     assert front["tags"][-1] == "mla"
 
 
-@pytest.mark.parametrize("target", ["gqa:2", "mqa", "mha"])
-def test_a_stock_architecture_is_loaded_by_transformers_alone(target: str) -> None:
-    card = model_card(verdict(target=target))
-    assert "ordinary Transformers checkpoint" in card
+@pytest.mark.parametrize(("target", "model_type"), [("mqa", "llama"), ("mha", "glm")])
+def test_a_stock_architecture_is_loaded_by_transformers_alone(target: str, model_type: str) -> None:
+    card = model_card(verdict(target=target, model_type=model_type))
+    assert f"ordinary Transformers checkpoint, of model_type `{model_type}`" in card
     assert "import headwise.hf" not in card
     assert "headwise.attach(model)" in card
 
 
-def test_our_architecture_is_made_known_first() -> None:
-    card = model_card(verdict(target="mla:rank=128,rope=48"))
+@pytest.mark.parametrize(
+    ("target", "model_type"), [("mla:50%", "headwise_mla"), ("mha", "headwise_deepseek_v3_mha")]
+)
+def test_our_architecture_is_made_known_first(target: str, model_type: str) -> None:
+    card = model_card(verdict(target=target, model_type=model_type))
     assert "headwise.load(folder)" in card
     assert card.index("import headwise.hf") < card.index("AutoModelForCausalLM.from_pretrained")
 

@@ -37,6 +37,11 @@ def test_what_keeps_everything_needs_no_text_unless_it_is_tuned(tmp_path: Path, 
         check(to, tmp_path / "out", calibration=None, tune=5)
 
 
+def test_what_equals_the_original_is_not_tuned(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="mha equals the original: there is nothing to tune"):
+        check("mha", tmp_path / "out", tune=5)
+
+
 def test_the_folder_is_new_or_empty(tmp_path: Path) -> None:
     check("mqa", tmp_path / "above" / "new")
     check("mqa", tmp_path)

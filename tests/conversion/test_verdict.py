@@ -54,6 +54,11 @@ def test_a_conclusion_says_what_is_kept_and_lost() -> None:
     )
 
 
+def test_a_cache_that_grew_is_said_to_have_grown() -> None:
+    grown = verdict(1.0, target="mha", cache=CacheCost(7680, 23040, "bfloat16"))
+    assert grown.conclusion.startswith("mha takes 3.0 times the cache, multiplies perplexity by 1")
+
+
 def test_a_conversion_that_more_than_doubles_perplexity_is_called_unusable() -> None:
     assert verdict(3.4).conclusion == (
         "mqa multiplies perplexity by 3.4: not usable as it is; tune it (--tune) or keep more of "

@@ -29,6 +29,7 @@ def verdict(factor: float = 1.5, **changes: Any) -> Verdict:
     """A conversion to MQA that multiplies a perplexity of 16."""
     made = Verdict(
         model="SmolLM2-135M",
+        model_type="llama",
         target="mqa",
         method="aware",
         cache=CacheCost(original=23040, converted=7680, dtype="bfloat16"),

@@ -12,8 +12,6 @@ from headwise.conversion.verdict import Verdict
 _ORDER_CHANGING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 _STOCK = """\
-An ordinary Transformers checkpoint of the original's architecture:
-
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -38,7 +36,7 @@ import headwise
 
 folder = "."  # this folder
 model, tokenizer = headwise.load(folder)
-headwise.attach(model)  # decodes from the latents
+headwise.attach(model)  # its attention and cache
 ```
 
 Or by Transformers' own classes:
@@ -64,7 +62,7 @@ def model_card(verdict: Verdict) -> str:
         "The original's card says what the model is for and under which licence; this one says "
         "what became of it.",
         "## Load",
-        _OURS if verdict.target.startswith("mla") else _STOCK,
+        *_loading(verdict),
         "## Verdict",
         *_verdict(verdict),
         "## How it was made",
@@ -81,6 +79,14 @@ def _front_matter(verdict: Verdict) -> str:
         lines.append(f"base_model: {json.dumps(verdict.base_model)}")  # a JSON string is YAML
     lines += ["tags:", "- headwise", "- kv-cache", f"- {verdict.target.partition(':')[0]}"]
     return "\n".join(["---", *lines, "---"])
+
+
+def _loading(verdict: Verdict) -> Iterator[str]:
+    if verdict.model_type.startswith("headwise"):
+        yield _OURS
+    else:
+        yield f"An ordinary Transformers checkpoint, of model_type {_code(verdict.model_type)}:"
+        yield _STOCK
 
 
 def _verdict(verdict: Verdict) -> Iterator[str]:

@@ -45,6 +45,8 @@ def check_options(
         raise OptionError(f"length is {length}, expected at least 2 tokens")
     if tokens < length:
         raise OptionError(f"tokens is {tokens}, expected at least one sequence of {length}")
+    if tune and target.mechanism == "mha":
+        raise OptionError(f"tune is {tune}, and mha equals the original: there is nothing to tune")
     if tune < 0:
         raise OptionError(f"tune is {tune}, expected a number of steps, 0 for none")
     _check_out(out.expanduser().absolute())

@@ -8,6 +8,7 @@ from typing import Any
 
 from headwise.conversion.card import model_card
 from headwise.conversion.checkpoint import ShardWriter, Weights
+from headwise.conversion.expand import expand
 from headwise.conversion.methods import Latent, Merge, Method
 from headwise.conversion.options import check_options
 from headwise.conversion.quality import Judge
@@ -71,13 +72,14 @@ def convert(
         >>> print(verdict.conclusion)  # doctest: +SKIP
 
     Args:
-        model: a folder, a .gguf file or a hub id of a Llama, Mistral or Qwen2 with MHA or GQA.
+        model: a folder, a .gguf file or a hub id of a Llama, Mistral or Qwen2 with MHA or GQA; for
+            "mha" of a DeepSeek-V2, a DeepSeek-V3 or what "mla" made.
         to: "gqa:2" (2 kv heads), "mqa", "mla" (everything kept, exact), "mla:50%" (of the cached
-            elements) or "mla:rank=128,rope=64" (R and P of every layer).
+            elements) or "mla:rank=128,rope=64" (R and P of every layer); from MLA, "mha" (exact).
         out: a new folder for the checkpoint, its model card README.md and headwise-verdict.json;
             written whole or not at all.
         calibration: a text file, like what the model will read. Its end is held out for the
-            verdict. Only "mla" does without one.
+            verdict. Only "mla" and "mha" do without one.
         method: "aware" of the activations, or "naive": mean pooling of heads, or the singular value
             decomposition of the weights, to compare with.
         tokens: of the text, to fit on.
@@ -134,12 +136,14 @@ def convert(
         else:
             before, errors = work.converted(make)
             measured = _tuned(folder, before, part, text, tune, work, report)
+        made = load_config(part)
         verdict = Verdict(
             model=source.name,
+            model_type=made.model_type,
             base_model=source.place if source.kind == "hub" else None,
             target=str(target),
             method=method,
-            cache=CacheCost.between(config, load_config(part)),
+            cache=CacheCost.between(config, made),
             speeds=compare_speed(folder, part, progress=report),
             command=command or _call(model, to, calibration, out, method, tokens, length, tune),
             seconds=time.monotonic() - began,
@@ -173,6 +177,10 @@ def write_converted(
     """
     config = load_config(folder)
     spec = check(config, target)
+    if target.mechanism == "mha":
+        expand(folder, part, progress)
+        _copy_companions(folder, part)
+        return []
     stack = Stack(folder, config)
     made = _method(stack, spec, target, naive=naive)
     writer = ShardWriter(part)
@@ -182,10 +190,15 @@ def write_converted(
     errors = Walk(stack, spec, made, refit=not naive).convert(batches, writer, progress)
     writer.close()
     made.config.save_pretrained(part)
+    _copy_companions(folder, part)
+    return errors
+
+
+def _copy_companions(folder: Path, part: Path) -> None:
+    """The tokenizer and what else a model has beside its weights and config."""
     for pattern in _COPIED:
         for file in folder.glob(pattern):
             shutil.copyfile(file, part / file.name)
-    return errors
 
 
 def _method(stack: Stack, spec: AttentionSpec, target: Target, *, naive: bool) -> Method:

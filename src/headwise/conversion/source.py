@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from headwise.conversion.expand import expanded_config
 from headwise.conversion.target import Target
 from headwise.errors import ConversionError
 from headwise.spec import AttentionSpec, ModelSpec
@@ -22,6 +23,18 @@ def check(config: Any, target: Target) -> AttentionSpec:
     found = next((at for at in specs if at is not None), None)
     if found is None:
         raise ConversionError(f"model_type {family!r} has no decoder layers to convert")
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConversionError(
+            "the checkpoint is quantised: convert the original in bfloat16 or float32"
+        )
+    if target.mechanism == "mha":
+        if found.latent_rank is None:
+            raise ConversionError(
+                f"model_type {family!r} is {found.mechanism} already, and caches keys and values "
+                "as they are: expected MLA to make mha of"
+            )
+        expanded_config(config)  # raises what stands in the way
+        return found
     if found.latent_rank is not None:
         raise ConversionError(
             f"model_type {family!r} is MLA already: expected MHA or GQA to make {target} of"
@@ -34,10 +47,6 @@ def check(config: Any, target: Target) -> AttentionSpec:
     if family not in FAMILIES:
         raise ConversionError(
             f"model_type {family!r} is not covered: expected {', '.join(FAMILIES)}"
-        )
-    if getattr(config, "quantization_config", None) is not None:
-        raise ConversionError(
-            "the checkpoint is quantised: convert the original in bfloat16 or float32"
         )
     if target.mechanism == "gqa":
         _check_groups(found, target)

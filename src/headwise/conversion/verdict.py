@@ -53,6 +53,7 @@ class Verdict:
     Args:
         model: the original's name.
         base_model: its id on the hub, None where it is not from there.
+        model_type: the result's.
         target: as `Target` writes itself.
         method: "aware" of the activations, or "naive".
         cache: before and after.
@@ -68,6 +69,7 @@ class Verdict:
     """
 
     model: str
+    model_type: str
     target: str
     method: str
     cache: CacheCost
@@ -98,6 +100,8 @@ class Verdict:
     def conclusion(self) -> str:
         """The verdict in one line."""
         share = f"{self.target} keeps {self.cache.share:.0%} of the cache"
+        if self.cache.share > 1:
+            share = f"{self.target} takes {self.cache.share:.1f} times the cache"
         final = self.tuned or self.converted
         factor = self.factor(final)
         if final is None or factor is None:

@@ -1,0 +1,186 @@
+"""MLA expanded to MHA, equal in output: for checking, and for tools that have no MLA.
+
+A latent that is not normalised is linear in the hidden state, and so are the keys and values that
+are made of it: `headwise_mla` becomes a stock checkpoint of GLM's architecture. Half of its head's
+dims are rotated, and hold what the query meets of the rope key; the other half holds what the key
+has besides. DeepSeek normalises its latents, which no stock MHA can hold: its weights stay as they
+are, under a model type of ours that caches keys and values in place of the latents.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot, pad
+
+from headwise.conversion.checkpoint import ShardWriter, Weights
+from headwise.conversion.methods import attention_tensors
+from headwise.conversion.projections import Projections, augmented
+from headwise.conversion.stack import PREFIX
+from headwise.errors import ConversionError
+from headwise.loading.load import load_config
+from headwise.loading.progress import Progress, silent
+
+# Families whose latents are normalised, which keep their weights.
+NORMALISED = ("deepseek_v2", "deepseek_v3")
+FAMILIES = ("headwise_mla", *NORMALISED)
+
+# What a config of GLM's has in common with Llama's.
+_KEPT = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "attention_dropout",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "use_cache",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+
+
+def expanded_config(config: Any) -> Any:
+    """The config of the MHA model that equals an MLA model.
+
+    Raises:
+        ConversionError: no such model is known; says why.
+    """
+    family = config.model_type
+    if family in NORMALISED:
+        from headwise.hf.deepseek_mha import MHA_CONFIGS
+
+        kind = MHA_CONFIGS[family]
+        left_out = ("model_type", "architectures", "transformers_version", "dtype")
+        given = {name: at for name, at in config.to_dict().items() if name not in left_out}
+        made = kind(**given)
+        made.architectures = [f"{kind.__name__.removesuffix('Config')}ForCausalLM"]
+    elif family == "headwise_mla":
+        made = _glm_config(config)
+    else:
+        raise ConversionError(
+            f"model_type {family!r} is not covered: expected {', '.join(FAMILIES)} to make mha of"
+        )
+    made.dtype = config.dtype
+    return made
+
+
+def _glm_config(config: Any) -> Any:
+    from transformers import GlmConfig
+    from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    for name in ("attention_bias", "mlp_bias"):
+        if getattr(config, name):
+            raise ConversionError(
+                f"{name} is true: no stock MHA whose heads are rotated by half has that bias"
+            )
+    if config.v_head_dim > 2 * config.head_dim:
+        raise ConversionError(
+            f"v_head_dim is {config.v_head_dim}: expected at most {2 * config.head_dim}, twice "
+            "head_dim, which the expanded heads have"
+        )
+    made = GlmConfig(
+        **{name: getattr(config, name) for name in _KEPT},
+        num_key_value_heads=config.num_attention_heads,
+        head_dim=2 * config.head_dim,
+        attention_bias=config.query_key_bias,
+        rope_parameters={**config.rope_parameters, "partial_rotary_factor": 0.5},
+    )
+    made.architectures = ["GlmForCausalLM"]
+    old, new = LlamaRotaryEmbedding(config), GlmRotaryEmbedding(made)
+    same = old.inv_freq.shape == new.inv_freq.shape and torch.allclose(old.inv_freq, new.inv_freq)
+    if not same or old.attention_scaling != new.attention_scaling:
+        raise ConversionError(
+            f"rope_type is {old.rope_type!r}: heads that are rotated by half turn with other "
+            "frequencies"
+        )
+    return made
+
+
+def expand(folder: Path, part: Path, progress: Progress = silent) -> None:
+    """Write the MHA model that equals the MLA checkpoint in `folder` into the folder `part`.
+
+    One layer is in memory at a time. The weights have the dtype of those that they are made of.
+
+    Raises:
+        ConversionError: as `expanded_config`.
+    """
+    from transformers import GenerationConfig
+
+    config = load_config(folder)
+    expanded_config(config).save_pretrained(part)
+    # GLM's config has ends of its own where it is given none
+    GenerationConfig.from_model_config(config).save_pretrained(part)
+    weights, writer = Weights(folder), ShardWriter(part)
+    layers = 0 if config.model_type in NORMALISED else config.num_hidden_layers
+    for index in range(layers):
+        progress("expanding layers", index, layers)
+        prefix = PREFIX.format(index)
+        stored = weights[f"{prefix}self_attn.q_proj.weight"].dtype
+        for name, tensor in _glm_layer(weights.below(prefix), config, index).items():
+            writer.add(prefix + name, tensor.to(stored))
+    for name in weights:
+        if not (layers and name.startswith(PREFIX.partition("{")[0])):
+            writer.add(name, weights[name])
+    writer.close()
+    progress("expanding layers", layers, layers)
+
+
+def _glm_layer(layer: Mapping[str, Tensor], config: Any, index: int) -> dict[str, Tensor]:
+    """A layer's tensors by GLM's names, of those of `headwise_mla`."""
+    attention = _attention(attention_tensors(layer), config, index)
+    made = {"o_proj.weight": attention.output}
+    for name in ("query", "key", "value"):
+        made |= attention.split(f"{name[0]}_proj", getattr(attention, name))
+    gate_up = torch.cat([layer["mlp.gate_proj.weight"], layer["mlp.up_proj.weight"]])
+    kept = ("input_layernorm", "post_attention_layernorm", "mlp.down_proj")
+    return {
+        **{f"self_attn.{name}": tensor for name, tensor in made.items()},
+        "mlp.gate_up_proj.weight": gate_up,
+        **{f"{name}.weight": layer[f"{name}.weight"] for name in kept},
+    }
+
+
+def _attention(tensors: Mapping[str, Tensor], config: Any, index: int) -> Projections:
+    """Queries, keys and values of 2D dims a head, the first D of them rotated."""
+    heads, dim, value_dim = config.num_attention_heads, config.head_dim, config.v_head_dim
+    rank, nope = config.kv_lora_rank[index], config.qk_nope_head_dim[index]
+    pairs = config.qk_rope_head_dim[index] // 2
+
+    query = augmented(tensors, "q_proj").unflatten(0, (heads, 2, dim // 2))
+    # GLM's pairs are neighbours: real and imaginary part of one, then those of the next
+    query = torch.cat([query.transpose(1, 2).flatten(1, 2), query.flatten(1, 2)], dim=1)
+
+    latent, real, imaginary = augmented(tensors, "kv_a_proj").split([rank, pairs, pairs])
+    # q m k* = q (m* k)*: what a head's query multiplies is put into its key, and pairs that turn
+    # alike meet the same pair of the query, so that their sum is met in their place
+    turning = one_hot(tensors["rope_planes"].long(), dim // 2).T
+    mix = torch.view_as_complex(tensors["rope_mix"]).conj()
+    rotated = (mix[:, None] * turning) @ torch.complex(real, imaginary)
+    up = tensors["kv_b_proj.weight"].unflatten(0, (heads, nope + value_dim))
+    content = pad(up[:, :nope] @ latent, (0, 0, 0, dim - nope))
+    key = torch.cat([torch.view_as_real(rotated).movedim(-1, 2).flatten(1, 2), content], dim=1)
+    # GLM's scores are divided by sqrt(2D)
+    key = key * (config.attention_scale * math.sqrt(2 * dim))
+
+    beyond = 2 * dim - value_dim
+    value = pad(up[:, nope:] @ latent, (0, 0, 0, beyond))
+    output = pad(tensors["o_proj.weight"].unflatten(1, (heads, value_dim)), (0, beyond))
+    return Projections(
+        query.flatten(0, 1),
+        key.flatten(0, 1),
+        value.flatten(0, 1),
+        output.flatten(1),
+        heads,
+        heads,
+        biased=config.query_key_bias,
+    )
