@@ -45,7 +45,7 @@ def _lines(verdict: Verdict, out: Path) -> list[str]:
     if errors:
         worst = max(range(len(errors)), key=errors.__getitem__)
         lines.append(
-            f"squared error of attention outputs: {sum(errors) / len(errors):.2g} of theirs in the "
+            f"squared error of hidden states: {sum(errors) / len(errors):.2g} of theirs in the "
             f"mean of {len(errors)} layers, at most {errors[worst]:.2g} in layer {worst}"
         )
     if verdict.original is not None:

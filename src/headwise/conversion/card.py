@@ -95,7 +95,10 @@ def _verdict(verdict: Verdict) -> Iterator[str]:
         yield _table(speed_rows(verdict))
     yield "\n".join(f"- {note}" for note in notes(verdict))
     if verdict.layer_errors:
-        yield "Relative squared error of each layer's attention, on text that was not fitted:"
+        yield (
+            "Squared error of the hidden states after each layer's attention, as a share of their "
+            "square, on text that was not fitted:"
+        )
         rows = [[str(layer), f"{error:.2g}"] for layer, error in enumerate(verdict.layer_errors)]
         yield _table([["layer", "error"], *rows])
     models = {

@@ -1,7 +1,7 @@
-"""The output projection, fitted anew to what the original attention put out.
+"""The output projection, fitted anew to what brings hidden states back to the original's.
 
-After keys and values have changed, the heads' outputs z still determine most of the original output
-y: W_o is the ridge solution of W_o z = y, drawn to the projection that the conversion folded. How
+After keys and values have changed, the heads' outputs z still determine most of what is wanted
+of them, y: W_o is the ridge solution of W_o z = y, drawn to the projection that was folded. How
 strongly is chosen by how well one half of the text predicts the other.
 """
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 # In units of the mean energy of z.
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# So many of the outputs are enough to choose by.
+_OUTPUTS = 256
 
 
 class Refit:
@@ -39,13 +41,14 @@ class Refit:
         """The ridge with which each half predicts the other best."""
         if self.batches < 2:
             return _RIDGES[len(_RIDGES) // 2]
-        errors = []
+        errors, step = [], -(-len(start) // _OUTPUTS)
+        start, cross = start[::step], self.cross[..., ::step]
         for ridge in _RIDGES:
             error = 0.0
             for half in range(2):
-                weight = self.solved(start, ridge, self.gram[half], self.cross[half])
+                weight = self.solved(start, ridge, self.gram[half], cross[half])
                 # |W z - y|^2 over the other half, less |y|^2
-                other = self.gram[1 - half] @ weight.T - 2 * self.cross[1 - half]
+                other = self.gram[1 - half] @ weight.T - 2 * cross[1 - half]
                 error += float((weight.T * other).sum())
             errors.append(error)
         return _RIDGES[errors.index(min(errors))]
@@ -56,4 +59,5 @@ class Refit:
         weight = ridge * gram.diagonal().mean()
         left = gram + weight * torch.eye(len(gram))
         right = cross + weight * start.T
-        return torch.linalg.solve(left.double(), right.double()).float().T.contiguous()
+        factor = torch.linalg.cholesky(left.double())
+        return torch.cholesky_solve(right.double(), factor).float().T.contiguous()

@@ -170,7 +170,7 @@ def write_converted(
     """Convert the checkpoint in `folder` into the empty folder `part`, layer by layer.
 
     Returns:
-        per layer the relative squared error of the attention's output; empty without text.
+        what each layer loses, as `Walk.convert` gives it; empty without text.
 
     Raises:
         ConversionError: the model cannot be converted so.
@@ -186,8 +186,9 @@ def write_converted(
     writer = ShardWriter(part)
     batches = None
     if text is not None and not target.exact:
-        batches = Text(list(text.fitted.split(_BATCH)), list(text.probed.split(_BATCH)))
-    errors = Walk(stack, spec, made, refit=not naive).convert(batches, writer, progress)
+        fitted = [] if naive else list(text.fitted.split(_BATCH))
+        batches = Text(fitted, list(text.probed.split(_BATCH)))
+    errors = Walk(stack, spec, made, aware=not naive).convert(batches, writer, progress)
     writer.close()
     made.config.save_pretrained(part)
     _copy_companions(folder, part)

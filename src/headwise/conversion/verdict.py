@@ -60,8 +60,8 @@ class Verdict:
         prompt: the held-out text that each `Quality` continues; "" where quality is not measured.
         positions: how many held-out tokens were predicted.
         original, converted, tuned: quality of each, None where it was not measured or not made.
-        layer_errors: of each layer, the relative squared error of the attention's output on text
-            that was not fitted.
+        layer_errors: after each layer's attention, the relative squared error of the normalised
+            hidden states on text that nothing was fitted to.
         speeds: decoding before and after.
         command: what repeats this.
         seconds: that the whole took.

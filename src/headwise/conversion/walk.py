@@ -1,9 +1,9 @@
 """The conversion itself: down the layers, original and result side by side on the same text.
 
 A layer is read, its original run on what the original's layers before it gave, the new one made
-for what the new layers before it give, and its output projection fitted to what the original put
-out; then it is written, and both go on to the next. So errors do not add up unseen, and no more
-than two layers are in memory at a time.
+for what the new layers before it give, and its output projection fitted so that the sum comes as
+near as it can to the original's; then it is written, and both go on to the next. So errors do not
+add up unseen, and no more than two layers are in memory at a time.
 """
 
 from dataclasses import dataclass
@@ -38,17 +38,21 @@ class Text:
 
 
 class Walk:
-    """Goes through the layers of a model, in pairs of the original and the new one."""
+    """Goes through the layers of a model, in pairs of the original and the new one.
 
-    def __init__(self, stack: Stack, spec: AttentionSpec, method: Method, *, refit: bool) -> None:
-        self.stack, self.spec, self.method, self.refit = stack, spec, method, refit
+    `aware`: the method is told what the text says, and output projections are fitted.
+    """
+
+    def __init__(self, stack: Stack, spec: AttentionSpec, method: Method, *, aware: bool) -> None:
+        self.stack, self.spec, self.method, self.aware = stack, spec, method, aware
 
     def convert(self, text: Text | None, writer: ShardWriter, progress: Progress) -> list[float]:
         """Write all weights of the result; what each layer's attention loses.
 
         Returns:
-            per layer the squared error of the attention's output over its square, on text that
-            nothing was fitted to; empty without text.
+            per layer, after its attention, the squared error of the hidden states over their
+            square, each scaled as the norm that follows scales it, on text that nothing was fitted
+            to; empty without text.
         """
         errors: list[float] = []
         layers = self.stack.config.num_hidden_layers
@@ -62,9 +66,10 @@ class Walk:
                     new = self._new_layer(index, old, projections, None)
                 else:
                     states.run_old(old)
-                    seen = states.seen(old, projections, self.spec.scale)
+                    scale = self.spec.scale
+                    seen = states.seen(old, projections, scale) if self.aware else None
                     new = self._new_layer(index, old, projections, seen)
-                    errors.append(states.run_new(new, refit=self.refit))
+                    errors.append(states.run_new(new, refit=self.aware))
                 self._write(index, new, writer)
         for name in self.stack.weights:
             if not name.startswith(PREFIX.partition("{")[0]):
@@ -97,22 +102,21 @@ class Walk:
 
 
 class _States:
-    """Hidden states of both models on all batches, and what the original's attention put out."""
+    """Hidden states of both models on all batches; `middle`, the original's after attention."""
 
     def __init__(self, stack: Stack, text: Text) -> None:
         self.stack, self.fitted = stack, len(text.fitted)
         self.old = [stack.embed(batch) for batch in text.batches]
         self.new = [hidden.clone() for hidden in self.old]
-        self.wanted: list[Tensor] = []
+        self.middle: list[Tensor] = []
         self.positions = stack.positions(self.old[0])
 
     def run_old(self, layer: Any) -> None:
-        """The original's layer; keeps its attention's outputs."""
-        self.wanted = []
+        """The original's layer."""
+        self.middle = []
         for at, hidden in enumerate(self.old):
-            out = attend(layer, hidden, self.positions)[1]
-            self.wanted.append(out)
-            self.old[at] = feed_forward(layer, hidden + out)
+            self.middle.append(hidden + attend(layer, hidden, self.positions)[1])
+            self.old[at] = feed_forward(layer, self.middle[at])
 
     def seen(self, layer: Any, projections: Projections, scale: float) -> Seen:
         """What the new layer will see."""
@@ -144,19 +148,33 @@ class _States:
         return Sensitivity.measure(query, key, value, projections.output, scale)
 
     def run_new(self, layer: Any, *, refit: bool) -> float:
-        """The new layer, its output projection fitted; its error on what was not fitted to."""
+        """The new layer, its output projection fitted; its error on what was not fitted to.
+
+        It is fitted to what brings the hidden states back to the original's, errors of the layers
+        before it included; each token counts by the inverse square of its hidden state, as the norm
+        that follows divides by it.
+        """
         projection = layer.self_attn.o_proj
         heads = [attend(layer, hidden, self.positions)[0] for hidden in self.new]
         if refit:
             sums = Refit(*projection.weight.T.shape)
-            for z, wanted in zip(heads[: self.fitted], self.wanted, strict=False):
-                sums.add(z, wanted if projection.bias is None else wanted - projection.bias)
+            for at in range(self.fitted):
+                wanted = self.middle[at] - self.new[at]
+                if projection.bias is not None:
+                    wanted = wanted - projection.bias
+                size = _size(self.middle[at])
+                sums.add(heads[at] / size, wanted / size)
             projection.weight.copy_(sums.solve(projection.weight))
-        missed = total = 0.0
-        for at, (z, wanted) in enumerate(zip(heads, self.wanted, strict=True)):
-            out = projection(z)
+        errors = []
+        for at, z in enumerate(heads):
+            hidden = self.new[at] + projection(z)
             if at >= self.fitted:
-                missed += float((out - wanted).square().sum())
-                total += float(wanted.square().sum())
-            self.new[at] = feed_forward(layer, self.new[at] + out)
-        return missed / total
+                middle = self.middle[at] / _size(self.middle[at])
+                errors.append((hidden / _size(hidden) - middle).square().mean())
+            self.new[at] = feed_forward(layer, hidden)
+        return float(torch.stack(errors).mean())
+
+
+def _size(hidden: Tensor) -> Tensor:
+    """Root mean square of hidden states [.., E], [.., 1]."""
+    return hidden.square().mean(-1, keepdim=True).sqrt()
