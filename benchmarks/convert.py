@@ -45,7 +45,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--tune", type=int, default=0, help="steps, for the aware method")
-    parser.add_argument("--tune-tokens", type=int, default=98304)
     parser.add_argument("--also", type=Path, action="append", default=[], help="texts to judge on")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
@@ -64,7 +63,6 @@ def _points(given: Any, folder: Path, scratch: Path) -> list[dict[str, Any]]:
     reference = scratch / "reference.txt"
     reference.write_text("\n\n".join(map(topics.topics.__getitem__, sorted(topics.topics))))
     text = Sequences.read(reference, tokenizer, given.tokens, given.length)
-    longer = Sequences.read(reference, tokenizer, given.tune_tokens, given.length)
     held_out = {"reference": text.held_out}
     for file in given.also:
         held_out[file.name] = Sequences.read(file, tokenizer, given.length, given.length).held_out
@@ -93,7 +91,7 @@ def _points(given: Any, folder: Path, scratch: Path) -> list[dict[str, Any]]:
             point |= {"tuned": None, "steps": steps, "tune_seconds": 0.0}
             if steps:
                 began = time.monotonic()
-                tune(original, student := _load(out), longer.fitted, Tuning(steps), progress=_say)
+                tune(original, student := _load(out), text.tuned, Tuning(steps), progress=_say)
                 point["tune_seconds"] = time.monotonic() - began
                 point["tuned"] = _quality(judges, student)
             shutil.rmtree(out)
@@ -160,7 +158,8 @@ def plot(points: list[dict[str, Any]], file: Path) -> None:
             chosen = [
                 (at["share"], at["converted"][text]["factor"], at["tuned"])
                 for at in points
-                if at["target"].startswith(mechanism) and method in (at["method"], at["target"])
+                if at["target"].startswith(mechanism)
+                and (at["method"] == method or at["target"] == "mla")
             ]
             label = f"{mechanism.upper()}, {method}"
             fill = "full" if mechanism == "mla" else "none"

@@ -132,7 +132,9 @@ def test_a_mistake_is_one_line(
         assert message in line
 
 
-@pytest.mark.parametrize(("tune", "said"), [("0", "starts anew"), ("5", "goes on from here")])
+@pytest.mark.parametrize(
+    ("tune", "said"), [("0", "starts anew"), ("5", "goes on from what is kept")]
+)
 def test_an_interruption_says_what_the_same_command_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tune: str, said: str
 ) -> None:

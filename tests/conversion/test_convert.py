@@ -1,15 +1,18 @@
 """`headwise.convert`: whole checkpoints, from folder to folder."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import headwise
 from cli.checkpoints import KV_HEADS, save_tiny
@@ -302,6 +305,7 @@ def test_sequences_do_not_overlap(model: Path, text: Path) -> None:
     cut = len(ids) // LENGTH * LENGTH
     assert found.held_out.flatten().tolist() == ids[cut - found.held_out.numel() : cut]
     assert found.held_out.numel() <= cut - 480
+    assert found.tuned.flatten().tolist() == ids[: cut - found.held_out.numel()]
 
 
 def test_every_sequence_begins_as_the_tokenizer_begins(model: Path, text: Path) -> None:
@@ -355,3 +359,142 @@ def test_streams_one_layer_at_a_time(
     assert layers == sorted(layers)
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert sorted(file.keys()) == sorted(Weights(model))
+
+
+def _damaged(model: Path, change: Callable[[dict], None]) -> None:
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_only_the_files_that_transformers_reads_are_converted(
+    model: Path, sizes: dict, tmp_path: Path
+) -> None:
+    tensors = {
+        name: torch.randn_like(at) for name, at in load_file(model / "model.safetensors").items()
+    }
+    save_file(tensors, model / "model_old.safetensors")
+    convert(model, "mla", out=tmp_path / "out")
+    torch.testing.assert_close(_logits(tmp_path / "out"), _logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_rotary_tables_of_old_checkpoints_are_left_out(model: Path, tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    _damaged(model, lambda tensors: tensors.update({name: torch.ones(5)}))
+    convert(model, "mla", out=tmp_path / "out")
+    assert name not in Weights(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (
+            lambda at: at.pop("model.layers.2.mlp.up_proj.weight"),
+            LoadError,
+            "layer 2: mlp.up_proj.weight is missing",
+        ),
+        (
+            lambda at: at.update({"model.layers.1.mlp.up_proj.weight": torch.ones(3, 4)}),
+            LoadError,
+            r"layer 1: mlp.up_proj.weight is \[3, 4\], and the model's config.json asks for",
+        ),
+        (
+            lambda at: at["model.layers.1.self_attn.q_proj.weight"].fill_(torch.nan),
+            ConversionError,
+            "layer 1: hidden states are not finite",
+        ),
+    ],
+)
+def test_damaged_weights_are_said_in_one_line(
+    model: Path, sizes: dict, tmp_path: Path, change: Callable, error: type, said: str
+) -> None:
+    _damaged(model, change)
+    with pytest.raises(error, match=said):
+        convert(model, "mqa", out=tmp_path / "out", **sizes)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["mqa", "mla:50%"])
+def test_silent_layers_and_tokens_without_an_embedding_convert(
+    model: Path, sizes: dict, tmp_path: Path, to: str
+) -> None:
+    def silence(tensors: dict) -> None:
+        tensors["model.layers.0.self_attn.v_proj.weight"].zero_()
+        tensors["model.layers.1.self_attn.o_proj.weight"].zero_()
+        tensors["model.layers.2.self_attn.q_proj.weight"].zero_()
+        tensors["model.embed_tokens.weight"][:120].zero_()
+
+    _damaged(model, silence)
+    verdict = convert(model, to, out=tmp_path / "out", **sizes)
+    assert all(math.isfinite(error) for error in verdict.layer_errors)
+    assert verdict.converted is not None
+    assert math.isfinite(verdict.converted.perplexity)
+
+
+def test_sequences_longer_than_the_positions_are_refused(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=r"length is 300, and the model's positions .* reach 211"):
+        convert(model, "mqa", out=tmp_path / "out", calibration=text, tokens=300, length=300)
+
+
+def test_what_equals_the_original_is_not_tuned(model: Path, sizes: dict, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="mla equals the original: there is nothing to tune"):
+        convert(model, "mla", out=tmp_path / "out", tune=3, **sizes)
+
+
+@pytest.mark.parametrize("to", ["mla:99.9%", "mla:0.1%"])
+def test_shares_that_leave_everything_or_nothing_are_refused(
+    model: Path, sizes: dict, tmp_path: Path, to: str
+) -> None:
+    with pytest.raises(ConversionError, match="between 4 and 38 of the 40 elements"):
+        convert(model, to, out=tmp_path / "out", **sizes)
+
+
+def test_an_empty_folder_behind_a_link_is_filled(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    convert(model, "mla", out=tmp_path / "link")
+    assert (tmp_path / "real" / "README.md").is_file()
+
+
+def test_a_result_is_not_lost_to_its_timing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise RuntimeError("no\nroom")
+
+    monkeypatch.setattr(run, "compare_speed", fail)
+    (model / "tokenizer_extra").mkdir()  # a folder among the files that are copied
+    verdict = convert(model, "mla", out=tmp_path / "out")
+    assert verdict.speeds.note == "decode speed was not measured: no room"
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_disk_that_fails_is_said_in_one_line(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ShardWriter, "close", full)
+    with pytest.raises(LoadError, match=r"cannot be written: .*No space left"):
+        convert(model, "mla", out=tmp_path / "out")
+
+
+def test_a_model_that_changed_is_not_gone_on_with(
+    model: Path, sizes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "distil", stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, "mqa", out=tmp_path / "out", tune=2, **sizes)
+    _damaged(model, lambda at: at["model.layers.1.self_attn.o_proj.weight"].neg_())
+    with pytest.raises(OptionError, match="holds another conversion"):
+        convert(model, "mqa", out=tmp_path / "out", tune=2, **sizes)
+    # without tuning nothing is gone on with, and what was left is removed
+    convert(model, "mqa", out=tmp_path / "out", **sizes)
+    assert not (tmp_path / ".out.work").exists()

@@ -70,7 +70,7 @@ def convert(
                 **options,
             )
     except KeyboardInterrupt:
-        again = "goes on from here" if tune else "starts anew"
+        again = "goes on from what is kept" if tune else "starts anew"
         typer.echo(f"headwise: interrupted; the same command {again}", err=True)
         return 130
     show(verdict, out)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from headwise.errors import LoadError
 
-_SHARD_BYTES = 2 * 2**30
+_SHARD_BYTES = 2**30
+_WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 
@@ -26,12 +27,14 @@ class Weights:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[str, Any] = {}
-        index = folder / _INDEX
-        if index.is_file():
+        # as Transformers chooses; other files beside these are not the model's
+        paths = [folder / _WHOLE]
+        if not paths[0].is_file():
+            index = folder / _INDEX
+            if not index.is_file():
+                raise LoadError(f"{folder} has neither {_WHOLE} nor {_INDEX}")
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             paths = [folder / name for name in sorted(names)]
-        else:
-            paths = sorted(folder.glob("*.safetensors"))
         try:
             for path in paths:
                 file = safe_open(path, framework="pt")
@@ -93,7 +96,7 @@ class ShardWriter:
             self._flush()
         count = len(self._shards)
         if count == 1:
-            self._part(0).rename(self.folder / "model.safetensors")
+            self._part(0).rename(self.folder / _WHOLE)
             return
         names = [f"model-{at + 1:05d}-of-{count:05d}.safetensors" for at in range(count)]
         for at, name in enumerate(names):

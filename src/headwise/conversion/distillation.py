@@ -56,7 +56,7 @@ def _divergence(
 
 def _relative_error(got: Tensor, wanted: Tensor) -> Tensor:
     wanted = wanted.float()
-    return (got.float() - wanted).square().sum() / wanted.square().sum()
+    return (got.float() - wanted).square().sum() / wanted.square().sum().clamp(min=1e-30)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ calibration text. Naive: the same cut of keys and values as they are, by the wei
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,32 +100,26 @@ class Decomposition:
         self.key = to_planes(layer.key, layer.kv_heads)
         energy = plane_energy(query, second) * sensitivity.score[:, None]
         energy = energy.view(groups).sum(1)
-        self.weight = energy.clamp(min=float(energy.max()) * 1e-9).sqrt()
+        self.weight = energy.clamp(min=max(float(energy.max()) * 1e-9, 1e-30)).sqrt()
         moments = plane_moments(self.key, second)
         held, self.encode, self.decode = concentrate(moments, self.weight)
         turn = torch.arange(len(distances))[:, None] * frequencies
         self.mean_turn = torch.polar(distances[:, None].expand_as(turn), -turn).sum(0)
         # of a score's variance, what is lost where the component goes without position
         lost = held * (1 - self.mean_turn.abs().square())[:, None] / 2
-        self.lost, self.order = lost.flatten().sort(descending=True)
+        self.order = lost.flatten().argsort(descending=True)
         score = _query_moments(layer, second, sensitivity)
         output = layer.output.view(-1, *groups[:2], layer.value_dim)
         weighted = sensitivity.value.view(groups[:2])
         self.key_root, self.key_inverse = map(_blocks, root(score))
         moment = torch.einsum("ekgv,ekgw,kg->kvw", output, output, weighted)
         self.value_root, self.value_inverse = map(_blocks, root(moment))
-        self._cut: dict[int, Any] = {}
-
-    def error(self, rank: int, rope_dim: int) -> float:
-        """The expected squared error of the layer's output, as far as it is known beforehand."""
-        _, energy, _ = self._at(rope_dim)
-        return float(self.lost[rope_dim // 2 :].sum() + energy[rank:].sum())
 
     def weights(self, rank: int, rope_dim: int) -> LatentWeights:
         """The layer with a latent of `rank` and a rotary key of `rope_dim`."""
         layer = self.layer
-        rest, _, vectors = self._at(rope_dim)
-        kept = vectors[:, :rank]
+        rest = self._without_position(rope_dim)
+        kept = self._directions(rest, rank)
         down = kept.T @ torch.cat([self.key_root @ rest, self.value_root @ layer.value])
         keys = len(rest)
         up_key = self.key_inverse @ kept[:keys] * self.rotary_scale**2
@@ -144,28 +137,26 @@ class Decomposition:
             mix=decode.conj().T.repeat_interleave(layer.group_size, dim=0).contiguous(),
         )
 
-    def _at(self, rope_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys that go without position [K*D, E+1]; energy and directions of them with values."""
-        if rope_dim not in self._cut:
-            layer = self.layer
-            free = torch.ones(len(self.order), dtype=torch.bool)
-            free[self.order[: rope_dim // 2]] = False
-            free = free.view(-1, layer.kv_heads)
-            project = (self.decode * free[:, None]) @ self.encode * self.mean_turn[:, None, None]
-            rest = from_planes(torch.einsum("fij,jfx->ifx", project, self.key))
-            key, value = self.key_root @ rest, self.value_root @ layer.value
-            centred = self.centred @ key.T
-            moment = torch.cat(
-                [
-                    torch.cat([key @ centred, centred.T @ value.T], dim=1),
-                    torch.cat([value @ centred, value @ self.second @ value.T], dim=1),
-                ]
-            )
-            energy, vectors = torch.linalg.eigh(moment.double())
-            energy = energy.flip(-1).clamp(min=0).float()
-            self._cut[rope_dim] = rest, energy, vectors.flip(-1).float()
-        found: tuple[Tensor, Tensor, Tensor] = self._cut[rope_dim]
-        return found
+    def _without_position(self, rope_dim: int) -> Tensor:
+        """Keys less the components that stay rotated, [K*D, E+1]."""
+        free = torch.ones(len(self.order), dtype=torch.bool)
+        free[self.order[: rope_dim // 2]] = False
+        free = free.view(-1, self.layer.kv_heads)
+        project = (self.decode * free[:, None]) @ self.encode * self.mean_turn[:, None, None]
+        return from_planes(torch.einsum("fij,jfx->ifx", project, self.key))
+
+    def _directions(self, rest: Tensor, rank: int) -> Tensor:
+        """The principal `rank` directions of those keys together with the values, [.., R]."""
+        key, value = self.key_root @ rest, self.value_root @ self.layer.value
+        centred = self.centred @ key.T
+        moment = torch.cat(
+            [
+                torch.cat([key @ centred, centred.T @ value.T], dim=1),
+                torch.cat([value @ centred, value @ self.second @ value.T], dim=1),
+            ]
+        )
+        vectors = torch.linalg.eigh(moment.double())[1]
+        return vectors[:, -rank:].flip(-1).float()
 
 
 class PlainDecomposition(Decomposition):
@@ -183,7 +174,7 @@ class PlainDecomposition(Decomposition):
         super().__init__(layer, even, even, Sensitivity.even(layer.heads), frequencies, one)
         self.weight = torch.ones_like(self.weight)
         held, self.encode, self.decode = concentrate(plane_moments(self.key, even), self.weight)
-        self.lost, self.order = held.flatten().sort(descending=True)
+        self.order = held.flatten().argsort(descending=True)
         keys, values = layer.kv_heads * layer.head_dim, layer.kv_heads * layer.value_dim
         self.key_root = self.key_inverse = torch.eye(keys)
         self.value_root = self.value_inverse = torch.eye(values)

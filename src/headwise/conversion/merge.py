@@ -79,8 +79,8 @@ def grouped(layer: Projections, second: Tensor, size: int) -> list[list[int]]:
     whole = _weighted_values(layer, slice(None))
     spread = whole @ second @ whole.T
     spread = spread.view(layer.kv_heads, layer.value_dim, layer.kv_heads, layer.value_dim)
-    total_key = moments.diagonal(dim1=1, dim2=2).real.sum()
-    total_value = spread.flatten(0, 1).flatten(1).trace()
+    total_key = moments.diagonal(dim1=1, dim2=2).real.sum().clamp(min=1e-30)
+    total_value = spread.flatten(0, 1).flatten(1).trace().clamp(min=1e-30)
     known: dict[frozenset[int], float] = {}
 
     def loss(group: list[int]) -> float:
@@ -122,7 +122,7 @@ def _swap_best(
 def _query_weight(layer: Projections, query: Tensor, second: Tensor) -> Tensor:
     """[K, D/2]: the root of the energy of the queries that meet each plane of each kv head."""
     energy = plane_energy(query, second).view(layer.kv_heads, layer.group_size, -1).sum(1)
-    return energy.clamp(min=float(energy.max()) * 1e-9).sqrt()
+    return energy.clamp(min=max(float(energy.max()) * 1e-9, 1e-30)).sqrt()
 
 
 def _weighted_values(layer: Projections, heads: slice) -> Tensor:

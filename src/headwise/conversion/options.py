@@ -45,18 +45,23 @@ def check_options(
         raise OptionError(f"length is {length}, expected at least 2 tokens")
     if tokens < length:
         raise OptionError(f"tokens is {tokens}, expected at least one sequence of {length}")
-    if tune and target.mechanism == "mha":
-        raise OptionError(f"tune is {tune}, and mha equals the original: there is nothing to tune")
+    if tune and target.exact:
+        raise OptionError(
+            f"tune is {tune}, and {target} equals the original: there is nothing to tune"
+        )
     if tune < 0:
         raise OptionError(f"tune is {tune}, expected a number of steps, 0 for none")
-    _check_out(out.expanduser().absolute())
+    _check_out(out)
 
 
 def _check_out(out: Path) -> None:
+    """The result is made beside `out` and then renamed, so that its parent is written."""
     if out.exists() and not out.is_dir():
         raise OptionError(f"out is {out}, which is a file; give a new folder")
-    above = next(at for at in (out, *out.parents) if at.exists())
+    if out.is_dir() and any(out.iterdir()):
+        raise OptionError(f"out is {out}, which is not empty; give a new folder")
+    if out.is_mount():
+        raise OptionError(f"out is {out}, where a disk is mounted; give a new folder on it")
+    above = next(at for at in out.parents if at.exists())
     if not (above.is_dir() and os.access(above, os.R_OK | os.W_OK | os.X_OK)):
         raise OptionError(f"out is {out}, and {above} cannot be written; give a folder of yours")
-    if above == out and any(out.iterdir()):
-        raise OptionError(f"out is {out}, which is not empty; give a new folder")

@@ -3,8 +3,12 @@
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from headwise.conversion.card import model_card
 from headwise.conversion.checkpoint import ShardWriter, Weights
@@ -13,8 +17,8 @@ from headwise.conversion.methods import Latent, Merge, Method
 from headwise.conversion.options import check_options
 from headwise.conversion.quality import Judge
 from headwise.conversion.sizes import even_sizes
-from headwise.conversion.source import check
-from headwise.conversion.speed import compare_speed
+from headwise.conversion.source import check, check_length
+from headwise.conversion.speed import Speeds, compare_speed
 from headwise.conversion.stack import Stack
 from headwise.conversion.target import Target
 from headwise.conversion.text import Sequences
@@ -22,8 +26,8 @@ from headwise.conversion.tune import Tuning, in_attention
 from headwise.conversion.tune import tune as distil
 from headwise.conversion.verdict import CacheCost, Verdict
 from headwise.conversion.walk import Text, Walk
-from headwise.conversion.work import Work, file_digest
-from headwise.errors import CapacityError
+from headwise.conversion.work import Work, file_digest, model_state
+from headwise.errors import CapacityError, HeadwiseError, LoadError
 from headwise.loading.load import load_config, load_model, load_tokenizer, model_folder
 from headwise.loading.memory import gib, weight_bytes
 from headwise.loading.progress import Progress, silent
@@ -96,14 +100,15 @@ def convert(
     Raises:
         ConversionError: the model cannot be converted so.
         OptionError: an option out of its range, or a text that is too short.
-        LoadError: no such model or file.
+        LoadError: no such model or file, or `out` cannot be written.
         CapacityError: it would not fit in memory or on the disk.
     """
     began = time.monotonic()
-    target, folder_out = Target.parse(to), Path(out).expanduser().absolute()
+    target, folder_out = Target.parse(to), Path(out).expanduser().resolve()
+    file = None if calibration is None else Path(calibration).expanduser()
     check_options(
         target,
-        calibration=calibration,
+        calibration=file,
         out=folder_out,
         method=method,
         tokens=tokens,
@@ -116,21 +121,25 @@ def convert(
     config = load_config(folder)
     check(config, target)
     text = None
-    if calibration is not None:
-        text = Sequences.read(Path(calibration), load_tokenizer(folder), tokens, length)
-    _check_disk(folder, folder_out)
+    if file is not None:
+        check_length(config, length)
+        text = Sequences.read(file, load_tokenizer(folder), tokens, length)
+        if int(text.largest) >= config.vocab_size:
+            raise LoadError(
+                f"{folder}: its tokenizer gives token {int(text.largest)}, and the model has "
+                f"{config.vocab_size}: they are not of one model"
+            )
+    _check_disk(folder, folder_out, copies=5 if tune else 1)
     naive = method == "naive"
 
     def make(part: Path) -> list[float]:
         return write_converted(folder, target, text, part, naive=naive, progress=report)
 
-    work = None
-    if tune and calibration is not None:
-        asked = {"model": str(folder), "to": str(target), "method": method, "tokens": tokens}
-        asked |= {"length": length, "text": file_digest(Path(calibration))}
-        work = Work(folder_out, asked)
-    with written_whole(folder_out) as part:
-        if work is None or text is None:
+    asked: dict[str, Any] = {"model": model_state(folder), "to": str(target), "method": method}
+    asked |= {"tokens": tokens, "length": length, "text": file and file_digest(file)}
+    work = Work(folder_out, asked)
+    with _written(folder_out) as part:
+        if not tune or text is None:
             errors = make(part)
             measured = {} if text is None else _judged(folder, part, text, report)
         else:
@@ -144,7 +153,7 @@ def convert(
             target=str(target),
             method=method,
             cache=CacheCost.between(config, made),
-            speeds=compare_speed(folder, part, progress=report),
+            speeds=_speeds(folder, part, report),
             command=command or _call(model, to, calibration, out, method, tokens, length, tune),
             seconds=time.monotonic() - began,
             layer_errors=tuple(errors),
@@ -153,9 +162,29 @@ def convert(
         (part / "README.md").write_text(model_card(verdict), encoding="utf-8")
         found = json.dumps(verdict.to_dict(), indent=1)
         (part / "headwise-verdict.json").write_text(found, encoding="utf-8")
-    if work is not None:
-        work.remove()
+    work.remove()
     return verdict
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """`written_whole`, whose errors are one line."""
+    try:
+        with written_whole(out) as part:
+            yield part
+    except HeadwiseError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise LoadError(f"{out} cannot be written: {error}") from error
+
+
+def _speeds(folder: Path, converted: Path, progress: Progress) -> Speeds:
+    """Decoding before and after; that it cannot be measured is no reason to lose the result."""
+    try:
+        return compare_speed(folder, converted, progress=progress)
+    except (HeadwiseError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        return Speeds(note=f"decode speed was not measured: {reason}")
 
 
 def write_converted(
@@ -199,7 +228,8 @@ def _copy_companions(folder: Path, part: Path) -> None:
     """The tokenizer and what else a model has beside its weights and config."""
     for pattern in _COPIED:
         for file in folder.glob(pattern):
-            shutil.copyfile(file, part / file.name)
+            if file.is_file():
+                shutil.copyfile(file, part / file.name)
 
 
 def _method(stack: Stack, spec: AttentionSpec, target: Target, *, naive: bool) -> Method:
@@ -233,7 +263,7 @@ def _tuned(
     distil(
         teacher,
         student,
-        text.fitted,
+        text.tuned,
         Tuning(steps),
         kept=work.tuning,
         save_seconds=_SAVE_SECONDS,
@@ -263,8 +293,9 @@ def _loaded(folder: Path, dtype: str, progress: Progress) -> Any:
     return load_model(folder, load_config(folder), dtype=dtype, progress=progress)
 
 
-def _check_disk(folder: Path, out: Path) -> None:
-    needed = 2 * weight_bytes(folder, None) + _SLACK_BYTES
+def _check_disk(folder: Path, out: Path, copies: int) -> None:
+    """`copies` of the weights: the result, and for a tuning what it goes on from."""
+    needed = copies * weight_bytes(folder, None) + _SLACK_BYTES
     place = next(at for at in out.parents if at.exists())
     free = shutil.disk_usage(place).free
     if needed > free:

@@ -4,7 +4,8 @@ from typing import Any
 
 from headwise.conversion.expand import expanded_config
 from headwise.conversion.target import Target
-from headwise.errors import ConversionError
+from headwise.errors import ConversionError, OptionError
+from headwise.generation.options import context_limit
 from headwise.spec import AttentionSpec, ModelSpec
 
 # Families built as Llama is, whose tensors have Llama's names.
@@ -12,7 +13,7 @@ FAMILIES = ("llama", "mistral", "qwen2")
 
 
 def check(config: Any, target: Target) -> AttentionSpec:
-    """The attention of a model's layers, which are all alike.
+    """The attention of a model's layers, which are all alike but for windows.
 
     Raises:
         ConversionError: a family or a target that cannot be; says why.
@@ -57,6 +58,22 @@ def check(config: Any, target: Target) -> AttentionSpec:
             )
         _check_latent(found, target)
     return found
+
+
+def check_length(config: Any, length: int) -> None:
+    """Refuse calibration sequences that a model does not see whole.
+
+    Raises:
+        OptionError: longer than its positions or its windows reach.
+    """
+    limit = context_limit(config)
+    windows = [at.attention.window for at in ModelSpec.from_config(config).layers if at.attention]
+    reached = [at for at in (limit, *windows) if at is not None]
+    if reached and length > min(reached):
+        raise OptionError(
+            f"length is {length}, and the model's positions and windows reach {min(reached)} "
+            "tokens: give shorter sequences with --length"
+        )
 
 
 def _check_groups(spec: AttentionSpec, target: Target) -> None:

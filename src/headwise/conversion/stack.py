@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.conversion.checkpoint import Weights
+from headwise.errors import LoadError
 
 PREFIX = "model.layers.{}."
 
@@ -29,12 +30,12 @@ class Stack:
         with torch.device("meta"):
             outline = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").model
         self.layer_class = type(outline.layers[0])
+        self._table = self.weights["model.embed_tokens.weight"]
         self._rotary = type(outline.rotary_emb)(config)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [B, S] to the first layer's input [B, S, E]."""
-        table = self.weights["model.embed_tokens.weight"]
-        return table[tokens].to(torch.float32)
+        return self._table[tokens].to(torch.float32)
 
     def positions(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [1, S, D] for hidden [B, S, E]."""
@@ -60,11 +61,25 @@ class Stack:
 
 
 def filled(kind: Any, config: Any, index: int, tensors: dict[str, Tensor]) -> Any:
-    """A decoder layer of this class around these tensors, for inference."""
+    """A decoder layer of this class around these tensors, for inference.
+
+    Tensors that the layer does not have are left out, as old checkpoints' rotary tables.
+
+    Raises:
+        LoadError: a tensor that is missing, or of another shape than the config says.
+    """
     config._attn_implementation = "sdpa"
     with torch.device("meta"):
         layer: nn.Module = kind(config, index)
-    layer.load_state_dict(tensors, assign=True)
+    own = layer.state_dict()
+    for name, tensor in own.items():
+        found = None if name not in tensors else list(tensors[name].shape)
+        if found != list(tensor.shape):
+            raise LoadError(
+                f"layer {index}: {name} is {'missing' if found is None else found}, and the "
+                f"model's config.json asks for {list(tensor.shape)}"
+            )
+    layer.load_state_dict({name: tensors[name] for name in own}, assign=True)
     return layer.eval().requires_grad_(False)
 
 

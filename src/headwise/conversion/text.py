@@ -22,11 +22,18 @@ class Sequences:
         fitted: [N, S], from its beginning.
         probed: [2, S], after them: what layers lose is measured on these.
         held_out: [M, S], from its end: what the verdict is measured on.
+        tuned: [T, S], all that is not held out: what a tuning learns from.
     """
 
     fitted: Tensor
     probed: Tensor
     held_out: Tensor
+    tuned: Tensor
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest token of all."""
+        return torch.maximum(self.tuned.max(), self.held_out.max())
 
     @classmethod
     def read(cls, file: Path, tokenizer: Any, tokens: int, length: int) -> "Sequences":
@@ -60,6 +67,7 @@ class Sequences:
             fitted=begun[:count],
             probed=begun[count : count + _PROBED],
             held_out=begun[available - held_out :],
+            tuned=begun[: available - held_out],
         )
 
 

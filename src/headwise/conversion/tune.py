@@ -143,7 +143,7 @@ def tune(
             if not (all(map(math.isfinite, loss)) and descent.step(step)):
                 raise ConversionError(
                     f"tuning stopped at step {step + 1} of {tuning.steps}: the loss or its "
-                    f"gradient is not finite; try a learning_rate below {tuning.learning_rate:g}"
+                    "gradient is not finite; the converted model cannot be taught as it is"
                 )
             losses.append(loss)
             finished = len(losses) == tuning.steps

@@ -18,10 +18,13 @@ from headwise.conversion.projections import Moments, Projections
 from headwise.conversion.refit import Refit
 from headwise.conversion.sensitivity import Sensitivity
 from headwise.conversion.stack import PREFIX, Stack, attend, feed_forward, filled
+from headwise.errors import ConversionError
 from headwise.loading.progress import Progress
 from headwise.spec import AttentionSpec
 
 _ATTENTION = "self_attn."
+# Tokens of a sequence whose attention weights are looked at: all pairs of them are in memory.
+_SENSED = 1024
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Walk:
                     new = self._new_layer(index, old, projections, None)
                 else:
                     states.run_old(old)
+                    states.require_finite(index)
                     scale = self.spec.scale
                     seen = states.seen(old, projections, scale) if self.aware else None
                     new = self._new_layer(index, old, projections, seen)
@@ -110,6 +114,7 @@ class _States:
         self.new = [hidden.clone() for hidden in self.old]
         self.middle: list[Tensor] = []
         self.positions = stack.positions(self.old[0])
+        self.eps = float(stack.config.rms_norm_eps)
 
     def run_old(self, layer: Any) -> None:
         """The original's layer."""
@@ -117,6 +122,14 @@ class _States:
         for at, hidden in enumerate(self.old):
             self.middle.append(hidden + attend(layer, hidden, self.positions)[1])
             self.old[at] = feed_forward(layer, self.middle[at])
+
+    def require_finite(self, index: int) -> None:
+        """Raise ConversionError where the hidden states are not numbers."""
+        if not all(bool(at.isfinite().all()) for at in (*self.middle, *self.new)):
+            raise ConversionError(
+                f"layer {index}: hidden states are not finite on the calibration text; the "
+                "model's weights are damaged"
+            )
 
     def seen(self, layer: Any, projections: Projections, scale: float) -> Seen:
         """What the new layer will see."""
@@ -134,7 +147,7 @@ class _States:
     def _sensitivity(self, layer: Any, projections: Projections, scale: float) -> Sensitivity:
         from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-        inputs = layer.input_layernorm(self.new[0])
+        inputs = layer.input_layernorm(self.new[0][:, :_SENSED])
         inputs = torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1)
         query, key, value = (
             (inputs @ weight.T).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -144,7 +157,7 @@ class _States:
                 (projections.value, projections.kv_heads),
             )
         )
-        query, key = apply_rotary_pos_emb(query, key, *self.positions)
+        query, key = apply_rotary_pos_emb(query, key, *(at[:, :_SENSED] for at in self.positions))
         return Sensitivity.measure(query, key, value, projections.output, scale)
 
     def run_new(self, layer: Any, *, refit: bool) -> float:
@@ -162,19 +175,18 @@ class _States:
                 wanted = self.middle[at] - self.new[at]
                 if projection.bias is not None:
                     wanted = wanted - projection.bias
-                size = _size(self.middle[at])
+                size = self._size(self.middle[at])
                 sums.add(heads[at] / size, wanted / size)
             projection.weight.copy_(sums.solve(projection.weight))
         errors = []
         for at, z in enumerate(heads):
             hidden = self.new[at] + projection(z)
             if at >= self.fitted:
-                middle = self.middle[at] / _size(self.middle[at])
-                errors.append((hidden / _size(hidden) - middle).square().mean())
+                middle = self.middle[at] / self._size(self.middle[at])
+                errors.append((hidden / self._size(hidden) - middle).square().mean())
             self.new[at] = feed_forward(layer, hidden)
         return float(torch.stack(errors).mean())
 
-
-def _size(hidden: Tensor) -> Tensor:
-    """Root mean square of hidden states [.., E], [.., 1]."""
-    return hidden.square().mean(-1, keepdim=True).sqrt()
+    def _size(self, hidden: Tensor) -> Tensor:
+        """What the norm that follows divides hidden states [.., E] by, [.., 1]."""
+        return (hidden.square().mean(-1, keepdim=True) + self.eps).sqrt()

@@ -15,6 +15,8 @@ def root(moment: Tensor) -> tuple[Tensor, Tensor]:
     ([2.0, 3.0], [1.0, 1.0])
     """
     energy, vectors = torch.linalg.eigh(moment.double())
-    floor = energy.amax(-1, keepdim=True) * _FLOOR
-    scale = energy.clamp(min=floor.clamp(min=1e-30)).sqrt()[..., None, :]
+    largest = energy.amax(-1, keepdim=True)
+    # where there is no energy at all, as it is
+    floor = torch.where(largest > 1e-30, largest * _FLOOR, torch.ones_like(largest))
+    scale = energy.clamp(min=floor).sqrt()[..., None, :]
     return ((vectors * scale) @ vectors.mT).float(), ((vectors / scale) @ vectors.mT).float()

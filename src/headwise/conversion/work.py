@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Work:
                 shutil.copyfile(file, part / file.name)
 
     def remove(self) -> None:
-        """The result is written: nothing is left to go on from."""
+        """Nothing is left to go on from."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _compare(self, asked: Mapping[str, Any]) -> None:
@@ -68,6 +69,19 @@ class Work:
                 f"{self.folder} holds another conversion that was interrupted ({'; '.join(other)})"
                 ": ask for the same to go on with it, or remove the folder to start anew"
             )
+
+
+def model_state(folder: Path) -> str:
+    """16 hex digits of what a model's folder holds now, and of what converts it.
+
+    Of its config and of names, sizes and times of its weight files.
+    """
+    sha = hashlib.sha256((folder / "config.json").read_bytes())
+    sha.update(version("headwise").encode())
+    for file in sorted(folder.glob("*.safetensors")):
+        found = file.stat()
+        sha.update(f"{file.name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return sha.hexdigest()[:16]
 
 
 def file_digest(file: Path) -> str:
