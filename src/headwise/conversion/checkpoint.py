@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headwise.errors import LoadError
 
-_SHARD_BYTES = 2**30
+_SHARD_BYTES = 512 * 2**20
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
