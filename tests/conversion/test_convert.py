@@ -498,3 +498,32 @@ def test_a_model_that_changed_is_not_gone_on_with(
     # without tuning nothing is gone on with, and what was left is removed
     convert(model, "mqa", out=tmp_path / "out", **sizes)
     assert not (tmp_path / ".out.work").exists()
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 2.0},
+        {
+            "rope_type": "llama3",
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_scaled_rotary_embeddings_are_kept(
+    model: Path, sizes: dict, tmp_path: Path, rope: dict
+) -> None:
+    config = json.loads((model / "config.json").read_text())
+    config["rope_parameters"] = {"rope_theta": 1000.0, **rope}
+    config["max_position_embeddings"] = 256
+    (model / "config.json").write_text(json.dumps(config))
+    wanted = _logits(model)
+    convert(model, "mla", out=tmp_path / "exact")
+    torch.testing.assert_close(_logits(tmp_path / "exact"), wanted, rtol=1e-4, atol=1e-4)
+    convert(model, "mla:rank=40,rope=20", out=tmp_path / "all", **sizes)
+    torch.testing.assert_close(_logits(tmp_path / "all"), wanted, rtol=1e-2, atol=1e-2)

@@ -117,15 +117,16 @@ def _moments() -> Moments:
     return moments
 
 
-def _decomposition(layer: Projections) -> latent.Decomposition:
+def _decomposition(layer: Projections, rotary_scale: float = 1.0) -> latent.Decomposition:
     moments = _moments()
     return latent.Decomposition(
         layer,
         moments.second,
         moments.centred,
-        Sensitivity(torch.rand(HEADS) + 0.5, torch.rand(HEADS) + 0.5),
+        Sensitivity(torch.linspace(0.5, 1.5, HEADS), torch.linspace(1.5, 0.5, HEADS)),
         FREQUENCIES,
         torch.full((LENGTH,), 1 / LENGTH),
+        rotary_scale=rotary_scale,
     )
 
 
@@ -187,6 +188,17 @@ def test_a_key_without_position_is_scaled_by_the_mean_turn() -> None:
     distance = torch.arange(LENGTH)
     turn = torch.exp(-1j * distance[:, None] * FREQUENCIES).mean(0)
     torch.testing.assert_close(found.mean_turn, turn.to(torch.complex64))
+
+
+def test_keys_without_position_count_as_yarn_makes_the_rotated_ones_count() -> None:
+    layer = _related([[0], [1], [2], [3]])
+    plain = _decomposition(layer)
+    _GENERATOR.manual_seed(7)
+    _related([[0], [1], [2], [3]])
+    scaled = _decomposition(layer, rotary_scale=1.5)  # on queries and on keys
+    ups = [found.weights(20, 8).up for found in (plain, scaled)]
+    torch.testing.assert_close(ups[1][:, :DIM], 2.25 * ups[0][:, :DIM], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ups[1][:, DIM:], ups[0][:, DIM:], rtol=1e-3, atol=1e-4)
 
 
 def test_the_naive_cut_of_everything_is_exact_too() -> None:

@@ -186,7 +186,7 @@ def test_the_report_of_t5_lists_encoder_decoder_and_cross_attention() -> None:
 
 def test_a_family_without_a_reader_is_attached_and_says_so() -> None:
     torch.manual_seed(2)
-    config = hf.Phi3Config(
+    config = hf.Starcoder2Config(
         vocab_size=VOCABULARY,
         hidden_size=48,
         intermediate_size=64,
@@ -199,11 +199,11 @@ def test_a_family_without_a_reader_is_attached_and_says_so() -> None:
         bos_token_id=1,
         eos_token_id=None,
     )
-    model = hf.Phi3ForCausalLM(config).eval()
+    model = hf.Starcoder2ForCausalLM(config).eval()
     expected = _tokens(model)
     report = headwise.attach(model)
     assert report.layers[0].spec is None
-    assert "no spec reader for 'phi3'" in str(report)
+    assert "no spec reader for 'starcoder2'" in str(report)
     assert torch.equal(_tokens(model), expected)
 
 
