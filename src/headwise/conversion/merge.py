@@ -43,6 +43,8 @@ def aligned(layer: Projections, second: Tensor, kv_heads: int) -> Projections:
     queries, keys, values, outputs = [], [], [], []
     per_group = layer.heads // kv_heads
     output = layer.output.view(len(layer.output), layer.heads, layer.value_dim)
+    roots, inverses = root(_value_moments(layer))
+    whole = _weighted_values(layer, roots)
     for at in range(kv_heads):
         heads = slice(at * size, (at + 1) * size)
         _, encode, decode = concentrate(plane_moments(key[heads], second), weight[heads])
@@ -51,7 +53,8 @@ def aligned(layer: Projections, second: Tensor, kv_heads: int) -> Projections:
         turn = decode[:, :, 0].conj().T.repeat_interleave(layer.group_size, dim=0)
         served = slice(at * per_group, (at + 1) * per_group)
         queries.append(query[served] * turn[:, :, None])
-        value, back = _merged_values(layer, second, heads)
+        value, back = _merged_values(whole[heads], inverses[heads], second)
+        back = back.repeat_interleave(layer.group_size, dim=0)
         values.append(value)
         outputs.append(torch.einsum("ehv,hvw->ehw", output[:, served], back))
     return replace(
@@ -76,7 +79,7 @@ def grouped(layer: Projections, second: Tensor, size: int) -> list[list[int]]:
     key = to_planes(layer.key, layer.kv_heads)
     weight = _query_weight(layer, to_planes(layer.query, layer.heads), second)
     moments = plane_moments(key, second) * (weight.T[:, :, None] * weight.T[:, None, :])
-    whole = _weighted_values(layer, slice(None))
+    whole = _weighted_values(layer, root(_value_moments(layer))[0]).flatten(0, 1)
     spread = whole @ second @ whole.T
     spread = spread.view(layer.kv_heads, layer.value_dim, layer.kv_heads, layer.value_dim)
     total_key = moments.diagonal(dim1=1, dim2=2).real.sum().clamp(min=1e-30)
@@ -125,11 +128,9 @@ def _query_weight(layer: Projections, query: Tensor, second: Tensor) -> Tensor:
     return energy.clamp(min=max(float(energy.max()) * 1e-9, 1e-30)).sqrt()
 
 
-def _weighted_values(layer: Projections, heads: slice) -> Tensor:
-    """Values of some heads [n*V, E+1] in coordinates whose length is that of the output."""
-    roots = root(_value_moments(layer)[heads])[0]
-    values = layer.value.view(layer.kv_heads, layer.value_dim, -1)[heads]
-    return (roots @ values).flatten(0, 1)
+def _weighted_values(layer: Projections, roots: Tensor) -> Tensor:
+    """Values [K, V, E+1] in coordinates whose length is that of the output."""
+    return roots @ layer.value.view(layer.kv_heads, layer.value_dim, -1)
 
 
 def _value_moments(layer: Projections) -> Tensor:
@@ -138,15 +139,12 @@ def _value_moments(layer: Projections) -> Tensor:
     return torch.einsum("ekgv,ekgw->kvw", output, output)
 
 
-def _merged_values(layer: Projections, second: Tensor, heads: slice) -> tuple[Tensor, Tensor]:
-    """One value head for several: its projection [V, E+1], and [n*G, V, V], what each query head
-    takes back of it.
+def _merged_values(values: Tensor, inverses: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """One value head for n weighted ones [n, V, E+1]: its projection [V, E+1], and the way back to
+    each of them, [n, V, V].
     """
-    whole = _weighted_values(layer, heads)
+    count, dim, _ = values.shape
+    whole = values.flatten(0, 1)
     vectors = torch.linalg.eigh((whole @ second @ whole.T).double())[1]
-    kept = vectors[:, -layer.value_dim :].float()
-    inverse = root(_value_moments(layer)[heads])[1]
-    back = (inverse @ kept.view(len(inverse), layer.value_dim, -1)).repeat_interleave(
-        layer.group_size, dim=0
-    )
-    return kept.T @ whole, back
+    kept = vectors[:, -dim:].float()
+    return kept.T @ whole, inverses @ kept.view(count, dim, dim)

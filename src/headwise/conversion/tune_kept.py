@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from headwise.conversion.work import require_same
 from headwise.errors import LoadError, OptionError
 from headwise.loading.whole import written_whole
 
@@ -64,7 +65,7 @@ class TuneKept:
         newest = states[max(states)]
         try:
             record = json.loads((newest / _RECORD).read_text(encoding="utf-8"))
-            self._compare(record["identity"])
+            require_same(self.folder, "tuning", record["identity"], self.identity)
             losses = [(float(left), float(right)) for left, right in record["losses"]]
             return State(losses, load_file(newest / _TENSORS))
         except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
@@ -90,18 +91,6 @@ class TuneKept:
     def _states(self) -> dict[int, Path]:
         found = {path: _STEP.fullmatch(path.name) for path in self.folder.iterdir()}
         return {int(match[1]): path for path, match in found.items() if match}
-
-    def _compare(self, identity: Mapping[str, Any]) -> None:
-        other = [
-            f"{name} {identity.get(name)}, now {value}"
-            for name, value in self.identity.items()
-            if identity.get(name) != value
-        ]
-        if other:
-            raise OptionError(
-                f"{self.folder} holds another tuning ({'; '.join(other)}): ask for the same to go "
-                "on with it, or remove the folder to start anew"
-            )
 
     def _unwritable(self, error: Exception) -> LoadError:
         return LoadError(f"cannot keep the tuning in {self.folder}: {error}")

@@ -40,7 +40,8 @@ class Work:
         entry = self.folder / "converted"
         if entry.is_dir():
             record = json.loads((entry / _RECORD).read_text(encoding="utf-8"))
-            self._compare(record["asked"])
+            what = "conversion that was interrupted"
+            require_same(self.folder, what, record["asked"], self.asked)
             return entry, record["errors"]
         with written_whole(entry) as part:
             errors = make(part)
@@ -58,17 +59,21 @@ class Work:
         """Nothing is left to go on from."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _compare(self, asked: Mapping[str, Any]) -> None:
-        other = [
-            f"{name} {asked.get(name)}, now {value}"
-            for name, value in self.asked.items()
-            if asked.get(name) != value
-        ]
-        if other:
-            raise OptionError(
-                f"{self.folder} holds another conversion that was interrupted ({'; '.join(other)})"
-                ": ask for the same to go on with it, or remove the folder to start anew"
-            )
+
+def require_same(
+    folder: Path, what: str, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Raise OptionError where `folder` was begun `before` with other arguments than `now`'s."""
+    other = [
+        f"{name} {before.get(name)}, now {value}"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
+    if other:
+        raise OptionError(
+            f"{folder} holds another {what} ({'; '.join(other)}): ask for the same to go on with "
+            "it, or remove the folder to start anew"
+        )
 
 
 def model_state(folder: Path) -> str:
