@@ -117,8 +117,10 @@ def _moments() -> Moments:
     return moments
 
 
-def _decomposition(layer: Projections, rotary_scale: float = 1.0) -> latent.Decomposition:
-    moments = _moments()
+def _decomposition(
+    layer: Projections, rotary_scale: float = 1.0, moments: Moments | None = None
+) -> latent.Decomposition:
+    moments = moments or _moments()
     return latent.Decomposition(
         layer,
         moments.second,
@@ -132,7 +134,7 @@ def _decomposition(layer: Projections, rotary_scale: float = 1.0) -> latent.Deco
 
 def test_related_heads_merge_without_loss_and_pooling_them_does_not() -> None:
     layer, inputs = _related([[0, 1, 2, 3]]), _inputs()
-    merged = merge.aligned(layer, _moments().second, 1)
+    merged = merge.aligned(layer, _moments(), 1)
     assert merged.kv_heads == 1
     assert merged.key.shape == (DIM, HIDDEN + 1)
     wanted = _attention(layer, inputs)
@@ -143,9 +145,9 @@ def test_related_heads_merge_without_loss_and_pooling_them_does_not() -> None:
 
 def test_heads_that_belong_together_are_found() -> None:
     layer, inputs = _related([[0, 2], [1, 3]]), _inputs()
-    second = _moments().second
-    assert sorted(merge.grouped(layer, second, 2)) == [[0, 2], [1, 3]]
-    merged, wanted = merge.aligned(layer, second, 2), _attention(layer, inputs)
+    moments = _moments()
+    assert sorted(merge.grouped(layer, moments.second, 2)) == [[0, 2], [1, 3]]
+    merged, wanted = merge.aligned(layer, moments, 2), _attention(layer, inputs)
     # query heads moved with their kv heads, and the output projection's columns with them
     torch.testing.assert_close(_attention(merged, inputs), wanted, rtol=1e-3, atol=1e-2)
 
@@ -163,6 +165,41 @@ def test_exact_latents_give_the_original_output() -> None:
     assert (made.rank, made.rope_dim, made.up.shape[1]) == (KV_HEADS * DIM, KV_HEADS * DIM, DIM)
     out = _latent_attention(layer, made, inputs)
     torch.testing.assert_close(out, _attention(layer, inputs), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("mechanism", ["mqa", "mla"])
+def test_what_the_text_never_shows_is_not_all_cut_away(
+    mechanism: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text shows eight directions of the inputs, in which heads differ; others have them all,
+    and in the rest of them heads have the same values but for a map.
+    """
+    layer, others = _related([[0, 1, 2, 3]]), _inputs()
+    few = torch.linalg.qr(_draw(HIDDEN, 8))[0]
+    apart = _draw(KV_HEADS * DIM, 8) @ few.T
+    layer = replace(layer, value=layer.value + torch.nn.functional.pad(apart, (0, 1)))
+    moments = Moments(HIDDEN)
+    moments.add(_draw(400, 8) @ few.T)
+
+    def values(inputs: Tensor) -> Tensor:
+        """What the output projection makes of all values, whatever the scores are."""
+        if mechanism == "mqa":
+            merged = merge.aligned(layer, moments, 1)
+            back = merged.output.view(HIDDEN, HEADS, DIM)
+            return torch.einsum("lv,ehv->lhe", inputs @ merged.value.T, back)
+        made = _decomposition(layer, moments=moments).weights(DIM, 8)
+        found = inputs @ made.down[:DIM].T @ made.up[:, -DIM:].mT
+        output = layer.output.view(HIDDEN, HEADS, DIM)
+        return torch.einsum("hlv,ehv->lhe", found, output)
+
+    value = (others @ layer.value.T).view(LENGTH, KV_HEADS, 1, DIM)
+    value = value.expand(-1, -1, HEADS // KV_HEADS, -1).flatten(1, 2)
+    wanted = torch.einsum("lhv,ehv->lhe", value, layer.output.view(HIDDEN, HEADS, DIM))
+    aware = values(others)
+    for module in (merge, latent):
+        monkeypatch.setattr(module, "shrunk", lambda covariance: covariance)
+    trusting = values(others)
+    assert (aware - wanted).norm() < 0.8 * (trusting - wanted).norm()
 
 
 def test_a_latent_as_large_as_what_it_holds_loses_nothing() -> None:
@@ -266,7 +303,7 @@ def test_a_projection_of_zeros_converts_to_numbers(silent: str) -> None:
     layer = _related([[0], [1], [2], [3]])
     layer = replace(layer, **{silent: torch.zeros_like(getattr(layer, silent))})
     moments = _moments()
-    merged = merge.aligned(layer, moments.second, 2)
+    merged = merge.aligned(layer, moments, 2)
     assert all(getattr(merged, name).isfinite().all() for name in ("query", "key", "output"))
     made = _decomposition(layer).weights(12, 8)
     assert made.down.isfinite().all()

@@ -20,8 +20,8 @@ from headwise.conversion.planes import (
     plane_moments,
     to_planes,
 )
-from headwise.conversion.projections import Projections
-from headwise.conversion.whitening import root
+from headwise.conversion.projections import Moments, Projections
+from headwise.conversion.whitening import root, shrunk
 
 _SWEEPS = 8
 
@@ -33,8 +33,10 @@ def pooled(layer: Projections, kv_heads: int) -> Projections:
     return replace(layer, key=key.flatten(0, 1), value=value.flatten(0, 1), kv_heads=kv_heads)
 
 
-def aligned(layer: Projections, second: Tensor, kv_heads: int) -> Projections:
-    """Merge to `kv_heads` so that scores and outputs change least for inputs with this E[x x^T]."""
+def aligned(layer: Projections, moments: Moments, kv_heads: int) -> Projections:
+    """Merge to `kv_heads` so that scores and outputs change least for inputs like these."""
+    second = moments.second
+    likely = second - moments.centred + shrunk(moments.centred)
     size = layer.kv_heads // kv_heads
     order = [head for group in grouped(layer, second, size) for head in group]
     layer = layer.permuted(order)
@@ -53,7 +55,7 @@ def aligned(layer: Projections, second: Tensor, kv_heads: int) -> Projections:
         turn = decode[:, :, 0].conj().T.repeat_interleave(layer.group_size, dim=0)
         served = slice(at * per_group, (at + 1) * per_group)
         queries.append(query[served] * turn[:, :, None])
-        value, back = _merged_values(whole[heads], inverses[heads], second)
+        value, back = _merged_values(whole[heads], inverses[heads], likely)
         back = back.repeat_interleave(layer.group_size, dim=0)
         values.append(value)
         outputs.append(torch.einsum("ehv,hvw->ehw", output[:, served], back))

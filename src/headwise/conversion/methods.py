@@ -56,7 +56,7 @@ class Merge:
         if self.naive or seen is None:
             merged = merge.pooled(layer, self.kv_heads)
         else:
-            merged = merge.aligned(layer, seen.moments.second, self.kv_heads)
+            merged = merge.aligned(layer, seen.moments, self.kv_heads)
         tensors = {"o_proj.weight": merged.output}
         for name in ("query", "key", "value"):
             tensors |= merged.split(f"{name[0]}_proj", getattr(merged, name))

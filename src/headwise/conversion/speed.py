@@ -126,6 +126,7 @@ def _measure(
         )
         slow, fast = (timings[name] for name in _NAMES)
         found.append(DecodeSpeed(context, slow.median, fast.median, ratio(slow, fast)))
+        del decoders, timings  # before the next ones are made
     return Speeds(tuple(found), *ran)
 
 
@@ -156,9 +157,10 @@ def _filled(model: Any, start: Tensor, length: int) -> Decoder:
     decoder = Decoder(model, None)
     decoder.read(start)
     for layer in decoder.cache.layers:
-        keys, values = layer.keys.clone(), layer.values.clone()
-        while (missing := length - layer.get_seq_length()) > 0:
-            layer.update(keys[:, :, :missing], values[:, :, :missing])
+        keys, values = layer.keys, layer.values
+        # at once: each growth of a buffer on the way would be memory too
+        rows = torch.arange(length - keys.shape[2]) % keys.shape[2]
+        layer.update(keys[:, :, rows], values[:, :, rows])
     return decoder
 
 

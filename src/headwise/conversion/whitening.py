@@ -1,10 +1,25 @@
-"""Square roots of second moments: coordinates in which every direction counts alike."""
+"""Moments as metrics: their square roots, and what of them holds for other texts too."""
 
 import torch
 from torch import Tensor
 
 # Directions with less than this share of the largest energy count as if they had it.
 _FLOOR = 1e-6
+# Of a correlation, how much is taken to hold in other texts: what measured best on SmolLM2.
+_TRUSTED = 1 / 3
+
+
+def shrunk(covariance: Tensor) -> Tensor:
+    """A covariance drawn to its diagonal.
+
+    What is to be kept by it is then not only what the calibration text shows: directions that it
+    hardly takes may matter in the next one.
+
+    >>> shrunk(torch.tensor([[2.0, 0.75], [0.75, 1.0]]))
+    tensor([[2.0000, 0.2500],
+            [0.2500, 1.0000]])
+    """
+    return _TRUSTED * covariance + (1 - _TRUSTED) * covariance.diagonal().diag()
 
 
 def root(moment: Tensor) -> tuple[Tensor, Tensor]:
