@@ -173,9 +173,15 @@ def plot(points: list[dict[str, Any]], file: Path) -> None:
                     fillstyle=fill,
                     label=label,
                 )
-    tuned = [(at["share"], at["tuned"][text]["factor"]) for at in points if at["tuned"] is not None]
-    if tuned:
-        axes.plot(*zip(*sorted(tuned), strict=True), "C2^", label="aware and tuned")
+    for mechanism, fill in (("mla", "full"), ("mqa", "none")):
+        tuned = sorted(
+            (at["share"], at["tuned"][text]["factor"])
+            for at in points
+            if at["tuned"] is not None and at["target"].startswith(mechanism)
+        )
+        if tuned:
+            label = f"{mechanism.upper()}, aware and tuned"
+            axes.plot(*zip(*tuned, strict=True), "C2^", fillstyle=fill, label=label)
     axes.axhline(1, color="0.6", linewidth=0.8)
     axes.set_yscale("log")
     axes.set_xlabel("cache kept")

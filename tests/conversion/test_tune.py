@@ -269,7 +269,7 @@ def test_one_state_is_kept_and_only_as_often_as_asked(
     [
         ("steps 3, now 4", {"steps": 4}),
         ("batch 1, now 3", {"batch": 3}),
-        ("learning_rate 0.01, now 0.02", {"learning_rate": 0.02}),
+        ("learning_rate 0.001, now 0.02", {"learning_rate": 0.02}),
         ("attention_weight", {"attention_weight": 0.5}),
         ("seed 0, now 1", {"seed": 1}),
     ],

@@ -40,7 +40,7 @@ class Tuning:
 
     steps: int
     batch: int = 1
-    learning_rate: float = 1e-2
+    learning_rate: float = 1e-3
     attention_weight: float = 5.0
     seed: int = 0
 
