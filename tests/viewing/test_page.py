@@ -375,8 +375,8 @@ def test_a_page_of_2000_tokens_answers_at_once(
 ) -> None:
     page = opened.go(long_page)
     frame(page)
-    # once in many is enough: the machine may be busy with something else
-    assert any(answered(page, action) < PROMPT for _ in range(15))
+    # the least of three: the machine may be busy with something else
+    assert min(answered(page, action) for _ in range(3)) < PROMPT
 
 
 def test_zoom_goes_down_to_single_tokens_of_the_chosen_rows(
