@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from cli.checkpoints import HEAD_DIM, KV_HEADS, save_tiny
+from headwise import attach
 from headwise.conversion import speed
 from headwise.conversion.speed import compare_speed
 
@@ -49,6 +51,25 @@ def test_the_last_tokens_of_a_context_are_timed_on_headwise(tiny: Path, monkeypa
         for length in range(context - ROUNDS - WARMUP + 1, context + 1):
             assert timed.count(("headwise", length)) == 2
     assert len(timed) == 2 * 2 * (ROUNDS + WARMUP)
+
+
+def test_layers_that_keep_a_window_hold_the_context_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        sliding_window=8,
+    )
+    model = MistralForCausalLM(config).eval()
+    attach(model)
+    with torch.no_grad():
+        decoder = speed._filled(model, torch.randint(97, (1, 13)), 70)
+    assert decoder.cache.layers[0].keys.shape[2] < 13  # fewer rows than tokens were read
+    assert [layer.get_seq_length() for layer in decoder.cache.layers] == [70, 70]
 
 
 def test_the_ratio_is_how_many_times_as_fast_the_converted_model_is(

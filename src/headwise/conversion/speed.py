@@ -159,7 +159,7 @@ def _filled(model: Any, start: Tensor, length: int) -> Decoder:
     for layer in decoder.cache.layers:
         keys, values = layer.keys, layer.values
         # at once: each growth of a buffer on the way would be memory too
-        rows = torch.arange(length - keys.shape[2]) % keys.shape[2]
+        rows = torch.arange(length - layer.get_seq_length()) % keys.shape[2]
         layer.update(keys[:, :, rows], values[:, :, rows])
     return decoder
 
