@@ -15,7 +15,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 import headwise
 from families import MLA, VOCABULARY, WINDOW, make
 from headwise.caches import PagedCache, QuantizedCache, WindowCache
-from headwise.hf import cache_nbytes, interface
+from headwise.hf import cache_nbytes, interface, latent
 from headwise.hf.owned import NAME
 from headwise.ops import dequantize, quantize
 
@@ -130,6 +130,18 @@ def test_a_left_padded_row_gives_the_tokens_of_its_prompt_alone(family: str, cac
         prompt = row[mask.bool()][None]
         alone = _generate(prompt)(model)[0, prompt.shape[1] :]
         assert torch.equal(given, alone)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
+def test_a_batch_whose_latents_are_expanded_from_pages_is_stock(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(family)
+    expected = MODES["left-padded batch"](model)
+    monkeypatch.setattr(latent, "choose_paradigm", lambda **_: "expanded")
+    for cache in EXACT:
+        headwise.attach(model, cache=cache)
+        assert torch.equal(MODES["left-padded batch"](model), expected), cache
 
 
 def _seen(length: int, window: int, sinks: int) -> torch.Tensor:

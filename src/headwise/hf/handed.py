@@ -66,19 +66,19 @@ class HandedRows(Tensor):
         return rows
 
     def dense(self) -> Tensor:
-        """A plain tensor, gathered or dequantised.
+        """A plain tensor, gathered or dequantised; contiguous, as PyTorch takes the rows to be.
 
         Raises:
             UnsupportedError: of a window with sinks, whose other tokens are gone.
         """
         if isinstance(self.kv, WindowKV):
             if self.kv.whole:
-                return self.kv.value if self.is_value else self.kv.key
+                return (self.kv.value if self.is_value else self.kv.key).contiguous()
             raise UnsupportedError(
                 "a window cache of headwise holds no whole context: use it while the model is "
                 "attached, or another cache"
             )
-        return self.kv.dense(self.dtype)[int(self.is_value)]
+        return self.kv.dense(self.dtype)[int(self.is_value)].contiguous()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "HandedRows":
         return HandedRows(copy.deepcopy(self.kv, memo), self.dtype, is_value=self.is_value)
