@@ -31,7 +31,7 @@ from headwise.conversion.text import Sequences
 from headwise.conversion.tune import Tuning, tune
 from headwise.conversion.verdict import CacheCost
 from headwise.loading.load import load_config, load_model, load_tokenizer, model_folder
-from headwise.loading.source import demo_model
+from headwise.loading.source import demo_model, find_source
 from headwise.measure.results import check_writable, write_whole
 
 TARGETS = "mqa,mla,mla:75%,mla:50%,mla:25%"
@@ -61,7 +61,9 @@ def main() -> None:
 def _points(given: Any, folder: Path, scratch: Path) -> list[dict[str, Any]]:
     tokenizer = load_tokenizer(folder)
     reference = scratch / "reference.txt"
-    reference.write_text("\n\n".join(map(topics.topics.__getitem__, sorted(topics.topics))))
+    # From Z to A: the end of the other order is what the method's constants were chosen on.
+    names = sorted(topics.topics, reverse=True)
+    reference.write_text("\n\n".join(map(topics.topics.__getitem__, names)))
     text = Sequences.read(reference, tokenizer, given.tokens, given.length)
     held_out = {"reference": text.held_out}
     for file in given.also:
@@ -99,7 +101,11 @@ def _points(given: Any, folder: Path, scratch: Path) -> list[dict[str, Any]]:
             points = [at for at in points if any(at[name] != point[name] for name in names)]
             points.append(point)
             report: dict[str, Any] = {"command": shlex.join(["python", *sys.argv])}
-            report |= {"model": folder.name, "environment": environment(), "points": points}
+            report |= {
+                "model": find_source(given.model).name,
+                "environment": environment(),
+                "points": points,
+            }
             write_whole(given.out, (json.dumps(report, indent=1) + "\n").encode())
     return points
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from cli.checkpoints import HEAD_DIM, KV_HEADS, save_tiny
-from headwise import attach
+from cli.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, save_tiny
+from headwise import attach, convert
 from headwise.conversion import speed
 from headwise.conversion.speed import compare_speed
 
@@ -27,6 +27,23 @@ def test_both_models_are_timed_at_each_context_that_they_reach(tiny: Path) -> No
         assert at.ratio.low <= at.ratio.median <= at.ratio.high
     assert found.original.startswith(f"3 x GQA 6/{KV_HEADS} heads, D {HEAD_DIM} on ")
     assert found.note == ""
+
+
+def test_what_the_conversion_did_not_touch_is_in_memory_once(
+    tiny: Path, tmp_path: Path, monkeypatch
+) -> None:
+    convert(tiny, "mla", out=tmp_path / "latent")
+    monkeypatch.setattr(speed, "_measure", lambda models, *_: models)
+    models = compare_speed(tiny, tmp_path / "latent", contexts=[31], rounds=ROUNDS)
+    original, converted = (at.state_dict(keep_vars=True) for at in models)
+    own = {name: at for name, at in converted.items() if at is not original.get(name)}
+    assert {name for name in converted if ".self_attn." in name} == set(own)
+    weights = sum(at.nbytes for at in (*original.values(), *own.values()))
+    cache = 31 * LAYERS * 2 * KV_HEADS * HEAD_DIM * 4
+    monkeypatch.setattr(speed, "available_bytes", lambda device: 0)
+    monkeypatch.setattr(speed, "gib", str)
+    refused = compare_speed(tiny, tmp_path / "latent", contexts=[31], rounds=ROUNDS)
+    assert f"both models and their caches need {weights + 2 * (cache + cache)}, and" in refused.note
 
 
 def test_the_last_tokens_of_a_context_are_timed_on_headwise(tiny: Path, monkeypatch) -> None:
@@ -67,7 +84,7 @@ def test_layers_that_keep_a_window_hold_the_context_too(tmp_path: Path) -> None:
     model = MistralForCausalLM(config).eval()
     attach(model)
     with torch.no_grad():
-        decoder = speed._filled(model, torch.randint(97, (1, 13)), 70)
+        decoder = speed._filled(model, torch.randint(97, (1, 13)), 70, 75)
     assert decoder.cache.layers[0].keys.shape[2] < 13  # fewer rows than tokens were read
     assert [layer.get_seq_length() for layer in decoder.cache.layers] == [70, 70]
 

@@ -19,10 +19,10 @@ from headwise.conversion.quality import Judge
 from headwise.conversion.sizes import even_sizes
 from headwise.conversion.source import check, check_length
 from headwise.conversion.speed import Speeds, compare_speed
-from headwise.conversion.stack import Stack
+from headwise.conversion.stack import Stack, in_attention
 from headwise.conversion.target import Target
 from headwise.conversion.text import Sequences
-from headwise.conversion.tune import Tuning, in_attention
+from headwise.conversion.tune import Tuning
 from headwise.conversion.tune import tune as distil
 from headwise.conversion.verdict import CacheCost, Verdict
 from headwise.conversion.walk import Text, Walk

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwise.conversion.checkpoint import Weights
+from headwise.conversion.stack import in_attention
 from headwise.generation.attention import select_attention
 from headwise.generation.options import context_limit
 from headwise.generation.session import LOGIT_TOLERANCE
@@ -64,6 +66,8 @@ def compare_speed(
 ) -> Speeds:
     """Load both models from their folders and time their decoding, one token of each in turn.
 
+    What the conversion did not touch, all weights but the attention's, is in memory once.
+
     At a context c the tokens that are timed are the last `rounds` of c. A context that the models'
     positions do not reach is left out.
 
@@ -80,10 +84,9 @@ def compare_speed(
             note=f"decode speed was not measured: the shortest context is {min(contexts):,} tokens "
             f"and the models take {longest:,}"
         )
-    needed = sum(
-        weight_bytes(folder, None) + 2 * cache_bytes(config, fitting[-1], config.dtype)
-        for folder, config in zip((original, converted), configs, strict=True)
-    )
+    untouched = {name for name in Weights(original) if not in_attention(name)}
+    needed = weight_bytes(original, None) + weight_bytes(converted, None, without=untouched)
+    needed += sum(2 * cache_bytes(config, fitting[-1], config.dtype) for config in configs)
     free = available_bytes(torch.device("cpu"))
     if needed > free:
         return Speeds(
@@ -94,8 +97,22 @@ def compare_speed(
         load_model(folder, config, attention="eager", progress=progress)
         for folder, config in zip((original, converted), configs, strict=True)
     ]
+    _share(*models)
     with torch.no_grad():
         return _measure(models, fitting, rounds, progress)
+
+
+def _share(original: Any, converted: Any) -> None:
+    """Give the converted model the original's own tensors where the conversion left them alone."""
+    kept = dict(original.named_parameters(remove_duplicate=False))
+    for place, module in converted.named_modules():
+        for name, own in list(module.named_parameters(recurse=False)):
+            whole = f"{place}.{name}"
+            same = kept.get(whole)
+            if same is None or in_attention(whole):
+                continue
+            if (same.shape, same.dtype) == (own.shape, own.dtype):
+                setattr(module, name, same)
 
 
 def _measure(
@@ -117,7 +134,8 @@ def _measure(
     for context in contexts:
         progress(f"timing the decoding at {context:,} tokens", 0, 0)
         decoders = {
-            name: _filled(model, start, context - turns.shape[1]) for name, model in named.items()
+            name: _filled(model, start, context - turns.shape[1], context)
+            for name, model in named.items()
         }
         timings = interleaved(
             {name: _steps(decoder, turns) for name, decoder in decoders.items()},
@@ -148,8 +166,10 @@ def _attach(model: Any, ids: Tensor) -> tuple[str, float]:
     return ran, float(apart.norm() / without.norm())
 
 
-def _filled(model: Any, start: Tensor, length: int) -> Decoder:
+def _filled(model: Any, start: Tensor, length: int, context: int) -> Decoder:
     """A decoder whose cache holds `length` tokens: `start` [1, S], and copies of its rows.
+
+    It takes no more memory than `context` tokens need.
 
     What is in a cache changes nothing in the time of a step, and to read a long context with a
     large model takes long.
@@ -158,9 +178,11 @@ def _filled(model: Any, start: Tensor, length: int) -> Decoder:
     decoder.read(start)
     for layer in decoder.cache.layers:
         keys, values = layer.keys, layer.values
-        # at once: each growth of a buffer on the way would be memory too
-        rows = torch.arange(length - layer.get_seq_length()) % keys.shape[2]
-        layer.update(keys[:, :, rows], values[:, :, rows])
+        # A buffer that must grow doubles what it then holds: half of the context makes room for
+        # all of it. More steps on the way would each leave a buffer behind.
+        for held in ((context + 1) // 2, length):
+            rows = torch.arange(max(0, held - layer.get_seq_length())) % keys.shape[2]
+            layer.update(keys[:, :, rows], values[:, :, rows])
     return decoder
 
 

@@ -15,6 +15,11 @@ from headwise.errors import LoadError
 PREFIX = "model.layers.{}."
 
 
+def in_attention(name: str) -> bool:
+    """Whether a parameter is the attention's, by its name: what a conversion touches."""
+    return ".self_attn." in name
+
+
 class Stack:
     """The layers of a checkpoint, each made and filled when it is asked for.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from headwise.conversion.descent import Descent
 from headwise.conversion.distillation import backward
+from headwise.conversion.stack import in_attention
 from headwise.conversion.tune_kept import State, TuneKept, digest
 from headwise.errors import ConversionError, OptionError
 from headwise.loading.progress import Progress, silent
@@ -66,11 +67,6 @@ class Tuned:
 
     divergence: tuple[float, ...]
     attention_error: tuple[float, ...]
-
-
-def in_attention(name: str) -> bool:
-    """Whether a parameter is the attention's, by its name: what a conversion touches."""
-    return ".self_attn." in name
 
 
 def tune(

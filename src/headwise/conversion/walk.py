@@ -106,22 +106,26 @@ class Walk:
 
 
 class _States:
-    """Hidden states of both models on all batches; `middle`, the original's after attention."""
+    """Hidden states of both models on all batches; `middle`, the original's after attention.
+
+    Each stays in its own memory from layer to layer: buffers of this size that come and go leave
+    gaps that the process does not give back.
+    """
 
     def __init__(self, stack: Stack, text: Text) -> None:
         self.stack, self.fitted = stack, len(text.fitted)
         self.old = [stack.embed(batch) for batch in text.batches]
         self.new = [hidden.clone() for hidden in self.old]
-        self.middle: list[Tensor] = []
+        self.middle = [torch.empty_like(hidden) for hidden in self.old]
+        self.heads: list[Tensor] = []  # the new layer's, [B,S,H*V]; their size is known then
         self.positions = stack.positions(self.old[0])
         self.eps = float(stack.config.rms_norm_eps)
 
     def run_old(self, layer: Any) -> None:
         """The original's layer."""
-        self.middle = []
-        for at, hidden in enumerate(self.old):
-            self.middle.append(hidden + attend(layer, hidden, self.positions)[1])
-            self.old[at] = feed_forward(layer, self.middle[at])
+        for hidden, middle in zip(self.old, self.middle, strict=True):
+            torch.add(hidden, attend(layer, hidden, self.positions)[1], out=middle)
+            hidden.copy_(feed_forward(layer, middle))
 
     def require_finite(self, index: int) -> None:
         """Raise ConversionError where the hidden states are not numbers."""
@@ -168,7 +172,10 @@ class _States:
         that follows divides by it.
         """
         projection = layer.self_attn.o_proj
-        heads = [attend(layer, hidden, self.positions)[0] for hidden in self.new]
+        if not self.heads:
+            self.heads = [at.new_empty(*at.shape[:2], projection.in_features) for at in self.new]
+        for hidden, z in zip(self.new, self.heads, strict=True):
+            z.copy_(attend(layer, hidden, self.positions)[0])
         if refit:
             sums = Refit(*projection.weight.T.shape)
             for at in range(self.fitted):
@@ -176,15 +183,15 @@ class _States:
                 if projection.bias is not None:
                     wanted = wanted - projection.bias
                 size = self._size(self.middle[at])
-                sums.add(heads[at] / size, wanted / size)
+                sums.add(self.heads[at] / size, wanted / size)
             projection.weight.copy_(sums.solve(projection.weight))
         errors = []
-        for at, z in enumerate(heads):
+        for at, z in enumerate(self.heads):
             hidden = self.new[at] + projection(z)
             if at >= self.fitted:
                 middle = self.middle[at] / self._size(self.middle[at])
                 errors.append((hidden / self._size(hidden) - middle).square().mean())
-            self.new[at] = feed_forward(layer, hidden)
+            self.new[at].copy_(feed_forward(layer, hidden))
         return float(torch.stack(errors).mean())
 
     def _size(self, hidden: Tensor) -> Tensor:

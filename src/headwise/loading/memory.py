@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from collections.abc import Container
 from pathlib import Path
 
 import psutil
@@ -15,8 +16,10 @@ _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _HEADER_LIMIT = 100_000_000
 
 
-def weight_bytes(folder: Path, dtype: torch.dtype | None) -> int:
+def weight_bytes(folder: Path, dtype: torch.dtype | None, *, without: Container[str] = ()) -> int:
     """Bytes that a folder's weights take once loaded as `dtype` (None: as they are stored).
+
+    Tensors named in `without` are not counted.
 
     Only floating-point tensors change their size: a quantised model's integers stay what they are.
 
@@ -25,7 +28,9 @@ def weight_bytes(folder: Path, dtype: torch.dtype | None) -> int:
     """
     total = 0
     for file in sorted(folder.glob("*.safetensors")):
-        for tensor in _header(file).values():
+        for name, tensor in _header(file).items():
+            if name in without:
+                continue
             start, end = tensor["data_offsets"]
             if dtype is not None and tensor["dtype"] in _ITEM_BYTES:
                 total += math.prod(tensor["shape"]) * dtype.itemsize
