@@ -6,8 +6,9 @@ gradients. The library is loaded at the first question about it.
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,7 +45,16 @@ def available() -> tuple[bool, str]:
     return (False, missing) if missing else (True, f"C++ kernels for {LEVELS[_level]}")
 
 
-@torch.compiler.assume_constant_result
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+def _constant(function: _Function) -> _Function:
+    """`torch.compiler.assume_constant_result`, which would import the whole compiler for this."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def ready() -> str:
     """Load the library once; "" when its operator can be called, else why not.
 
@@ -63,7 +73,7 @@ def ready() -> str:
     return _missing
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _chosen_level() -> int:
     return _level
 
