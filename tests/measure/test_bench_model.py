@@ -1,18 +1,21 @@
 """Benchmarks of a model: what is checked, and that every figure is of what it says."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from cli.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, save_tiny
+from cli.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, save_tiny, save_tiny_gguf
 from headwise.errors import LoadError, OptionError, ShapeError
 from headwise.measure import bench_model as module
 from headwise.measure.bench_model import bench_model, open_model, select_model_peers
 from headwise.measure.memory import peak_memory
 from headwise.measure.model_candidates import HEADWISE, Decoder, model_candidates
+from headwise.measure.openvino_candidate import TOLERANCE
 
 ROUNDS = 4
+STOCK = ("stock-dynamic", "stock-static")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def model(tiny: Path):
 def test_every_candidate_is_timed_at_every_context(model) -> None:
     found = bench_model("tiny", model, contexts=[29, 7], rounds=ROUNDS)
     assert [way.name for way in found.timed] == ["headwise", "stock-dynamic", "stock-static"]
-    assert found.left_out == ()
+    assert [at.name for at in found.left_out] == ["openvino"]  # the model is no GGUF file
     assert found.headwise_wrong is False
     for way in found.timed:
         assert [at.context for at in way.contexts] == [7, 29]
@@ -58,7 +61,7 @@ def test_a_token_is_read_against_the_whole_context(model, monkeypatch) -> None:
 
     monkeypatch.setattr(Decoder, "read", read)
     monkeypatch.setattr(module, "_warm_up", lambda *_: [])
-    bench_model("tiny", model, contexts=[11], rounds=ROUNDS)
+    bench_model("tiny", model, contexts=[11], peers=STOCK, rounds=ROUNDS)
     assert len(seen) == 3
     assert set(map(tuple, seen.values())) == {tuple(range(11, 11 + 4 + 2 + ROUNDS + 1))}
 
@@ -70,7 +73,7 @@ def test_without_peers_stock_still_checks_headwise_and_is_not_shown(model) -> No
 
 
 def test_wrong_logits_are_told_and_not_timed(model, monkeypatch) -> None:
-    def wrong(stock):
+    def wrong(stock, gguf):
         ours, *rest = model_candidates(stock)
         broken = ours.decoder(1).model
         with torch.no_grad():
@@ -80,7 +83,7 @@ def test_wrong_logits_are_told_and_not_timed(model, monkeypatch) -> None:
         return [ours, *rest]
 
     monkeypatch.setattr(module, "model_candidates", wrong)
-    found = bench_model("tiny", model, contexts=[7, 11], rounds=ROUNDS)
+    found = bench_model("tiny", model, contexts=[7, 11], peers=STOCK, rounds=ROUNDS)
     assert found.headwise_wrong is True
     assert [way.name for way in found.timed] == ["stock-dynamic", "stock-static"]
     assert found.timed[0].contexts[0].ratio is None
@@ -92,10 +95,46 @@ def test_a_cache_that_the_model_cannot_have_is_absent(model, monkeypatch) -> Non
         raise ValueError("no static cache for this one\nreally")
 
     monkeypatch.setattr("headwise.measure.model_candidates.StaticCache", broken)
-    found = bench_model("tiny", model, contexts=[7], rounds=ROUNDS)
+    found = bench_model("tiny", model, contexts=[7], peers=STOCK, rounds=ROUNDS)
     assert [way.name for way in found.timed] == ["headwise", "stock-dynamic"]
     assert [(at.state, at.reason) for at in found.left_out] == [
         ("absent", "no static cache for this one")
+    ]
+
+
+def test_openvino_reads_the_gguf_file_and_gives_its_logits(tmp_path: Path) -> None:
+    pytest.importorskip("openvino_genai", exc_type=ImportError)
+    name, model, gguf = open_model(None, dtype="float32", contexts=[29], rounds=ROUNDS)
+    assert gguf is not None
+    before = set(gguf.parent.iterdir())
+    found = bench_model(name, model, gguf, contexts=[7, 29], peers=["openvino"], rounds=ROUNDS)
+    assert found.left_out == ()
+    assert [way.name for way in found.timed] == ["headwise", "openvino"]
+    # its weights and its cache are integers
+    assert all(1e-3 < at.error < TOLERANCE for at in found.timed[1].contexts)
+    assert set(gguf.parent.iterdir()) == before
+
+
+def test_a_gguf_file_that_openvino_does_not_read_is_absent(model, tmp_path: Path) -> None:
+    pytest.importorskip("openvino_genai", exc_type=ImportError)
+    save_tiny_gguf(tmp_path / "tiny.gguf")
+    found = bench_model(
+        "tiny", model, tmp_path / "tiny.gguf", contexts=[7], peers=["openvino"], rounds=ROUNDS
+    )
+    assert [at.state for at in found.left_out] == ["absent"]
+    assert found.left_out[0].reason.startswith("OpenVINO GenAI refuses: ")
+
+
+def test_openvino_is_absent_with_the_reason(model, tmp_path: Path, monkeypatch) -> None:
+    found = bench_model("tiny", model, contexts=[7], peers=["openvino"], rounds=ROUNDS)
+    assert [(at.state, at.reason) for at in found.left_out] == [
+        ("absent", "OpenVINO GenAI is timed on a .gguf file only")
+    ]
+    monkeypatch.setitem(sys.modules, "openvino_genai", None)
+    gguf = tmp_path / "model.gguf"
+    found = bench_model("tiny", model, gguf, contexts=[7], peers=["openvino"], rounds=ROUNDS)
+    assert [(at.state, at.reason) for at in found.left_out] == [
+        ("absent", "openvino-genai is not installed: pip install openvino-genai")
     ]
 
 
@@ -106,7 +145,7 @@ def test_damaged_weights_are_refused(model) -> None:
 
 
 def test_weights_are_shared_and_the_model_stays_on_stock(model) -> None:
-    ours, stock, _ = (at.decoder(1).model for at in model_candidates(model))
+    ours, stock = (at.decoder(1).model for at in model_candidates(model)[:2])
     assert stock is model
     assert (ours.config._attn_implementation, model.config._attn_implementation) == (
         "headwise",

@@ -173,8 +173,8 @@ def model(
     peers: Annotated[
         str | None,
         typer.Option(
-            help="stock-dynamic, stock-static (by their caches), joined by commas, or none. "
-            "Default: both.",
+            help="stock-dynamic, stock-static (by their caches), openvino (of a .gguf file, where "
+            "openvino-genai is installed), joined by commas, or none. Default: all that run here.",
             show_default=False,
         ),
     ] = None,
@@ -210,7 +210,7 @@ def model(
         for dtype in names:
             with screen(animated=True) as loading:
                 loading("starting", 0, 0)
-                name, loaded = open_model(
+                name, loaded, gguf = open_model(
                     model,
                     dtype=dtype,
                     contexts=lengths,
@@ -220,7 +220,7 @@ def model(
                 )
             with screen(animated=False) as shown:
                 result = bench_model(
-                    name, loaded, contexts=lengths, peers=able, rounds=rounds, progress=shown
+                    name, loaded, gguf, contexts=lengths, peers=able, rounds=rounds, progress=shown
                 )
             report.results.append(result)
             show_model(result)

@@ -77,7 +77,7 @@ def show_model(result: Any) -> None:
         "ms a 1,000 cached": _slope,
         "prefill, tokens/s": _prefill_rate,
         "peak memory": lambda way: "-" if way.peak_memory is None else gib(way.peak_memory),
-        "cache": lambda way: gib(way.cache_bytes),
+        "cache": lambda way: "-" if way.cache_bytes is None else gib(way.cache_bytes),
     }
     for name, cell in rows.items():
         table.add_row(name, *(cell(way) for way in result.timed))

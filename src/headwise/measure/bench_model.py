@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 from headwise.errors import LoadError, OptionError
 from headwise.generation.options import check_length, context_limit
 from headwise.generation.session import LOGIT_TOLERANCE, check_decoder
-from headwise.hf import cache_nbytes
 from headwise.loading.load import cache_bytes, load_config, load_model, model_folder
 from headwise.loading.memory import check_memory
 from headwise.loading.progress import Progress, silent
@@ -27,6 +27,7 @@ from headwise.measure.model_candidates import (
     SdpaShapes,
     model_candidates,
 )
+from headwise.measure.openvino_candidate import OpenVinoDecoder
 from headwise.measure.results import LeftOut
 from headwise.measure.timing import Ratio, Timing, interleaved, ratio
 
@@ -60,7 +61,8 @@ class ModelTimed:
 
     `slope` is seconds that a token takes longer for 1,000 more cached ones, between the shortest
     and the longest context; `peak_memory` bytes above the weights while the longest context was
-    read, None where the system does not say; `cache_bytes` those of the cache at its end.
+    read, None where the system does not say; `cache_bytes` those of the cache at its end, None
+    where a peer does not say.
     """
 
     name: str
@@ -68,7 +70,7 @@ class ModelTimed:
     contexts: tuple[AtContext, ...]
     slope: float | None
     peak_memory: int | None
-    cache_bytes: int
+    cache_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class _Trial:
     """One candidate at one context, while it is measured."""
 
     candidate: ModelCandidate
-    decoder: Decoder
+    decoder: Decoder | OpenVinoDecoder
     prefill_seconds: float
     peak: int | None
     logits: Tensor
@@ -107,7 +109,7 @@ def select_model_peers(names: Iterable[str]) -> list[str]:
     """The peers to time; all where none is named, and no peer for "none".
 
         >>> select_model_peers([])
-        ['stock-dynamic', 'stock-static']
+        ['stock-dynamic', 'stock-static', 'openvino']
 
     Raises:
         OptionError: an unknown name.
@@ -129,8 +131,10 @@ def open_model(
     rounds: int,
     trust_remote_code: bool = False,
     progress: Progress = silent,
-) -> tuple[str, Any]:
+) -> tuple[str, Any, Path | None]:
     """The name and the model (None: the demo model), after checking that the contexts fit it.
+
+    And the GGUF file that it came from, None for others.
 
     Raises:
         LoadError: no such model, or not one that writes text.
@@ -156,12 +160,14 @@ def open_model(
     longest = max(contexts) + _tokens_after(rounds)
     needed = 2 * (1 + len(PEERS)) * cache_bytes(config, longest, loaded.dtype)
     check_memory(needed, loaded.device, f"caches of {longest} tokens for all candidates")
-    return find_source(place).name, loaded
+    source = find_source(place)
+    return source.name, loaded, Path(source.place) if source.kind == "gguf" else None
 
 
 def bench_model(
     name: str,
     model: Any,
+    gguf: Path | None = None,
     *,
     contexts: Sequence[int] = CONTEXTS,
     peers: Sequence[str] = tuple(PEERS),
@@ -176,16 +182,18 @@ def bench_model(
     Args:
         name: what to call the model.
         model: a Transformers decoder, on the CPU, which is left on stock attention.
+        gguf: the file that it came from, for OpenVINO.
         contexts: tokens in the cache before the timed ones.
         peers: names, as `select_model_peers` returns them.
         rounds: how many tokens are timed.
         progress: called with a stage and how far it is.
     """
-    candidates = [at for at in model_candidates(model) if at.name in (HEADWISE, REFERENCE, *peers)]
+    asked = (HEADWISE, REFERENCE, *peers)
+    candidates = [at for at in model_candidates(model, gguf) if at.name in asked]
     tolerance = LOGIT_TOLERANCE[model.dtype]
     left_out: list[LeftOut] = []
     found: dict[str, list[AtContext]] = {}
-    last: dict[str, tuple[int | None, int]] = {}
+    last: dict[str, tuple[int | None, int | None]] = {}
     paths: dict[str, str] = {}
     with torch.no_grad():
         left_out += _warm_up(model, candidates, progress)
@@ -194,12 +202,13 @@ def bench_model(
             trials = [_prefill(at, ids, context, progress) for at in candidates]
             _check(trials, ids, context)
             for trial in trials:
-                if not trial.error <= tolerance:
+                allowed = trial.candidate.tolerance or tolerance
+                if not trial.error <= allowed:
                     candidates.remove(trial.candidate)
                     found.pop(trial.candidate.name, None)
                     reason = (
                         f"logits differ from stock's by {trial.error:.1e} at {context:,} tokens, "
-                        f"above the tolerance of {tolerance:g}"
+                        f"above the tolerance of {allowed:g}"
                     )
                     left_out.append(LeftOut(trial.candidate.name, "wrong", reason))
             trials = [at for at in trials if at.candidate in candidates]
@@ -208,7 +217,7 @@ def bench_model(
                 at = _at_context(trial, timings, context)
                 found.setdefault(trial.candidate.name, []).append(at)
                 paths[trial.candidate.name] = trial.path
-                last[trial.candidate.name] = (trial.peak, cache_nbytes(trial.decoder.cache))
+                last[trial.candidate.name] = (trial.peak, trial.decoder.cache_nbytes())
     return ModelResult(
         model=name,
         dtype=str(model.dtype).removeprefix("torch."),

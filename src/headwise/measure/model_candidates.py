@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +15,20 @@ from transformers.cache_utils import StaticCache
 from headwise.errors import UnsupportedError
 from headwise.generation.attention import select_attention
 from headwise.generation.run import CHUNK
+from headwise.hf import cache_nbytes
+from headwise.measure.openvino_candidate import (
+    OPENVINO,
+    TOLERANCE,
+    OpenVinoDecoder,
+    compile_gguf,
+)
 
 HEADWISE = "headwise"
 REFERENCE = "stock-dynamic"
 PEERS = {
     REFERENCE: "Transformers, a cache that is concatenated at each token",
     "stock-static": "Transformers, a cache of the whole length from the start",
+    OPENVINO: "OpenVINO GenAI's conversion of a .gguf file",
 }
 
 
@@ -43,6 +52,10 @@ class Decoder:
     def read_all(self, ids: Tensor) -> Tensor:
         """Read ids [1, S] at once; the logits of each token [1, S, vocabulary]."""
         return self._step(ids)
+
+    def cache_nbytes(self) -> int:
+        """Bytes that the cache holds."""
+        return cache_nbytes(self.cache)
 
     def _step(self, ids: Tensor, **options: int) -> Tensor:
         output = self.model(input_ids=ids, use_cache=True, **{self.name: self.cache}, **options)
@@ -79,15 +92,21 @@ class SdpaShapes(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class ModelCandidate:
-    """One way to run a model; `decoder` makes one with an empty cache for so many tokens."""
+    """One way to run a model; `decoder` makes one with an empty cache for so many tokens.
+
+    `tolerance` is how far its logits may be from stock's, None for that of the model's dtype.
+    """
 
     name: str
     how: str
-    decoder: Callable[[int], Decoder]
+    decoder: Callable[[int], Decoder | OpenVinoDecoder]
+    tolerance: float | None = None
 
 
-def model_candidates(stock: Any) -> list[ModelCandidate]:
+def model_candidates(stock: Any, gguf: Path | None = None) -> list[ModelCandidate]:
     """headwise and stock on one model's weights; `stock` is set to sdpa, or eager without it.
+
+    And OpenVINO, on the file `gguf` that the model came from.
 
     Raises:
         UnsupportedError: a model that headwise does not attach to.
@@ -115,5 +134,11 @@ def model_candidates(stock: Any) -> list[ModelCandidate]:
             "stock-static",
             f"{attention}, static cache",
             lambda tokens: Decoder(stock, StaticCache(config=stock.config, max_cache_len=tokens)),
+        ),
+        ModelCandidate(
+            OPENVINO,
+            f"OpenVINO GenAI's conversion of the .gguf file; logits checked to {TOLERANCE:g}",
+            lambda tokens: OpenVinoDecoder(compile_gguf(gguf, torch.get_num_threads())),
+            TOLERANCE,
         ),
     ]
