@@ -169,7 +169,7 @@ def _attach(model: Any, ids: Tensor) -> tuple[str, float]:
 def _filled(model: Any, start: Tensor, length: int, context: int) -> Decoder:
     """A decoder whose cache holds `length` tokens: `start` [1, S], and copies of its rows.
 
-    It takes no more memory than `context` tokens need.
+    It takes no more memory than `context` tokens need, where those are below 64 MiB a layer.
 
     What is in a cache changes nothing in the time of a step, and to read a long context with a
     large model takes long.

@@ -27,7 +27,7 @@ from headwise.measure.model_candidates import (
     SdpaShapes,
     model_candidates,
 )
-from headwise.measure.openvino_candidate import OpenVinoDecoder
+from headwise.measure.openvino_candidate import OPENVINO, OpenVinoDecoder
 from headwise.measure.results import LeftOut
 from headwise.measure.timing import Ratio, Timing, interleaved, ratio
 
@@ -157,11 +157,13 @@ def open_model(
         trust_remote_code=trust_remote_code,
         progress=progress,
     )
-    longest = max(contexts) + _tokens_after(rounds)
-    needed = 2 * (1 + len(PEERS)) * cache_bytes(config, longest, loaded.dtype)
-    check_memory(needed, loaded.device, f"caches of {longest} tokens for all candidates")
     source = find_source(place)
-    return source.name, loaded, Path(source.place) if source.kind == "gguf" else None
+    gguf = Path(source.place) if source.kind == "gguf" else None
+    able = [peer for peer in PEERS if gguf is not None or peer != OPENVINO]
+    longest = max(contexts) + _tokens_after(rounds)
+    needed = 2 * (1 + len(able)) * cache_bytes(config, longest, loaded.dtype)
+    check_memory(needed, loaded.device, f"caches of {longest} tokens for all candidates")
+    return source.name, loaded, gguf
 
 
 def bench_model(
