@@ -77,7 +77,8 @@ struct SequencePlan {
 struct Plan {
   bool tiled;  // by tiles.h, else by rowwise.h
   int64_t tile_rows, tiles;  // rows of a task, and such tiles in a kv head's rows
-  int64_t tasks, slots, threads;
+  int64_t tasks, slots;      // of the shapes and lengths alone, as every sum is
+  int64_t threads, run;      // and tasks that a thread takes at once, one after the other
   SequencePlan* sequences;  // [B]
   int32_t* left;            // [B][K][tiles]: parts not finished yet
   float* partial;           // [slots][tile_rows]: max, sum, then the V sums of each row

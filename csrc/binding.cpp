@@ -248,14 +248,17 @@ int64_t most_threads() {
   return most < 1 ? 1 : most;
 }
 
-// Runs what(task, scratch) for every task, with `bytes` of scratch for each thread.
+// Runs what(task, scratch) for every task, with `bytes` of scratch for each thread, which takes
+// `run` tasks at once.
 template <class What>
-void share(int64_t tasks, int64_t threads, char* scratch, int64_t bytes, const What& what) {
+void share(int64_t tasks, int64_t run, int64_t threads, char* scratch, int64_t bytes,
+           const What& what) {
   std::atomic<int64_t> next{0};
   // parallel_for divides evenly beforehand: the counter lets a thread that is ahead take more
   torch::stable::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
-    for (int64_t at = next.fetch_add(1); at < tasks; at = next.fetch_add(1))
-      what(at, scratch + thread * bytes);
+    for (int64_t first = next.fetch_add(run); first < tasks; first = next.fetch_add(run))
+      for (int64_t at = first; at < first + run && at < tasks; ++at)
+        what(at, scratch + thread * bytes);
   });
 }
 
@@ -274,7 +277,7 @@ void run(const headwise::AttendArgs& args, const headwise::Kernels& kernels) {
       aligned(int64_t(sizeof(float)) * plan.slots * headwise::slot_floats(args, plan));
   char* memory = keep(partial_bytes + plan.threads * plan.scratch_bytes);
   plan.partial = reinterpret_cast<float*>(memory);
-  share(plan.tasks, plan.threads, memory + partial_bytes, plan.scratch_bytes,
+  share(plan.tasks, plan.run, plan.threads, memory + partial_bytes, plan.scratch_bytes,
         [&](int64_t at, char* scratch) { kernels.attend(args, plan, at, scratch); });
 }
 
@@ -443,7 +446,7 @@ Tensor project(Tensor x, Tensor weight, bool up, int64_t level) {
   take_strides(out, &args.out_batch, &args.out_head, &args.out_row);
   const int64_t threads = most_threads() < args.heads ? most_threads() : args.heads;
   const int64_t bytes = aligned(headwise::scratch_bytes(args));
-  share(args.heads, threads, keep(threads * bytes), bytes,
+  share(args.heads, 1, threads, keep(threads * bytes), bytes,
         [&](int64_t head, char* scratch) { function(args, head, scratch); });
   return out;
 }
@@ -484,7 +487,7 @@ std::tuple<Tensor, Tensor> quantize(Tensor rows, int64_t bits, int64_t level) {
   const int64_t tasks = (all + kRows - 1) / kRows;
   const int64_t threads = most_threads() < tasks ? most_threads() : tasks;
   const int64_t bytes = aligned(headwise::scratch_bytes(args));
-  share(tasks, threads, keep(threads * bytes), bytes, [&](int64_t task, char* scratch) {
+  share(tasks, 1, threads, keep(threads * bytes), bytes, [&](int64_t task, char* scratch) {
     const int64_t first = task * kRows;
     function(args, first, all - first < kRows ? all - first : kRows, scratch);
   });

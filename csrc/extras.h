@@ -55,10 +55,15 @@ inline void rotate_row(float* row, int64_t dim) {
 // hide from none, all_see_from..all_see_to.
 struct Span {
   int64_t begin, end, all_see_from, all_see_to;
+  int64_t ahead;  // where the keys end that the thread reads next: of its next part too
 
   // Keys of the block that starts at `block`; 0 or less behind the end.
   HEADWISE_INLINE int count(int64_t block) const {
     return int(end - block < kBlock ? end - block : kBlock);
+  }
+  // Keys of the block that starts at `block` which will be read.
+  HEADWISE_INLINE int64_t coming(int64_t block) const {
+    return ahead - block < kBlock ? ahead - block : kBlock;
   }
   // Whether some key of the block is hidden from some row.
   HEADWISE_INLINE bool edge(int64_t block) const {
@@ -72,6 +77,7 @@ struct Extras {
   const SequencePlan* sequence;
   int64_t batch, kv_head;
   int64_t first_row, rows, group;
+  bool on;  // the thread goes on with the next part
 
   HEADWISE_INLINE int64_t head(int64_t row) const {
     return kv_head * group + (first_row + row) % group;
@@ -126,10 +132,11 @@ struct Extras {
 
   // Rows are in the order of their positions: the first sees least, the last most.
   HEADWISE_INLINE Span span(int64_t part) const {
-    Span span = {sequence->start + part * sequence->chunk, 0, first_key(rows - 1), stop_key(0)};
+    Span span = {sequence->start + part * sequence->chunk, 0, first_key(rows - 1), stop_key(0), 0};
     span.end = span.begin + sequence->chunk;
-    if (span.end > sequence->stop) span.end = sequence->stop;
-    if (span.end > stop_key(rows - 1)) span.end = stop_key(rows - 1);
+    const int64_t stop = stop_key(rows - 1) < sequence->stop ? stop_key(rows - 1) : sequence->stop;
+    if (span.end > stop) span.end = stop;
+    span.ahead = on ? stop : span.end;
     const int64_t skipped = first_key(0) - span.begin;
     if (skipped > 0) span.begin += skipped / kBlock * kBlock;
     return span;

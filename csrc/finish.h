@@ -39,6 +39,47 @@ HEADWISE_INLINE void finish_row(const AttendArgs& args, int64_t batch, int64_t h
     args.lse[index] = total == 0.0f ? -kInfinity : top + __builtin_logf(total);
 }
 
+// Blocks whose sums are added up apart, before they join the sums of all: a running sum of floats
+// rounds more the longer it is.
+constexpr int kSumBlocks = 8;
+
+// The outer of two levels of sums of a task: what earlier runs of blocks gave.
+struct Outer {
+  float *top, *total, *sum;
+  int64_t rows, width;
+  int held = 0;       // blocks in the inner sums
+  bool used = false;  // whether anything is here
+
+  HEADWISE_INLINE Outer(int64_t rows, int64_t width, Scratch* scratch) : rows(rows), width(width) {
+    top = scratch->take<float>(rows);
+    total = scratch->take<float>(rows);
+    sum = scratch->take<float>(rows * width);
+  }
+
+  // Takes the inner sums over, which are zero then: sums of `rows` rows over `inner_total`,
+  // shifted by `inner_top`. columns(sum, row, v) says where 16 of a row lie, from the v-th on.
+  template <class Columns>
+  void take(const float* inner_top, float* inner_total, float* inner, const Columns& columns) {
+    for (int64_t row = 0; row < rows; ++row) {
+      float factor = 0.0f;
+      if (used) factor = top[row] == inner_top[row] ? 1.0f : __builtin_expf(top[row] - inner_top[row]);
+      total[row] = inner_total[row] + (used ? total[row] * factor : 0.0f);
+      top[row] = inner_top[row];
+      inner_total[row] = 0.0f;
+      for (int64_t v = 0; v < width; v += 16) {
+        float *to = columns(sum, row, v), *from = columns(inner, row, v);
+        for (int i = 0; i < 16; i += W) {
+          const vf fresh = load(from + i);
+          store(to + i, used ? load(to + i) * factor + fresh : fresh);
+          store(from + i, vf{});
+        }
+      }
+    }
+    used = true;
+    held = 0;
+  }
+};
+
 // Merges the parts of a tile of rows, in their order, and writes the result.
 inline void merge(const Extras& at, const Plan& plan, const float* first, float* values) {
   const AttendArgs& args = *at.args;

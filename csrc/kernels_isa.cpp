@@ -88,7 +88,8 @@ void attend_task(const AttendArgs& args, const Plan& plan, int64_t index, char* 
   const int64_t tile = plan.tiles - 1 - tiled % plan.tiles, first = tile * plan.tile_rows;
   const int64_t left = rows_of(args) - first;
   const Extras at = {&args, &sequence, low, tiled / plan.tiles, first,
-                     left < plan.tile_rows ? left : plan.tile_rows, group_of(args)};
+                     left < plan.tile_rows ? left : plan.tile_rows, group_of(args),
+                     part + 1 < sequence.parts && (index + 1) % plan.run != 0};
   const Task task = {args, at, plan, tile, part, scratch};
   if (args.bits == 8) {
     quantized_task<8, 0>(task);

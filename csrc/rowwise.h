@@ -266,6 +266,10 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
   [[maybe_unused]] bf16* weights = scratch.take<bf16>(rows * kBlock);
   [[maybe_unused]] int16_t* whole = reinterpret_cast<int16_t*>(weights);
   float* sum = scratch.take<float>(rows * width);
+  Outer outer(rows, width, &scratch);
+  const auto columns = [&](float* of, int64_t row, int64_t v) HEADWISE_LAMBDA {
+    return of + row * width + v;
+  };
   float* row_sum = scratch.take<float>(width);
   float* query = scratch.take<float>(rows * query_width);
   bf16* narrow = reinterpret_cast<bf16*>(query);
@@ -309,8 +313,9 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
     if (!at.visible(block, count)) continue;
     const int64_t next = block + kBlock;
     Ahead ahead;
-    ahead.add(keys, next, span.count(next), dim);
-    ahead.add(values, next, span.count(next), value_dim);
+    ahead.add(keys, next, span.coming(next), dim);
+    ahead.add(values, next, span.coming(next), value_dim);
+    if (++outer.held > kSumBlocks) outer.take(top, total, sum, columns);
 
     // past the last key the last one stands in; what it gives is hidden
     typename KeyRows::Row key[kBlock];
@@ -393,10 +398,12 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
     });
   }
 
+  if (outer.used) outer.take(top, total, sum, columns);
+  const float* all = outer.used ? outer.sum : sum;
   finish(
-      at, plan, 0, part, top, total,
+      at, plan, 0, part, top, outer.used ? outer.total : total,
       [&](int64_t row, float* to) HEADWISE_LAMBDA {
-        __builtin_memcpy(to, sum + row * width, sizeof(float) * width);
+        __builtin_memcpy(to, all + row * width, sizeof(float) * width);
       },
       row_sum);
 }

@@ -200,6 +200,10 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
   Element* tail_stage = scratch.take<Element>(kBlock * Engine::pitch(tail_dim));
   Element* value_stage = scratch.take<Element>(Engine::value_elements(value_dim));
   float* sum = scratch.take<float>(all_rows * width);
+  Outer outer(all_rows, width, &scratch);
+  const auto columns = [&](float* of, int64_t row, int64_t v) HEADWISE_LAMBDA {
+    return Engine::columns(of, width, row, v);
+  };
   float* row_sum = scratch.take<float>(width);
 
   for (int64_t row = 0; row < all_rows; ++row) {
@@ -230,9 +234,10 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
     if (!at.visible(block, count)) continue;
     const int64_t next = block + kBlock;
     Ahead ahead;
-    ahead.add(keys, next, span.count(next), dim);
-    if (tail_dim > 0) ahead.add(tails, next, span.count(next), tail_dim);
-    if (!value_is_key) ahead.add(values, next, span.count(next), value_dim);
+    ahead.add(keys, next, span.coming(next), dim);
+    if (tail_dim > 0) ahead.add(tails, next, span.coming(next), tail_dim);
+    if (!value_is_key) ahead.add(values, next, span.coming(next), value_dim);
+    if (++outer.held > kSumBlocks) outer.take(top, total, sum, columns);
 
     const Block<Element> key = key_block<Engine>(keys, block, count, dim, key_stage);
     engine.scores(query, query_tile, tiles, key, key_width, true, score, ahead);
@@ -276,11 +281,13 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
     }
   }
 
+  if (outer.used) outer.take(top, total, sum, columns);
+  float* all = outer.used ? outer.sum : sum;
   finish(
-      at, plan, tile, part, top, total,
+      at, plan, tile, part, top, outer.used ? outer.total : total,
       [&](int64_t row, float* to) HEADWISE_LAMBDA {
         for (int64_t v = 0; v < width; v += 16)
-          __builtin_memcpy(to + v, Engine::columns(sum, width, row, v), 16 * sizeof(float));
+          __builtin_memcpy(to + v, columns(all, row, v), 16 * sizeof(float));
       },
       row_sum);
 }
