@@ -18,10 +18,10 @@ HEADWISE_INLINE void finish_row(const AttendArgs& args, int64_t batch, int64_t h
   float scale = 1.0f;
   if (args.sinks != nullptr) {
     const float sink = args.sinks[head];
-    const float now = sink > top ? sink : top;
-    if (now != -kInfinity) {
+    if (sink != -kInfinity) {
+      const float now = sink > top ? sink : top;
       scale = top == -kInfinity ? 0.0f : __builtin_expf(top - now);
-      total = total * scale + (sink == -kInfinity ? 0.0f : __builtin_expf(sink - now));
+      total = total * scale + __builtin_expf(sink - now);
       top = now;
     }
   }
@@ -91,10 +91,11 @@ inline void merge(const Extras& at, const Plan& plan, const float* first, float*
       top = other > top ? other : top;
     }
     for (int64_t v = 0; v < width; ++v) values[v] = 0.0f;
-    for (int64_t part = 0; part < at.sequence->parts && top != -kInfinity; ++part) {
+    for (int64_t part = 0; part < at.sequence->parts; ++part) {
       const float* from = first + part * slot;
-      if (from[2 * row] == -kInfinity) continue;
-      const float factor = __builtin_expf(from[2 * row] - top);
+      // a part that shows nothing to the row; not one whose scores are NaN, which are no maximum
+      if (from[2 * row + 1] == 0.0f) continue;
+      const float factor = from[2 * row] == top ? 1.0f : __builtin_expf(from[2 * row] - top);
       total += factor * from[2 * row + 1];
       const float* given = from + 2 * plan.tile_rows + row * width;
       for (int64_t v = 0; v < width; v += W)

@@ -355,7 +355,7 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
       const float factor = kIntegers ? query_unit[row] : 1.0f;
       for (int j = 0; j < kBlock; j += W) {
         const vf scale = KeyRows::kScaled ? load(key_scale + j) * factor : splat(args.scale);
-        store(s + j, load(s + j) * scale);
+        store(s + j, rounded(load(s + j) * scale));
       }
       if (!plain || edge) at.apply(row, block, count, s);
       decay[row] = soften(s, top + row, total + row);

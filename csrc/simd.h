@@ -103,12 +103,15 @@ HEADWISE_INLINE vf load(const f16* from) {
 #else
   vh x;
   __builtin_memcpy(&x, from, sizeof x);
-  vu wide = __builtin_convertvector(x, vu);
-  vu sign = (wide & 0x8000u) << 16;
-  // the exponent's bias differs by 112; the product is exact, also for subnormal numbers
-  vf magnitude = bits_of<vf>((wide & 0x7fffu) << 13) * 0x1p112f;
-  vu special = bits_of<vu>((wide & 0x7c00u) == 0x7c00u) & 0x7f800000u;
-  return bits_of<vf>(bits_of<vu>(magnitude) | special | sign);
+  const vu wide = __builtin_convertvector(x, vu), size = wide & 0x7fffu;
+  // the exponent's bias differs by 112
+  const vu normal = (size << 13) + 0x38000000u;
+  // a subnormal number is an integer of 2^-24: no subnormal float, which the processor may be set
+  // to read as 0, stands on the way
+  const vu small = bits_of<vu>(__builtin_convertvector(bits_of<vi>(size), vf) * 0x1p-24f);
+  const vu special = bits_of<vu>(size >= 0x7c00u) & 0x7f800000u;
+  const vu magnitude = bits_of<vi>(size < 0x400u) ? small : normal;
+  return bits_of<vf>(magnitude | special | (wide & 0x8000u) << 16);
 #endif
 }
 
@@ -165,10 +168,12 @@ HEADWISE_INLINE float to_float(float x) { return x; }
 HEADWISE_INLINE float to_float(double x) { return float(x); }
 HEADWISE_INLINE float to_float(bf16 x) { return bits_of<float>(uint32_t(x.bits) << 16); }
 HEADWISE_INLINE float to_float(f16 x) {
-  uint32_t wide = x.bits;
-  uint32_t magnitude = bits_of<uint32_t>(bits_of<float>((wide & 0x7fffu) << 13) * 0x1p112f);
-  if ((wide & 0x7c00u) == 0x7c00u) magnitude |= 0x7f800000u;
-  return bits_of<float>(magnitude | (wide & 0x8000u) << 16);
+  const uint32_t size = x.bits & 0x7fffu;
+  const uint32_t normal = (size << 13) + 0x38000000u;
+  const uint32_t small = bits_of<uint32_t>(float(int32_t(size)) * 0x1p-24f);
+  const uint32_t special = size >= 0x7c00u ? 0x7f800000u : 0u;
+  const uint32_t magnitude = size < 0x400u ? small : normal;
+  return bits_of<float>(magnitude | special | uint32_t(x.bits & 0x8000u) << 16);
 }
 
 // Rounding to nearest, ties to even, as PyTorch does.
@@ -189,6 +194,19 @@ HEADWISE_INLINE void from_float(float x, f16* to) {
   to->bits = uint16_t(sign | magnitude);
 }
 
+// x rounded to floats, not drawn together with a sum that it enters. Where the largest of some
+// products is subtracted from them, the difference is 0 or less then, whatever their size.
+HEADWISE_INLINE vf rounded(vf x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
 HEADWISE_INLINE vf select(vi condition, vf yes, vf no) { return condition ? yes : no; }
 
 // a where it is larger, else b: also where one is NaN.
@@ -202,7 +220,7 @@ HEADWISE_INLINE vf larger(vf a, vf b) {
 #endif
 }
 
-// e^x for x <= 88 or so, 0 below -87.3 and for -inf. Cephes' expf: relative error below 2e-7.
+// e^x for x <= 88, 0 below -87.3 and for -inf. Cephes' expf: relative error below 2e-7.
 HEADWISE_INLINE vf exp(vf x) {
   const vi alive = (vi)(x >= -87.3f);
   const vf clamped = select(alive, x, vf{});

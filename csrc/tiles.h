@@ -18,7 +18,8 @@ namespace HEADWISE_ISA {
 struct RowVectors {
   const Extras* at;
   int32_t *first, *stop;  // [rows]: the keys that causality and window leave
-  float *slope, *position;
+  int32_t* position;
+  float* slope;
   int64_t *mask, *bias;  // offsets of each row's first element
 
   HEADWISE_INLINE RowVectors(const Extras& extras, int64_t padded_rows, Scratch* scratch)
@@ -26,7 +27,7 @@ struct RowVectors {
     first = scratch->take<int32_t>(padded_rows);
     stop = scratch->take<int32_t>(padded_rows);
     slope = scratch->take<float>(padded_rows);
-    position = scratch->take<float>(padded_rows);
+    position = scratch->take<int32_t>(padded_rows);
     mask = scratch->take<int64_t>(padded_rows);
     bias = scratch->take<int64_t>(padded_rows);
     const AttendArgs& args = *at->args;
@@ -35,7 +36,7 @@ struct RowVectors {
       const int64_t head = at->head(real), query = at->query(real);
       first[row] = int32_t(at->first_key(real));
       stop[row] = int32_t(at->stop_key(real));
-      position[row] = float(at->position(real));
+      position[row] = int32_t(at->position(real));
       slope[row] = args.slopes == nullptr ? 0.0f : args.slopes[head];
       mask[row] = at->batch * args.mask_batch + head * args.mask_head + query * args.mask_row;
       bias[row] = at->batch * args.bias_batch + head * args.bias_head + query * args.bias_row;
@@ -64,9 +65,14 @@ struct RowVectors {
         add_bias(from, row, count, score);
       });
     if (args.slopes != nullptr) {
-      const vf per_key = load(slope + row), here = load(position + row);
-      for (int j = 0; j < count; ++j)
-        store(score + j * W, load(score + j * W) + per_key * (float(key + j) - here));
+      const vf per_key = load(slope + row);
+      vi here;
+      __builtin_memcpy(&here, position + row, sizeof here);
+      for (int j = 0; j < count; ++j) {
+        // as integers: floats hold no position above 2^24
+        const vf distance = __builtin_convertvector(splat_int(int32_t(key + j)) - here, vf);
+        store(score + j * W, load(score + j * W) + per_key * distance);
+      }
     }
     if (args.mask != nullptr) {
       for (int lane = 0; lane < W; ++lane) {
@@ -98,10 +104,10 @@ template <class Engine>
 HEADWISE_INLINE bool soften_rows(float* score, float scale, float* top, float* total, float* decay,
                                  [[maybe_unused]] typename Engine::Weight* weights,
                                  Ahead& ahead) {
-  vf high = load(score) * scale, other = load(score + W) * scale;
+  vf high = rounded(load(score) * scale), other = rounded(load(score + W) * scale);
   for (int j = 2; j < kBlock; j += 2) {
-    high = larger(load(score + j * W) * scale, high);
-    other = larger(load(score + (j + 1) * W) * scale, other);
+    high = larger(rounded(load(score + j * W) * scale), high);
+    other = larger(rounded(load(score + (j + 1) * W) * scale), other);
   }
   high = larger(high, other);
   const vf before = load(top);
@@ -116,8 +122,8 @@ HEADWISE_INLINE bool soften_rows(float* score, float scale, float* top, float* t
       for (int i = 0; i < 16; ++i) {
         const float* from = score + 2 * (at + i) * W;
         ahead.tick();
-        const vf even = exp_near(load(from) * scale - shift);
-        const vf odd = exp_near(load(from + W) * scale - shift);
+        const vf even = exp_near(rounded(load(from) * scale) - shift);
+        const vf odd = exp_near(rounded(load(from + W) * scale) - shift);
         ahead.tick();
         added += even;
         also += odd;
@@ -129,8 +135,8 @@ HEADWISE_INLINE bool soften_rows(float* score, float scale, float* top, float* t
   } else {
     for (int j = 0; j < kBlock; j += 2) {
       ahead.tick();
-      const vf even = exp(load(score + j * W) * scale - shift);
-      const vf odd = exp(load(score + (j + 1) * W) * scale - shift);
+      const vf even = exp(rounded(load(score + j * W) * scale) - shift);
+      const vf odd = exp(rounded(load(score + (j + 1) * W) * scale) - shift);
       store(score + j * W, even);
       store(score + (j + 1) * W, odd);
       added += even;

@@ -25,6 +25,7 @@ LEVEL_VARIABLE = "HEADWISE_CPU_LEVEL"
 
 # What binding.cpp accepts.
 _MOST_DIM = 576
+_MOST_KEYS = 2**31 - 1
 # Rows a head up to which reading the matrix is what a product takes.
 _MOST_PROJECTED = 16
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -194,6 +195,8 @@ def obstacle(problem: Problem) -> str | None:
         return f"no kernel for {problem.dtype}"
     if max(problem.head_dim, problem.value_dim) > _MOST_DIM:
         return f"no kernel for head dims above {_MOST_DIM}"
+    if problem.context > _MOST_KEYS:
+        return f"no kernel for more than {_MOST_KEYS:,} keys"
     return ready() or None
 
 

@@ -56,14 +56,20 @@ def positions(call: AttentionCall) -> tuple[Tensor, Tensor]:
 def weights(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Softmax weights [B,H,S,L], lse [B,H,S]; a row that sees nothing has weights 0, lse -inf."""
     score = scores(call)
-    if call.sinks is not None:
-        sink = call.sinks.to(score.dtype).view(1, -1, 1, 1).expand(*score.shape[:3], 1)
-        lse = torch.logsumexp(torch.cat([score, sink], dim=-1), dim=-1)
+    if call.sinks is None:
+        sink = score.new_full((*score.shape[:3], 1), float("-inf"))
     else:
-        lse = torch.logsumexp(score, dim=-1)
-    empty = torch.isneginf(lse).unsqueeze(-1)
-    shift = lse.unsqueeze(-1).masked_fill(empty, 0.0)
-    return torch.exp(score - shift), lse
+        sink = call.sinks.to(score.dtype).view(1, -1, 1, 1).expand(*score.shape[:3], 1)
+    score = torch.cat([sink, score], dim=-1)
+    # by the row's maximum and sum: exp(score - lse) does not sum to 1 where the lse, which is
+    # rounded, is large. The shift cancels out, so it needs no gradient.
+    peak = score.detach().amax(dim=-1, keepdim=True)
+    weight = torch.exp(score - peak.masked_fill(torch.isneginf(peak), 0.0))
+    total = weight.sum(dim=-1, keepdim=True)
+    empty = total == 0
+    total = total.masked_fill(empty, 1.0)
+    lse = (peak + torch.log(total)).squeeze(-1)
+    return weight[..., 1:] / total, lse
 
 
 def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:

@@ -26,6 +26,9 @@ _BLOCK_ROWS = 512
 _PADDED_FROM = 16
 # Elements of K or V that are widened to float32 at a time (8 MiB: they stay in the last cache).
 _WIDEN = 2**21
+# SDPA's backward pass makes the weights anew from score - lse, and the lse is rounded: a row whose
+# scores all lie this far from 0 would lose more than 1e-4 of them, one at finfo.min all.
+_FAR = 1e3
 _EXACT = (torch.float32, torch.float64)
 
 
@@ -35,10 +38,12 @@ def how(problem: Problem) -> str:
     if obstacle is None:
         packed = f", {problem.group_size} query heads packed per kv head"
         padded = f", head dims padded to {max(problem.head_dim, problem.value_dim)}"
+        far = f", matrix products where a row's bias is beyond {_FAR:,.0f}"
         return (
             "scaled_dot_product_attention"
             + (packed if problem.group_size > 1 else "")
             + (padded if problem.head_dim != problem.value_dim else "")
+            + (far if problem.needs_grad and problem.bias is not None else "")
         )
     return f"matrix products with a float32 softmax ({obstacle})"
 
@@ -52,6 +57,10 @@ def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     # its causal kernel scales the -inf of what is masked, which is NaN for a scale of 0 or less
     if by_sdpa and _is_plain_causal(problem) and call.scale > 0:
         return _sdpa(call, call.query, call.key, call.value, None, causal=True), None
+    if by_sdpa and problem.needs_grad and call.bias is not None:
+        # a compiler cannot look
+        looks = not torch.compiler.is_compiling()
+        by_sdpa = looks and not any(map(_is_far, _blocks(call, _rows_per_block(problem, True))))
     outs, lses = [], []
     for block in _blocks(call, _rows_per_block(problem, by_sdpa)):
         if block.stop <= block.start or call.query.numel() == 0:
@@ -110,6 +119,17 @@ class _Block:
     stop: int
     visible: Tensor | None
     bias: Tensor | None
+
+
+def _is_far(block: _Block) -> bool:
+    """Whether all that some row may see has a bias beyond `_FAR`."""
+    if block.bias is None or block.stop <= block.start:
+        return False
+    bias = block.bias.detach()
+    if block.visible is not None:
+        bias = bias.masked_fill(~block.visible, float("-inf"))
+    peak = bias.amax(dim=-1)
+    return bool((peak.isfinite() & (peak.abs() > _FAR)).any())
 
 
 def _rows_per_block(problem: Problem, by_sdpa: bool) -> int:
