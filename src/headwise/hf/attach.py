@@ -17,6 +17,7 @@ from headwise.caches import CacheChoice
 from headwise.errors import SpecError, UnsupportedError
 from headwise.hf import latent, own_forward
 from headwise.hf.cache import cache_name, use_own_layers
+from headwise.hf.empty_rows import EAGER
 from headwise.hf.interface import register
 from headwise.hf.owned import NAME, Owned, StockConfig
 from headwise.hf.report import AttachReport, LayerReport, layer_report, left_to_stock
@@ -197,6 +198,11 @@ def attach(
     if not own:
         model.set_attn_implementation(NAME)
     model._headwise = _Attachment(previous, kept, report, choice)
+    averaging = {id(config) for config, implementation in previous if implementation == "eager"}
+    for module in model.modules():
+        # the attention function is given the module alone
+        if id(module.__dict__.get("config")) in averaging:
+            setattr(module, EAGER, True)
     for module in _latent_modules(model):
         if latent.obstacle(module) is None:
             module.expand_kv = latent.LatentPassthrough(module)
@@ -224,6 +230,7 @@ def detach(model: PreTrainedModel) -> None:
     for module, config in attachment.kept:
         module.config = config
     for module in model.modules():
+        module.__dict__.pop(EAGER, None)
         own_forward.restore(module)
         if isinstance(module.__dict__.get("expand_kv"), latent.LatentPassthrough):
             del module.expand_kv

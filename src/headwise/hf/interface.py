@@ -1,16 +1,16 @@
 """The attention function that Transformers calls for a model attached to headwise."""
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import output_capturing
 
 from headwise.errors import UnsupportedError
+from headwise.hf.dropout import attend_with_dropout
+from headwise.hf.empty_rows import EAGER, empty_rows
 from headwise.hf.handed import WindowKV, view_of
 from headwise.hf.latent import absorbed_query, attend_absorbed, expand, receives_latents
 from headwise.hf.masks import headwise_mask
@@ -42,13 +42,16 @@ def headwise_attention_forward(
     indices: Tensor | None = None,
     block_indices: Tensor | None = None,
     output_attentions: bool | None = None,
+    eager: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend for one module.
 
     query [B,H,S,D]; key [B,K,L,D] and value [B,K,L,V], or for MLA latent [B,1,L,R] and rope key
     [B,1,L,P]. attention_mask is boolean or additive, [B,1|H,S,L]; None means the module's causal
-    and window rule. Returns out [B,S,H,V] and, when asked, the weights [B,H,S,L].
+    and window rule. eager: whether the attention that ours stands for is eager, whose rules for
+    rows that see nothing then hold; None asks what `attach` left on the module. Returns out
+    [B,S,H,V] and, when asked, the weights [B,H,S,L].
     """
     if indices is not None or block_indices is not None:
         raise UnsupportedError(
@@ -57,6 +60,8 @@ def headwise_attention_forward(
         )
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
+    if eager is None:
+        eager = getattr(module, EAGER, False)
     kv: Any = view_of(key, value)
     columns = None
     if isinstance(kv, WindowKV):
@@ -75,6 +80,11 @@ def headwise_attention_forward(
         low = torch.get_autocast_dtype(kind)
         query, key, value, kv = query.to(low), key.to(low), value.to(low), None
     output_attentions = output_attentions or _weights_are_collected()
+    empty = None
+    # the sink takes all the weight of a row whose scores are the lowest number
+    if attention_mask is not None and s_aux is None:
+        given_rows: dict[str, Any] = {"scale": scaling, "softcap": softcap, "bias": position_bias}
+        empty = empty_rows(attention_mask, eager=eager, **given_rows)
     observer = current_observer()
     latent, content_dim = None, None
     if receives_latents(module):
@@ -94,7 +104,10 @@ def headwise_attention_forward(
                 return_lse=observer is not None,
             )
             if found is not None:
-                out = found[0].transpose(1, 2).contiguous()
+                out = found[0]
+                if empty is not None:
+                    out = empty.fill(out, query, *expand(module, key, value))
+                out = out.transpose(1, 2).contiguous()
                 if observer is not None:
                     rows = (key, value) if kv is None else kv.dense(query.dtype)
                     seen = Seen(
@@ -123,26 +136,39 @@ def headwise_attention_forward(
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         options["mask"] = attention_mask
     elif attention_mask is not None:
-        options["bias"] = (
-            attention_mask if position_bias is None else attention_mask + position_bias
-        )
+        added = attention_mask if empty is None or dropout else empty.unmasked()
+        options["bias"] = added if position_bias is None else added + position_bias
     if dropout:
         # HandedRows make themselves dense
-        return _stock(module, query, key, value, dropout, options, bool(output_attentions))
+        return attend_with_dropout(
+            module,
+            query,
+            key,
+            value,
+            dropout,
+            options,
+            eager=eager,
+            weights=bool(output_attentions),
+        )
     given = (query, key, value) if kv is None else (query,)
     options["kv"] = kv
-    if observer is None:
-        out = attention(*given, **options).transpose(1, 2).contiguous()
+    rows = (key, value)
+    if kv is not None and not (empty is None and observer is None):
+        rows = kv.dense(query.dtype)
+    # PyTorch's own kernel gives no lse, and asked for it another one would run
+    if observer is not None and explain(*given, **options).chosen != "torch":
+        out, lse = attention(*given, **options, return_lse=True)
     else:
-        # PyTorch's own kernel gives no lse, and asked for it another one would run
-        given_lse = {"return_lse": explain(*given, **options).chosen != "torch"}
-        found = attention(*given, **options | given_lse)
-        out, lse = found if isinstance(found, tuple) else (found, None)
+        out, lse = attention(*given, **options), None
+    if empty is not None:
+        out = empty.fill(out, query, *rows)
+    out = out.transpose(1, 2).contiguous()
+    if observer is not None:
         seen = Seen(
             module=module,
             query=query,
-            key=key if kv is None else kv.dense(query.dtype)[0],
-            out=out.transpose(1, 2).contiguous(),
+            key=rows[0],
+            out=out,
             lse=lse,
             options={name: value for name, value in options.items() if name != "kv"},
             content_dim=content_dim,
@@ -152,7 +178,8 @@ def headwise_attention_forward(
         out = observer(seen)
     if not output_attentions:
         return out, None
-    return out, attention_weights(*given[:2], **options).to(query.dtype)
+    weights = attention_weights(*given[:2], **options).to(query.dtype)
+    return out, weights if empty is None else empty.fill_weights(weights, query, rows[0])
 
 
 def _weights_are_collected() -> bool:
@@ -166,42 +193,3 @@ def _weights_are_collected() -> bool:
         return False
     collected = collector.get() or {}
     return "attentions" in collected or "cross_attentions" in collected
-
-
-def _stock(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout: float,
-    options: dict[str, Any],
-    weights: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention with dropout, which our operators do not have: Transformers' own code."""
-    mask = _explicit_mask(query, key, options)
-    by_sdpa = options["softcap"] is None and options["sinks"] is None and not weights
-    function: Any = sdpa_attention_forward
-    if not by_sdpa:
-        function = sys.modules[type(module).__module__].eager_attention_forward
-        if mask.dtype == torch.bool:
-            mask = torch.where(mask, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
-    extra = {"is_causal": False} if by_sdpa else {"softcap": options["softcap"]}
-    out, weight = function(
-        module, query, key, value, mask, dropout=dropout, scaling=options["scale"], **extra
-    )
-    return out, weight if weights else None
-
-
-def _explicit_mask(query: Tensor, key: Tensor, options: dict[str, Any]) -> Tensor:
-    """All that `options` masks or adds, as one [B|1,1|H,S,L]: additive where there is a bias."""
-    length, context = query.shape[2], key.shape[2]
-    visible = torch.ones(1, 1, length, context, dtype=torch.bool, device=query.device)
-    if options["causal"]:
-        visible = visible.tril(context - length)
-    if options["window"] is not None:
-        visible = visible.triu(context - length - options["window"] + 1)
-    if options["mask"] is not None:
-        visible = visible & options["mask"]
-    if options["bias"] is None:
-        return visible
-    return torch.where(visible, options["bias"].to(query.dtype), torch.finfo(query.dtype).min)

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
+from headwise.hf.empty_rows import share
+
 # Families whose attention modules hand their window to the attention function at every call, so
 # that a window need not be spelled out (read in the modules of Transformers 5.24).
 WINDOW_FAMILIES = frozenset(
@@ -54,7 +56,7 @@ def headwise_mask(
         allow_is_bidirectional_skip=False,
         **kwargs,
     )
-    return mask
+    return mask if is_tracing(mask) else share(mask)
 
 
 def _passes_window(config: Any) -> bool:

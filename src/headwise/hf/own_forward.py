@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils.import_utils import is_tracing
 
 from headwise.hf.interface import headwise_attention_forward
 from headwise.hf.owned import Owned
@@ -62,6 +63,7 @@ class FalconForward(Owned):
             attention_mask,
             scaling=module.inv_norm_factor,
             output_attentions=output_attentions,
+            eager=module.config._attn_implementation == "eager",
         )
         return module.dense(out.flatten(2)), weights
 
@@ -103,10 +105,11 @@ class BloomForward(Owned):
         if layer_past is not None:
             key, value = layer_past.update(key, value, module.layer_idx)
         bias, mask = alibi.unflatten(0, (-1, module.num_heads)), attention_mask
-        # all that it says is hidden or not, in less memory; but a row of padding, which may enter a
-        # loss, averages all values in stock
-        if mask is not None and not torch.is_grad_enabled():
-            mask = mask == 0
+        if mask is not None and not is_tracing(mask):
+            visible = mask == 0
+            # all that a mask of Transformers says is hidden or not: in less memory
+            if bool((visible | (mask == torch.finfo(mask.dtype).min)).all()):
+                mask = visible
         out, weights = headwise_attention_forward(
             module,
             query,
@@ -117,6 +120,7 @@ class BloomForward(Owned):
             is_causal=attention_mask is None,
             position_bias=bias,
             output_attentions=output_attentions,
+            eager=True,
         )
         functions = sys.modules[type(module).__module__]
         dropped: Tensor = functions.dropout_add(
