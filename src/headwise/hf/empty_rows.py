@@ -134,7 +134,8 @@ def empty_rows(
 
 def _empty(mask: Tensor, eager: bool) -> Tensor | None:
     """[B|1, 1|H, S|1], the rows of `mask` that are averaged; None where there are none."""
-    shared = getattr(mask, _SHARED, None)
+    tracing = is_tracing(mask)
+    shared = None if tracing else getattr(mask, _SHARED, None)
     if shared:
         return shared[0]
     if mask.dtype == torch.bool:
@@ -144,7 +145,7 @@ def _empty(mask: Tensor, eager: bool) -> Tensor | None:
         empty = peak < _LOW
         if not eager:
             empty = empty & ~torch.isneginf(peak)
-    if is_tracing(mask):
+    if tracing:
         return empty
     found = empty if bool(empty.any()) else None
     if shared is not None:

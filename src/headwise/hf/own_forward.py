@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils.import_utils import is_tracing
 
 from headwise.hf.interface import headwise_attention_forward
 from headwise.hf.owned import Owned
@@ -105,11 +104,9 @@ class BloomForward(Owned):
         if layer_past is not None:
             key, value = layer_past.update(key, value, module.layer_idx)
         bias, mask = alibi.unflatten(0, (-1, module.num_heads)), attention_mask
-        if mask is not None and not is_tracing(mask):
-            visible = mask == 0
-            # all that a mask of Transformers says is hidden or not: in less memory
-            if bool((visible | (mask == torch.finfo(mask.dtype).min)).all()):
-                mask = visible
+        # all that it says is hidden or not (stock takes no mask of the user's): in less memory
+        if mask is not None:
+            mask = mask == 0
         out, weights = headwise_attention_forward(
             module,
             query,
