@@ -1,9 +1,11 @@
 """Training an attached model: loss and gradients as stock, also with checkpointing and dropout."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import headwise
 from families import GENERATORS, VOCABULARY, make
@@ -31,7 +33,11 @@ def test_a_checkpointed_step_has_the_loss_and_gradients_of_stock(family: str, pa
         model.activation_checkpointing_enable({"use_reentrant": False})
         if attach:
             headwise.attach(model)
-        results.append(_step(model, use_cache=False, **inputs))
+        # stock Falcon gives SDPA rows that hide everything by the lowest number of a float mask,
+        # where PyTorch's fused backward pass on a CPU is wrong
+        exact = not attach and padded and family == "falcon-rw"
+        with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
+            results.append(_step(model, use_cache=False, **inputs))
     (loss, gradients), (our_loss, ours) = results
     torch.testing.assert_close(our_loss, loss, atol=1e-5, rtol=1e-5)
     assert ours.keys() == gradients.keys()
