@@ -78,7 +78,7 @@ class _ForwardCache:
 
     def __init__(self, model: PreTrainedModel, choice: CacheChoice) -> None:
         self.choice = choice
-        parameters = list(inspect.signature(type(model).forward).parameters)[1:]
+        parameters = _parameters(model)
         self.argument = next((name for name in _CACHE_ARGUMENTS if name in parameters), None)
         self.positions = {name: index for index, name in enumerate(parameters)}
 
@@ -240,6 +240,11 @@ def detach(model: PreTrainedModel) -> None:
             model._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
+def _parameters(model: PreTrainedModel) -> list[str]:
+    """What the model's forward takes, by name and in order."""
+    return list(inspect.signature(type(model).forward).parameters)[1:]
+
+
 def _require_model(function: str, model: Any) -> None:
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedError(
@@ -315,7 +320,9 @@ def _spec(model: PreTrainedModel) -> ModelSpec | None:
         return ModelSpec.from_config(model.config)
     except SpecError:
         family = _family(model)
-        if family in FAMILIES:
+        # a config that holds a known one under another name (ColPali) is of no known family
+        known = model.config.model_type in FAMILIES or hasattr(model.config, "text_config")
+        if known and family in FAMILIES:
             raise
         if not model._supports_sdpa:
             raise UnsupportedError(
@@ -332,10 +339,23 @@ def _family(model: PreTrainedModel) -> str:
 
 def _grows_a_cache(model: PreTrainedModel, spec: ModelSpec | None) -> bool:
     """Whether the model makes a `DynamicCache`, whose layers ours can replace."""
+    takes_one = any(name in _parameters(model) for name in _CACHE_ARGUMENTS)
+    if not takes_one and not model.can_generate():
+        return False  # another head on a decoder, as BertForMaskedLM's
     if spec is not None:
-        return any(at.attention and at.attention.causal for at in spec.layers)
+        return any(at.attention and at.attention.cached for at in spec.layers)
     # of a family without a reader only this is known, and some have caches of their own
-    return model.can_generate() and model._supports_default_dynamic_cache()
+    generates = model.can_generate() and model._supports_default_dynamic_cache()
+    return generates and not _is_encoder(model)
+
+
+def _is_encoder(model: PreTrainedModel) -> bool:
+    """Whether a family with both kinds is run as an encoder: BERT's kin without `is_decoder`.
+
+    The flag alone does not say it, as GPT-NeoX has it too: nothing in an encoder is causal either.
+    """
+    causal = (getattr(module, "is_causal", False) for module in model.modules())
+    return getattr(model.config, "is_decoder", None) is False and not any(causal)
 
 
 def _require_cache(
@@ -403,7 +423,8 @@ def _report(
                 layers.append(
                     layer_report(f"{name}.cross", at.cross_attention, dtype, device, "", False)
                 )
-    cache = choice.words if caches else "none (an encoder)"
+    words = "none of ours" if spec.layers else "none (an encoder)"
+    cache = choice.words if caches else words
     if any(name != str(choice) for name in caches):
         cache += "; in sliding layers what the window reaches"
     return AttachReport(type(model).__name__, (*layers, *left), cache)

@@ -2,6 +2,9 @@
 
 It says None only where the mask is exactly the operator's own causal or window rule (the last query
 sits on the last key), or where nothing is masked; anything else is spelled out as a boolean mask.
+Modules that are not causal although their mask is (Gemma's, with use_bidirectional_attention) take
+None for no mask at all: they get it where Transformers' SDPA does, for one query and for a prompt
+without padding, and nowhere else.
 """
 
 from typing import Any
@@ -17,6 +20,9 @@ from headwise.hf.empty_rows import share
 WINDOW_FAMILIES = frozenset(
     {"gemma2", "gemma3", "gemma3_text", "gpt_oss", "mistral", "phi3", "qwen2", "qwen3"}
 )
+# Of those with use_bidirectional_attention, the family that SDPA does not run: eager attention has
+# a mask for every prompt.
+_EAGER_FAMILIES = frozenset({"gemma2"})
 
 
 def headwise_mask(
@@ -34,10 +40,12 @@ def headwise_mask(
     **kwargs: Any,
 ) -> Tensor | None:
     """Boolean mask [B, 1, S, L], True = attend, or None where the operator needs none."""
+    none_hides_nothing = getattr(config, "use_bidirectional_attention", None) is True
     if _has_padding(attention_mask, kv_length, kv_offset) is False:
         aligned = isinstance(q_offset, int) and q_offset + q_length == kv_offset + kv_length
         in_window = local_size is None or kv_length < local_size
-        if allow_is_causal_skip and aligned and (in_window or _passes_window(config)):
+        rule = allow_is_causal_skip and not none_hides_nothing
+        if rule and aligned and (in_window or _passes_window(config)):
             return None
         # a causal module takes None for its causal rule, so only say it where modules are not
         encoder = getattr(config, "is_causal", True) is not False
@@ -52,7 +60,9 @@ def headwise_mask(
         mask_function=mask_function,
         attention_mask=attention_mask,
         local_size=local_size,
-        allow_is_causal_skip=False,
+        allow_is_causal_skip=allow_is_causal_skip
+        and none_hides_nothing
+        and (q_length == 1 or getattr(config, "model_type", None) not in _EAGER_FAMILIES),
         allow_is_bidirectional_skip=False,
         **kwargs,
     )

@@ -90,7 +90,7 @@ def _decode_layer(
 ) -> tuple[float, float]:
     """Bytes and operations of one layer for one sequence."""
     nbytes = flops = 0.0
-    if layer.attention is not None and layer.attention.causal:
+    if layer.attention is not None and layer.attention.cached:
         at = layer.attention if layer.attention.latent_rank is None else layer.attention.absorbed()
         tokens = at.pairs(1, context)
         nbytes += tokens * cache.row_bytes(layer.attention)

@@ -39,7 +39,7 @@ def kv_heads(spec: AttentionSpec, mechanism: str) -> int:
 
 def _layer(layer: LayerSpec, mechanism: str) -> LayerSpec:
     at = layer.attention
-    if at is None or not at.causal:
+    if at is None or not at.cached:
         return layer
     return replace(layer, attention=_mla(at) if mechanism == "MLA" else _heads(at, mechanism))
 

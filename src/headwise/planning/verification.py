@@ -212,5 +212,14 @@ def _times(plan: Plan, progress: Progress) -> tuple[tuple[TimeCheck, ...], tuple
 
 def _shape(spec: AttentionSpec, context: int) -> Shape:
     """What a decode step computes: a window's layer as one that holds no more than it sees."""
-    plain = replace(spec, window=None, sinks=False, softcap=None, alibi=False, relative_bias=False)
+    plain = replace(
+        spec,
+        causal=spec.cached,
+        prefix=False,
+        window=None,
+        sinks=False,
+        softcap=None,
+        alibi=False,
+        relative_bias=False,
+    )
     return Shape(spec=plain, context=spec.pairs(1, context))

@@ -126,7 +126,10 @@ def build_on_meta(model: Model, dtype: str = "bfloat16") -> Any:
     """
     config = transformers_config(model)
     with torch.device("meta"), _taken(model):
-        return model_class(model).from_config(config, dtype=getattr(torch, dtype))
+        made = model_class(model)
+        # an Auto class, or a class itself
+        build = getattr(made, "from_config", None) or made._from_config
+        return build(config, dtype=getattr(torch, dtype))
 
 
 def transformers_config(model: Model) -> Any:

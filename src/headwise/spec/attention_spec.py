@@ -35,6 +35,8 @@ class AttentionSpec:
         value_dim: V, dimensions of each value head.
         scale: what q.k is multiplied by; left out, D ** -0.5.
         causal: whether a query sees only its own and earlier positions.
+        prefix: whether the tokens of a prompt see one another and those that are generated all
+            before them (a prefix language model); not causal, and cached like a causal layer.
         window: w; a causal query at position p sees keys p-w+1 .. p, one that is not causal
             sees both sides, |p - key| < w. None: no limit.
         sinks: whether each head has a learned logit in its softmax denominator.
@@ -62,6 +64,7 @@ class AttentionSpec:
     # Typed as what readers see: None never outlives __post_init__.
     scale: float = None  # type: ignore[assignment]
     causal: bool = True
+    prefix: bool = False
     window: int | None = None
     sinks: bool = False
     softcap: float | None = None
@@ -80,7 +83,7 @@ class AttentionSpec:
         for name in ("window", "latent_rank", "rope_dim", "query_rank"):
             if getattr(self, name) is not None:
                 positive_int(name, getattr(self, name))
-        for name in ("causal", "sinks", "alibi", "relative_bias", "qk_norm", "cross"):
+        for name in ("causal", "prefix", "sinks", "alibi", "relative_bias", "qk_norm", "cross"):
             boolean(name, getattr(self, name))
         scale = self.head_dim**-0.5 if self.scale is None else finite("scale", self.scale)
         object.__setattr__(self, "scale", scale)
@@ -95,6 +98,11 @@ class AttentionSpec:
             raise SpecError(
                 f"cross=True with causal={self.causal}, window={self.window}: every query sees "
                 "all encoder tokens; give causal=False and no window"
+            )
+        if self.prefix and (self.causal or self.cross):
+            raise SpecError(
+                f"prefix=True with causal={self.causal}, cross={self.cross}: a prompt whose tokens "
+                "see one another is self-attention that is not causal; give causal=False"
             )
         self._check_latent()
 
@@ -147,6 +155,11 @@ class AttentionSpec:
         return self.head_dim - self._latent()[1]
 
     @property
+    def cached(self) -> bool:
+        """Whether keys and values of the tokens are kept for those that are generated later."""
+        return self.causal or self.prefix
+
+    @property
     def cache_elements_per_token(self) -> int:
         """Elements that one cached token takes: K * (D + V), for MLA R + P.
 
@@ -161,7 +174,8 @@ class AttentionSpec:
         """Tokens that the cache holds between two calls once `context` tokens have been read.
 
         A causal window of w needs the w - 1 tokens before the next one. Cross-attention keeps
-        all encoder tokens (`context` counts those). A bidirectional layer caches nothing.
+        all encoder tokens (`context` counts those). A bidirectional layer caches nothing, unless
+        it is so in the prompt only (`prefix`).
 
         >>> spec = AttentionSpec(heads=2, kv_heads=1, head_dim=8, value_dim=8, window=128)
         >>> spec.cached_tokens(100), spec.cached_tokens(4096)
@@ -171,7 +185,7 @@ class AttentionSpec:
             ShapeError: for a negative or fractional `context`.
         """
         token_count("context", context)
-        if not self.causal and not self.cross:
+        if not self.cached and not self.cross:
             return 0
         return context if self.window is None else min(context, self.window - 1)
 
@@ -191,7 +205,8 @@ class AttentionSpec:
     def pairs(self, query_length: int, context: int) -> int:
         """Pairs of a query and a key that it attends to, where the last tokens of `context` ask.
 
-        For one head. A layer that is not causal has every token ask; cross-attention sees all.
+        For one head. A layer that is not causal has every token ask, one with a bidirectional
+        prefix only where all tokens are the prompt; cross-attention sees all.
 
         >>> spec = AttentionSpec(heads=2, kv_heads=1, head_dim=8, value_dim=8, window=128)
         >>> spec.pairs(1, 4096), spec.pairs(3, 3)
@@ -210,7 +225,7 @@ class AttentionSpec:
                 "queries as tokens"
             )
         most = min(each for each in (self.window, self._topk, context) if each is not None)
-        if not self.causal:
+        if not self.causal and not (self.prefix and query_length < context):
             # both sides of a token, itself counted twice
             return 2 * _staircase(context, most) - context
         return _staircase(context, most) - _staircase(context - query_length, most)
@@ -282,7 +297,7 @@ class AttentionSpec:
         if self.cross:
             parts.append("cross")
         elif not self.causal:
-            parts.append("bidirectional")
+            parts.append("bidirectional prefix" if self.prefix else "bidirectional")
         if self.window is not None:
             parts.append(f"window {self.window}")
         if self.softcap is not None:

@@ -66,7 +66,7 @@ class LayerSpec:
     def cached(self) -> AttentionSpec | None:
         """The self-attention whose keys and values this layer caches; None where it caches none."""
         at = self.attention
-        return None if at is None or self.shares is not None or not at.causal else at
+        return None if at is None or self.shares is not None or not at.cached else at
 
     def cache_bytes(
         self,

@@ -76,6 +76,9 @@ _DEFAULT_TEXT_TYPE = {
     "gemma3n": "gemma3n_text",
     "qwen3_5": "qwen3_5_text",
 }
+# Multimodal types whose config class sets this flag in a text part that leaves it out.
+_PREFIX_TYPES = frozenset({"paligemma"})
+_PREFIX_FLAG = "use_bidirectional_attention"
 
 
 def read_config(config: object) -> tuple[str, Layout]:
@@ -92,14 +95,20 @@ def read_config(config: object) -> tuple[str, Layout]:
     model_type = outer.model_type()
     text = outer.raw("text_config")
     default_text_type = _DEFAULT_TEXT_TYPE.get(model_type)
+    instead: dict[str, object] = {}
     if text is not None or default_text_type is not None:
         config = {} if text is None else text
-        model_type = ConfigFields(config).model_type(default=default_text_type)
+        inner = ConfigFields(config)
+        # The class that runs is the outer one.
+        instead["architectures"] = outer.raw("architectures")
+        if model_type in _PREFIX_TYPES and inner.raw(_PREFIX_FLAG) is None:
+            instead[_PREFIX_FLAG] = True
+        model_type = inner.model_type(default=default_text_type)
     family = FAMILIES.get(model_type)
     if family is None:
         known = ", ".join([*FAMILIES, *_DEFAULT_TEXT_TYPE])
         raise SpecError(f"model_type={model_type!r} is not covered: expected one of {known}")
-    fields = ConfigFields(config, defaults=family.defaults, aliases=family.aliases)
+    fields = ConfigFields(config, defaults=family.defaults, aliases=family.aliases, instead=instead)
     if fields.raw("per_layer_config"):
         raise SpecError(
             "per_layer_config overrides fields of single layers, which is not covered: "

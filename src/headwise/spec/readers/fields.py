@@ -10,6 +10,7 @@ _MISSING = object()
 # A layer is an object here: a damaged config must not take the machine's memory.
 _MOST_LAYERS = 10_000
 _NONE: Mapping[str, str] = MappingProxyType({})
+_NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 class ConfigFields:
@@ -26,6 +27,7 @@ class ConfigFields:
         source: a dict, an object with `to_dict()`, or an object with attributes.
         defaults: value of each field that the config leaves out.
         aliases: other name -> name of the field.
+        instead: what holds whatever the config says, as a config around this one has it.
 
     Raises:
         SpecError: when `source` cannot be a config, and from each look-up, naming the field.
@@ -37,6 +39,7 @@ class ConfigFields:
         *,
         defaults: Mapping[str, object] = _NONE,
         aliases: Mapping[str, str] = _NONE,
+        instead: Mapping[str, object] = _NOTHING,
     ) -> None:
         if source is None or isinstance(source, str | int | float | list | tuple):
             raise SpecError(
@@ -49,6 +52,7 @@ class ConfigFields:
         self._source = to_dict() if callable(to_dict) else source
         self._defaults = defaults
         self._aliases = aliases
+        self._instead = instead
 
     def raw(self, name: str) -> object:
         """The field as the config gives it, else its default, else None."""
@@ -130,6 +134,8 @@ class ConfigFields:
         return value
 
     def _get(self, name: str) -> object:
+        if name in self._instead:
+            return self._instead[name]
         if isinstance(self._source, Mapping):
             return self._source.get(name, _MISSING)
         return getattr(self._source, name, _MISSING)

@@ -8,6 +8,7 @@ from headwise.spec.readers.family import Family
 from headwise.spec.readers.fields import ConfigFields
 from headwise.spec.readers.heads import key_value_heads
 from headwise.spec.readers.layout import Layout, one_stack
+from headwise.spec.readers.prefix import bidirectional, has_prefix
 from headwise.spec.readers.windows import layer_windows
 
 _GEMMA2: dict[str, object] = {
@@ -46,7 +47,7 @@ def _read_gemma2(fields: ConfigFields) -> Layout:
 
 def _read_gemma3(fields: ConfigFields) -> Layout:
     window = fields.optional_positive("sliding_window")
-    if window is not None and fields.optional_flag("use_bidirectional_attention"):
+    if window is not None and bidirectional(fields):
         # The config counts both sides of a bidirectional window; the mask wants |p - key| < w.
         window = window // 2 + 1
     # Old configs give the period of the global layers instead of layer_types.
@@ -105,7 +106,8 @@ def _read(fields: ConfigFields, window: int | None, pattern: int, qk_norm: bool 
             head_dim=head_dim,
             value_dim=head_dim,
             scale=fields.number("query_pre_attn_scalar") ** -0.5,
-            causal=not fields.optional_flag("use_bidirectional_attention"),
+            causal=not bidirectional(fields),
+            prefix=has_prefix(fields),
             window=layer_window,
             softcap=fields.optional_number("attn_logit_softcapping"),
             qk_norm=qk_norm,

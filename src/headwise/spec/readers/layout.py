@@ -20,7 +20,7 @@ def one_stack(
     max_context: int | None,
     cross: Sequence[AttentionSpec] | None = None,
 ) -> Layout:
-    """Lay out a model of one stack: a decoder when its layers are causal, else an encoder.
+    """Lay out a model of one stack: a decoder when its layers are cached, else an encoder.
 
     >>> spec = AttentionSpec(heads=2, kv_heads=2, head_dim=8, value_dim=8, causal=False)
     >>> layout = one_stack([spec] * 3, max_context=512)
@@ -31,6 +31,6 @@ def one_stack(
         LayerSpec(index, attention, None if cross is None else cross[index])
         for index, attention in enumerate(attentions)
     )
-    if attentions[0].causal:
+    if attentions[0].cached:
         return Layout(layers, (), max_context)
     return Layout((), layers, max_context)

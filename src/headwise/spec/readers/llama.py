@@ -10,6 +10,7 @@ from headwise.spec.readers.family import Family
 from headwise.spec.readers.fields import ConfigFields
 from headwise.spec.readers.heads import key_value_heads, split_hidden
 from headwise.spec.readers.layout import Layout, one_stack
+from headwise.spec.readers.prefix import bidirectional, has_prefix
 from headwise.spec.readers.windows import layer_windows
 
 _LLAMA: dict[str, object] = {
@@ -75,8 +76,8 @@ def _read_mistral(fields: ConfigFields) -> Layout:
 
 
 def _read_gemma(fields: ConfigFields) -> Layout:
-    causal = not fields.optional_flag("use_bidirectional_attention")
-    return _read(fields, [None] * fields.layers("num_hidden_layers"), causal=causal)
+    windows: list[int | None] = [None] * fields.layers("num_hidden_layers")
+    return _read(fields, windows, causal=not bidirectional(fields), prefix=has_prefix(fields))
 
 
 def _read_qwen2(fields: ConfigFields) -> Layout:
@@ -109,6 +110,7 @@ def _read(
     *,
     qk_norm: bool = False,
     causal: bool = True,
+    prefix: bool = False,
 ) -> Layout:
     heads = fields.positive("num_attention_heads")
     head_dim = fields.optional_positive("head_dim") or split_hidden(fields)
@@ -120,6 +122,7 @@ def _read(
             head_dim=head_dim,
             value_dim=head_dim,
             causal=causal,
+            prefix=prefix,
             window=window,
             qk_norm=qk_norm,
         )
