@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwise.errors import SpecError
 from headwise.hf.cache import OwnLayer, held_tensors, use_own_layers
 from headwise.planning.cached import CacheFormat
 from headwise.planning.model import Model
-from headwise.planning.weights import transformers_config
+from headwise.planning.weights import transformers_config, transformers_takes
 from headwise.spec import AttentionSpec, LayerSpec
 
 
@@ -21,11 +22,16 @@ def stock_bytes(model: Model, dtype: str, context: int, batch: int, encoder_cont
 
     After a prompt of all tokens but one, and one decode step: a sliding layer still holds the
     storage of the window and the newest token. What the step copies on its way is not counted.
+
+    Raises:
+        SpecError: a config of which Transformers makes no cache, or one that does not fit the spec.
     """
     own, cross = _caches(model)
     heads = stock_heads(model)
-    _fill(model, own, dtype, context, batch, heads)
-    _fill_cross(model, cross, dtype, batch, encoder_context)
+    # its layers take fields of the config that no reader looks at
+    with transformers_takes(model):
+        _fill(model, own, dtype, context, batch, heads)
+        _fill_cross(model, cross, dtype, batch, encoder_context)
     return allocated(own, cross)
 
 
@@ -75,8 +81,42 @@ def _caches(model: Model) -> tuple[Any, Any]:
     config = transformers_config(model)
     cross = DynamicCache() if model.spec.has_cross_attention else None
     # T5's config describes both its stacks, and its decoder's depth may differ.
-    own = DynamicCache() if cross is not None else DynamicCache(config=config)
+    if cross is not None:
+        return DynamicCache(), cross
+    with transformers_takes(model):
+        own = DynamicCache(config=config)
+    _check_layers(model, own)
     return own, cross
+
+
+def _check_layers(model: Model, cache: Any) -> None:
+    """Raise unless each layer of the cache can hold what its layer of the spec caches.
+
+    The two are read from different fields where a config contradicts itself: a family whose reader
+    knows no layer_types, with layer_types.
+    """
+    from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+
+    if len(cache.layers) < len(model.spec.layers):
+        raise SpecError(
+            f"{model.name}: Transformers makes a cache of {len(cache.layers)} layers of this, "
+            f"expected {len(model.spec.layers)}; correct layer_types"
+        )
+    for layer, made in zip(model.spec.layers, cache.layers, strict=False):
+        cached = layer.cached
+        fits = {
+            "keys and values": cached is None or isinstance(made, CacheLayerMixin),
+            "an indexer's keys": cached is None
+            or cached.indexer is None
+            or hasattr(made, "update_indexer"),
+            "a state": layer.state is None or isinstance(made, LinearAttentionCacheLayerMixin),
+        }
+        for what, held in fits.items():
+            if not held:
+                raise SpecError(
+                    f"{model.name}: layer {layer.index} caches {what}, and Transformers makes a "
+                    f"{type(made).__name__} of this config, which holds none; correct layer_types"
+                )
 
 
 def _fill(

@@ -6,6 +6,7 @@ from headwise.caches import CacheChoice
 from headwise.errors import OptionError
 from headwise.ops import Bits, row_bytes
 from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
+from headwise.spec.checks import shown
 from headwise.spec.dtypes import bytes_per_element
 
 # What attach serves, by the names that people type.
@@ -46,10 +47,10 @@ class CacheFormat:
         """
         if isinstance(text, str) and text in _BITS:
             return cls(dtype, _BITS[text])
-        if text is None or NUMBERS.get(text) == dtype:
+        if text is None or (isinstance(text, str) and NUMBERS.get(text) == dtype):
             return cls(dtype)
         raise OptionError(
-            f"cache_dtype is {text!r}, expected int8, int4 or the model's own, {dtype}: "
+            f"cache_dtype is {shown(text)}, expected int8, int4 or the model's own, {dtype}: "
             "no cache has another"
         )
 

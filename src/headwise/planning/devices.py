@@ -9,6 +9,7 @@ import torch
 
 from headwise.errors import OptionError
 from headwise.measure.machine_kept import machine_figures
+from headwise.spec.checks import shown
 
 # Bytes, bytes a second and operations a second beyond all machines.
 _MOST = 2**80
@@ -102,6 +103,8 @@ def find_device(
         OptionError: an unknown name, with those that are near; figures that are not above 0.
     """
     _check_numbers(memory=memory, bandwidth=bandwidth, peak=peak)
+    if not isinstance(name, str | None):
+        raise OptionError(f"device is {shown(name)}, expected a name, or none for this machine")
     if name is None:
         device = _this_machine(dtype, bandwidth, peak, progress)
     elif name.lower() in DEVICES:
@@ -111,7 +114,7 @@ def find_device(
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         known = ", ".join(DEVICES)
         raise OptionError(
-            f"device is {name!r}, expected one of {known}, or none for this machine{hint}"
+            f"device is {shown(name)}, expected one of {known}, or none for this machine{hint}"
         )
     if bandwidth is not None:
         device = replace(device, bytes_per_second=float(bandwidth))
@@ -126,7 +129,7 @@ def _check_numbers(**given: float | None) -> None:
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value < _MOST or (name == "memory" and value != int(value)):
-            raise OptionError(f"{name} is {value!r}, expected a number above 0")
+            raise OptionError(f"{name} is {shown(value)}, expected a number above 0")
 
 
 def _this_machine(

@@ -15,6 +15,7 @@ from headwise.planning.model import Model, find_model
 from headwise.planning.replanned import MECHANISMS, replanned
 from headwise.planning.weights import Weights, count_weights
 from headwise.spec import LayerSpec, ModelSpec
+from headwise.spec.checks import shown
 from headwise.spec.dtypes import bytes_per_element
 
 # Where positions set no limit, the length that T5 was trained with.
@@ -253,6 +254,11 @@ def plan(
 def _lengths(spec: ModelSpec, context: int | None, encoder_context: int | None) -> tuple[int, int]:
     if context is None:
         context = spec.max_context or _NO_LIMIT
+        if context > _MOST_TOKENS:
+            raise OptionError(
+                f"{spec.family} takes {context:,} tokens by its config, more than can be planned "
+                "for: give a context"
+            )
     _at_least_one("context", context)
     if not spec.has_cross_attention:
         if encoder_context is not None:
@@ -268,7 +274,7 @@ def _lengths(spec: ModelSpec, context: int | None, encoder_context: int | None) 
 
 def _at_least_one(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_TOKENS:
-        raise OptionError(f"{name} is {value!r}, expected an int from 1 to {_MOST_TOKENS:,}")
+        raise OptionError(f"{name} is {shown(value)}, expected an int from 1 to {_MOST_TOKENS:,}")
 
 
 def _dtype(model: Model, given: str | None) -> str:
@@ -278,7 +284,7 @@ def _dtype(model: Model, given: str | None) -> str:
         return name
     if given is None:  # stored in another one, and computed in this
         return "bfloat16"
-    raise OptionError(f"dtype is {given!r}, expected bfloat16, float16 or float32")
+    raise OptionError(f"dtype is {shown(given)}, expected bfloat16, float16 or float32")
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 
 from headwise.errors import SpecError, UnsupportedError
 from headwise.planning.model import Model
+from headwise.spec.checks import positive_int
 from headwise.spec.readers.fields import ConfigFields
 
 
@@ -63,6 +64,8 @@ class Weights:
         return self.read(1)
 
 
+# Of what Transformers says to a config, with all of a field's content in it.
+_LONGEST = 300
 # Modules that make keys and values of an encoder's tokens: T5's, BERT's and GPT-2's.
 _CROSS = re.compile(r"EncDecAttention\.[kv]$|crossattention\.(self\.(key|value)|c_attn)$")
 
@@ -110,7 +113,7 @@ def count_weights(model: Model) -> Weights:
 
 
 def _expert_count(model: Model, count: int, chosen: int) -> int:
-    if not 1 <= chosen <= count:
+    if positive_int("num_experts_per_tok", chosen) > count:
         raise SpecError(
             f"{model.name}: num_experts_per_tok={chosen}: expected 1 to {count}, the experts"
         )
@@ -125,7 +128,7 @@ def build_on_meta(model: Model, dtype: str = "bfloat16") -> Any:
         UnsupportedError: a family that Transformers has no model of.
     """
     config = transformers_config(model)
-    with torch.device("meta"), _taken(model):
+    with torch.device("meta"), transformers_takes(model):
         made = model_class(model)
         # an Auto class, or a class itself
         build = getattr(made, "from_config", None) or made._from_config
@@ -145,7 +148,7 @@ def transformers_config(model: Model) -> Any:
     family = fields.pop("model_type")
     if family == "palm":
         raise UnsupportedError(f"{model.name}: Transformers has no model of this family to run")
-    with _taken(model):
+    with transformers_takes(model):
         config = AutoConfig.for_model(family, **_copied(fields))
         padding = getattr(config, "pad_token_id", None)
         # Fine-tunes have a padding token beyond the vocabulary, and no row for it.
@@ -170,8 +173,12 @@ _NOT_SHAPES = frozenset(
 
 
 @contextmanager
-def _taken(model: Model) -> Iterator[None]:
-    """What Transformers raises for a config that it does not take, as one line."""
+def transformers_takes(model: Model) -> Iterator[None]:
+    """What Transformers raises for a config that it does not take, as one line.
+
+    Raises:
+        SpecError: in place of what its config classes, modules and caches raise.
+    """
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -183,6 +190,7 @@ def _taken(model: Model) -> Iterator[None]:
         *(ImportError, RuntimeError, ArithmeticError, StrictDataclassError),
     ) as error:
         line = " ".join(str(error).split()) or type(error).__name__
+        line = line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
         raise SpecError(f"{model.name}: Transformers does not take this config: {line}") from error
 
 

@@ -4,6 +4,23 @@ import sys
 
 from headwise.errors import ShapeError, SpecError
 
+# More than any size of a model; sizes are multiplied, and turned into floats.
+_MOST = 2**53
+_LONGEST = 100
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: on one line, and cut where it is long.
+
+    >>> shown([1, 2]), len(shown("x" * 1000))
+    ('[1, 2]', 100)
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # more digits or deeper than Python prints
+        text = f"<{type(value).__name__}, too long to print>"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
 
 def integer(name: str, value: object, *, least: int) -> int:
     """Return `value` when it is an integer of at least `least`.
@@ -16,8 +33,10 @@ def integer(name: str, value: object, *, least: int) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SpecError(
-            f"{name}={value!r}: expected an integer of at least {least}; correct {name}"
+            f"{name}={shown(value)}: expected an integer of at least {least}; correct {name}"
         )
+    if value > _MOST:
+        raise SpecError(f"{name}={shown(value)}: expected at most {_MOST:,}; correct {name}")
     return value
 
 
@@ -43,10 +62,10 @@ def finite(name: str, value: object) -> float:
         SpecError: for anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise SpecError(f"{name}={value!r}: expected a finite number above 0; correct {name}")
+        raise SpecError(f"{name}={shown(value)}: expected a finite number above 0; correct {name}")
     # The upper bound also turns away integers that no float can hold, the lower one NaN.
     if not 0 < value <= sys.float_info.max:
-        raise SpecError(f"{name}={value!r}: expected a finite number above 0; correct {name}")
+        raise SpecError(f"{name}={shown(value)}: expected a finite number above 0; correct {name}")
     return float(value)
 
 
@@ -60,7 +79,7 @@ def boolean(name: str, value: object) -> bool:
         SpecError: for anything else.
     """
     if not isinstance(value, bool):
-        raise SpecError(f"{name}={value!r}: expected True or False; correct {name}")
+        raise SpecError(f"{name}={shown(value)}: expected True or False; correct {name}")
     return value
 
 
@@ -74,5 +93,5 @@ def token_count(name: str, value: object, *, least: int = 0) -> int:
         ShapeError: for anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ShapeError(f"{name}={value!r}: expected an integer of at least {least}")
+        raise ShapeError(f"{name}={shown(value)}: expected an integer of at least {least}")
     return value

@@ -6,6 +6,7 @@ Quantised caches also hold scales; what they cost is theirs to say, so their dty
 from typing import Protocol, TypeAlias
 
 from headwise.errors import SpecError
+from headwise.spec.checks import shown
 
 
 class NamedDtype(Protocol):
@@ -50,7 +51,7 @@ def dtype_name(dtype: Dtype) -> str:
     name = _ALIASES.get(name, name)
     if name not in _BYTES:
         known = ", ".join([*_BYTES, *_ALIASES])
-        raise SpecError(f"dtype={dtype!r}: expected a torch dtype or one of {known}")
+        raise SpecError(f"dtype={shown(dtype)}: expected a torch dtype or one of {known}")
     return name
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from headwise.errors import SpecError
+from headwise.spec.checks import shown
 from headwise.spec.readers.bert import BERT, ROBERTA
 from headwise.spec.readers.bloom import BLOOM
 from headwise.spec.readers.deepseek import (
@@ -107,7 +108,7 @@ def read_config(config: object) -> tuple[str, Layout]:
     family = FAMILIES.get(model_type)
     if family is None:
         known = ", ".join([*FAMILIES, *_DEFAULT_TEXT_TYPE])
-        raise SpecError(f"model_type={model_type!r} is not covered: expected one of {known}")
+        raise SpecError(f"model_type={shown(model_type)} is not covered: expected one of {known}")
     fields = ConfigFields(config, defaults=family.defaults, aliases=family.aliases, instead=instead)
     if fields.raw("per_layer_config"):
         raise SpecError(

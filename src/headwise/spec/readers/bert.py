@@ -2,6 +2,7 @@
 
 from headwise.errors import SpecError
 from headwise.spec.attention_spec import AttentionSpec
+from headwise.spec.checks import shown
 from headwise.spec.readers.family import Family
 from headwise.spec.readers.fields import ConfigFields
 from headwise.spec.readers.heads import split_hidden
@@ -26,7 +27,7 @@ def _read_roberta(fields: ConfigFields) -> Layout:
     rows, pad = fields.positive("max_position_embeddings"), fields.raw("pad_token_id")
     if isinstance(pad, bool) or not isinstance(pad, int) or not 0 <= pad < rows - 1:
         raise SpecError(
-            f"pad_token_id={pad!r}: expected an integer from 0 that leaves positions free in "
+            f"pad_token_id={shown(pad)}: expected an integer from 0 that leaves positions free in "
             f"max_position_embeddings={rows}"
         )
     return _read(fields, max_context=rows - pad - 1)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from headwise.errors import SpecError
 from headwise.spec.attention_spec import AttentionSpec
-from headwise.spec.checks import finite
+from headwise.spec.checks import finite, shown
 from headwise.spec.indexer_spec import IndexerSpec
 from headwise.spec.readers.family import Family
 from headwise.spec.readers.fields import ConfigFields
@@ -78,8 +78,8 @@ def _read(fields: ConfigFields, indexer: IndexerSpec | None = None) -> Layout:
     heads, kv_heads = fields.positive("num_attention_heads"), fields.raw("num_key_value_heads")
     if kv_heads not in (None, heads):
         raise SpecError(
-            f"num_key_value_heads={kv_heads!r} with num_attention_heads={heads}: the latent is "
-            "expanded to one key per query head; expected equal numbers"
+            f"num_key_value_heads={shown(kv_heads)} with num_attention_heads={heads}: the latent "
+            "is expanded to one key per query head; expected equal numbers"
         )
     rope_dim = fields.positive("qk_rope_head_dim")
     head_dim = fields.positive("qk_nope_head_dim") + rope_dim
@@ -117,7 +117,7 @@ def _yarn_factor(fields: ConfigFields) -> float:
     name = "rope_scaling" if fields.raw("rope_scaling") else "rope_parameters"
     rope = fields.raw(name) or {}
     if not isinstance(rope, Mapping):
-        raise SpecError(f"{name}={rope!r}: expected a dict of rotary settings or null")
+        raise SpecError(f"{name}={shown(rope)}: expected a dict of rotary settings or null")
     kind = rope.get("rope_type", rope.get("type", "default"))
     strength = rope.get("mscale_all_dim", 0)
     if kind == "default" or not strength:

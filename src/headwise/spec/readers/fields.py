@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from headwise.errors import SpecError
-from headwise.spec.checks import boolean, finite, integer, positive_int
+from headwise.spec.checks import boolean, finite, integer, positive_int, shown
 
 _MISSING = object()
 # A layer is an object here: a damaged config must not take the machine's memory.
@@ -43,7 +43,7 @@ class ConfigFields:
     ) -> None:
         if source is None or isinstance(source, str | int | float | list | tuple):
             raise SpecError(
-                f"config is {type(source).__name__} {source!r}: "
+                f"config is {type(source).__name__} {shown(source)}: "
                 "expected a Hugging Face config or its dict"
             )
         # to_dict undoes what a config class converts on the way in, so an object and the
@@ -104,7 +104,7 @@ class ConfigFields:
             value = default
         if not isinstance(value, str) or not value:
             raise SpecError(
-                f"model_type={value!r}: expected the family's name; "
+                f"model_type={shown(value)}: expected the family's name; "
                 "give a Hugging Face config (model.config, or a parsed config.json)"
             )
         return value
@@ -127,7 +127,7 @@ class ConfigFields:
                 continue
             if value is not _MISSING and value != renamed:
                 raise SpecError(
-                    f"{other}={renamed!r} contradicts {name}={value!r}: "
+                    f"{other}={shown(renamed)} contradicts {name}={shown(value)}: "
                     "they are one field; give it once"
                 )
             value = renamed

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from headwise.errors import SpecError
 from headwise.spec.attention_spec import AttentionSpec
-from headwise.spec.checks import integer
+from headwise.spec.checks import integer, shown
 from headwise.spec.readers.family import Family
 from headwise.spec.readers.fields import ConfigFields
 from headwise.spec.readers.heads import split_hidden
@@ -24,8 +24,8 @@ def _read(fields: ConfigFields) -> Layout:
     heads, kv_heads = fields.positive("num_attention_heads"), fields.raw("num_key_value_heads")
     if kv_heads not in (None, heads):
         raise SpecError(
-            f"num_key_value_heads={kv_heads!r} with num_attention_heads={heads}: the latent is "
-            "expanded to one key per query head; leave num_key_value_heads out"
+            f"num_key_value_heads={shown(kv_heads)} with num_attention_heads={heads}: the latent "
+            "is expanded to one key per query head; leave num_key_value_heads out"
         )
     dim = fields.optional_positive("head_dim") or split_hidden(fields)
     max_context = fields.positive("max_position_embeddings")
@@ -61,7 +61,9 @@ def _each_layer(fields: ConfigFields, name: str, *, least: int) -> list[int]:
     """A list of one integer a layer."""
     layers, values = fields.layers("num_hidden_layers"), fields.raw(name)
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != layers:
-        raise SpecError(f"{name}={values!r}: expected a list of {layers} integers, one a layer")
+        raise SpecError(
+            f"{name}={shown(values)}: expected a list of {layers} integers, one a layer"
+        )
     return [integer(name, value, least=least) for value in values]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from headwise.errors import SpecError
+from headwise.spec.checks import shown
 from headwise.spec.readers.fields import ConfigFields
 
 # "attention" is what configs written before Transformers 5 call it.
@@ -24,15 +25,15 @@ def layer_kinds(
     if types is None:
         return None
     if not isinstance(types, list | tuple) or len(types) != layers:
-        given = f"{len(types)} entries" if isinstance(types, list | tuple) else repr(types)
+        given = f"{len(types)} entries" if isinstance(types, list | tuple) else shown(types)
         raise SpecError(
             f"layer_types has {given}: expected one for each of the "
             f"num_hidden_layers={layers} layers"
         )
-    unknown = [kind for kind in types if kind not in known]
+    unknown = [kind for kind in types if not isinstance(kind, str) or kind not in known]
     if unknown:
         raise SpecError(
-            f"layer_types contains {unknown[0]!r}, which is not covered: "
+            f"layer_types contains {shown(unknown[0])}, which is not covered: "
             f"expected {' or '.join(map(repr, known))}"
         )
     return types
