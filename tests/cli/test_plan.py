@@ -99,13 +99,15 @@ def test_this_machine_is_measured_once(
 
     def measure(threads: int, dtypes: list[str], progress: Any) -> Figures:
         asked.append(list(dtypes))
-        return Figures(threads, 1e10, 2**20, {dtype: Peak(1e11, 64) for dtype in dtypes})
+        return Figures(threads, 1e10, 2**30, {dtype: Peak(1e11, 4096) for dtype in dtypes})
 
     monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path))
     monkeypatch.setattr(machine_kept, "measure_machine", measure)
     assert run("gpt2") == 0
     assert run("gpt2") == 0
-    assert "this machine: 10 GB/s, 100 GFLOP/s" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "this machine: 10 GB/s, 100 GFLOP/s (measured 20" in shown
+    assert "(today) with " in shown and "sums over 1,024 MiB, products of 4,096 x 4,096" in shown
     assert asked == [["float32", "bfloat16"]]
     assert run("gpt2", "--dtype", "fp16") == 0
     assert asked[1:] == [["float32", "float16"]]
@@ -113,8 +115,10 @@ def test_this_machine_is_measured_once(
     assert len(asked) == 2
     for file in (tmp_path / "machine").iterdir():
         file.write_text("{")
+    capsys.readouterr()
     assert run("gpt2") == 0
     assert len(asked) == 3
+    assert "the kept figures are damaged, so not used" in capsys.readouterr().out
 
 
 def test_verify_says_what_was_measured(

@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from statistics import median
 
+import psutil
 import torch
 
 from headwise.errors import OptionError
@@ -19,8 +22,40 @@ READS = 10
 READ_BYTES = 2**30
 PRODUCTS = 5
 GEMM_SIZE = 4096
+SMALLEST_GEMM = 512
+# A quarter of the processors in use by others, or half of the repetitions a quarter slower.
+_BUSY_OTHERS = 0.25
+_BUSY_SPREAD = 1.25
+# Seconds of looking at what else runs.
+_LOOK = 0.2
 # A dtype without kernels of its own takes minutes for one product: a smaller one says as much.
 _LONGEST_PRODUCT = 2.0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When something was measured, and how busy the machine was then.
+
+    Args:
+        taken: the time, as ISO 8601 in UTC.
+        others: the share of all processors that was in use just before; None where not known.
+        spread: the median repetition's time over that of the fastest; None where not known.
+    """
+
+    taken: str
+    others: float | None = None
+    spread: float | None = None
+
+    @property
+    def busy(self) -> bool | None:
+        """Whether other work made the figure worse; None where that is not known.
+
+        >>> Moment("2026-11-28T21:00+00:00", others=0.6, spread=1.05).busy
+        True
+        """
+        if self.others is None or self.spread is None:
+            return None
+        return self.others > _BUSY_OTHERS or self.spread > _BUSY_SPREAD
 
 
 @dataclass(frozen=True)
@@ -29,6 +64,7 @@ class Peak:
 
     flops_per_second: float
     size: int
+    moment: Moment | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +79,7 @@ class Figures:
     bytes_per_second: float
     read_bytes: int
     peaks: dict[str, Peak]
+    moment: Moment | None = None
 
     def share(self, bytes_per_second: float, flops_per_second: float, dtype: str) -> float:
         """How much of the roofline these rates are: of the one that binds, what there is of it.
@@ -75,8 +112,8 @@ class Figures:
         for dtype, peak in other.peaks.items():
             best = peaks.get(dtype, peak)
             peaks[dtype] = max(best, peak, key=lambda each: each.flops_per_second)
-        rate = max(self.bytes_per_second, other.bytes_per_second)
-        return replace(self, bytes_per_second=rate, peaks=peaks)
+        read = max(self, other, key=lambda each: each.bytes_per_second)
+        return replace(read, peaks=peaks)
 
 
 def measure_machine(
@@ -95,12 +132,15 @@ def measure_machine(
     """
     with use_threads(threads):
         progress(f"read bandwidth, {threads} threads", 0, 0)
-        rate, read = read_bandwidth(read_bytes)
+        others = _in_use()
+        rate, read, spread = _read_bandwidth(read_bytes)
+        moment = Moment(now(), others, spread)
         peaks = {}
         for dtype in dict.fromkeys(dtypes):
             progress(f"GEMM peak in {dtype}, {threads} threads", 0, 0)
-            peaks[dtype] = gemm_peak(getattr(torch, dtype), gemm_size)
-    return Figures(threads, rate, read, peaks)
+            others = _in_use()
+            peaks[dtype] = gemm_peak(getattr(torch, dtype), gemm_size, others)
+    return Figures(threads, rate, read, peaks, moment)
 
 
 def read_bandwidth(read_bytes: int = READ_BYTES) -> tuple[float, int]:
@@ -108,22 +148,28 @@ def read_bandwidth(read_bytes: int = READ_BYTES) -> tuple[float, int]:
 
     Less than `read_bytes` is read where that is more than a quarter of the free memory.
     """
+    return _read_bandwidth(read_bytes)[:2]
+
+
+def _read_bandwidth(read_bytes: int) -> tuple[float, int, float]:
     free = available_bytes(torch.device("cpu")) // 4
     while read_bytes > max(free, 2**20):
         read_bytes //= 2
     numbers = torch.ones(read_bytes // 4)
-    return read_bytes / _best(numbers.sum, READS), read_bytes
+    best, spread = _best(numbers.sum, READS)
+    return read_bytes / best, read_bytes, spread
 
 
-def gemm_peak(dtype: torch.dtype, size: int = GEMM_SIZE) -> Peak:
+def gemm_peak(dtype: torch.dtype, size: int = GEMM_SIZE, others: float | None = None) -> Peak:
     """The best of `PRODUCTS` products of two square matrices of `size`, of a smaller size where
-    one would take longer than two seconds.
+    one would take longer than two seconds. `others`: as in `Moment`.
     """
-    small = min(size, 512)
-    took = _best(_product(small, dtype), 2)
+    small = min(size, SMALLEST_GEMM)
+    took, _ = _best(_product(small, dtype), 2)
     while size > small and took * (size / small) ** 3 > _LONGEST_PRODUCT:
         size //= 2
-    return Peak(2 * size**3 / _best(_product(size, dtype), PRODUCTS), size)
+    best, spread = _best(_product(size, dtype), PRODUCTS)
+    return Peak(2 * size**3 / best, size, Moment(now(), others, spread))
 
 
 def _product(size: int, dtype: torch.dtype) -> Callable[[], object]:
@@ -132,14 +178,24 @@ def _product(size: int, dtype: torch.dtype) -> Callable[[], object]:
     return lambda: torch.matmul(left, right, out=out)
 
 
-def _best(run: Callable[[], object], times: int) -> float:
-    """Seconds of the fastest of `times` runs."""
+def now() -> str:
+    """The time as `Moment` has it."""
+    return datetime.now(UTC).isoformat(timespec="minutes")
+
+
+def _in_use() -> float:
+    """The share of all processors that is in use, while this process waits."""
+    return float(psutil.cpu_percent(interval=_LOOK)) / 100
+
+
+def _best(run: Callable[[], object], times: int) -> tuple[float, float]:
+    """Seconds of the fastest of `times` runs, and the median run's time over it."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    return min(seconds), median(seconds) / min(seconds)
 
 
 def check_threads(threads: int | None) -> int:

@@ -1,62 +1,175 @@
-"""What was measured of this machine, kept so that it need not be measured at every question."""
+"""What was measured of this machine, kept so that it need not be measured at every question.
+
+Each figure is kept with its size, the time it was taken and whether the machine was busy. Figures
+without these, of toy sizes or damaged are not used, and whoever asks is told why.
+"""
 
 import json
-import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from headwise.errors import OptionError
 from headwise.loading.kept import cache_folder
-from headwise.measure.environment import environment
-from headwise.measure.machine import Figures, Peak, measure_machine
+from headwise.measure.environment import environment, last_level_cache
+from headwise.measure.inputs import ASSUMED_CACHE
+from headwise.measure.machine import (
+    READ_BYTES,
+    SMALLEST_GEMM,
+    Figures,
+    Moment,
+    Peak,
+    measure_machine,
+    now,
+)
 from headwise.measure.results import write_whole
+from headwise.spec.checks import finite, positive_int
+
+# A file of figures has some hundred bytes.
+_MOST_BYTES = 2**20
+# No fewer bytes than this are read, whatever the system says of its caches.
+_LEAST_BYTES = 2**26
 
 
 def kept_figures(threads: int, dtypes: Iterable[str]) -> Figures | None:
     """The figures of an earlier run on this machine, None if one of these is missing."""
-    try:
-        kept = json.loads(_file(threads).read_text(encoding="utf-8"))
-        peaks = {dtype: Peak(**peak) for dtype, peak in kept["peaks"].items()}
-        figures = Figures(threads, kept["bytes_per_second"], kept["read_bytes"], peaks)
-        rates = [figures.bytes_per_second, *(peak.flops_per_second for peak in peaks.values())]
-        whole = all(0 < rate < math.inf for rate in rates)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
-    return figures if whole and set(dtypes) <= peaks.keys() else None
+    found = _kept(threads, dtypes)
+    return found if isinstance(found, Figures) else None
 
 
-def keep_figures(figures: Figures) -> None:
+def keep_figures(figures: Figures) -> str:
     """Keep the figures for `kept_figures`, beside those of other dtypes that are kept already.
 
-    Where they cannot be written, they are measured again the next time.
+    Returns why they are not kept; nothing where they are. Figures of toy sizes say nothing of the
+    machine. Where the file cannot be written, they are measured again the next time.
     """
+    toy = _toy(figures)
+    if toy:
+        return toy
+    figures = _dated(figures)
     file = _file(figures.threads)
     before = kept_figures(figures.threads, ())
-    peaks = {} if before is None else before.peaks
-    merged = Figures(
-        figures.threads, figures.bytes_per_second, figures.read_bytes, peaks | figures.peaks
-    )
+    merged = replace(figures, peaks=({} if before is None else before.peaks) | figures.peaks)
     with suppress(OSError, OptionError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(asdict(merged)).encode())
+        return ""
+    return f"{file.parent} cannot be written"
 
 
 def machine_figures(
     threads: int,
     dtypes: Iterable[str],
     progress: Callable[[str, int, int], object] = lambda stage, done, total: None,
-) -> Figures:
-    """The kept figures, measured first where there are none (some 10 s)."""
+) -> tuple[Figures, str]:
+    """The kept figures, measured first where there are none (some 10 s).
+
+    Returns them and, where figures were kept and could not be used, why.
+    """
     wanted = list(dtypes)
-    figures = kept_figures(threads, wanted)
-    if figures is None:
-        figures = measure_machine(threads, wanted, progress=progress)
-        keep_figures(figures)
-    return figures
+    found = _kept(threads, wanted)
+    if isinstance(found, Figures):
+        return found, ""
+    if found:
+        progress(f"measuring this machine: {found}", 0, 0)
+    figures = measure_machine(threads, wanted, progress=progress)
+    keep_figures(figures)
+    return _dated(figures), found
+
+
+def described(figures: Figures, dtype: str) -> str:
+    """When, of what and how quietly the figures for one dtype were taken.
+
+    >>> moment = Moment("2020-02-01T10:00+00:00", others=0.0, spread=1.5)
+    >>> figures = Figures(2, 1e10, 2**30, {"float32": Peak(1e11, 4096, moment)}, moment)
+    >>> described(figures, "float32").partition("threads: ")[2]
+    'sums over 1,024 MiB, products of 4,096 x 4,096; the machine was busy'
+    """
+    peak = figures.peaks[figures.binding(dtype)]
+    moments = [each for each in (figures.moment, peak.moment) if each is not None]
+    taken = min((datetime.fromisoformat(each.taken) for each in moments), default=None)
+    when = "" if taken is None else f" {taken:%Y-%m-%d} ({_age(taken)})"
+    states = {each.busy for each in moments}
+    state = "; the machine was busy" if True in states else ""
+    if not state and (None in states or not states):
+        state = "; whether the machine was busy is not known"
+    return (
+        f"measured{when} with {figures.threads} threads: sums over "
+        f"{figures.read_bytes / 2**20:,.0f} MiB, products of {peak.size:,} x {peak.size:,}{state}"
+    )
+
+
+def _age(taken: datetime) -> str:
+    days = (datetime.now(UTC) - taken).days
+    return "today" if days < 1 else "1 day ago" if days == 1 else f"{days:,} days ago"
+
+
+def _dated(figures: Figures) -> Figures:
+    """With the present moment where a figure has none."""
+    moment = Moment(now())
+    peaks = {
+        dtype: replace(peak, moment=peak.moment or moment) for dtype, peak in figures.peaks.items()
+    }
+    return replace(figures, peaks=peaks, moment=figures.moment or moment)
+
+
+def _toy(figures: Figures) -> str:
+    """Why the figures are too small to say something of the machine; nothing where they are not."""
+    cache = last_level_cache() or ASSUMED_CACHE
+    least = min(READ_BYTES, max(_LEAST_BYTES, 2 * cache))
+    if figures.read_bytes < least:
+        return f"the kept figures are of {figures.read_bytes:,} bytes, which caches hold"
+    for dtype, peak in figures.peaks.items():
+        if peak.size < SMALLEST_GEMM:
+            return f"the kept figures are of {dtype} matrices of {peak.size} x {peak.size}"
+    return ""
+
+
+def _kept(threads: int, dtypes: Iterable[str]) -> Figures | str:
+    """The kept figures, or why what is kept cannot be used (nothing where nothing is kept)."""
+    file = _file(threads)
+    try:
+        # a folder or a pipe is no file that was kept
+        if not file.is_file() or file.stat().st_size > _MOST_BYTES:
+            return ""
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if "moment" not in kept:
+            return "the kept figures do not say when they were taken"
+        peaks = {
+            str(dtype): Peak(
+                finite("flops_per_second", peak["flops_per_second"]),
+                positive_int("size", peak["size"]),
+                _moment(peak["moment"]),
+            )
+            for dtype, peak in kept["peaks"].items()
+        }
+        figures = Figures(
+            threads,
+            finite("bytes_per_second", kept["bytes_per_second"]),
+            positive_int("read_bytes", kept["read_bytes"]),
+            peaks,
+            _moment(kept["moment"]),
+        )
+    except OSError:
+        return ""
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return "the kept figures are damaged"
+    return _toy(figures) or (figures if set(dtypes) <= peaks.keys() else "")
+
+
+def _moment(kept: Any) -> Moment:
+    taken = datetime.fromisoformat(kept["taken"])
+    if taken.tzinfo is None:
+        raise ValueError(f"taken={kept['taken']!r} has no time zone")
+    rates = [kept["others"], kept["spread"]]
+    if not all(rate is None or 0 <= rate < 2**20 for rate in rates):
+        raise ValueError(f"others and spread are {rates}")
+    return Moment(kept["taken"], *rates)
 
 
 def _file(threads: int) -> Path:

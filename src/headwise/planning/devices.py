@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from headwise.errors import OptionError
-from headwise.measure.machine_kept import machine_figures
+from headwise.measure.machine_kept import described, machine_figures
 from headwise.spec.checks import shown
 
 # Bytes, bytes a second and operations a second beyond all machines.
@@ -143,11 +143,11 @@ def _this_machine(
         return Device("a machine as given", bandwidth, {"float32": peak}, memory, "as given")
     threads = torch.get_num_threads()
     wanted = dict.fromkeys(["float32", dtype])
-    figures = machine_figures(threads, wanted, progress)
+    figures, instead = machine_figures(threads, wanted, progress)
     return Device(
         "this machine",
         figures.bytes_per_second,
         {each: figures.peak(each) for each in wanted},
         memory,
-        f"headwise bench machine, {threads} threads",
+        described(figures, dtype) + (f"; {instead}, so not used" if instead else ""),
     )
