@@ -6,6 +6,7 @@ It covers memory and positions, not attention: it hands out strided views of wha
 import torch
 from torch import Tensor
 
+from headwise.caches.holders import alias, others_hold
 from headwise.caches.large_pages import advise_large_pages
 from headwise.errors import CapacityError, ShapeError, UnsupportedError
 
@@ -28,12 +29,23 @@ class ContiguousCache:
 
     An append copies the new tokens only, save when the buffer is full: then it grows, geometrically
     and to at most 1.25 times what it holds once that is more than 64 MiB. The views that it hands
-    out stay valid until the next call. Appends are in place, so no gradient flows through them.
+    out never change: an append that would write over rows that somebody still holds, which can only
+    be after a crop, moves to a new buffer first. A `copy.copy` shares the buffer until either of
+    the two appends. Appends are in place, so no gradient flows through them.
     """
 
     def __init__(self) -> None:
         self._buffers: tuple[Tensor, Tensor] | None = None
         self.length = 0
+        self._dropped = False  # whether views may reach rows behind the last token
+
+    def __copy__(self) -> "ContiguousCache":
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        if self._buffers is not None:
+            twin._buffers = alias(self._buffers[0]), alias(self._buffers[1])
+            self._dropped = twin._dropped = True  # what the other appends lies there
+        return twin
 
     @property
     def first(self) -> Tensor | None:
@@ -54,6 +66,11 @@ class ContiguousCache:
     def capacity(self) -> int:
         """Tokens that fit before the next growth."""
         return 0 if self._buffers is None else self._buffers[0].shape[2]
+
+    @property
+    def viewed(self) -> bool:
+        """Whether somebody else holds a part of the buffers: a view, or a copy of this cache."""
+        return self._buffers is not None and any(map(others_hold, self._buffers))
 
     @property
     def nbytes(self) -> int:
@@ -83,6 +100,10 @@ class ContiguousCache:
         needed = self.length + first.shape[2]
         if self._buffers is None or needed > self.capacity:
             self._grow(needed, first, second)
+        elif self._dropped and needed > self.length:
+            if self.viewed:
+                self._grow(needed, first, second)
+            self._dropped = False
         assert self._buffers is not None
         for buffer, tokens in zip(self._buffers, (first, second), strict=True):
             buffer[:, :, self.length : needed].copy_(tokens)
@@ -97,6 +118,7 @@ class ContiguousCache:
         """
         if not isinstance(length, int) or not 0 <= length <= self.length:
             raise ShapeError(f"crop to {length!r} tokens, expected 0 to {self.length}, those held")
+        self._dropped = self._dropped or length < self.length
         self.length = length
 
     def select(self, index: Tensor) -> None:
@@ -122,7 +144,7 @@ class ContiguousCache:
             for fresh, old in zip(selected, self._buffers, strict=True):
                 held = old[:, :, : self.length].index_select(0, index)
                 fresh[:, :, : self.length].copy_(held)
-            self._buffers = selected
+            self._buffers, self._dropped = selected, False
 
     def reorder(self, index: Tensor) -> None:
         """`select` that keeps the batch size, as beam search does at every step.
@@ -136,7 +158,7 @@ class ContiguousCache:
     def reset(self) -> None:
         """Forget everything and release the memory."""
         self._buffers = None
-        self.length = 0
+        self.length, self._dropped = 0, False
 
     def to(self, device: torch.device | str) -> None:
         """Move what is held to `device`."""
@@ -155,7 +177,7 @@ class ContiguousCache:
             if self._buffers is not None:
                 for fresh, old in zip(grown, self._buffers, strict=True):
                     fresh[:, :, : self.length].copy_(old[:, :, : self.length])
-            self._buffers = grown
+            self._buffers, self._dropped = grown, False
 
     def _allocate(
         self, like: tuple[Tensor, Tensor], batch: int, needed: int, at_most: int | None = None

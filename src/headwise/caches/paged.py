@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from headwise.caches.contiguous import check_index, check_pair, grown_capacity
+from headwise.caches.holders import alias, others_hold
 from headwise.caches.large_pages import advise_large_pages
 from headwise.errors import CapacityError, ShapeError
 from headwise.ops import PagedKV
@@ -28,8 +29,10 @@ class PagedCache:
 
     What sequences have in common is held once: `select`, `reorder` and `share` copy page tables,
     not pages. A page that others read too is copied before the first token is written into it.
-    Pages that no sequence uses any more are free for others. The view that `append` returns stays
-    valid until the next call. Appends are in place, so no gradient flows through them.
+    Pages that no sequence uses any more are free for others. The views that it hands out never
+    change: where somebody still holds one and an append would write over tokens that were dropped
+    since, the pool is copied first. A `copy.copy` shares the pool until either of the two appends.
+    Appends are in place, so no gradient flows through them.
 
     Args:
         page_size: tokens of a page, a power of two.
@@ -52,12 +55,24 @@ class PagedCache:
         self._users: list[int] = []  # of each page
         self._free: list[int] = []  # the next to take last
         self._shared = False  # whether some last page may have other users
+        self._dropped = False  # whether views may reach rows that no sequence holds
+
+    def __copy__(self) -> "PagedCache":
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._table = self._table.clone()
+        twin._lengths, twin._users, twin._free = self._lengths[:], self._users[:], self._free[:]
+        if self._pools is not None:
+            twin._pools = alias(self._pools[0]), alias(self._pools[1])
+            self._dropped = twin._dropped = True  # what the other appends lies there
+        return twin
 
     def reset(self) -> None:
         """Forget everything and release the memory."""
         self._pools = None
         self._table = torch.empty(0, 0, dtype=torch.int32)
         self._lengths, self._users, self._free, self._shared = [], [], [], False
+        self._dropped = False
 
     @property
     def length(self) -> int:
@@ -133,10 +148,12 @@ class PagedCache:
         copied = self._pages_to_copy(before, added) if self._shared else []
         ends = [old + count for old, count in zip(before, added, strict=True)]
         new = [self._pages_of(end) - self._pages_of(old) for end, old in zip(ends, before)]
-        self._make_room(len(copied) + sum(new), first, second)
-        assert self._pools is not None
+        if any(added) or self._pools is None:
+            overwrites = self._dropped or bool(copied)
+            self._make_room(len(copied) + sum(new), first, second, overwrites)
+            self._dropped = False
         self._lengths = ends
-        self._widen_table(first.device)
+        self._make_table(first.device, writes=bool(copied) or any(new))
         for sequence in copied:
             self._copy_last_page(sequence, before[sequence])
         for sequence, pages in enumerate(new):
@@ -248,6 +265,7 @@ class PagedCache:
         pages = table[index < used[:, None]]
         users = torch.bincount(pages, minlength=len(self._users))
         self._table, self._lengths = table, lengths
+        self._dropped = True
         self._users = users.tolist()
         self._free = (users == 0).nonzero().flatten().flip(0).tolist()
         self._shared = bool((users > 1).any())
@@ -279,26 +297,34 @@ class PagedCache:
         self._users[page] = 1
         return page
 
-    def _widen_table(self, device: torch.device) -> None:
-        """Have room in the table for what `_lengths` says, a row for each."""
+    def _make_table(self, device: torch.device, *, writes: bool) -> None:
+        """Have room in the table for what `_lengths` says, and nobody else who sees it written."""
         pages, (rows, width) = self._pages_of(self.length), self._table.shape
-        if pages > width or rows != len(self._lengths):
-            size = len(self._lengths), max(pages, width + width // 2, 8)
-            # normal tensors even under inference mode, so that appends go on working outside it
-            with torch.inference_mode(False):
-                wide = torch.zeros(size, dtype=torch.int32, device=device)
-                wide[:rows, :width] = self._table
-            self._table = wide
+        if pages > width:
+            width = max(pages, width + width // 2, 8)
+        elif rows == len(self._lengths) and not (writes and others_hold(self._table)):
+            return
+        # normal tensors even under inference mode, so that appends go on working outside it
+        with torch.inference_mode(False):
+            table = torch.zeros(len(self._lengths), width, dtype=torch.int32, device=device)
+            table[:rows, : self._table.shape[1]] = self._table
+        self._table = table
 
-    def _make_room(self, pages: int, first: Tensor, second: Tensor) -> None:
-        """Have `pages` free pages, or raise `CapacityError`."""
+    def _make_room(self, pages: int, first: Tensor, second: Tensor, overwrites: bool) -> None:
+        """Have `pages` free pages, or raise `CapacityError`.
+
+        overwrites: rows are to be written that whoever holds the pools may look at; then new ones.
+        """
         pool, missing = len(self._users), pages - len(self._free)
-        if missing <= 0 and self._pools is not None:
+        fits = missing <= 0 and self._pools is not None
+        if fits and not (overwrites and any(map(others_hold, self._pools or ()))):
             return
         per_token = first.shape[1] * sum(t.shape[3] * t.element_size() for t in (first, second))
         per_page = self.page_size * per_token
         wanted = self._pages_of(grown_capacity((pool + missing) * self.page_size, per_token))
-        if self.capacity is not None:
+        if fits:
+            wanted = pool
+        elif self.capacity is not None:
             most = self._pages_of(self.capacity)
             if pool + missing > most:
                 raise CapacityError(

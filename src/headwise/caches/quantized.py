@@ -25,7 +25,8 @@ class QuantizedCache:
         torch.Size([1, 9, 1, 64])
 
     Tokens are rounded when they are appended, every one of them; the kernels read the integers. The
-    view that `append` returns stays valid until the next call. No gradient flows through it.
+    views that it hands out never change, and a `copy.copy` shares memory until either of the two
+    appends, as with `ContiguousCache`. No gradient flows through them.
 
     Args:
         bits: 8 (a scale a row) or 4 (a scale for 32 elements, of an even dim).
@@ -40,6 +41,12 @@ class QuantizedCache:
         self.bits: Bits = bits
         self._integers, self._scales = ContiguousCache(), ContiguousCache()
         self._kind: tuple[int, int, torch.dtype] | None = None
+
+    def __copy__(self) -> "QuantizedCache":
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._integers, twin._scales = copy(self._integers), copy(self._scales)
+        return twin
 
     @property
     def length(self) -> int:

@@ -4,6 +4,8 @@ With sinks it also holds the first tokens, which a model that was not trained wi
 go on making sense (StreamingLLM, Xiao et al. 2023, arXiv 2309.17453).
 """
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,9 @@ class WindowCache:
 
     The tokens lie in their order in one buffer with room behind them. Where the room runs out,
     those that are still needed move to a new buffer, so an append copies a bounded number of rows
-    on average, and memory is bounded whatever the length. The views stay valid until the next call.
+    on average, and memory is bounded whatever the length. The views that it hands out never change:
+    where somebody still holds rows that would be written over, those that are needed move at once.
+    A `copy.copy` shares memory until either of the two appends.
 
     Tokens keep the positions that they had; what lies between the sinks and the window is as if it
     were masked. `mask` says so for more than one new token.
@@ -52,6 +56,12 @@ class WindowCache:
         self._buffer = ContiguousCache()
         self._lead = 0  # rows at the front of the buffer that are the sinks, moved there
         self._sinks: tuple[Tensor, Tensor] | None = None
+
+    def __copy__(self) -> "WindowCache":
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._buffer = copy(self._buffer)
+        return twin
 
     @property
     def recording(self) -> bool:
@@ -107,14 +117,14 @@ class WindowCache:
             UnsupportedError: the tokens need gradients.
             CapacityError: a buffer cannot be allocated; the cache is unchanged.
         """
+        led = self._sinks is not None and self._passed > 0 and not self._recording
+        if led:
+            self._lead_with_sinks()
         passed = self._passed
         held, also = self._buffer.append(first, second)
         self.length += first.shape[2]
         self._keep_sinks(held, also)
-        if self._sinks is not None and passed and not self._recording:
-            # in front of what the window reaches: what was there is not needed any more
-            for rows, sinks in zip((held, also), self._sinks, strict=True):
-                rows[:, :, passed : passed + self.sinks].copy_(sinks)
+        if led:
             views = held[:, :, passed:], also[:, :, passed:]
         else:
             views = self._from(held, passed, 0), self._from(also, passed, 1)
@@ -227,6 +237,17 @@ class WindowCache:
         if self.sinks and self._sinks is None and self._buffer.length > self.sinks:
             with torch.inference_mode(False), torch.no_grad():
                 self._sinks = first[:, :, : self.sinks].clone(), second[:, :, : self.sinks].clone()
+
+    def _lead_with_sinks(self) -> None:
+        """Put the sinks in front of what the window reaches, where nothing is needed any more."""
+        if self._buffer.viewed:
+            self._move()
+            return
+        assert self._sinks is not None
+        begin = self._passed
+        for rows, sinks in zip((self._buffer.first, self._buffer.second), self._sinks, strict=True):
+            assert rows is not None
+            rows[:, :, begin : begin + self.sinks].copy_(sinks)
 
     def _move(self) -> None:
         """The sinks and what the window reaches, into a new buffer."""

@@ -1,5 +1,6 @@
 """headwise's caches as Transformers cache layers."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Iterator
 from functools import partial
@@ -30,8 +31,8 @@ from headwise.hf.handed import HandedRows, WindowKV
 class OwnLayer(CacheLayerMixin):
     """One layer of a Transformers cache, held in a cache of headwise.
 
-    `keys` and `values` are views trimmed to what is held. MLA modules store their latent and their
-    rope key under these names, [B, 1, L, R] and [B, 1, L, P].
+    `keys` and `values` are views trimmed to what is held, and never change. MLA modules store their
+    latent and their rope key under these names, [B, 1, L, R] and [B, 1, L, P].
 
     What a buffer that is written in place cannot do (appends while gradients are enabled, keys that
     a user assigns) turns the layer, for good, into the one that Transformers would have made.
@@ -44,6 +45,12 @@ class OwnLayer(CacheLayerMixin):
         # not super().__init__(): it assigns keys and values, which would turn the layer into stock
         self.cache = cache
         self.device: torch.device | None = None
+
+    def __copy__(self) -> "OwnLayer":
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.cache = copy.copy(self.cache)
+        return twin
 
     @property
     def keys(self) -> Tensor | None:
