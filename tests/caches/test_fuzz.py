@@ -1,5 +1,11 @@
-"""Every cache after random calls, against plain lists of rows; attention over it, all else NaN."""
+"""Every cache after random calls, against plain lists of rows; attention over it, all else NaN.
 
+In a third of the sequences what was handed out is kept, and shallow copies are made that go their
+own ways: at the end the kept views are what they were when they were taken, and each copy holds its
+own rows. In the others what nobody may look at is spoilt.
+"""
+
+import copy
 import random
 from collections import Counter
 from contextlib import nullcontext
@@ -9,10 +15,11 @@ import torch
 
 from headwise import UnsupportedError, attention
 from headwise.caches import ContiguousCache, PagedCache, QuantizedCache, WindowCache
-from headwise.ops import dequantize, quantize
+from headwise.ops import PagedKV, QuantKV, dequantize, quantize
 
 KINDS = ("contiguous", "window", "sinks", "paged-1", "paged-4", "paged-16", "int8", "int4")
-SEQUENCES, STEPS = 260, 12  # of each kind; 2,080 in all
+SEQUENCES, STEPS = 240, 12  # of each kind; 1,920 in all
+MOST_COPIES = 3
 H, K = 6, 3
 # rotated in blocks of 4, of which sums of integers are exact; 36 are a whole group of 32 and a part
 DIMS = {"int4": (36, 12)}
@@ -37,6 +44,33 @@ def stacked(rows, side, dim):
     return torch.stack(parts, dim=1) if parts else torch.zeros(K, 0, dim)
 
 
+def bits_of(taken):
+    """What a view that was handed out shows now: tensors of their own."""
+    if isinstance(taken, torch.Tensor):
+        return [taken.clone()]
+    if isinstance(taken, PagedKV):
+        lengths = [] if taken.lengths is None else [taken.lengths]
+        return [at.clone() for at in (*taken.dense(torch.float32), taken.page_table, *lengths)]
+    assert isinstance(taken, QuantKV)
+    parts = taken.key, taken.key_scales, taken.value, taken.value_scales
+    return [at.clone() for at in (*parts, *taken.dense(torch.float32))]
+
+
+class Kept:
+    """Views that somebody holds, and what they showed when they were taken."""
+
+    def __init__(self, views):
+        self.views = views
+        self.bits = self.now()
+
+    def now(self):
+        return [bits for view in self.views for bits in bits_of(view)]
+
+    def check(self):
+        for now, then in zip(self.now(), self.bits, strict=True):
+            assert torch.equal(now, then)
+
+
 class Fuzz:
     """A cache, and for every sequence what it must hold: a list of rows ([K, D], [K, V])."""
 
@@ -45,6 +79,8 @@ class Fuzz:
         torch.manual_seed(seed)
         self.dims = DIMS.get(kind, (5, 7))
         self.cache = self.make()
+        self.alone = self.random.random() < 0.65
+        self.copies, self.kept = [self], []
         self.start()
 
     def start(self):
@@ -54,15 +90,46 @@ class Fuzz:
 
     def run(self):
         names = [name.removeprefix("do_") for name in dir(self) if name.startswith("do_")]
+        if self.alone:
+            names = [name for name in names if name not in ("keep", "let_go", "fork")]
         # a reset now and then only, so that there is something to lose
-        weights = [{"append": 12, "reset": 0.5}.get(name, 3) for name in names]
+        weights = [{"append": 12, "keep": 6, "reset": 0.5}.get(name, 3) for name in names]
         self.log = []
-        for _ in range(STEPS):
+        for _ in range(STEPS if self.alone else STEPS * 3 // 2):
             (name,) = self.random.choices(names, weights)
-            if self.filled or name in ("append", "reset"):
-                self.log.append(name)
-                getattr(self, f"do_{name}")()
-                self.check()
+            one = self.random.choice(self.copies)
+            if one.filled or name in ("append", "reset"):
+                self.log.append(f"{name} {self.copies.index(one)}")
+                getattr(one, f"do_{name}")()
+                one.check()
+        for one in (*self.copies, *self.kept):
+            one.check()
+
+    def do_keep(self):
+        """What the cache shows now: all of it, a part, or what an append returns."""
+        views = self.shown_views()
+        if self.random.random() < 0.3:
+            result = self.append(*self.tokens(2), self.added(2))
+            views = result if isinstance(result, tuple) else (result,)
+        elif isinstance(views[0], torch.Tensor) and self.random.random() < 0.5:
+            views = [self.random.choice(views)[:, 1:, ::2]]
+        self.kept.append(Kept(views))
+
+    def do_let_go(self):
+        if self.kept:
+            self.kept.pop(self.random.randrange(len(self.kept)))
+
+    def do_fork(self):
+        if len(self.copies) == MOST_COPIES:
+            self.copies.pop(self.copies.index(self) - 1)
+            return
+        twin = copy.copy(self)  # the lists of all copies and kept views stay common
+        twin.cache = copy.copy(self.cache)
+        twin.rows = [list(rows) for rows in self.rows]
+        self.copies.append(twin)
+
+    def shown_views(self):
+        return self.cache.first, self.cache.second
 
     def tokens(self, count):
         return tuple(torch.randn(self.batch, K, count, dim) for dim in self.dims)
@@ -73,14 +140,15 @@ class Fuzz:
     def do_append(self):
         count = self.random.choice((0, 1, 1, 1, 2, 3, 5, 17))
         attends = count and self.random.random() < 0.5
-        if attends and self.filled:
+        if attends and self.filled and self.alone:
             self.spoil()
         first, second = self.tokens(count)
         with torch.inference_mode() if self.random.random() < 0.3 else nullcontext():
             result = self.append(first, second, self.added(count))
         self.filled = True
         if attends:
-            self.spoil_behind()
+            if self.alone:
+                self.spoil_behind()
             self.attend(result, count)
 
     def added(self, count):
@@ -294,6 +362,14 @@ class FuzzPaged(Fuzz):
         super().start()
         self.pages = [[] for _ in self.rows]
 
+    def do_fork(self):
+        super().do_fork()
+        twin = self.copies[-1]
+        twin.pages = [list(pages) for pages in twin.pages]
+
+    def shown_views(self):
+        return (self.cache.view,)
+
     def pages_of(self, length):
         return (length + self.page_size - 1) // self.page_size
 
@@ -402,6 +478,9 @@ class FuzzQuantized(Fuzz):
 
     def make(self):
         return QuantizedCache(self.bits)
+
+    def shown_views(self):
+        return (self.cache.view,)
 
     def tokens(self, count):
         shapes = ((self.batch, K, count, dim) for dim in self.dims)

@@ -24,6 +24,8 @@ def advise_large_pages(tensor: Tensor) -> bool:
     """
     if not sys.platform.startswith("linux") or tensor.device.type != "cpu":
         return False
+    if type(tensor) is not Tensor:
+        return False  # a fake one, without memory
     first = tensor.data_ptr()
     begin = (first + _PAGE - 1) // _PAGE * _PAGE
     length = (first + tensor.nbytes) // _PAGE * _PAGE - begin
