@@ -84,7 +84,7 @@ def test_a_kept_view_makes_the_next_write_move_once(kind, pair):
     cache, first, new = MAKE[kind](), tokens(9, pair), (tokens(4, pair), tokens(2, pair))
     where = memory(cache.append(*first))
     kept = cache.append(*new[0])
-    bits = [part.clone() for part in parts(kept)]
+    bits = [side.clone() for side in rows(kept)]
     assert memory(kept) == where
     cache.crop(9)
     view = cache.append(*new[1])
@@ -97,7 +97,7 @@ def test_a_kept_view_makes_the_next_write_move_once(kind, pair):
         assert memory(view) == moved
         assert_rows(view, [torch.cat(two, dim=2) for two in zip(first, new[1])], kind)
         del view
-    assert all(map(torch.equal, parts(kept), bits))
+    assert all(map(torch.equal, rows(kept), bits))
     assert_rows(kept, [torch.cat(two, dim=2) for two in zip(first, new[0])], kind)
 
 
