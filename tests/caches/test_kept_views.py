@@ -10,6 +10,7 @@ import threading
 import pytest
 import torch
 
+from headwise import attention
 from headwise.caches import ContiguousCache, PagedCache, QuantizedCache, WindowCache
 from headwise.ops import dequantize, quantize
 
@@ -175,6 +176,26 @@ def test_a_kept_page_table_does_not_change():
     cache.crop(2)
     cache.append(*tokens(3))
     assert torch.equal(table, before)
+
+
+@every_cache
+@pytest.mark.parametrize("taken", [0, 3])
+def test_a_view_in_a_graph_is_a_constant_whatever_is_appended(kind, taken):
+    def gradient(meanwhile):
+        torch.manual_seed(1)
+        cache = MAKE[kind]()
+        view = cache.append(*tokens(9))
+        query = torch.randn(2, 3, 5, 10, requires_grad=True)
+        given = {"kv": view} if not isinstance(view, tuple) else dict(zip(("key", "value"), view))
+        out = attention(query, **given)
+        del view, given
+        if meanwhile:
+            cache.crop(9 - taken)
+            cache.append(*tokens(2))
+        out.square().sum().backward()
+        return query.grad
+
+    assert torch.equal(gradient(meanwhile=True), gradient(meanwhile=False))
 
 
 COPIES = {

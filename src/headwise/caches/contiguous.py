@@ -106,7 +106,8 @@ class ContiguousCache:
             self._dropped = False
         assert self._buffers is not None
         for buffer, tokens in zip(self._buffers, (first, second), strict=True):
-            buffer[:, :, self.length : needed].copy_(tokens)
+            # .data: for autograd, views that are operands in a graph have not changed
+            buffer.data[:, :, self.length : needed].copy_(tokens)
         self.length = needed
         return self._buffers[0][:, :, :needed], self._buffers[1][:, :, :needed]
 

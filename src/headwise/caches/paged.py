@@ -288,7 +288,7 @@ class PagedCache:
         index, rows = length // self.page_size, length % self.page_size
         page, fresh = int(self._table[sequence, index]), self._take()
         for pool in self._pools:
-            pool[:, fresh, :rows].copy_(pool[:, page, :rows])
+            pool.data[:, fresh, :rows].copy_(pool[:, page, :rows])
         self._users[page] -= 1
         self._table[sequence, index] = fresh
 
@@ -359,9 +359,11 @@ class PagedCache:
         batch, heads, length, _ = first.shape
         if not any(added):
             return
+        # .data: for autograd, views that are operands in a graph have not changed
+        pools = [pool.data for pool in self._pools]
         if length == 1 and batch == 1 and added[0]:
             page = int(self._table[0, before[0] // self.page_size])
-            for pool, tokens in zip(self._pools, (first, second), strict=True):
+            for pool, tokens in zip(pools, (first, second), strict=True):
                 pool[:, page, before[0] % self.page_size].copy_(tokens[0, :, 0])
             return
         device = self._table.device
@@ -373,7 +375,7 @@ class PagedCache:
         slots = pages * self.page_size + position % self.page_size
         real = (step >= length - count).flatten()
         whole = min(added, default=0) == length
-        for pool, tokens in zip(self._pools, (first, second), strict=True):
+        for pool, tokens in zip(pools, (first, second), strict=True):
             rows = tokens.transpose(0, 1).reshape(heads, batch * length, tokens.shape[3])
             flat = pool.view(heads, -1, pool.shape[3])
             if whole:

@@ -247,7 +247,7 @@ class WindowCache:
         begin = self._passed
         for rows, sinks in zip((self._buffer.first, self._buffer.second), self._sinks, strict=True):
             assert rows is not None
-            rows[:, :, begin : begin + self.sinks].copy_(sinks)
+            rows.data[:, :, begin : begin + self.sinks].copy_(sinks)
 
     def _move(self) -> None:
         """The sinks and what the window reaches, into a new buffer."""

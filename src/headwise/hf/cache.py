@@ -86,7 +86,7 @@ class OwnLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append [B, K, S, D] and [B, K, S, V]; views of all that these tokens may see."""
-        # the views handed out may be needed by a backward pass, whatever it is that needs it
+        # a backward pass has to reach the keys, and no gradient flows through a buffer
         if torch.is_grad_enabled():
             self._become_stock()
             return self.update(key_states, value_states, *args, **kwargs)
