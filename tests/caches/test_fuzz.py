@@ -18,7 +18,7 @@ from headwise.caches import ContiguousCache, PagedCache, QuantizedCache, WindowC
 from headwise.ops import PagedKV, QuantKV, dequantize, quantize
 
 KINDS = ("contiguous", "window", "sinks", "paged-1", "paged-4", "paged-16", "int8", "int4")
-SEQUENCES, STEPS = 240, 12  # of each kind; 1,920 in all
+SEQUENCES, STEPS = 200, 12  # of each kind; 1,600 in all
 MOST_COPIES = 3
 H, K = 6, 3
 # rotated in blocks of 4, of which sums of integers are exact; 36 are a whole group of 32 and a part
