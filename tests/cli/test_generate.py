@@ -80,7 +80,7 @@ def test_a_comparison_runs_both_and_says_whether_tokens_are_identical(
     assert [run["attention"] for run in found["runs"]] == [one, other]
     assert found["identical"] is True
     for run in found["runs"]:
-        assert run["prefill"]["tokens"] == 28
+        assert run["prefill"]["tokens"] == 29
         assert len(run["tokens"]) == run["decode"]["tokens"] == 13
         assert run["cache"]["tokens"] == 29 + 12
         # Keys and values of K heads in float32.
@@ -98,13 +98,14 @@ def test_a_prompt_of_several_chunks_gives_the_tokens_of_one(
 ) -> None:
     options = [str(tiny), "--prompt", "chunks of a prompt, read in turn", "--max-new-tokens", "11"]
     whole = run_json(capsys, *options)
-    monkeypatch.setattr("headwise.generation.run.CHUNK", 7)
+    monkeypatch.setattr("headwise.generation.chunks.CHUNK", 7)
     assert run_json(capsys, *options)["runs"][0]["tokens"] == whole["runs"][0]["tokens"]
 
 
 def test_a_prompt_of_one_token_works(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, str(tiny), "--prompt", "a", "--max-new-tokens", "3")
-    assert found["runs"][0]["prefill"] == {"tokens": 0, "seconds": 0.0, "tokens_per_second": None}
+    assert found["runs"][0]["prefill"]["tokens"] == 1
+    assert len(found["runs"][0]["tokens"]) == 3
     assert found["runs"][0]["cache"]["tokens"] == 3
 
 
@@ -114,7 +115,12 @@ def test_the_table_shows_both_columns_after_the_text(
     options = ["--prompt", "hello", "--max-new-tokens", "5", "--against", "sdpa"]
     assert main(["generate", str(tiny), *options]) == 0
     out = capsys.readouterr().out
-    for expected in ("headwise", "sdpa", "GQA 6/2 heads, D 10", "Tokens identical: yes, all 5"):
+    for expected in (
+        "headwise",
+        "sdpa",
+        "GQA 6/2 heads, D 10",
+        "Tokens identical: yes, all 5; sdpa is",
+    ):
         assert expected in out
     for row in ("decode backend", "not used", "prefill", "a token (median)", "cache in total"):
         assert row in out

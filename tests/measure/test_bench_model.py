@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import generation.models
 from cli.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, save_tiny, save_tiny_gguf
 from headwise.errors import LoadError, OptionError, ShapeError
+from headwise.generation.stepper import Stepper
 from headwise.measure import bench_model as module
 from headwise.measure.bench_model import bench_model, open_model, select_model_peers
 from headwise.measure.memory import peak_memory
-from headwise.measure.model_candidates import HEADWISE, Decoder, model_candidates
+from headwise.measure.model_candidates import HEADWISE, model_candidates
 from headwise.measure.openvino_candidate import TOLERANCE
 
 ROUNDS = 4
@@ -52,18 +54,32 @@ def test_every_candidate_is_timed_at_every_context(model) -> None:
 def test_a_token_is_read_against_the_whole_context(model, monkeypatch) -> None:
     """Every candidate's cache holds what stock's would, token for token."""
     seen: dict[str, list[int]] = {}
-    real = Decoder.read
+    real = Stepper.read
 
     def read(self, ids):
         logits = real(self, ids)
         seen.setdefault(f"{id(self)}", []).append(int(self.cache.get_seq_length()))
         return logits
 
-    monkeypatch.setattr(Decoder, "read", read)
+    monkeypatch.setattr(Stepper, "read", read)
     monkeypatch.setattr(module, "_warm_up", lambda *_: [])
     bench_model("tiny", model, contexts=[11], peers=STOCK, rounds=ROUNDS)
     assert len(seen) == 3
     assert set(map(tuple, seen.values())) == {tuple(range(11, 11 + 4 + 2 + ROUNDS + 1))}
+
+
+def test_a_context_is_read_as_generate_reads_it(monkeypatch) -> None:
+    """Every candidate's logits after a context in which the rotation depends on the length."""
+    monkeypatch.setattr("headwise.generation.chunks.CHUNK", 16)
+    model = generation.models.make("llama-dynamic")
+    ids = torch.randint(3, 97, (1, 71), generator=torch.Generator().manual_seed(3))
+    options = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(ids, **options, output_logits=True, return_dict_in_generate=True)
+    with torch.no_grad():
+        for candidate in model_candidates(model)[:3]:
+            found = candidate.decoder(72).read(ids)
+            difference = (found - expected.logits[0]).norm() / expected.logits[0].norm()
+            assert difference <= 1e-4, candidate.name
 
 
 def test_without_peers_stock_still_checks_headwise_and_is_not_shown(model) -> None:

@@ -89,6 +89,8 @@ def _verdict(session: Any, runs: list[Any]) -> str:
     if same is None:
         return ""
     how = "" if session.sampling.greedy else f" (sampled with seed {session.sampling.seed})"
+    stock = next(run.attention for run in reversed(runs) if run.attention != "headwise")
+    how += f"; {stock} is Transformers' own model.generate"
     if same:
         return f"Tokens identical: yes, all {len(runs[0].tokens)}{how}"
     at = first_difference(runs[0].tokens, runs[1].tokens)

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from headwise.errors import ConversionError
+from headwise.generation.stepper import Stepper
 from headwise.loading.progress import Progress, silent
-from headwise.measure.model_candidates import Decoder
 
-# Tokens that are read at once: their logits, in float32, are what the judging takes in memory.
+# Tokens that are read at once, where that changes nothing: their logits, in float32, are what the
+# judging takes in memory.
 _SLICE = 128
 _PROMPT = 32
 _CONTINUED = 48
@@ -77,11 +78,11 @@ class Judge:
         likeliest, nats = [], 0.0
         for done, sequence in enumerate(self.tokens):
             self.progress(f"judging the {name} model", done, len(self.tokens))
-            decoder = Decoder(model, None)
-            wanted = sequence[1:].split(_SLICE)
-            for ids, following in zip(sequence[:-1].split(_SLICE), wanted, strict=True):
-                logits = decoder.read_all(ids[None].to(model.device))[0].float().cpu()
-                nats += cross_entropy(logits, following, reduction="sum").item()
+            following = sequence[1:]
+            for part in Stepper(model).read_all(sequence[None, :-1].to(model.device), _SLICE):
+                logits = part[0].float().cpu()
+                here, following = following[: len(logits)], following[len(logits) :]
+                nats += cross_entropy(logits, here, reduction="sum").item()
                 likeliest.append(logits.argmax(-1))
         if not math.isfinite(nats):
             raise ConversionError(
@@ -93,10 +94,10 @@ class Judge:
     @torch.no_grad()
     def _continue(self, model: Any) -> str:
         """The greedy continuation of the prompt, up to the end of the text."""
-        decoder, found = Decoder(model, None), []
+        stepper, found = Stepper(model), []
         ids = self._prompt.to(model.device)
         for _ in range(_CONTINUED):
-            ids = decoder.read(ids).argmax(-1, keepdim=True)
+            ids = stepper.read(ids).argmax(-1, keepdim=True)
             if int(ids) == self.tokenizer.eos_token_id:
                 break
             found.append(int(ids))

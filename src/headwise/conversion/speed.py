@@ -13,10 +13,11 @@ from headwise.conversion.stack import in_attention
 from headwise.generation.attention import select_attention
 from headwise.generation.options import context_limit
 from headwise.generation.session import LOGIT_TOLERANCE
+from headwise.generation.stepper import Stepper
 from headwise.loading.load import cache_bytes, load_config, load_model
 from headwise.loading.memory import available_bytes, gib, weight_bytes
 from headwise.loading.progress import Progress, silent
-from headwise.measure.model_candidates import HEADWISE, Decoder
+from headwise.measure.model_candidates import HEADWISE
 from headwise.measure.timing import Ratio, interleaved, ratio
 
 CONTEXTS = (512, 2048, 8192)
@@ -159,14 +160,14 @@ def _attach(model: Any, ids: Tensor) -> tuple[str, float]:
 
     The distance is the norm of the difference over the norm.
     """
-    without = Decoder(model, None).read(ids).float()
+    without = Stepper(model).read(ids).float()
     layers = select_attention(model, HEADWISE)
-    apart = Decoder(model, None).read(ids).float() - without
+    apart = Stepper(model).read(ids).float() - without
     ran = "; ".join(f"{at.layers} x {at.mechanism} on {at.backend}" for at in layers)
     return ran, float(apart.norm() / without.norm())
 
 
-def _filled(model: Any, start: Tensor, length: int, context: int) -> Decoder:
+def _filled(model: Any, start: Tensor, length: int, context: int) -> Stepper:
     """A decoder whose cache holds `length` tokens: `start` [1, S], and copies of its rows.
 
     It takes no more memory than `context` tokens need, where those are below 64 MiB a layer.
@@ -174,7 +175,7 @@ def _filled(model: Any, start: Tensor, length: int, context: int) -> Decoder:
     What is in a cache changes nothing in the time of a step, and to read a long context with a
     large model takes long.
     """
-    decoder = Decoder(model, None)
+    decoder = Stepper(model)
     decoder.read(start)
     for layer in decoder.cache.layers:
         keys, values = layer.keys, layer.values
@@ -183,10 +184,11 @@ def _filled(model: Any, start: Tensor, length: int, context: int) -> Decoder:
         for held in ((context + 1) // 2, length):
             rows = torch.arange(max(0, held - layer.get_seq_length())) % keys.shape[2]
             layer.update(keys[:, :, rows], values[:, :, rows])
+    decoder.ids = start[:, torch.arange(length) % start.shape[1]]
     return decoder
 
 
-def _steps(decoder: Decoder, ids: Tensor) -> Callable[[], object]:
+def _steps(decoder: Stepper, ids: Tensor) -> Callable[[], object]:
     """Reads the next one of ids [1, S] at each call."""
     rest = iter(ids.split(1, dim=1))
     return lambda: decoder.read(next(rest))

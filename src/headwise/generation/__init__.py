@@ -1,4 +1,4 @@
-"""One prompt, generated and measured: prefill in chunks, decode token by token."""
+"""One prompt, generated and measured; a model read step by step."""
 
 from headwise.generation.run import Run, generate
 

@@ -1,12 +1,8 @@
-"""One generation, measured: prefill in chunks, then decode token by token, timings as data.
+"""One generation, measured: `model.generate` itself, watched, with its timings as data."""
 
-The cache is made by the attention that is measured, in the first chunk, and both phases run the
-same way for every attention, so that two runs can be compared.
-"""
-
-import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -15,9 +11,9 @@ import torch
 
 from headwise.errors import CapacityError, ShapeError
 from headwise.generation.attention import Mechanism, select_attention
+from headwise.generation.chunks import chunk_size
 from headwise.generation.options import Sampling
-
-CHUNK = 512
+from headwise.generation.rotation import forget_length
 
 OnToken = Callable[[int], None]
 OnPrefill = Callable[[int, int], None]
@@ -35,7 +31,8 @@ class Margin:
 class Run:
     """What one generation gave and took.
 
-    `decode_seconds` has one entry a token, the first one with the set-up of the loop in it.
+    `prefill_seconds` is what the model took to read the prompt, which gives the logits of the first
+    token too. `decode_seconds` has one entry per token; the first is the choice alone.
     """
 
     attention: str
@@ -85,6 +82,9 @@ def generate(
 ) -> Run:
     """Run one prompt with one attention, from a fresh cache.
 
+    The tokens are those of `model.generate` on a model that has just been loaded. The prompt is
+    read as `chunk_size` says: with stock attention as `model.generate` reads it.
+
     `on_prefill(done, total)` is called as the prompt is read, `on_token(token)` with each new token
     as it comes. A KeyboardInterrupt ends the run, which keeps what it has so far. `cache` is for
     headwise, by the names that `headwise.attach` takes.
@@ -98,13 +98,12 @@ def generate(
         raise ShapeError("the prompt has no tokens; give some text")
     chosen = sampling if sampling is not None else Sampling()
     run = Run(attention, select_attention(model, attention, cache), len(prompt))
-    ids = torch.tensor([prompt], device=model.device)
-    held = None
+    reading = _Reading(run, on_prefill)
+    forget_length(model)
     try:
         # Not inference_mode: its tensors could not be appended to in place by generate.
-        with torch.no_grad():
-            held = _prefill(model, ids, run, on_prefill)
-            held = _decode(model, ids, held, run, chosen, on_token)
+        with torch.no_grad(), reading.of(model):
+            _generate(model, prompt, run, chosen, on_token)
     except KeyboardInterrupt:
         run.interrupted = True
     except RuntimeError as error:
@@ -114,68 +113,82 @@ def generate(
             f"{model.device} ran out of memory after {run.prefill_tokens} of {len(prompt)} prompt "
             f"tokens and {len(run.tokens)} new ones; shorten the context or use --dtype bfloat16"
         ) from error
-    if held is not None:
+    if reading.cache is not None:
         from headwise.hf import cache_nbytes
 
-        run.cache_tokens = int(held.get_seq_length())
-        run.cache_bytes = cache_nbytes(held)
+        run.cache_tokens = reading.tokens
+        run.cache_bytes = cache_nbytes(reading.cache)
     return run
 
 
-def _prefill(model: Any, ids: torch.Tensor, run: Run, on_prefill: OnPrefill | None) -> Any:
-    """Read all prompt tokens but the last, which generate needs for its first step.
-
-    ids: [1, S]. Returns the cache of S - 1 tokens, None for S = 1.
-    """
-    parameters = inspect.signature(model.forward).parameters
-    # "cache" since Transformers 5.2x; custom models keep the old name.
-    name = "cache" if "cache" in parameters else "past_key_values"
-    keep = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-    cache, total = None, ids.shape[1] - 1
-    if on_prefill is not None and total:
-        on_prefill(0, total)
-    for start in range(0, total, CHUNK):
-        chunk = ids[:, start : min(start + CHUNK, total)]
-        began = time.perf_counter()
-        output = model(input_ids=chunk, use_cache=True, **{name: cache}, **keep)
-        cache = output[name]
-        _synchronize(model)
-        run.prefill_seconds += time.perf_counter() - began
-        run.prefill_tokens += chunk.shape[1]
-        if on_prefill is not None:
-            on_prefill(run.prefill_tokens, total)
-    return cache
-
-
-def _decode(
-    model: Any,
-    ids: torch.Tensor,
-    cache: Any,
-    run: Run,
-    sampling: Sampling,
-    on_token: OnToken | None,
-) -> Any:
-    """Generate from the last prompt token on; returns the cache."""
+def _generate(
+    model: Any, prompt: list[int], run: Run, sampling: Sampling, on_token: OnToken | None
+) -> None:
+    """Have Transformers generate, with what watches it."""
     torch.manual_seed(sampling.seed)
-    extra = {} if cache is None else {"cache": cache}
     padding = model.generation_config.pad_token_id
     if padding is None:
         ends = model.generation_config.eos_token_id
         padding = ends[0] if isinstance(ends, list) else ends
-    output = model.generate(
+    ids = torch.tensor([prompt], device=model.device)
+    model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=sampling.max_new_tokens,
         num_beams=1,
+        use_cache=True,
         cache_implementation=None,
+        prefill_chunk_size=chunk_size(model),
         pad_token_id=padding,
         streamer=_Stopwatch(run, on_token),
         logits_processor=[_Margins(run)],
-        return_dict_in_generate=True,
         **sampling.generate_arguments(),
-        **extra,
     )
-    return output.cache
+
+
+class _Reading:
+    """Looks at each forward pass: how far the prompt is, in what time, and into what cache.
+
+    `tokens` have been read by now, into `cache`, which is None before the first pass and for a
+    model that makes none.
+    """
+
+    def __init__(self, run: Run, on_prefill: OnPrefill | None) -> None:
+        self.run, self.on_prefill = run, on_prefill
+        self.cache: Any = None
+        self.tokens = 0
+        self.began = 0.0
+
+    @contextmanager
+    def of(self, model: Any) -> Iterator[None]:
+        """While open, the model's passes are looked at."""
+        hooks = [
+            model.register_forward_pre_hook(self._before, prepend=True),
+            model.register_forward_hook(self._after, with_kwargs=True),
+        ]
+        if self.on_prefill is not None:
+            self.on_prefill(0, self.run.prompt_tokens)
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _before(self, model: Any, args: Any) -> None:
+        self.began = time.perf_counter()
+
+    def _after(self, model: Any, args: Any, given: dict[str, Any], output: Any) -> None:
+        run, cache, read = self.run, output.get("cache"), given["input_ids"].shape[1]
+        # a pass into another cache has begun anew, as Phi-3's where its short factors end
+        self.tokens = read + (self.tokens if cache is self.cache else 0)
+        self.cache = cache
+        if run.prefill_tokens == run.prompt_tokens:
+            return
+        _synchronize(model)
+        run.prefill_seconds += time.perf_counter() - self.began
+        run.prefill_tokens += read
+        if self.on_prefill is not None:
+            self.on_prefill(run.prefill_tokens, run.prompt_tokens)
 
 
 class _Stopwatch:

@@ -12,6 +12,7 @@ from torch import Tensor
 from headwise.errors import LoadError, OptionError
 from headwise.generation.options import check_length, context_limit
 from headwise.generation.session import LOGIT_TOLERANCE, check_decoder
+from headwise.generation.stepper import Stepper
 from headwise.loading.load import cache_bytes, load_config, load_model, model_folder
 from headwise.loading.memory import check_memory
 from headwise.loading.progress import Progress, silent
@@ -22,7 +23,6 @@ from headwise.measure.model_candidates import (
     HEADWISE,
     PEERS,
     REFERENCE,
-    Decoder,
     ModelCandidate,
     SdpaShapes,
     model_candidates,
@@ -41,7 +41,7 @@ _WARMUP = 2
 class AtContext:
     """A model's next tokens at one context.
 
-    `prefill_seconds` is one reading of the context in chunks; `seconds` the median a token over
+    `prefill_seconds` is one reading of the context; `seconds` the median a token over
     rounds, `low` and `high` the quartiles; `ratio` how many times as long a token takes as with
     headwise; `error` the norm of the difference of the logits to stock's, over theirs.
     """
@@ -97,7 +97,7 @@ class _Trial:
     """One candidate at one context, while it is measured."""
 
     candidate: ModelCandidate
-    decoder: Decoder | OpenVinoDecoder
+    decoder: Stepper | OpenVinoDecoder
     prefill_seconds: float
     peak: int | None
     logits: Tensor
@@ -178,7 +178,8 @@ def bench_model(
 ) -> ModelResult:
     """Check and time headwise and its peers on a model, at each context.
 
-    A context is random tokens, read in chunks. Then each candidate reads the same further tokens:
+    A context is random tokens, which stock reads as its `generate` does, and headwise in chunks
+    where that is exact. Then each candidate reads the same further tokens:
     some to be checked against stock Transformers with a dynamic cache, then one a round, timed.
 
     Args:

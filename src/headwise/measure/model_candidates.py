@@ -1,21 +1,18 @@
 """A whole model's ways to decode: headwise, and stock Transformers with each of its caches."""
 
 import copy
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import StaticCache
 
 from headwise.errors import UnsupportedError
 from headwise.generation.attention import select_attention
-from headwise.generation.run import CHUNK
-from headwise.hf import cache_nbytes
+from headwise.generation.stepper import Stepper
 from headwise.measure.openvino_candidate import (
     OPENVINO,
     TOLERANCE,
@@ -30,38 +27,6 @@ PEERS = {
     "stock-static": "Transformers, a cache of the whole length from the start",
     OPENVINO: "OpenVINO GenAI's conversion of a .gguf file",
 }
-
-
-class Decoder:
-    """A model with a cache of its own, that reads tokens and gives the next one's logits."""
-
-    def __init__(self, model: Any, cache: Any) -> None:
-        self.model, self.cache = model, cache
-        parameters = inspect.signature(model.forward).parameters
-        # "cache" since Transformers 5.2x; custom models keep the old name.
-        self.name = "cache" if "cache" in parameters else "past_key_values"
-        self.options = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-
-    def read(self, ids: Tensor) -> Tensor:
-        """Read ids [1, S] in chunks; the last token's logits [1, vocabulary]."""
-        assert ids.shape[1] > 0
-        for chunk in ids.split(CHUNK, dim=1):
-            logits = self._step(chunk, **self.options)
-        return logits[:, -1]
-
-    def read_all(self, ids: Tensor) -> Tensor:
-        """Read ids [1, S] at once; the logits of each token [1, S, vocabulary]."""
-        return self._step(ids)
-
-    def cache_nbytes(self) -> int:
-        """Bytes that the cache holds."""
-        return cache_nbytes(self.cache)
-
-    def _step(self, ids: Tensor, **options: int) -> Tensor:
-        output = self.model(input_ids=ids, use_cache=True, **{self.name: self.cache}, **options)
-        self.cache = output[self.name]
-        logits: Tensor = output.logits
-        return logits
 
 
 class SdpaShapes(TorchFunctionMode):
@@ -99,7 +64,7 @@ class ModelCandidate:
 
     name: str
     how: str
-    decoder: Callable[[int], Decoder | OpenVinoDecoder]
+    decoder: Callable[[int], Stepper | OpenVinoDecoder]
     tolerance: float | None = None
 
 
@@ -125,15 +90,13 @@ def model_candidates(stock: Any, gguf: Path | None = None) -> list[ModelCandidat
         ModelCandidate(
             HEADWISE,
             "; ".join(f"{at.layers} x {at.mechanism} on {at.backend}" for at in mechanisms),
-            lambda tokens: Decoder(ours, None),
+            lambda tokens: Stepper(ours),
         ),
-        ModelCandidate(
-            REFERENCE, f"{attention}, dynamic cache", lambda tokens: Decoder(stock, None)
-        ),
+        ModelCandidate(REFERENCE, f"{attention}, dynamic cache", lambda tokens: Stepper(stock)),
         ModelCandidate(
             "stock-static",
             f"{attention}, static cache",
-            lambda tokens: Decoder(stock, StaticCache(config=stock.config, max_cache_len=tokens)),
+            lambda tokens: Stepper(stock, StaticCache(config=stock.config, max_cache_len=tokens)),
         ),
         ModelCandidate(
             OPENVINO,

@@ -1,6 +1,5 @@
 """What a decoder predicts next, with all its heads and with some of them silenced."""
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from headwise.errors import OptionError, UnsupportedError
+from headwise.generation.stepper import Stepper
 from headwise.hf.observe import observing
 from headwise.viewing.capture import Capture, Wanted
 from headwise.viewing.tokens import Token, describe
@@ -79,11 +79,9 @@ def ablate(
 
 def _next(model: Any, ids: list[int]) -> Tensor:
     """Log-probabilities of the token after `ids`, [vocabulary], float32 on the CPU."""
-    keep = "logits_to_keep" in inspect.signature(type(model).forward).parameters
-    given = torch.tensor([ids], device=model.device)
     with torch.no_grad():
-        logits = model(input_ids=given, use_cache=False, **({"logits_to_keep": 1} if keep else {}))
-    return logits.logits[0, -1].float().log_softmax(dim=-1).cpu()
+        logits = Stepper(model).read(torch.tensor([ids], device=model.device))
+    return logits[0].float().log_softmax(dim=-1).cpu()
 
 
 def _guesses(tokenizer: Any, before: Tensor, after: Tensor, by: Tensor) -> tuple[Guess, ...]:

@@ -157,10 +157,12 @@ class Capture:
             raise UnsupportedError(
                 "a window cache with sinks has dropped keys: attach with another cache to view"
             )
-        layer = self.layers.get(index)
-        if layer is None:
+        layer, asked = self.layers.get(index), seen.query.shape[2]
+        # more queries than all before, and no keys but theirs: the model reads the text anew, as
+        # Phi-3 does where its short factors end
+        anew = layer is not None and asked == seen.key.shape[2] > layer.done
+        if layer is None or anew:
             layer = self.layers[index] = _Layer(seen, index, self.wanted)
-        asked = seen.query.shape[2]
         start, layer.done = layer.done, layer.done + asked
         call = _Call(seen, layer.heads, start)
         wanted = [at for at, row in enumerate(self.wanted.rows) if start <= row < layer.done]
