@@ -7,7 +7,7 @@ import torch
 
 import families
 import headwise
-from generation.models import CUT, LIMIT, WHOLE, make
+from generation.models import LIMIT, WHOLE, make
 from headwise.errors import UnsupportedError
 from headwise.generation.session import LOGIT_TOLERANCE
 from headwise.generation.stepper import Stepper
@@ -33,9 +33,13 @@ def stock(model: Any, ids: torch.Tensor) -> Any:
     )
 
 
-# one that keeps its state in its modules gives no cache to hold on to
-@pytest.mark.parametrize("name", [each for each in (*WHOLE, *CUT) if each != "recurrent_gemma"])
-@pytest.mark.parametrize("count", [71, LIMIT - 3])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        *((name, 71) for name in (*WHOLE[:4], "qwen3_5", "lfm2", "jamba", "llama-gqa", "mistral")),
+        *((name, LIMIT - 3) for name in WHOLE[:4]),
+    ],
+)
 @pytest.mark.parametrize("attached", [False, True], ids=["stock", "headwise"])
 @pytest.mark.usefixtures("short_chunks")
 def test_logits_of_each_step_are_those_of_generate(name: str, count: int, attached: bool) -> None:

@@ -7,11 +7,13 @@ import torch
 
 import families
 import headwise
+from generation.models import LIMIT, make
 from headwise.hf.observe import observing
 from headwise.measure.memory import peak_memory
 from headwise.viewing import LayerView
 from headwise.viewing.capture import Capture, Wanted
 from headwise.viewing.layer import STATISTICS
+from headwise.viewing.run import attached, run
 
 N = 23
 # What the promise is: float32 weights of a whole model's layers.
@@ -52,6 +54,40 @@ def test_rows_are_the_weights_of_stocks_eager_attention(family: str) -> None:
     given = ids()
     for layer, expected in zip(captured(families.make(family), given), stock(family, given)):
         assert (layer.weights - expected[0]).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "new"),
+    [
+        ("llama-dynamic", 71, 0),
+        ("phi3-longrope", 71, 0),
+        # the text is read anew, all of it by the long factors, at the token past the limit
+        ("phi3-longrope", LIMIT - 3, 6),
+    ],
+)
+def test_rows_of_a_run_are_those_of_stocks_eager_attention_where_rotations_depend_on_the_length(
+    monkeypatch, name: str, count: int, new: int
+) -> None:
+    monkeypatch.setattr("headwise.generation.chunks.CHUNK", 16)
+    total, given = count + new, ids(count)[0].tolist()
+    model = make(name)
+    capture = Capture(model, Wanted(tokens=total, rows=tuple(range(total))))
+    with attached(model) as cache:
+        decoded, _ = run(model, given, new, capture, cache)
+    expected = make(name)
+    expected.set_attn_implementation("eager")
+    with torch.no_grad():
+        found = expected(torch.tensor([[*given, *decoded]]), output_attentions=True).attentions
+    for layer, weights in zip(capture.views(total), found, strict=True):
+        assert (layer.weights - weights[0]).abs().max() < TOLERANCE
+        assert layer.tiles_mean is not None
+        side = weights.shape[-1] // layer.tile * layer.tile
+        pooled = torch.nn.functional.avg_pool2d(weights[0, :, :side, :side], layer.tile)
+        rows = pooled.shape[-1]
+        below = torch.ones(rows, rows).tril(-1).bool()  # on the diagonal the mean is of fewer
+        apart = (layer.tiles_mean[:, :rows, :rows] - pooled)[:, below]
+        assert apart.numel()
+        assert apart.abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("family", families.OWN_FORWARD)
