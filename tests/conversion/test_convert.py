@@ -337,7 +337,7 @@ def test_texts_that_will_not_do(model: Path, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"none\.txt cannot be read"):
         Sequences.read(tmp_path / "none.txt", tokenizer, 400, LENGTH)
     file.write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(LoadError, match="not text in UTF-8"):
+    with pytest.raises(LoadError, match=r"is not UTF-8 text"):
         Sequences.read(file, tokenizer, 400, LENGTH)
 
 

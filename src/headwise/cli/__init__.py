@@ -3,6 +3,7 @@
 Every error that a user can cause is one line on stderr and exit code 2; Ctrl-C is exit code 130.
 """
 
+import errno
 import os
 import sys
 
@@ -11,6 +12,8 @@ from headwise.errors import HeadwiseError
 __all__ = ["main"]
 
 _LONGEST = 1000
+# Of the disk that our output goes to (`headwise env > file`).
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,11 +21,13 @@ def main(arguments: list[str] | None = None) -> int:
     import typer
 
     from headwise.cli.app import command
-    from headwise.cli.terminal import one_line
+    from headwise.cli.terminal import one_line, show_any_text
 
+    show_any_text()
     try:
         code = command()(arguments, prog_name="headwise", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # where it was closed before we began
+            sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except HeadwiseError as error:
         print(f"headwise: error: {_short(one_line(str(error)))}", file=sys.stderr)  # noqa: T201
@@ -41,10 +46,20 @@ def main(arguments: list[str] | None = None) -> int:
         print("headwise: interrupted", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
-        # The reader of our output has left (`headwise generate | head`): nothing more to say, also
-        # not when the interpreter flushes stdout on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # the reader of our output has left (`headwise generate | head`): nothing more to say
+        _drop_output()
         return 1
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        print(f"headwise: error: {error.strerror}: make room", file=sys.stderr)  # noqa: T201
+        _drop_output()
+        return 2
+
+
+def _drop_output() -> None:
+    """Nothing is written any more, also not when the interpreter flushes stdout on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _short(text: str) -> str:

@@ -27,6 +27,7 @@ def _show(found: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from headwise.cli.terminal import one_line
     from headwise.loading.memory import gib
 
     cpu, memory = found["cpu"], found["memory"]
@@ -53,5 +54,5 @@ def _show(found: dict[str, Any]) -> None:
         rows[f"backend {backend['name']}"] = state
     table = Table(show_header=False)
     for name, value in rows.items():
-        table.add_row(name, escape(str(value)))
+        table.add_row(name, escape(one_line(str(value))))
     Console(file=sys.stdout, highlight=False).print(table)

@@ -1,5 +1,6 @@
 """What reaches the terminal: text from models made harmless, and progress on stderr."""
 
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -13,9 +14,27 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 # characters that reorder what is read. C0 controls have pictures at U+2400; newline and tab stay.
 _HARMLESS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
 _HARMLESS |= {0x7F: "\u2421"}
+# Surrogates stand for bytes that are no text, which a stream might write as they are.
 _HARMLESS |= dict.fromkeys(
-    [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
+    [
+        *range(0x80, 0xA0),
+        *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A),
+        *range(0xD800, 0xE000),
+    ],
+    "\ufffd",
 )
+
+
+def show_any_text() -> None:
+    """Let stdout and stderr replace what their encoding does not have, where it would raise.
+
+    A stream in Latin-1 or ASCII shows a question mark, or on stderr the character's number.
+    """
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        # a caller may have put a stream of another kind in place, or none
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != errors:
+            stream.reconfigure(errors=errors)
 
 
 def harmless(text: str) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headwise.comparison.mechanisms import DEFAULT, parse
-from headwise.errors import OptionError
+from headwise.errors import LoadError, OptionError
+from headwise.loading.files import kind_of, read_json, reason
 from headwise.measure.results import write_whole
 
 Task = Literal["recall", "text"]
@@ -125,21 +126,18 @@ def claim(folder: Path, configuration: Configuration) -> None:
     settings, path = configuration.settings(), folder / _FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = path.read_bytes() if path.exists() else None
-        other = found is None and any(folder.iterdir())
-    except OSError as error:
-        raise OptionError(f"{folder}: {error.strerror or error}; give another folder") from error
+        other = kind_of(path) == "none" and any(folder.iterdir())
+    except (LoadError, OSError) as error:
+        raise OptionError(f"{folder}: {reason(error)}; give another folder") from error
     if other:
         raise OptionError(f"{folder} is not empty and holds no comparison; give a new folder")
-    try:
-        held = None if found is None else json.loads(found)
-    except ValueError as error:
-        raise OptionError(f"{path} is not readable: {error}; give a new folder") from error
-    if found is None:
+    if kind_of(path) == "none":
         write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
         return
-    if not isinstance(held, dict):
-        raise OptionError(f"{path} holds no settings; give a new folder")
+    try:
+        held = read_json(path)
+    except LoadError as error:
+        raise OptionError(f"{error}; give a new folder") from error
     for name in dict.fromkeys([*settings, *held]):
         if held.get(name) != settings.get(name):
             raise OptionError(

@@ -2,16 +2,25 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from headwise.comparison.speed import DecodeRate, Rate, Speed
 from headwise.comparison.train import Point, Run
-from headwise.errors import OptionError
+from headwise.errors import LoadError, OptionError
+from headwise.loading.files import MOST_JSON, kind_of, one_line, read_bytes
 from headwise.measure.results import write_whole
 
 _Found = TypeVar("_Found")
+
+# The types that a record's fields have in JSON; the others are records themselves.
+_TYPES: dict[Any, Any] = {
+    int: int,
+    float: int | float,
+    str: str,
+    int | None: int | None,
+}
 
 
 class Kept:
@@ -26,7 +35,13 @@ class Kept:
 
     def run(self, mechanism: str, seed: int) -> Run | None:
         """A finished run, None where there is none."""
-        return _read(self._run(mechanism, seed), _run)
+        found = _read(self._run(mechanism, seed), _run)
+        if found is not None and (found.mechanism, found.seed) != (mechanism, seed):
+            raise OptionError(
+                f"{self._run(mechanism, seed)} is of {found.mechanism}, seed {found.seed}; delete "
+                "it, and it is made anew"
+            )
+        return found
 
     def keep_run(self, run: Run) -> None:
         """Write a finished run."""
@@ -48,8 +63,11 @@ class Kept:
 
 def _read(path: Path, make: Callable[[Any], _Found]) -> _Found | None:
     try:
-        return make(json.loads(path.read_bytes())) if path.exists() else None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        if kind_of(path) == "none":
+            return None
+        with one_line(f"{path} is no such record"):
+            return make(json.loads(read_bytes(path, most=MOST_JSON)))
+    except LoadError as error:
         raise OptionError(
             f"{path} cannot be read ({error}); delete it, and it is made anew"
         ) from error
@@ -60,9 +78,26 @@ def _write(path: Path, content: Any) -> None:
 
 
 def _run(held: dict[str, Any]) -> Run:
-    return Run(**held | {"curve": tuple(Point(**at) for at in held["curve"])})
+    return _typed(Run(**held | {"curve": tuple(_typed(Point(**at)) for at in held["curve"])}))
 
 
 def _speed(held: dict[str, Any]) -> Speed:
-    decode = tuple(DecodeRate(at["context"], Rate(**at["rate"])) for at in held["decode"])
-    return Speed(**held | {"training": Rate(**held["training"]), "decode": decode})
+    decode = tuple(
+        _typed(DecodeRate(at["context"], _typed(Rate(**at["rate"])))) for at in held["decode"]
+    )
+    training = _typed(Rate(**held["training"]))
+    return _typed(Speed(**held | {"training": training, "decode": decode}))
+
+
+def _typed(record: _Found) -> _Found:
+    """The record, if its numbers are numbers and its words are words.
+
+    Raises:
+        TypeError: names the field that is not.
+    """
+    for at in fields(record):  # type: ignore[arg-type]
+        value = getattr(record, at.name)
+        wanted = _TYPES.get(at.type)
+        if wanted is not None and not isinstance(value, wanted):
+            raise TypeError(f"{at.name} is {value!r}")
+    return record

@@ -16,6 +16,8 @@ from headwise.comparison.speed import CONTEXTS, ROUNDS, check_contexts, measure_
 from headwise.comparison.task import Task
 from headwise.comparison.text import Text, read
 from headwise.comparison.train import train
+from headwise.errors import OptionError
+from headwise.loading.files import local_path
 from headwise.loading.progress import Progress, silent
 from headwise.measure.machine import check_threads, use_threads
 from headwise.measure.timing import check_rounds
@@ -67,10 +69,10 @@ def compare(
     """
     content = None
     if text is not None:
-        content, settings["text"] = read(Path(text))
+        content, settings["text"] = read(local_path(text, kind=OptionError))
         settings.setdefault("task", "text")
     configuration = Configuration(mechanisms=tuple(mechanisms), **settings)
-    work = Work(configuration, content, None if out is None else Path(out), contexts, rounds)
+    work = Work(configuration, content, out, contexts, rounds)
     work.carry_out(progress)
     return work.comparison
 
@@ -88,7 +90,7 @@ class Work:
         self,
         configuration: Configuration,
         content: bytes | None,
-        out: Path | None,
+        out: str | Path | None,
         contexts: Sequence[int] = CONTEXTS,
         rounds: int = ROUNDS,
     ) -> None:
@@ -101,7 +103,7 @@ class Work:
         self.task: Task = Recall(configuration) if content is None else Text(content, configuration)
         self.kept: Kept | None = None
         if out is not None:
-            folder = out.expanduser()
+            folder = local_path(out, kind=OptionError)
             claim(folder, configuration)
             self.kept = Kept(folder)
         self.comparison = Comparison(configuration, self.task.metric, self.task.baseline)

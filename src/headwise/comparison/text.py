@@ -9,7 +9,8 @@ from torch import Tensor
 
 from headwise.comparison.configuration import Configuration
 from headwise.comparison.task import Batch, Metric
-from headwise.errors import OptionError
+from headwise.errors import LoadError, OptionError
+from headwise.loading.files import local_path, read_bytes
 
 # One of so many bytes is held out, at the end of the file.
 _HELD_OUT_SHARE = 10
@@ -24,9 +25,9 @@ def read(path: Path) -> tuple[bytes, str]:
         OptionError: it cannot be read.
     """
     try:
-        content = path.expanduser().read_bytes()
-    except OSError as error:
-        raise OptionError(f"{path} cannot be read: {error.strerror or error}") from error
+        content = read_bytes(local_path(path))
+    except LoadError as error:
+        raise OptionError(str(error)) from error
     return content, hashlib.sha256(content).hexdigest()
 
 

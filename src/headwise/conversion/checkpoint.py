@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from headwise.errors import LoadError
+from headwise.loading.weight_files import INDEX, WHOLE, open_weights, weight_files
 
 _SHARD_BYTES = 512 * 2**20
-_WHOLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 
 
 class Weights:
@@ -27,20 +25,13 @@ class Weights:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[str, Any] = {}
-        # as Transformers chooses; other files beside these are not the model's
-        paths = [folder / _WHOLE]
-        if not paths[0].is_file():
-            index = folder / _INDEX
-            if not index.is_file():
-                raise LoadError(f"{folder} has neither {_WHOLE} nor {_INDEX}")
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            paths = [folder / name for name in sorted(names)]
-        try:
-            for path in paths:
-                file = safe_open(path, framework="pt")
-                self._files |= dict.fromkeys(file.keys(), file)
-        except (OSError, SafetensorError) as error:
-            raise LoadError(f"{path} is not a readable safetensors file: {error}") from error
+        # other files beside these are not the model's
+        paths = weight_files(folder)
+        if not paths:
+            raise LoadError(f"{folder} has neither {WHOLE} nor {INDEX}")
+        for path in paths:
+            file = open_weights(path)
+            self._files |= dict.fromkeys(file.keys(), file)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -96,14 +87,14 @@ class ShardWriter:
             self._flush()
         count = len(self._shards)
         if count == 1:
-            self._part(0).rename(self.folder / _WHOLE)
+            self._part(0).rename(self.folder / WHOLE)
             return
         names = [f"model-{at + 1:05d}-of-{count:05d}.safetensors" for at in range(count)]
         for at, name in enumerate(names):
             self._part(at).rename(self.folder / name)
         held = {tensor: names[at] for at, shard in enumerate(self._shards) for tensor in shard}
         index = {"metadata": {"total_size": self._total}, "weight_map": held}
-        (self.folder / _INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+        (self.folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
     def _pending_bytes(self) -> int:
         return sum(at.numel() * at.element_size() for at in self._pending.values())

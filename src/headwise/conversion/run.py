@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 
 from headwise.conversion.card import model_card
 from headwise.conversion.checkpoint import ShardWriter, Weights
+from headwise.conversion.companions import companions
+from headwise.conversion.companions import copy_companions as _copy_companions
 from headwise.conversion.expand import expand
 from headwise.conversion.methods import Latent, Merge, Method
 from headwise.conversion.options import check_options
@@ -27,7 +29,8 @@ from headwise.conversion.tune import tune as distil
 from headwise.conversion.verdict import CacheCost, Verdict
 from headwise.conversion.walk import Text, Walk
 from headwise.conversion.work import Work, file_digest, model_state
-from headwise.errors import CapacityError, HeadwiseError, LoadError
+from headwise.errors import CapacityError, HeadwiseError, LoadError, OptionError
+from headwise.loading.files import local_path, one_line
 from headwise.loading.load import load_config, load_model, load_tokenizer, model_folder
 from headwise.loading.memory import gib, weight_bytes
 from headwise.loading.progress import Progress, silent
@@ -41,16 +44,6 @@ _SAVE_SECONDS = 120.0
 _BATCH = 2
 # A folder is as large as its weights; this much more is its vocabulary and configs.
 _SLACK_BYTES = 64 * 2**20
-# What is copied beside the weights; the config is written anew.
-_COPIED = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "generation_config.json",
-)
 
 
 def convert(
@@ -104,8 +97,9 @@ def convert(
         CapacityError: it would not fit in memory or on the disk.
     """
     began = time.monotonic()
-    target, folder_out = Target.parse(to), Path(out).expanduser().resolve()
-    file = None if calibration is None else Path(calibration).expanduser()
+    target = Target.parse(to)
+    folder_out = _resolved(out)
+    file = None if calibration is None else local_path(calibration)
     check_options(
         target,
         calibration=file,
@@ -116,10 +110,11 @@ def convert(
         tune=tune,
     )
     report = progress if progress is not None else silent
-    source = find_source(str(model))
-    folder = model_folder(str(model), progress=report)
+    source = find_source(model)
+    folder = model_folder(model, progress=report)
     config = load_config(folder)
     check(config, target)
+    companions(folder)  # raises what must not be copied
     text = None
     if file is not None:
         check_length(config, length)
@@ -164,6 +159,14 @@ def convert(
         (part / "headwise-verdict.json").write_text(found, encoding="utf-8")
     work.remove()
     return verdict
+
+
+def _resolved(out: str | Path) -> Path:
+    """The result's folder by its real name."""
+    if not isinstance(out, Path) and not out:
+        raise OptionError("out is empty, expected the name of a new folder")
+    with one_line(f"out is {out}", kind=OptionError):
+        return local_path(out, kind=OptionError).resolve()
 
 
 @contextmanager
@@ -222,14 +225,6 @@ def write_converted(
     made.config.save_pretrained(part)
     _copy_companions(folder, part)
     return errors
-
-
-def _copy_companions(folder: Path, part: Path) -> None:
-    """The tokenizer and what else a model has beside its weights and config."""
-    for pattern in _COPIED:
-        for file in folder.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, part / file.name)
 
 
 def _method(stack: Stack, spec: AttentionSpec, target: Target, *, naive: bool) -> Method:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.errors import LoadError, OptionError
+from headwise.errors import OptionError
+from headwise.loading.files import read_text
 
 # Sequences of which no fit ever sees anything: for layer errors, and for the verdict.
 _PROBED = 2
@@ -43,12 +44,7 @@ class Sequences:
             LoadError: the file cannot be read.
             OptionError: it is too short for the tokens asked for.
         """
-        try:
-            text = file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise LoadError(f"{file} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise LoadError(f"{file} is not text in UTF-8: {error.reason}") from error
+        text = read_text(file)
         first = _first_token(tokenizer)
         body = length - len(first)
         found = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)

@@ -17,6 +17,7 @@ from headwise.conversion.distillation import backward
 from headwise.conversion.stack import in_attention
 from headwise.conversion.tune_kept import State, TuneKept, digest
 from headwise.errors import ConversionError, OptionError
+from headwise.loading.files import one_line
 from headwise.loading.progress import Progress, silent
 
 # How often progress names the divergence anew: in a log each change of the text is a line.
@@ -128,7 +129,8 @@ def tune(
         folder = TuneKept(kept, asdict(tuning) | _digests(teacher, student, tokens))
         if state := folder.newest():
             losses = state.losses
-            descent.restore(state.tensors, len(losses))
+            with one_line(f"{kept} does not hold this tuning's state; remove it to tune anew"):
+                descent.restore(state.tensors, len(losses))
     order = _order(len(tokens), tuning)
     saved = monotonic()
     with _gradients_for(student, parameters.values()):

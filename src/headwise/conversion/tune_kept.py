@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from headwise.conversion.work import require_same
-from headwise.errors import LoadError, OptionError
+from headwise.errors import LoadError
+from headwise.loading.files import one_line, read_json
+from headwise.loading.weight_files import open_weights
 from headwise.loading.whole import written_whole
 
 _STEP = re.compile(r"step-(\d+)")
@@ -64,13 +66,14 @@ class TuneKept:
             return None
         newest = states[max(states)]
         try:
-            record = json.loads((newest / _RECORD).read_text(encoding="utf-8"))
-            require_same(self.folder, "tuning", record["identity"], self.identity)
-            losses = [(float(left), float(right)) for left, right in record["losses"]]
-            return State(losses, load_file(newest / _TENSORS))
-        except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
-            if isinstance(error, OptionError):
-                raise
+            record = read_json(newest / _RECORD)
+            with one_line(f"{newest / _RECORD} is no record of a tuning"):
+                require_same(self.folder, "tuning", record["identity"], self.identity)
+                losses = [(float(left), float(right)) for left, right in record["losses"]]
+            with open_weights(newest / _TENSORS) as file:
+                names = list(file.keys())
+                return State(losses, {name: file.get_tensor(name) for name in names})
+        except LoadError as error:
             raise LoadError(
                 f"{newest} cannot be read ({error}); remove {self.folder} to tune anew"
             ) from error

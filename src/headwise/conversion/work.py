@@ -8,7 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from headwise.errors import OptionError
+from headwise.conversion.companions import NAMES, copy_companions
+from headwise.errors import LoadError, OptionError
+from headwise.loading.files import one_line, read_bytes, read_json, require_file
 from headwise.loading.whole import written_whole
 
 _RECORD = "headwise-work.json"
@@ -36,13 +38,18 @@ class Work:
 
         Raises:
             OptionError: the folder is another conversion's.
+            LoadError: its record cannot be read.
         """
         entry = self.folder / "converted"
         if entry.is_dir():
-            record = json.loads((entry / _RECORD).read_text(encoding="utf-8"))
-            what = "conversion that was interrupted"
-            require_same(self.folder, what, record["asked"], self.asked)
-            return entry, record["errors"]
+            try:
+                record = read_json(entry / _RECORD)
+                with one_line(f"{entry / _RECORD} is no record of a conversion"):
+                    what = "conversion that was interrupted"
+                    require_same(self.folder, what, record["asked"], self.asked)
+                    return entry, [float(error) for error in record["errors"]]
+            except LoadError as error:
+                raise LoadError(f"{error}; remove {self.folder} to start anew") from error
         with written_whole(entry) as part:
             errors = make(part)
             record = {"asked": self.asked, "errors": errors}
@@ -51,9 +58,7 @@ class Work:
 
     def copy_to(self, part: Path) -> None:
         """Everything of the converted checkpoint but its weights and the record."""
-        for file in (self.folder / "converted").iterdir():
-            if file.name != _RECORD and not file.name.startswith("model"):
-                shutil.copyfile(file, part / file.name)
+        copy_companions(self.folder / "converted", part, ("config.json", *NAMES))
 
     def remove(self) -> None:
         """Nothing is left to go on from."""
@@ -81,7 +86,7 @@ def model_state(folder: Path) -> str:
 
     Of its config and of names, sizes and times of its weight files.
     """
-    sha = hashlib.sha256((folder / "config.json").read_bytes())
+    sha = hashlib.sha256(read_bytes(folder / "config.json"))
     sha.update(version("headwise").encode())
     for file in sorted(folder.glob("*.safetensors")):
         found = file.stat()
@@ -91,5 +96,6 @@ def model_state(folder: Path) -> str:
 
 def file_digest(file: Path) -> str:
     """16 hex digits of the sha256 of a file."""
-    with file.open("rb") as stream:
+    require_file(file)
+    with one_line(f"{file} cannot be read"), file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from headwise.errors import LoadError, OptionError
+from headwise.errors import OptionError
+from headwise.loading.files import local_path, read_text
 
 
 def read_document(path: Path) -> str:
@@ -12,17 +13,7 @@ def read_document(path: Path) -> str:
     Raises:
         LoadError: missing, a folder, not allowed, or not UTF-8 text.
     """
-    if path.exists() and not path.is_file():
-        raise LoadError(f"context file {path} is not a file; give a text file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise LoadError(
-            f"context file {path} is not UTF-8 text (byte {error.start}); convert it first"
-        ) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise LoadError(f"context file {path} cannot be read: {reason}") from error
+    return read_text(local_path(path), "context file")
 
 
 def least_tokens(tokenizer: Any, text: str) -> int:

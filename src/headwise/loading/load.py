@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from headwise.errors import LoadError, SpecError
+from headwise.errors import HeadwiseError, LoadError, SpecError
+from headwise.loading.files import reason
 from headwise.loading.gguf_store import converted
 from headwise.loading.hub import download
 from headwise.loading.memory import check_memory, weight_bytes
@@ -51,7 +52,7 @@ def load(
     check_dtype(dtype)
     target = find_device(device)
     report = progress if progress is not None else silent
-    folder = model_folder(str(model), progress=report)
+    folder = model_folder(model, progress=report)
     config = load_config(folder, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     loaded = load_model(
@@ -66,7 +67,7 @@ def load(
     return loaded, tokenizer
 
 
-def model_folder(model: str, *, progress: Progress = silent) -> Path:
+def model_folder(model: str | Path, *, progress: Progress = silent) -> Path:
     """The local folder with a model's files: itself, converted from GGUF, or downloaded.
 
     Raises:
@@ -88,7 +89,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
     from headwise.hf import HeadwiseMlaConfig  # noqa: F401  (importing it makes the type known)
 
-    with _one_line(folder, "config"):
+    with transformers_errors(folder, "config"):
         return AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
@@ -98,7 +99,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """A folder's tokenizer."""
     from transformers import AutoTokenizer
 
-    with _one_line(folder, "tokenizer"):
+    with transformers_errors(folder, "tokenizer"):
         return AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
@@ -132,7 +133,7 @@ def load_model(
     check_memory(weights + cache, target, what)
     stage = "loading weights"
     progress(stage, 0, 0)
-    with _one_line(folder, "model"), transformers_progress(progress, stage):
+    with transformers_errors(folder, "model"), transformers_progress(progress, stage):
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             output_loading_info=True,
@@ -194,15 +195,22 @@ def _config_dtype(config: Any) -> torch.dtype:
 
 
 @contextmanager
-def _one_line(folder: Path, what: str) -> Iterator[None]:
-    """Turn what Transformers raises for a bad folder into one line."""
+def transformers_errors(folder: Path, what: str) -> Iterator[None]:
+    """Turn what Transformers raises for a bad folder into one line.
+
+    Raises:
+        LoadError: says that `what`, the folder's config, tokenizer or model, cannot be loaded.
+    """
     try:
         yield
-    except (torch.OutOfMemoryError, LoadError):
+    except (HeadwiseError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, LookupError, TypeError, ImportError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        if "trust_remote_code" in text:
+    except Exception as error:
+        # Nothing narrower is right: for a bad file Transformers, tokenizers, safetensors,
+        # sentencepiece and protobuf raise whatever their code stumbles over, plain Exceptions and
+        # types of their own among it.
+        text = reason(error)
+        if "trust_remote_code" in str(error):
             raise LoadError(
                 f"{folder} needs code that comes with it; read that code, and if you trust it "
                 "pass --trust-remote-code (trust_remote_code=True)"
@@ -211,11 +219,4 @@ def _one_line(folder: Path, what: str) -> Iterator[None]:
             raise LoadError(
                 f"{folder} is not a causal language model (decoder) that Transformers knows"
             ) from error
-        raise LoadError(f"{folder}: its {what} cannot be loaded: {text[:300]}") from error
-    except Exception as error:
-        # For a bad file these raise subclasses of their own, tokenizers a plain Exception.
-        packages = {"safetensors", "huggingface_hub", "builtins"}
-        if type(error).__module__.split(".")[0] not in packages:
-            raise
-        text = " ".join(str(error).split())
-        raise LoadError(f"{folder}: its {what} cannot be loaded: {text[:300]}") from error
+        raise LoadError(f"{folder}: its {what} cannot be loaded: {text}") from error

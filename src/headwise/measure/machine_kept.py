@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from headwise.errors import OptionError
+from headwise.errors import LoadError, OptionError
+from headwise.loading.files import read_json
 from headwise.loading.kept import cache_folder
 from headwise.measure.environment import environment, last_level_cache
 from headwise.measure.inputs import ASSUMED_CACHE
@@ -30,8 +31,6 @@ from headwise.measure.machine import (
 from headwise.measure.results import write_whole
 from headwise.spec.checks import finite, positive_int
 
-# A file of figures has some hundred bytes.
-_MOST_BYTES = 2**20
 # No fewer bytes than this are read, whatever the system says of its caches.
 _LEAST_BYTES = 2**26
 
@@ -132,12 +131,11 @@ def _toy(figures: Figures) -> str:
 
 def _kept(threads: int, dtypes: Iterable[str]) -> Figures | str:
     """The kept figures, or why what is kept cannot be used (nothing where nothing is kept)."""
-    file = _file(threads)
     try:
-        # a folder or a pipe is no file that was kept
-        if not file.is_file() or file.stat().st_size > _MOST_BYTES:
-            return ""
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = read_json(_file(threads))
+    except LoadError:
+        return ""  # nothing that was kept: no file, or no record
+    try:
         if "moment" not in kept:
             return "the kept figures do not say when they were taken"
         peaks = {
@@ -155,9 +153,7 @@ def _kept(threads: int, dtypes: Iterable[str]) -> Figures | str:
             peaks,
             _moment(kept["moment"]),
         )
-    except OSError:
-        return ""
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return "the kept figures are damaged"
     return _toy(figures) or (figures if set(dtypes) <= peaks.keys() else "")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headwise.errors import OptionError
+from headwise.loading.files import local_path
 from headwise.measure.environment import environment
 from headwise.measure.machine import Figures
 from headwise.measure.timing import Ratio
@@ -113,10 +114,13 @@ def check_writable(path: Path) -> None:
     Raises:
         OptionError: says which folder.
     """
-    folder = path.expanduser().absolute().parent
-    if not folder.is_dir():
+    place = local_path(path, kind=OptionError)
+    folder = place.absolute().parent
+    if not os.path.isdir(folder):
         raise OptionError(f"{path}: the folder {folder} does not exist; make it first")
-    if path.is_dir() or not os.access(folder, os.W_OK):
+    # what is replaced must be an ordinary file: never a folder, a pipe or a device
+    other = os.path.lexists(place) and not os.path.isfile(place)
+    if not place.name or other or not os.access(folder, os.W_OK):
         raise OptionError(f"{path} cannot be written; give a file in a folder of yours")
 
 
@@ -126,10 +130,10 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OptionError: the file cannot be written.
     """
-    path = path.expanduser()
+    path = local_path(path, kind=OptionError)
     part = None
     try:
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()

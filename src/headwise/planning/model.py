@@ -3,13 +3,13 @@
 Only the config is read, never the weights.
 """
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from headwise.errors import LoadError, OptionError
+from headwise.loading.files import kind_of, local_path, read_json
 from headwise.loading.gguf_read import read_config as read_gguf_config
 from headwise.loading.hub import download_config
 from headwise.loading.progress import Progress, silent
@@ -59,7 +59,7 @@ def find_model(name: str | Path, progress: Progress = silent) -> Model:
     path, kind = _place(name)
     if kind == "folder":
         return _model(path.resolve().name, _read(path / "config.json"))
-    if kind == "file":
+    if kind != "none":
         if path.suffix == ".json":
             inner = path.name == "config.json"
             return _model(path.resolve().parent.name if inner else path.stem, _read(path))
@@ -85,27 +85,20 @@ def find_model(name: str | Path, progress: Progress = silent) -> Model:
 
 
 def _place(name: str) -> tuple[Path, str]:
-    """The path that a name would be, and whether it is a "folder", a "file" or "none"."""
+    """The path that a name would be, and what is there: a "folder", a "file", "other" or "none"."""
     try:
-        path = Path(name).expanduser()
-        kind = "folder" if name and path.is_dir() else "file" if path.is_file() else "none"
-    except (OSError, RuntimeError, ValueError):  # too long, no such user, a null byte
+        path = local_path(name)
+        return path, kind_of(path) if name else "none"
+    except LoadError:  # too long, no such user, a null byte
         return Path("."), "none"
-    return path, kind
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if kind_of(file) == "none":
         gguf = sorted(file.parent.glob("*.gguf"))
         hint = f"give {gguf[0].name}, which it holds" if gguf else "give a model's folder"
-        raise LoadError(f"{file.parent} has no config.json; {hint}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoadError(f"{file} is not a readable JSON file: {error}") from error
-    if not isinstance(config, dict):
-        raise LoadError(f"{file} holds a {type(config).__name__}, expected a model's config")
-    return config
+        raise LoadError(f"{file.parent} has no config.json; {hint}")
+    return read_json(file)
 
 
 def _model(name: str, config: dict[str, Any], sources: tuple[str, ...] = ()) -> Model:

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from headwise.errors import HeadwiseError, LoadError, SpecError
+from headwise.errors import LoadError, SpecError
 from headwise.loading.load import (
     DTYPES,
     check_dtype,
@@ -13,6 +13,7 @@ from headwise.loading.load import (
     load_model,
     load_tokenizer,
     model_folder,
+    transformers_errors,
 )
 from headwise.loading.memory import check_memory, weight_bytes
 from headwise.loading.progress import Progress, silent, transformers_progress
@@ -100,7 +101,7 @@ def _encoder(folder: Path, config: Any, dtype: str, trust_remote_code: bool) -> 
     """An encoder without a head, whose weights are checked to be all there."""
     from transformers import AutoModel
 
-    try:
+    with transformers_errors(folder, "model"):
         model, found = AutoModel.from_pretrained(
             folder,
             output_loading_info=True,
@@ -111,11 +112,6 @@ def _encoder(folder: Path, config: Any, dtype: str, trust_remote_code: bool) -> 
             local_files_only=True,
             trust_remote_code=trust_remote_code,
         )
-    except HeadwiseError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError, ImportError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        raise LoadError(f"{folder}: its model cannot be loaded: {text[:300]}") from error
     # a pooler on top of the encoder has no part in attention
     missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
     if missing:
