@@ -102,6 +102,10 @@ def view(
         found.save(out)
     if found.ablation is not None:
         _show_ablation(found.ablation)
+    if found.not_numbers:
+        first = ".".join(map(str, found.not_numbers[0]))
+        count = _count(len(found.not_numbers), "head")
+        sys.stdout.write(f"weights are NaN in {count}, first {first}\n")
     kinds = ", ".join(dict.fromkeys(layer.mechanism for layer in found.layers))
     heads_seen = sum(len(layer.heads) for layer in found.layers)
     sys.stdout.write(

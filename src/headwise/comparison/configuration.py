@@ -72,7 +72,7 @@ class Configuration:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise OptionError(f"{name} is {value!r}, expected an integer of at least {low}")
-        if not 0 < self.learning_rate < 1:
+        if not isinstance(self.learning_rate, int | float) or not 0 < self.learning_rate < 1:
             raise OptionError(f"learning_rate is {self.learning_rate!r}, expected between 0 and 1")
         if self.width % (4 * self.heads):
             raise OptionError(

@@ -71,6 +71,9 @@ def compare(
     if text is not None:
         content, settings["text"] = read(local_path(text, kind=OptionError))
         settings.setdefault("task", "text")
+    listed = isinstance(mechanisms, Sequence) and not isinstance(mechanisms, str)
+    if not (listed and all(isinstance(name, str) for name in mechanisms)):
+        raise OptionError(f"mechanisms is {mechanisms!r}, expected names, as ['mha', 'gqa-2']")
     configuration = Configuration(mechanisms=tuple(mechanisms), **settings)
     work = Work(configuration, content, out, contexts, rounds)
     work.carry_out(progress)

@@ -74,8 +74,11 @@ def check_contexts(configuration: Configuration, contexts: Sequence[int]) -> tup
         OptionError: there is none, or one below 1.
         CapacityError: the caches of all mechanisms would not fit in memory.
     """
-    if not contexts or not all(isinstance(at, int) and at >= 1 for at in contexts):
-        raise OptionError(f"contexts is {list(contexts)}, expected numbers of tokens from 1")
+    known = isinstance(contexts, Sequence) and all(
+        isinstance(at, int) and at >= 1 for at in contexts
+    )
+    if not contexts or not known:
+        raise OptionError(f"contexts is {contexts!r}, expected numbers of tokens from 1")
     ordered = tuple(sorted(set(contexts)))
     specs = [
         parse(name, configuration.heads, configuration.head_dim)

@@ -41,6 +41,9 @@ def check_options(
         raise OptionError("tune needs a text: give a text file with --calibration")
     if method not in METHODS:
         raise OptionError(f"method is {method!r}, expected {' or '.join(METHODS)}")
+    for name, count in (("tokens", tokens), ("length", length), ("tune", tune)):
+        if not isinstance(count, int):
+            raise OptionError(f"{name} is {count!r}, expected a whole number")
     if length < 2:
         raise OptionError(f"length is {length}, expected at least 2 tokens")
     if tokens < length:

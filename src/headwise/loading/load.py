@@ -168,7 +168,7 @@ def cache_bytes(config: Any, context: int, dtype: torch.dtype) -> int:
 
 def check_dtype(dtype: str) -> None:
     """Raise LoadError for a dtype that is not one of the three, nor "auto"."""
-    if dtype != "auto" and dtype not in DTYPES:
+    if dtype not in ("auto", *DTYPES):
         raise LoadError(f"dtype {dtype!r} is unknown; use auto, {', '.join(DTYPES)}")
 
 
@@ -183,7 +183,7 @@ def find_device(device: str) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LoadError(f"device {device!r} cannot be used: {first}; try cpu") from error
     return found

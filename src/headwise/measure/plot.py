@@ -9,6 +9,7 @@ Source: Williams, Waterman, Patterson 2009, doi 10.1145/1498765.1498785.
 import importlib.util
 import io
 import math
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,21 @@ def check_plot(path: Path) -> None:
         raise UnsupportedError("a plot needs Matplotlib: pip install 'headwise[bench]'")
 
 
+def plain(text: str) -> str:
+    r"""Foreign text as a figure takes it: what is invisible, or not allowed in SVG, as its code.
+
+    Draw it with parse_math=False, or a dollar begins a formula.
+
+    >>> plain("esc\x1b[31m"), plain("a b")
+    ('escU+001B[31m', 'a b')
+    """
+    shown = (
+        at if at.isprintable() or unicodedata.category(at) == "Zs" else f"U+{ord(at):04X}"
+        for at in text
+    )
+    return "".join(shown)
+
+
 def write_plot(report: Report, path: Path) -> None:
     """Draw the results of `bench ops` as .png or .svg, whole or not at all.
 
@@ -83,7 +99,12 @@ def draw(report: Report) -> Any:
         _panel(axes, result, figures, limits, styles)
     cpu, torch = report.environment["cpu"]["model"], report.environment["torch"]
     figure.text(
-        _LEFT / width, 1 - 0.22 / height, f"{cpu}, torch {torch}", fontsize=_FONT + 1, va="center"
+        _LEFT / width,
+        1 - 0.22 / height,
+        plain(f"{cpu}, torch {torch}"),
+        fontsize=_FONT + 1,
+        va="center",
+        parse_math=False,
     )
     return figure
 

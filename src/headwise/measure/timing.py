@@ -84,8 +84,8 @@ def interleaved(
 
 def check_rounds(rounds: int) -> None:
     """Raise OptionError for fewer rounds than a spread can be taken of."""
-    if rounds < 4:
-        raise OptionError(f"rounds is {rounds}, expected at least 4 for a spread")
+    if not isinstance(rounds, int) or rounds < 4:
+        raise OptionError(f"rounds is {rounds!r}, expected at least 4 for a spread")
 
 
 def ratio(slow: Timing, fast: Timing) -> Ratio:

@@ -7,7 +7,7 @@ from typing import Any
 
 from headwise.errors import OptionError
 from headwise.loading.memory import gib
-from headwise.measure.plot import check_plot, spread
+from headwise.measure.plot import check_plot, plain, spread
 from headwise.measure.results import write_whole
 from headwise.planning.planner import Plan
 
@@ -83,7 +83,7 @@ def draw(plan: Plan) -> Any:
     cache = "" if plan.cache.bits is None else f", int{plan.cache.bits}"
     encoder = f", {plan.encoder_context:,} tokens in the encoder" if plan.encoder_context else ""
     title = f"{plan.model.name}, {plan.dtype}{cache}, batch {plan.batch}{encoder}"
-    axes.set_title(_plain(title), fontsize=_FONT + 1, loc="left")
+    axes.set_title(plain(title), fontsize=_FONT + 1, loc="left", parse_math=False)
     axes.set_xlabel("context, tokens", fontsize=_FONT)
     axes.set_ylabel("cache", fontsize=_FONT)
     axes.tick_params(labelsize=_FONT - 1)
@@ -154,9 +154,3 @@ def _tokens(value: float) -> str:
     if value >= 2**20:
         return f"{value / 2**20:g}M"
     return f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
-
-
-def _plain(text: str) -> str:
-    """Text without what Matplotlib would read as formulas, or an SVG cannot hold."""
-    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-    return shown.replace("$", r"\$")

@@ -32,7 +32,8 @@ class Guess:
 class Ablation:
     """The ten likeliest next tokens before, and after the output of `heads` was set to zero.
 
-    divergence: Kullback-Leibler, of the distribution after from the one before, in bits.
+    divergence: Kullback-Leibler, of the distribution after from the one before, in bits; NaN where
+    a logit is, and infinite where a token loses all its probability.
     """
 
     heads: tuple[tuple[int, int], ...]
@@ -57,6 +58,11 @@ def ablate(
             f"{type(model).__name__} predicts no next token, so that silencing a head has nothing "
             "to show: take a decoder"
         )
+    known = isinstance(heads, Sequence) and all(
+        isinstance(at, Sequence) and list(map(type, at)) == [int, int] for at in heads
+    )
+    if not known:
+        raise OptionError(f"without is {heads!r}, expected pairs of layer and head, as [(5, 2)]")
     silent: dict[int, list[int]] = {}
     for layer, head in heads:
         silent.setdefault(layer, []).append(head)
@@ -68,12 +74,14 @@ def ablate(
     unknown = sorted(set(silent) - set(there))
     if unknown:
         raise OptionError(f"there is no layer {unknown[0]} to silence a head of; there are {there}")
-    divergence = float((before.exp() * (before - after)).nansum()) / math.log(2)
+    # a token that had no probability adds nothing, whatever it has after; NaN stays NaN
+    terms = (before.exp() * (before - after)).masked_fill(before.isneginf(), 0.0)
+    divergence = float(terms.sum()) / math.log(2)
     return Ablation(
         tuple(heads),
         _guesses(tokenizer, before, after, before),
         _guesses(tokenizer, before, after, after),
-        max(0.0, divergence),
+        max(divergence, 0.0),  # of rounding; in this order NaN stays
     )
 
 

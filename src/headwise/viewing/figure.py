@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from headwise.errors import OptionError
+from headwise.measure.plot import plain
 from headwise.viewing.layer import LayerView
 
 if TYPE_CHECKING:
@@ -19,20 +20,6 @@ _INK, _FAINT, _COLOURS = (
 )
 # Tokens and rows that a picture has room for.
 _MOST = 80
-# Characters with which Matplotlib would start a formula, or that no font draws.
-_PLAIN: dict[int, str] = (
-    {ord("$"): r"\$"}
-    | {
-        code: f"U+{code:04X}"
-        for code in (
-            *range(0x20),
-            *range(0x7F, 0xA0),
-            *range(0x200B, 0x2010),
-            *range(0x2028, 0x202F),
-        )
-    }
-    | {ord("\n"): "⏎"}
-)
 
 
 def draw(
@@ -98,13 +85,14 @@ def _heat(
     with rc_context(settings):
         figure = Figure(figsize=(width, height), dpi=200, facecolor="white")
         axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
-        colours = LinearSegmentedColormap.from_list("headwise", _COLOURS)
-        image = axes.imshow(
-            rows.nan_to_num(0.0).numpy(), cmap=colours, norm=PowerNorm(0.5, 0, 1), aspect="auto"
-        )
+        made = LinearSegmentedColormap.from_list("headwise", _COLOURS)
+        colours = made.with_extremes(bad=_FAINT)  # weights that are NaN must not look like none
+        image = axes.imshow(rows.numpy(), cmap=colours, norm=PowerNorm(0.5, 0, 1), aspect="auto")
         texts = [_shown(view, at) for at in range(len(view.tokens))]
-        axes.set_xticks(range(len(texts)), texts, rotation=55, ha="left", rotation_mode="anchor")
-        axes.set_yticks(range(len(names)), names)
+        literal: Any = {"parse_math": False}
+        slanted: Any = {"rotation": 55, "ha": "left", "rotation_mode": "anchor"}
+        axes.set_xticks(range(len(texts)), texts, **slanted, **literal)
+        axes.set_yticks(range(len(names)), names, **literal)
         axes.xaxis.tick_top()
         axes.tick_params(length=0, labelsize=8, labelcolor=_INK, pad=3)
         axes.set_ylabel(across, fontsize=8, color=_FAINT)
@@ -126,7 +114,7 @@ def _heat(
         figure.text(
             0.14 / width,
             1 - 0.36 / height,
-            view.model,
+            plain(view.model),
             va="top",
             fontsize=8,
             color=_FAINT,
@@ -144,7 +132,7 @@ def _heat(
 def _shown(view: "View", at: int) -> str:
     text = view.tokens[at].text
     short = text if len(text) <= 14 else f"{text[:13]}…"
-    return short.translate(_PLAIN).strip() or "␣"
+    return plain(short.replace("\n", "⏎")).strip() or "␣"
 
 
 def _available(view: "View") -> str:

@@ -49,6 +49,12 @@ class LayerView:
         return [head // (self.all_heads // self.kv_heads) for head in self.heads]
 
     @property
+    def not_numbers(self) -> list[int]:
+        """Those of `heads` that have weights which are NaN, in a row that was seen or pooled."""
+        broken = self.lse.isnan().any(dim=1) | self.statistics.isnan().any(dim=1)
+        return [head for head, is_broken in zip(self.heads, broken.tolist()) if is_broken]
+
+    @property
     def scores(self) -> Tensor:
         """What enters the softmax, [h,r,n]: scaled, capped, with what is added; -inf if hidden."""
         score = self.raw * self.scale

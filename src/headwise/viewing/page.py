@@ -76,6 +76,11 @@ def _listed(values: Tensor, digits: int) -> Any:
     return [round(value, digits) if math.isfinite(value) else None for value in values.tolist()]
 
 
+def _number(value: float) -> float | None:
+    """The number, None where it is not finite: JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
 def _head(view: "View") -> dict[str, Any]:
     return {
         "model": view.model,
@@ -86,6 +91,7 @@ def _head(view: "View") -> dict[str, Any]:
         "following": None if view.following is None else _token(view.following),
         "overview": view.overview,
         "ablation": None if view.ablation is None else _ablation(view),
+        "not_numbers": [list(head) for head in view.not_numbers],
     }
 
 
@@ -98,14 +104,14 @@ def _ablation(view: "View") -> dict[str, Any]:
     assert found is not None
     fields: dict[str, Any] = {
         "heads": [list(head) for head in found.heads],
-        "divergence": found.divergence,
+        "divergence": _number(found.divergence),
     }
     for name, guesses in (("before", found.before), ("after", found.after)):
         fields[name] = [
             {
                 **_token(guess.token),
-                "before": guess.before,
-                "after": guess.after,
+                "before": _number(guess.before),
+                "after": _number(guess.after),
                 "rank_before": guess.rank_before,
                 "rank_after": guess.rank_after,
             }
@@ -185,7 +191,11 @@ def _floats(values: Tensor) -> str:
 
 
 def _fractions(tiles: Tensor, lower: bool) -> dict[str, Any]:
-    """Tiles [h,T,T] as 16-bit fractions of each head's largest; `lower` the triangle alone."""
+    """Tiles [h,T,T] as 16-bit fractions of each head's largest; `lower` the triangle alone.
+
+    A tile that is NaN is 0 here: the page says of which heads the weights are NaN.
+    """
+    tiles = tiles.nan_to_num(0.0)
     peak = tiles.amax(dim=(1, 2)).clamp_min(1e-30)
     parts = (tiles / peak[:, None, None] * 65535).round().int()
     if lower:

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from headwise.errors import UnsupportedError
 from headwise.generation.options import Sampling
 from headwise.generation.run import generate
 from headwise.hf import attach, detach
@@ -16,7 +18,15 @@ from headwise.viewing.capture import Capture
 
 @contextmanager
 def attached(model: Any) -> Iterator[str]:
-    """While open, the model is attached and in evaluation mode; yields the name of its cache."""
+    """While open, the model is attached and in evaluation mode; yields the name of its cache.
+
+    Raises:
+        UnsupportedError: not a Transformers model, or one that headwise cannot attach to.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedError(
+            f"view was given a {type(model).__name__}, expected a Transformers PreTrainedModel"
+        )
     attachment, training = model.__dict__.get("_headwise"), model.training
     if attachment is None:
         attach(model)

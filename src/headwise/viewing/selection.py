@@ -75,7 +75,10 @@ def within(name: str, chosen: Iterable[int] | None, count: int) -> tuple[int, ..
     """
     if chosen is None:
         return None
-    found = tuple(sorted(set(chosen)))
+    listed = () if isinstance(chosen, str) or not isinstance(chosen, Iterable) else tuple(chosen)
+    if not all(isinstance(at, int) for at in listed) or isinstance(chosen, str):
+        raise OptionError(f"{name} is {chosen!r}, expected numbers, as [0, 4]")
+    found = tuple(sorted(set(listed)))
     if not found or found[0] < 0 or found[-1] >= count:
         raise OptionError(f"{name} is {list(found)}; the model has 0 to {count - 1}")
     return found
@@ -95,8 +98,12 @@ def rows(
     total = len(texts) + new_tokens
     if chosen is None:
         return tuple(range(total - _room(total, heads, PAIRS), total))
+    if isinstance(chosen, str) or not isinstance(chosen, Iterable):
+        raise OptionError(f"tokens is {chosen!r}, expected positions and words, as [0, 'it']")
     found: set[int] = set()
     for token in chosen:
+        if not isinstance(token, int | str):
+            raise OptionError(f"tokens has {token!r}, expected positions and words, as [0, 'it']")
         if isinstance(token, int):
             if not 0 <= token < total:
                 raise OptionError(f"tokens has {token}; the text has tokens 0 to {total - 1}")

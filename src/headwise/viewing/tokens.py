@@ -20,10 +20,16 @@ def tokenize(model: Any, tokenizer: Any, text: str, new_tokens: int) -> list[int
     """The ids of a text, special tokens included.
 
     Raises:
-        OptionError: no text, or text that is not valid Unicode.
+        OptionError: no text, text that is not valid Unicode, or no tokenizer.
         ShapeError: more tokens than the model has positions.
         LoadError: the tokenizer is another model's.
     """
+    if not (callable(tokenizer) and hasattr(tokenizer, "decode")):
+        raise OptionError(
+            f"tokenizer is a {type(tokenizer).__name__}, expected the model's tokenizer"
+        )
+    if text is not None and not isinstance(text, str):
+        raise OptionError(f"text is a {type(text).__name__}, expected a str")
     if not text:
         raise OptionError("the text is empty; give some")
     if any("\ud800" <= character <= "\udfff" for character in text):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.errors import OptionError, SpecError, UnsupportedError
+from headwise.loading.files import local_path
 from headwise.loading.progress import Progress, silent
 from headwise.measure.plot import check_plot
 from headwise.measure.results import check_writable, write_whole
@@ -41,6 +42,11 @@ class View:
     overview: bool
     ablation: Ablation | None = None
 
+    @property
+    def not_numbers(self) -> tuple[tuple[int, int], ...]:
+        """Heads, as (layer, head), some of whose weights are NaN: the model computes no numbers."""
+        return tuple((at.index, head) for at in self.layers for head in at.not_numbers)
+
     def save(
         self,
         path: str | Path,
@@ -60,7 +66,7 @@ class View:
                 file that cannot be written.
             UnsupportedError: a picture without Matplotlib.
         """
-        path = Path(path)
+        path = local_path(path, kind=OptionError)
         check_path(path)
         ending = path.suffix.lower()
         if ending == ".html":
@@ -160,8 +166,8 @@ def view(
         raise UnsupportedError(
             f"{type(model).__name__} is an encoder-decoder; a view is of an encoder or a decoder"
         )
-    if generate < 0:
-        raise OptionError(f"generate is {generate}; expected 0 or more tokens")
+    if not isinstance(generate, int) or generate < 0:
+        raise OptionError(f"generate is {generate!r}; expected 0 or more tokens")
     with attached(model) as cache:
         if (generate or without) and not predicts(model):
             raise UnsupportedError(
@@ -177,7 +183,7 @@ def view(
             progress("silencing heads", 0, 0)
             ablation = ablate(model, tokenizer, [*ids, *decoded], without)
     return View(
-        model=name or _name(model),
+        model=str(name or _name(model)),
         kind=type(model).__name__,
         dtype=str(model.dtype).removeprefix("torch."),
         tokens=tuple(describe(tokenizer, [*ids, *decoded])),

@@ -134,7 +134,7 @@
     into.append(shown.slice(last));
     if (!into.textContent.trim() && !into.querySelector(".code")) into.textContent = text ? "\u2423" : "\u2205";
   };
-  const percent = (value) => (value >= 0.9995 ? "100%" : value >= 0.0995 ? `${(100 * value).toFixed(0)}%` : value >= 0.00095 ? `${(100 * value).toFixed(1)}%` : value > 0 ? "<0.1%" : "0%");
+  const percent = (value) => (value === null || Number.isNaN(value) ? "NaN" : value >= 0.9995 ? "100%" : value >= 0.0995 ? `${(100 * value).toFixed(0)}%` : value >= 0.00095 ? `${(100 * value).toFixed(1)}%` : value > 0 ? "<0.1%" : "0%");
   const figure = (value, digits) => (Math.abs(value) < 0.5 * 10 ** -digits ? "0" : value.toFixed(digits).replace("-", "\u2212"));
   const name = (layer, head) => `${layers[layer].index}.${layers[layer].heads[head]}`;
 
@@ -845,7 +845,7 @@
     if (!found) return;
     $("ablation").hidden = false;
     $("ablation-title").textContent = `Next token without ${found.heads.map((head) => head.join(".")).join(", ")}`;
-    $("ablation-note").textContent = `The output of ${found.heads.length > 1 ? "these heads" : "this head"} replaced by zeros; the prediction moves by ${found.divergence.toFixed(4)} bits (KL)`;
+    $("ablation-note").textContent = `The output of ${found.heads.length > 1 ? "these heads" : "this head"} replaced by zeros; the prediction moves by ${found.divergence === null ? "no finite number of" : found.divergence.toFixed(4)} bits (KL)`;
     const table = (title, guesses, by, other) => {
       const body = element("tbody");
       const highest = Math.max(...guesses.map((guess) => guess[by]), 1e-9);
@@ -1036,7 +1036,8 @@
   document.title = `${plain(data.model)} \u2013 headwise view`;
   $("model").textContent = plain(data.model);
   const made = data.tokens.length - data.prompt;
-  $("facts").textContent = `${n.toLocaleString("en")} tokens${made ? `, ${made} of them decoded` : ""} \u00b7 ${layers.length} layers \u00b7 ${everyHead.length} heads \u00b7 ${data.dtype}`;
+  const broken = data.not_numbers.length ? ` \u00b7 weights are NaN in ${data.not_numbers.length} heads, first ${data.not_numbers[0].join(".")}` : "";
+  $("facts").textContent = `${n.toLocaleString("en")} tokens${made ? `, ${made} of them decoded` : ""} \u00b7 ${layers.length} layers \u00b7 ${everyHead.length} heads \u00b7 ${data.dtype}${broken}`;
   $("pooled").hidden = !anyPooled;
   $("heads-note").textContent = data.overview ? "Means over all tokens" : `Means over ${rows.length} tokens`;
   setTheme(asked.get("theme") === "dark" || (asked.get("theme") !== "light" && matchMedia("(prefers-color-scheme: dark)").matches) ? "dark" : "light");
