@@ -1,7 +1,9 @@
 """The command as a whole: version, help, env, and what it never imports."""
 
+import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -105,3 +107,43 @@ def test_no_control_character_is_left() -> None:
     assert "\u202e" not in harmless(every)
     assert {"\n", "\t"} <= set(harmless(every))
     assert one_line("a\n \x1b]0;b\x07") == "a ␛]0;b␇"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_an_encoding_does_not_have_is_replaced(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in "oe"]
+    for name, stream in zip(("stdout", "stderr"), streams):
+        monkeypatch.setattr(sys, name, stream)
+    assert main(["plan", "--list"]) == 0
+    assert main(["env"]) == 0
+    print("\u4f60 \u00d7 \u2190 \udcff \x1b[31m")
+    assert main(["fly\u4f60\udcff"]) == 2
+    for stream in streams:
+        stream.flush()
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
+    assert "torch" in out.lower()
+    assert ("?" in out) and ("\u4f60" in out) == (encoding == "utf-8")
+    assert ("\u4f60" if encoding == "utf-8" else "\\u4f60") in err
+
+
+def test_a_table_in_ascii_has_no_broken_frame() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "headwise", "env"],
+        capture_output=True,
+        check=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert b"+--" in done.stdout
+    assert b"?" not in done.stdout
+
+
+def test_a_closed_or_a_full_output_is_no_traceback() -> None:
+    run = f"{shlex.quote(sys.executable)} -m headwise env"
+    closed = subprocess.run(f"{run} >&-", shell=True, stderr=subprocess.PIPE, check=False)
+    assert (closed.returncode, closed.stderr) == (0, b"")
+    if Path("/dev/full").exists():
+        full = subprocess.run(f"{run} >/dev/full", shell=True, stderr=subprocess.PIPE, check=False)
+        assert full.returncode == 2
+        assert full.stderr.splitlines() == [b"headwise: error: No space left on device: make room"]
