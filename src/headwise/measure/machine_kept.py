@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from headwise.errors import LoadError, OptionError
-from headwise.loading.files import read_json
+from headwise.loading.files import kind_of, read_json
 from headwise.loading.kept import cache_folder
 from headwise.measure.environment import environment, last_level_cache
 from headwise.measure.inputs import ASSUMED_CACHE
@@ -131,11 +131,12 @@ def _toy(figures: Figures) -> str:
 
 def _kept(threads: int, dtypes: Iterable[str]) -> Figures | str:
     """The kept figures, or why what is kept cannot be used (nothing where nothing is kept)."""
+    file = _file(threads)
     try:
-        kept = read_json(_file(threads))
-    except LoadError:
-        return ""  # nothing that was kept: no file, or no record
-    try:
+        # a folder or a pipe is no file that was kept
+        if kind_of(file) != "file":
+            return ""
+        kept = read_json(file)
         if "moment" not in kept:
             return "the kept figures do not say when they were taken"
         peaks = {
@@ -153,7 +154,7 @@ def _kept(threads: int, dtypes: Iterable[str]) -> Figures | str:
             peaks,
             _moment(kept["moment"]),
         )
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (LoadError, ValueError, LookupError, TypeError, AttributeError):
         return "the kept figures are damaged"
     return _toy(figures) or (figures if set(dtypes) <= peaks.keys() else "")
 
