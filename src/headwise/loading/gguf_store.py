@@ -2,11 +2,13 @@
 
 Reading a GGUF takes Transformers 16-20 s for a 135M model (it parses the vocabulary several
 times), a safetensors folder of the same weights 0.2 s. An entry is named after the file's content,
-so that a changed file never finds the old entry, and is written whole or not at all.
+so that a changed file never finds the old entry, and is written whole or not at all. The content
+is compared again after the conversion, so that an entry is of the content that it is named after.
 """
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +20,14 @@ from headwise.loading.memory import gib
 from headwise.loading.progress import Progress, silent
 from headwise.loading.whole import remove_leftovers, written_whole
 
-_FORMAT = 1
+# 2: format 1 kept files whose tensors were missing or left over, and whose rotation was not read.
+_FORMAT = 2
 _RECORD = "headwise-gguf.json"
 # A folder is as large as its weights; this much more is its vocabulary and configs.
 _SLACK_BYTES = 64 * 2**20
+# Of the file's own name, so that what is added to it stays below the 255 (on encrypted folders, 143)
+# bytes that a name may have.
+_NAME_BYTES = 80
 
 Writer = Callable[[Path, Path, Progress], None]
 
@@ -34,19 +40,28 @@ def converted(file: Path, *, progress: Progress = silent, write: Writer = write_
     same time wait for each other.
 
     Raises:
-        LoadError: not a GGUF that Transformers can read, or the cache folder cannot be written.
+        LoadError: not a GGUF that Transformers can read, one that changed meanwhile, or the cache
+            folder cannot be written.
         CapacityError: not enough room on the disk; says needed and available bytes.
     """
-    entry = cache_folder("gguf") / f"{file.stem}-{_digest(file, progress)}"
+    before = _stamp(file)
+    digest = _digest(file, progress)
+    entry = cache_folder("gguf") / f"{_short(file.stem)}-{digest}"
     if is_whole(entry):
         return entry
     import filelock
+
+    def check_unchanged() -> None:
+        if _stamp(file) != before or _digest(file, progress) != digest:
+            raise LoadError(
+                f"{file} was changed while it was converted; give it again once it is complete"
+            )
 
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(entry.parent / f".{entry.name}.lock"):
             if not is_whole(entry):
-                _convert(file, entry, progress, write)
+                _convert(file, entry, progress, write, check_unchanged)
     except (LoadError, CapacityError):
         raise
     except OSError as error:
@@ -58,22 +73,27 @@ def converted(file: Path, *, progress: Progress = silent, write: Writer = write_
 
 
 def is_whole(entry: Path) -> bool:
-    """Whether an entry holds every file that its record lists, each with its size."""
+    """Whether an entry holds every file that its record lists, each with its size: a model's."""
     import transformers
 
     try:
         record = json.loads((entry / _RECORD).read_text(encoding="utf-8"))
         # Another version may dequantise or name things otherwise, so its entry is made anew.
         made_by = (record["format"], record["transformers"])
-        sizes = record["files"].items()
-        return made_by == (_FORMAT, transformers.__version__) and all(
-            (entry / name).stat().st_size == size for name, size in sizes
+        sizes = record["files"]
+        return (
+            made_by == (_FORMAT, transformers.__version__)
+            and "config.json" in sizes
+            and any(name.endswith(".safetensors") for name in sizes)
+            and all((entry / name).stat().st_size == size for name, size in sizes.items())
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
 
-def _convert(file: Path, entry: Path, progress: Progress, write: Writer) -> None:
+def _convert(
+    file: Path, entry: Path, progress: Progress, write: Writer, check: Callable[[], None]
+) -> None:
     # Give room back before the disk is asked.
     remove_leftovers(entry)
     if entry.exists():
@@ -87,6 +107,7 @@ def _convert(file: Path, entry: Path, progress: Progress, write: Writer) -> None
         )
     with written_whole(entry) as part:
         write(file, part, progress)
+        check()
         _record(part)
 
 
@@ -103,11 +124,26 @@ def _record(folder: Path) -> None:
     (folder / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
+def _short(name: str) -> str:
+    """A file's name, cut to `_NAME_BYTES` bytes: it is for people, the digest tells entries apart."""
+    return os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")
+
+
+def _stamp(file: Path) -> tuple[int, int, int, int]:
+    """What changes when a file is written to or replaced, even by what is put back later."""
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise LoadError(f"{file} cannot be read: {error.strerror}") from error
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
 def _digest(file: Path, progress: Progress) -> str:
     """16 hex digits of the file's sha256: 64 bits tell any two files of one user apart."""
-    stage, total, done = f"reading {file.name}", file.stat().st_size, 0
+    stage, done = f"reading {file.name}", 0
     sha = hashlib.sha256()
     try:
+        total = file.stat().st_size
         with file.open("rb") as stream:
             while block := stream.read(16 * 2**20):
                 sha.update(block)

@@ -1,0 +1,150 @@
+"""A GGUF file's header: what it says of the model, and which tensors it holds. No weights are read."""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headwise.errors import HeadwiseError, LoadError
+
+# Keys of files that are something else than a language model.
+_FOREIGN = ("adapter.", "clip.", "diffusion.", "xielu.")
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A header that was read: `fields` by key (an array of strings as its length), `tensors` by name.
+
+    A tensor is Transformers' TensorInfo: its shape in PyTorch's order, its type, where it lies;
+    `header` is Transformers' own.
+    """
+
+    path: Path
+    architecture: str
+    fields: dict[str, Any]
+    tensors: dict[str, Any]
+    header: Any
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of `{architecture}.name`."""
+        return self.fields.get(f"{self.architecture}.{name}", default)
+
+    @property
+    def float32_bytes(self) -> int:
+        """Bytes of the weights once dequantised."""
+        elements = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+        return elements * torch.float32.itemsize
+
+
+def read_header(file: Path) -> GgufFile:
+    """Read a header; the file may be the first of a split model, its weights are not looked at.
+
+    Raises:
+        LoadError: a damaged file, one that is no language model, or a later file of a split one.
+    """
+    from transformers.integrations.gguf import read_gguf_metadata
+    from transformers.integrations.gguf.reader import GgufHeader
+
+    with one_line(file, "is not a GGUF file that can be read"):
+        try:
+            fields, _ = read_gguf_metadata(str(file))
+        except ValueError as error:
+            if "general.architecture" in str(error):
+                _refuse_later_part(file)
+            raise
+        header = GgufHeader.from_file(str(file))
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    if len(tensors) < len(header.tensors):
+        names = [tensor.name for tensor in header.tensors]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise LoadError(f"{file} is not a GGUF file that can be read: it holds {twice} twice")
+    kind = fields.get("general.type", "model")
+    foreign = sorted(key for key in fields if key.startswith(_FOREIGN))
+    if kind != "model" or foreign:
+        what = f"general.type {kind!r}" if kind != "model" else foreign[0]
+        raise LoadError(f"{file} is not a language model ({what}); give the model's own file")
+    with one_line(file, "is not a GGUF file that can be read"):
+        ends = [header.data_start + tensor.offset + tensor.nbytes for tensor in header.tensors]
+        size, end = file.stat().st_size, max(ends, default=0)
+    if int(fields.get("split.count", 1)) <= 1 and end > size:
+        raise LoadError(f"{file} is cut short: {size} bytes of {end}; download it again")
+    return GgufFile(file, header.architecture, fields, tensors, header)
+
+
+def check_one_file(gguf: GgufFile) -> None:
+    """Refuse one of several files that a model was split into, and a file without weights.
+
+    Raises:
+        LoadError: says which file it is, and what to do.
+    """
+    file = gguf.path
+    count = gguf.fields.get("split.count", 1)
+    if count != 1:
+        _refuse_part(file, gguf.fields.get("split.no", 0), count)
+    if not gguf.tensors:
+        raise LoadError(f"{file} holds no weights (a vocabulary alone?); give a model's file")
+
+
+def check_blocks(gguf: GgufFile) -> None:
+    """Refuse a file that holds more or fewer blocks than its header says.
+
+    Raises:
+        LoadError: names the first tensor or block.
+    """
+    file = gguf.path
+    blocks = gguf.get("block_count")
+    if type(blocks) is not int:
+        raise LoadError(f"{file} does not say {gguf.architecture}.block_count; download it again")
+    # Before a model is made of it: a damaged count could ask for billions of layers.
+    found = {
+        int(match[1]): name for name in gguf.tensors if (match := re.match(r"blk\.(\d+)\.", name))
+    }
+    if extra := sorted(number for number in found if number >= blocks):
+        raise LoadError(
+            f"{file} holds {found[extra[0]]}, but its header says {blocks} blocks "
+            f"(blk.0 to blk.{blocks - 1}): header and tensors are not of one model"
+        )
+    if len(found) < blocks:
+        missing = next(number for number in range(blocks) if number not in found)
+        raise LoadError(
+            f"{file} lacks {blocks - len(found)} of its {blocks} blocks, first blk.{missing}: a "
+            "part of a model, or a conversion that was cut off; give the whole file"
+        )
+
+
+@contextmanager
+def one_line(file: Path, what: str) -> Iterator[None]:
+    """Turn whatever reading this file raises into one LoadError; for calls into the readers only."""
+    try:
+        yield
+    except HeadwiseError:
+        raise
+    # A damaged file can make numpy, tokenizers (which raises Exception itself), huggingface_hub's
+    # dataclasses (errors of its own) and Transformers raise anything at all: a list of types was
+    # tried, and a bit flipped elsewhere went past it.
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise LoadError(f"{file} {what}: {text[:300]}") from error
+
+
+def _refuse_later_part(file: Path) -> None:
+    """A later file of a split model says nothing but its number."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(file).fields
+    if "split.count" in fields:
+        number = fields["split.no"].contents() if "split.no" in fields else 0
+        _refuse_part(file, number, fields["split.count"].contents())
+
+
+def _refuse_part(file: Path, number: Any, count: Any) -> None:
+    part = f"{number + 1} of {count}" if isinstance(number, int) else f"one of {count}"
+    raise LoadError(
+        f"{file} is file {part} of a split model; join them with "
+        "`llama-gguf-split --merge FIRST OUT` and give the joined file"
+    )
