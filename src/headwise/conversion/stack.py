@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from headwise.conversion.checkpoint import Weights
 from headwise.errors import LoadError
+from headwise.loading.loaded import check_left
 
 PREFIX = "model.layers.{}."
 
@@ -26,6 +27,9 @@ class Stack:
     Args:
         folder: with config and safetensors.
         config: its Transformers config.
+
+    Raises:
+        LoadError: weights that the config's model would not use.
     """
 
     def __init__(self, folder: Path, config: Any) -> None:
@@ -33,7 +37,9 @@ class Stack:
 
         self.config, self.weights = config, Weights(folder)
         with torch.device("meta"):
-            outline = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").model
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        check_left(folder, set(self.weights) - set(model.state_dict()), model)
+        outline = model.model
         self.layer_class = type(outline.layers[0])
         self._table = self.weights["model.embed_tokens.weight"]
         self._rotary = type(outline.rotary_emb)(config)

@@ -73,7 +73,7 @@ _NONE_OF_IT: dict[str, tuple[Any, ...]] = {
 }
 
 # Of these, the classes whose attribute takes effect by itself: Qwen's has a switch beside it.
-_WINDOWED = {"gemma2", "gemma3_text", "gemma4_text", "phi3", "mistral", "gpt_oss", "starcoder2"}
+_WINDOWED = {"gemma2", "gemma3_text", "gemma4_text", "phi3", "gpt_oss", "starcoder2"}
 
 _BIASES = {
     "attention_bias": ("attn_q", "attn_k", "attn_v", "attn_output"),
@@ -98,6 +98,12 @@ def gguf_config(gguf: GgufFile) -> Any:
     said, _ = PreTrainedConfig.get_config_dict(
         file.parent, gguf_file=file.name, local_files_only=True
     )
+    if gguf.architecture == "llama":
+        # Of a file whose name is "mistral" Transformers makes a Mistral with a window of 4096 that
+        # the file does not say, and then finds no names for its tensors.
+        said["model_type"] = "llama"
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        said.setdefault(name, None)  # the class's default is one checkpoint's
     kind = said["model_type"]
     if kind not in CONFIG_MAPPING:
         raise LoadError(f"{file} has architecture {kind!r}, which Transformers does not read")
@@ -149,8 +155,6 @@ def _chosen(gguf: GgufFile, has: set[str], said: dict[str, Any]) -> dict[str, An
                 chosen["query_pre_attn_scalar"] = round(scale**-2)
     if kind == "gemma4_text" and gguf.get("attention.key_length_swa"):
         chosen["head_dim"] = gguf.get("attention.key_length_swa")
-    if kind == "mistral" and gguf.get("attention.sliding_window") is None:
-        chosen["sliding_window"] = None  # the class's default is one checkpoint's
     if kind == "falcon" and gguf.get("attention.head_count_kv") == heads:
         chosen["multi_query"] = heads == 1
     pattern = gguf.get("attention.sliding_window_pattern")
@@ -182,6 +186,7 @@ def _check_fields(gguf: GgufFile, config: Any, has: set[str]) -> None:
         size = width // heads
     swa = getattr(config, "head_dim", None)
     checked = {
+        "attention.head_count_kv": (heads,),
         "attention.key_length": (size,),
         "attention.value_length": (size,),
         "attention.key_length_swa": (swa,),
@@ -200,7 +205,7 @@ def _check_fields(gguf: GgufFile, config: Any, has: set[str]) -> None:
         set_here = _attribute(_ATTRIBUTES.get(name, ()), has)
         if set_here == "sliding_window" and no_window:
             set_here = None
-        if name in checked:
+        if name in checked and name not in taken and set_here is None:
             if any(_same(value, right) for right in checked[name]):
                 continue
             if name == "attention.scale" and "query_pre_attn_scalar" in has:

@@ -1,4 +1,4 @@
-"""A GGUF file's header: what it says of the model, and which tensors it holds. No weights are read."""
+"""A GGUF file's header: what it says of the model, and which tensors it holds."""
 
 import math
 import re
@@ -18,9 +18,10 @@ _FOREIGN = ("adapter.", "clip.", "diffusion.", "xielu.")
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A header that was read: `fields` by key (an array of strings as its length), `tensors` by name.
+    """A header that was read: `fields` by key, `tensors` by name.
 
-    A tensor is Transformers' TensorInfo: its shape in PyTorch's order, its type, where it lies;
+    An array of strings is its length. A tensor is Transformers' TensorInfo: its shape in PyTorch's
+    order, its type, where it lies;
     `header` is Transformers' own.
     """
 
@@ -119,7 +120,7 @@ def check_blocks(gguf: GgufFile) -> None:
 
 @contextmanager
 def one_line(file: Path, what: str) -> Iterator[None]:
-    """Turn whatever reading this file raises into one LoadError; for calls into the readers only."""
+    """Turn whatever reading this file raises into one LoadError."""
     try:
         yield
     except HeadwiseError:

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from headwise.errors import LoadError
 from headwise.loading.gguf_config import gguf_config
 from headwise.loading.gguf_file import GgufFile, check_blocks, check_one_file, one_line, read_header
 from headwise.loading.gguf_rope import check_rope
 from headwise.loading.gguf_tensors import check_tensors
+from headwise.loading.loaded import check_loading
 from headwise.loading.memory import check_memory
 from headwise.loading.progress import (
     Progress,
@@ -88,12 +88,11 @@ def _read(gguf: GgufFile, progress: Progress, stage: str) -> tuple[Any, Any]:
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             **where,
         )
-    # check_tensors went by names and sizes; this is what Transformers did in the end.
-    for kind in ("missing_keys", "unexpected_keys"):
-        if found[kind]:
-            raise LoadError(f"{file}: Transformers has {kind} {sorted(found[kind])[0]}")
+    # check_tensors went by names and numbers of elements; this is what was done in the end.
+    check_loading(file, found, read)
     check_rope(gguf, read)
     # A model read from GGUF counts as quantised and refuses to be saved, so its tensors move to one
     # that does not; on the meta device, where making it costs nothing.

@@ -25,8 +25,8 @@ _FORMAT = 2
 _RECORD = "headwise-gguf.json"
 # A folder is as large as its weights; this much more is its vocabulary and configs.
 _SLACK_BYTES = 64 * 2**20
-# Of the file's own name, so that what is added to it stays below the 255 (on encrypted folders, 143)
-# bytes that a name may have.
+# Of the file's own name: what is added to it stays below the 255 bytes that a name may have (143 on
+# encrypted folders).
 _NAME_BYTES = 80
 
 Writer = Callable[[Path, Path, Progress], None]
@@ -125,7 +125,7 @@ def _record(folder: Path) -> None:
 
 
 def _short(name: str) -> str:
-    """A file's name, cut to `_NAME_BYTES` bytes: it is for people, the digest tells entries apart."""
+    """A file's name, cut short: it is for people, the digest tells entries apart."""
     return os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")
 
 

@@ -32,11 +32,11 @@ def check_tensors(gguf: GgufFile, config: Any) -> None:
     filled: dict[str, list[str]] = defaultdict(list)
     left = []
     for name in gguf.tensors:
-        place = places.get(name) or places.get(name.removesuffix(".weight"))
+        place = places.get(name) or places.get(name.removesuffix(".weight"), name)
         if place in wanted:
             filled[place].append(name)
         elif name not in ROPE_TENSORS and not _matches(
-            place or name, model._keys_to_ignore_on_load_unexpected
+            place, model._keys_to_ignore_on_load_unexpected
         ):
             left.append(name)
     if left:

@@ -16,6 +16,7 @@ from headwise.errors import HeadwiseError, LoadError, SpecError
 from headwise.loading.files import reason
 from headwise.loading.gguf_store import converted
 from headwise.loading.hub import download
+from headwise.loading.loaded import check_loading
 from headwise.loading.memory import check_memory, weight_bytes
 from headwise.loading.progress import Progress, silent, transformers_progress
 from headwise.loading.source import check_folder, find_source
@@ -143,14 +144,9 @@ def load_model(
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # refused by name, as are missing and unexpected weights
         )
-        if found["missing_keys"]:
-            # Transformers would fill them with random numbers
-            missing = sorted(found["missing_keys"])
-            raise LoadError(
-                f"{folder} lacks {len(missing)} weights that its config.json asks for, first "
-                f"{missing[0]}: config and weights are not of one model"
-            )
+        check_loading(folder, found, model)
         return model.to(target).eval()
 
 

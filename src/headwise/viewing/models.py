@@ -15,6 +15,7 @@ from headwise.loading.load import (
     model_folder,
     transformers_errors,
 )
+from headwise.loading.loaded import check_encoder
 from headwise.loading.memory import check_memory, weight_bytes
 from headwise.loading.progress import Progress, silent, transformers_progress
 from headwise.loading.source import check_folder, demo_model, find_source
@@ -111,12 +112,7 @@ def _encoder(folder: Path, config: Any, dtype: str, trust_remote_code: bool) -> 
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # refused by name, as are missing and unexpected weights
         )
-    # a pooler on top of the encoder has no part in attention
-    missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise LoadError(
-            f"{folder} lacks {len(missing)} weights that its config.json asks for, first "
-            f"{missing[0]}: config and weights are not of one model"
-        )
+    check_encoder(folder, found, model)
     return model
