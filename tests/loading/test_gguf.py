@@ -1,6 +1,7 @@
 """GGUF files: converted once, exactly, whole or not at all."""
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -91,6 +92,76 @@ def test_a_changed_file_does_not_find_the_old_entry(tmp_path: Path) -> None:
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert file.stat().st_size == stamp.st_size
     assert converted(file, write=write_little) != before
+
+
+def test_a_file_that_is_replaced_while_it_is_converted_is_refused(
+    tmp_path: Path, cache: Path
+) -> None:
+    file, other = tmp_path / "model.gguf", tmp_path / "other.gguf"
+    save_tiny_gguf(file, seed=11)
+    save_tiny_gguf(other, seed=13)
+
+    def write(source: Path, folder: Path, progress: Progress) -> None:
+        if other.exists():
+            other.replace(source)
+        write_little(source, folder, progress)
+
+    with pytest.raises(LoadError, match="was changed while it was converted"):
+        converted(file, write=write)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+    entry = converted(file, write=write)
+    assert (entry / "model.safetensors").read_bytes() == file.read_bytes()[:101]
+
+
+def test_a_file_that_is_changed_and_put_back_meanwhile_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    save_tiny_gguf(file, seed=11)
+
+    def write(source: Path, folder: Path, progress: Progress) -> None:
+        data, stamp = source.read_bytes(), source.stat()
+        time.sleep(0.05)  # file times have steps of a few milliseconds
+        source.write_bytes(data[:-4] + b"head")
+        write_little(source, folder, progress)
+        source.write_bytes(data)
+        os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+    if os.name == "nt":
+        pytest.skip("Windows keeps no time of the last change of a file's data or times")
+    with pytest.raises(LoadError, match="was changed while it was converted"):
+        converted(file, write=write)
+
+
+@pytest.mark.parametrize(
+    "files", [[], ["config.json"], ["model.safetensors"], ["config.json", "tokenizer.json"]]
+)
+def test_a_record_without_a_config_and_weights_is_no_entry(shared: Path, files: list[str]) -> None:
+    entry = converted(shared, write=write_little)
+    record = json.loads((entry / "headwise-gguf.json").read_text())
+    record["files"] = {name: record["files"].get(name, 0) for name in files}
+    (entry / "tokenizer.json").touch()
+    (entry / "headwise-gguf.json").write_text(json.dumps(record))
+    assert not gguf_store.is_whole(entry)
+
+
+def test_an_entry_that_an_earlier_format_kept_is_made_anew(shared: Path) -> None:
+    # format 1 kept weights that were made up where the file lacked them
+    entry = converted(shared, write=write_little)
+    record = json.loads((entry / "headwise-gguf.json").read_text())
+    (entry / "headwise-gguf.json").write_text(json.dumps(record | {"format": 1}))
+    (entry / "model.safetensors").write_bytes(b"?" * 101)
+    converted(shared, write=write_little)
+    assert (entry / "model.safetensors").read_bytes() == shared.read_bytes()[:101]
+
+
+@pytest.mark.parametrize("letter", ["m", "\N{GREEK SMALL LETTER OMEGA}"])
+def test_a_name_as_long_as_names_may_be_is_converted(
+    shared: Path, tmp_path: Path, letter: str
+) -> None:
+    file = tmp_path / (letter * (250 // len(letter.encode())) + ".gguf")
+    shutil.copy(shared, file)
+    entry = converted(file, write=write_little)
+    assert gguf_store.is_whole(entry)
+    assert len(os.fsencode(entry.name)) < 143  # what encrypted folders allow
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "headwise-gguf.json"])

@@ -92,16 +92,20 @@ def check_rope(gguf: GgufFile, model: Any) -> None:
     for name, found in turns.items():
         local = "sliding" in name
         if local:
-            swa = gguf.get("rope.freq_base_swa", 10_000.0)
-            dims = gguf.get("rope.dimension_count_swa", gguf.get("attention.key_length_swa"))
-            right = _plain(swa, dims or _head_size(gguf))
+            dims = gguf.get("rope.dimension_count_swa") or gguf.get("attention.key_length_swa")
+        else:
+            dims = gguf.get("rope.dimension_count")
+        dims = dims or _head_size(gguf)
+        if dims != 2 * len(found):
+            _refuse(gguf, f"a rotation of {dims} dims, not {2 * len(found)}")
+        if local:
+            right = _plain(gguf.get("rope.freq_base_swa", 10_000.0), dims)
         elif base is None:
             continue  # the class's own, which the file does not contradict
         else:
-            dims = gguf.get("rope.dimension_count") or _head_size(gguf)
             right = _frequencies(gguf, float(base), dims)
-        if found.shape != right.shape or not torch.allclose(found, right, rtol=1e-4, atol=1e-20):
-            _refuse(gguf, f"a rotation ({name}) of {2 * len(right)} dims with its own frequencies")
+        if not torch.allclose(found, right, rtol=1e-4, atol=1e-20):
+            _refuse(gguf, f"frequencies of a rotation ({name}) that are not those of its class")
 
 
 def _scaling(gguf: GgufFile) -> dict[str, Any]:
@@ -183,7 +187,9 @@ def _frequencies(gguf: GgufFile, base: float, dims: int) -> torch.Tensor:
     plain, held = _plain(base, dims), _held(gguf)
     for name in ("rope_freqs.weight", "rope_factors_short.weight"):
         if name in held:
-            return plain / held[name] if held[name].shape == plain.shape else held[name]
+            if held[name].shape != plain.shape:
+                _refuse(gguf, f"{len(held[name])} divisors ({name}) of {len(plain)} frequencies")
+            return plain / held[name]
     scaling = _scaling(gguf)
     if scaling["rope_type"] == "linear":
         return plain / scaling["factor"]
