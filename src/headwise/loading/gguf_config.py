@@ -75,6 +75,14 @@ _NONE_OF_IT: dict[str, tuple[Any, ...]] = {
 # Of these, the classes whose attribute takes effect by itself: Qwen's has a switch beside it.
 _WINDOWED = {"gemma2", "gemma3_text", "gemma4_text", "phi3", "gpt_oss", "starcoder2"}
 
+_TWO_ROTATIONS = {"rope.freq_base_swa", "rope.dimension_count_swa"}
+_TWO_SIZES = {
+    "attention.key_length",
+    "attention.value_length",
+    "attention.key_length_swa",
+    "attention.value_length_swa",
+}
+
 _BIASES = {
     "attention_bias": ("attn_q", "attn_k", "attn_v", "attn_output"),
     "mlp_bias": ("ffn_gate", "ffn_up", "ffn_down"),
@@ -114,11 +122,14 @@ def gguf_config(gguf: GgufFile) -> Any:
     said |= chosen
     set_rope(gguf, said)
     config = config_class.from_dict(said)
+    # as a dictionary: a config of layers that differ (Gemma 4) refuses to be asked for one
+    made = config.to_dict()
     for name, value in chosen.items():
-        if getattr(config, name, None) != value:
+        taken = made.get(config.attribute_map.get(name, name))
+        if taken != value:
             raise LoadError(
-                f"{file} says {name} {value!r}, which Transformers' {kind} takes for "
-                f"{getattr(config, name, None)!r}; give the original model's folder"
+                f"{file} says {name} {value!r}, which Transformers' {kind} takes for {taken!r}; "
+                "give the original model's folder"
             )
     _check_fields(gguf, config, has)
     return config
@@ -181,52 +192,43 @@ def _check_fields(gguf: GgufFile, config: Any, has: set[str]) -> None:
     eps = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
     if all(gguf.get(name) is None for name in eps):
         raise LoadError(f"{gguf.path} does not say {gguf.architecture}.{eps[0]}")
-    size = getattr(config, "global_head_dim", None) or getattr(config, "head_dim", None)
+    kind, size = config.model_type, config.to_dict().get("head_dim")
     if size is None and heads:
         size = width // heads
-    swa = getattr(config, "head_dim", None)
-    checked = {
+    right = _NONE_OF_IT | {
         "attention.head_count_kv": (heads,),
         "attention.key_length": (size,),
         "attention.value_length": (size,),
-        "attention.key_length_swa": (swa,),
-        "attention.value_length_swa": (swa,),
+        "attention.scale": (0, *((size**-0.5,) if size else ())),
         "rope.freq_base_swa": (gguf.get("rope.freq_base"),),
         "rope.dimension_count_swa": (gguf.get("rope.dimension_count"),),
-        "attention.scale": (0, *((size**-0.5,) if size else ())),
-        "attention.max_alibi_bias": (8.0,) if config.model_type == "bloom" else (0,),
-        "expert_gating_func": (2,) if config.model_type == "minimax_m2" else (0, 1),
+        "expert_gating_func": (2,) if kind == "minimax_m2" else (0, 1),
     }
-    if config.model_type in ("gemma3_text", "gemma4_text"):  # two rotations: check_rope compares
-        del checked["rope.freq_base_swa"], checked["rope.dimension_count_swa"]
-    taken, no_window = _taken(gguf), config.model_type not in _WINDOWED
+    free = _HARMLESS | ROPE_FIELDS | _taken(gguf)
+    free |= {name for name, names in _ATTRIBUTES.items() if _attribute(names, has)}
+    if kind == "bloom":
+        right["attention.max_alibi_bias"] = (8,)
+    if kind in ("gemma3_text", "gemma4_text"):
+        free |= _TWO_ROTATIONS  # check_rope compares them
+    if kind == "gemma4_text":
+        free |= _TWO_SIZES  # the tensors' shapes state them
+    if "query_pre_attn_scalar" in has:
+        free.add("attention.scale")
+    if kind not in _WINDOWED:
+        free.discard("attention.sliding_window")
+        free.add("attention.sliding_window_pattern")  # nothing where there is no window
+    elif "layer_types" in has:
+        free.add("attention.sliding_window_pattern")
     for name in _given(gguf):
         value = gguf.get(name)
-        set_here = _attribute(_ATTRIBUTES.get(name, ()), has)
-        if set_here == "sliding_window" and no_window:
-            set_here = None
-        if name in checked and name not in taken and set_here is None:
-            if any(_same(value, right) for right in checked[name]):
-                continue
-            if name == "attention.scale" and "query_pre_attn_scalar" in has:
-                continue
-        elif (
-            name in taken
-            or name in _HARMLESS
-            or name in ROPE_FIELDS
-            or name in ("rope.freq_base_swa", "rope.dimension_count_swa")
-            or set_here is not None
-            or any(_same(value, none) for none in _NONE_OF_IT.get(name, ()))
-            # a pattern of windows is nothing where there is no window
-            or (name == "attention.sliding_window_pattern" and (no_window or "layer_types" in has))
-            or (name == "attention.sliding_window" and value >= gguf.get("context_length", 0) > 0)
-        ):
+        if name in free or any(_same(value, one) for one in right.get(name, ())):
+            continue
+        if name == "attention.sliding_window" and value >= gguf.get("context_length", 0) > 0:
             continue
         shown = f"an array of {len(value)}" if isinstance(value, list) else repr(value)
         raise LoadError(
-            f"{gguf.path} sets {gguf.architecture}.{name} to {shown}, which Transformers' "
-            f"{config.model_type} does not do: the model would compute something else; give the "
-            "original model's folder"
+            f"{gguf.path} sets {gguf.architecture}.{name} to {shown}, which Transformers' {kind} "
+            "does not do: the model would compute something else; give the original model's folder"
         )
 
 
