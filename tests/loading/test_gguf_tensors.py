@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 
 from headwise.errors import LoadError
-from headwise.loading.gguf_read import float32_bytes
+from headwise.loading.gguf_read import float32_bytes, read_config
 from headwise.loading.gguf_store import converted
 from headwise.loading.load import load
 from loading.gguf_files import SIZES, gguf_tensors, make_stock, write_gguf
@@ -105,6 +105,28 @@ def test_a_tensor_that_is_left_over_is_named(
     extra = {name: np.ones(EXTRA[name], np.float32)}
     file = write_gguf(tmp_path / "model.gguf", llama, "llama", tensors=extra)
     assert f"holds {name}, " in refusal(file, cache)
+
+
+def test_what_sees_or_hears_beside_the_decoder_is_passed_over(llama: Any, tmp_path: Path) -> None:
+    beside = {"v.patch_embd.weight": (5, 7), "mm.0.weight": (48, 5), "a.conv1d.1.bias": (3,)}
+    file = write_gguf(
+        tmp_path / "model.gguf",
+        llama,
+        "llama",
+        fields={"vision.block_count": 1, "mm.tokens_per_image": 256},
+        tensors={name: np.ones(shape, np.float32) for name, shape in beside.items()},
+    )
+    model, _ = load(file, attention="eager")
+    tokens = torch.arange(7, 30)[None]
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, llama(tokens).logits)
+
+
+def test_the_config_of_the_first_of_several_files_can_be_read(llama: Any, tmp_path: Path) -> None:
+    keys = {"split.no": 0, "split.count": 2, "split.tensors.count": 21}
+    drop = tuple(list(gguf_tensors(llama, "llama"))[9:])
+    file = write_gguf(tmp_path / "model.gguf", llama, "llama", keys=keys, drop=drop)
+    assert read_config(file)["num_hidden_layers"] == 2  # which is all that a plan asks for
 
 
 def test_a_tensor_of_another_size_is_named(llama: Any, tmp_path: Path, cache: Path) -> None:

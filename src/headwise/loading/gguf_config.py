@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from headwise.errors import LoadError
-from headwise.loading.gguf_file import GgufFile
+from headwise.loading.gguf_file import BESIDE_FIELDS, GgufFile
 from headwise.loading.gguf_rope import ROPE_FIELDS, set_rope
 
 # Fields that no computation depends on, or that the tensors' own shapes state once more.
@@ -49,6 +49,7 @@ _ATTRIBUTES = {
 # Values that stand for "none of it", in a model whose class does not know the field.
 _NONE_OF_IT: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
+    "feed_forward_length": (0,),
     "attention.clamp_kqv": (0,),
     "attention.max_alibi_bias": (0,),
     "attention.output_scale": (1,),
@@ -70,6 +71,7 @@ _NONE_OF_IT: dict[str, tuple[Any, ...]] = {
     "pooling_type": (0,),
     "residual_scale": (1,),
     "router_logit_softcapping": (0,),
+    "ssm.dt_b_c_rms": (False,),
 }
 
 # Of these, the classes whose attribute takes effect by itself: Qwen's has a switch beside it.
@@ -145,6 +147,8 @@ def _chosen(gguf: GgufFile, has: set[str], said: dict[str, Any]) -> dict[str, An
             continue
         if name == "sliding_window" and kind not in _WINDOWED:
             continue
+        if field == "feed_forward_length" and value == 0:
+            continue  # Mamba's, which has none
         nothing = field in _NONE_OF_IT and type(value) is not bool and value == 0
         chosen[name] = None if nothing and not name.startswith(("num_", "hidden_")) else value
     heads, width = gguf.get("attention.head_count"), gguf.get("embedding_length")
@@ -196,6 +200,7 @@ def _check_fields(gguf: GgufFile, config: Any, has: set[str]) -> None:
     if size is None and heads:
         size = width // heads
     right = _NONE_OF_IT | {
+        "attention.head_count": (0,),
         "attention.head_count_kv": (heads,),
         "attention.key_length": (size,),
         "attention.value_length": (size,),
@@ -221,7 +226,9 @@ def _check_fields(gguf: GgufFile, config: Any, has: set[str]) -> None:
         free.add("attention.sliding_window_pattern")
     for name in _given(gguf):
         value = gguf.get(name)
-        if name in free or any(_same(value, one) for one in right.get(name, ())):
+        if name in free or name.startswith(BESIDE_FIELDS):
+            continue
+        if any(_same(value, one) for one in right.get(name, ())):
             continue
         if name == "attention.sliding_window" and value >= gguf.get("context_length", 0) > 0:
             continue

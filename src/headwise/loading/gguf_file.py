@@ -12,6 +12,9 @@ import torch
 
 from headwise.errors import HeadwiseError, LoadError
 
+# Parts that see or hear, in one file with the model that they feed: by tensor, and by field.
+BESIDE_TENSORS = ("v.", "mm.", "a.")
+BESIDE_FIELDS = ("vision.", "mm.", "audio.")
 # Keys of files that are something else than a language model.
 _FOREIGN = ("adapter.", "clip.", "diffusion.", "xielu.")
 
@@ -72,7 +75,7 @@ def read_header(file: Path) -> GgufFile:
     with one_line(file, "is not a GGUF file that can be read"):
         ends = [header.data_start + tensor.offset + tensor.nbytes for tensor in header.tensors]
         size, end = file.stat().st_size, max(ends, default=0)
-    if int(fields.get("split.count", 1)) <= 1 and end > size:
+    if end > size:
         raise LoadError(f"{file} is cut short: {size} bytes of {end}; download it again")
     return GgufFile(file, header.architecture, fields, tensors, header)
 
@@ -85,7 +88,7 @@ def check_one_file(gguf: GgufFile) -> None:
     """
     file = gguf.path
     count = gguf.fields.get("split.count", 1)
-    if count != 1:
+    if not isinstance(count, int) or count > 1:
         _refuse_part(file, gguf.fields.get("split.no", 0), count)
     if not gguf.tensors:
         raise LoadError(f"{file} holds no weights (a vocabulary alone?); give a model's file")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from headwise.errors import LoadError
-from headwise.loading.gguf_file import GgufFile
+from headwise.loading.gguf_file import BESIDE_TENSORS, GgufFile
 from headwise.loading.gguf_rope import ROPE_TENSORS
 
 
@@ -35,8 +35,10 @@ def check_tensors(gguf: GgufFile, config: Any) -> None:
         place = places.get(name) or places.get(name.removesuffix(".weight"), name)
         if place in wanted:
             filled[place].append(name)
-        elif name not in ROPE_TENSORS and not _matches(
-            place, model._keys_to_ignore_on_load_unexpected
+        elif not (
+            name in ROPE_TENSORS
+            or name.startswith(BESIDE_TENSORS)
+            or _matches(place, model._keys_to_ignore_on_load_unexpected)
         ):
             left.append(name)
     if left:

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from headwise.errors import SpecError
+from headwise.errors import LoadError, SpecError
 from headwise.loading.load import (
     DTYPES,
     check_dtype,
