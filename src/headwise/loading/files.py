@@ -33,6 +33,11 @@ FAULTS = (
     MemoryError,
 )
 
+# For readers that raise anything at all when a file is damaged: tokenizers raises Exception itself,
+# and behind a GGUF's header stand numpy, dataclasses of huggingface_hub with errors of their own
+# and all of Transformers. A list of types was tried, and a bit flipped elsewhere went past it.
+ANYTHING = (Exception,)
+
 # No config or index is larger; the safetensors format caps its headers at the same size.
 MOST_JSON = 100_000_000
 # Characters of a name, and of what a library says, that a message repeats.
@@ -42,10 +47,15 @@ Kind = Literal["folder", "file", "other", "none"]
 
 
 @contextmanager
-def one_line(what: str, *, kind: type[HeadwiseError] = LoadError) -> Iterator[None]:
+def one_line(
+    what: str,
+    *,
+    kind: type[HeadwiseError] = LoadError,
+    faults: tuple[type[Exception], ...] = FAULTS,
+) -> Iterator[None]:
     """Turn what reading foreign data raises into one line: `what`, then the reason.
 
-    Our own errors and an exhausted device pass as they are.
+    Our own errors and an exhausted device pass as they are, and so does what is none of `faults`.
 
     >>> with one_line("index.json is no index"):
     ...     {}["weight_map"]
@@ -59,7 +69,7 @@ def one_line(what: str, *, kind: type[HeadwiseError] = LoadError) -> Iterator[No
         yield
     except (HeadwiseError, torch.OutOfMemoryError):
         raise
-    except FAULTS as error:
+    except faults as error:
         raise kind(f"{what}: {reason(error)}") from error
 
 

@@ -2,15 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from headwise.errors import HeadwiseError, LoadError
+from headwise.errors import LoadError
+from headwise.loading.files import ANYTHING, one_line
 
 # Parts that see or hear, in one file with the model that they feed: by tensor, and by field.
 BESIDE_TENSORS = ("v.", "mm.", "a.")
@@ -54,7 +53,7 @@ def read_header(file: Path) -> GgufFile:
     from transformers.integrations.gguf import read_gguf_metadata
     from transformers.integrations.gguf.reader import GgufHeader
 
-    with one_line(file, "is not a GGUF file that can be read"):
+    with one_line(f"{file} is not a GGUF file that can be read", faults=ANYTHING):
         try:
             fields, _ = read_gguf_metadata(str(file))
         except ValueError as error:
@@ -72,7 +71,7 @@ def read_header(file: Path) -> GgufFile:
     if kind != "model" or foreign:
         what = f"general.type {kind!r}" if kind != "model" else foreign[0]
         raise LoadError(f"{file} is not a language model ({what}); give the model's own file")
-    with one_line(file, "is not a GGUF file that can be read"):
+    with one_line(f"{file} is not a GGUF file that can be read", faults=ANYTHING):
         ends = [header.data_start + tensor.offset + tensor.nbytes for tensor in header.tensors]
         size, end = file.stat().st_size, max(ends, default=0)
     if end > size:
@@ -119,21 +118,6 @@ def check_blocks(gguf: GgufFile) -> None:
             f"{file} lacks {blocks - len(found)} of its {blocks} blocks, first blk.{missing}: a "
             "part of a model, or a conversion that was cut off; give the whole file"
         )
-
-
-@contextmanager
-def one_line(file: Path, what: str) -> Iterator[None]:
-    """Turn whatever reading this file raises into one LoadError."""
-    try:
-        yield
-    except HeadwiseError:
-        raise
-    # A damaged file can make numpy, tokenizers (which raises Exception itself), huggingface_hub's
-    # dataclasses (errors of its own) and Transformers raise anything at all: a list of types was
-    # tried, and a bit flipped elsewhere went past it.
-    except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise LoadError(f"{file} {what}: {text[:300]}") from error
 
 
 def _refuse_later_part(file: Path) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from headwise.loading.files import ANYTHING, one_line
 from headwise.loading.gguf_config import gguf_config
-from headwise.loading.gguf_file import GgufFile, check_blocks, check_one_file, one_line, read_header
+from headwise.loading.gguf_file import GgufFile, check_blocks, check_one_file, read_header
 from headwise.loading.gguf_rope import check_rope
 from headwise.loading.gguf_tensors import check_tensors
 from headwise.loading.loaded import check_loading
@@ -40,7 +41,7 @@ def read_config(file: Path) -> dict[str, Any]:
             it would ignore.
     """
     gguf = read_header(file)
-    with one_line(file, _UNREADABLE), quiet_transformers():
+    with one_line(f"{file} {_UNREADABLE}", faults=ANYTHING), quiet_transformers():
         fields: dict[str, Any] = gguf_config(gguf).to_dict()
     return fields
 
@@ -59,7 +60,7 @@ def write_folder(file: Path, folder: Path, progress: Progress) -> None:
     # The reader holds the dequantised tensors and the model made of them at the same time.
     check_memory(2 * gguf.float32_bytes, torch.device("cpu"), f"converting {file.name}")
     stage = f"converting {file.name}, once: "
-    with one_line(file, _UNREADABLE), quiet_transformers():
+    with one_line(f"{file} {_UNREADABLE}", faults=ANYTHING), quiet_transformers():
         tokenizer, model = _read(gguf, progress, stage)
     progress(stage + "writing", 0, 0)
     with transformers_progress(progress, stage + "writing"):
