@@ -4,7 +4,7 @@ import io
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.markup import escape
@@ -34,7 +34,9 @@ def show_any_text() -> None:
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         # a caller may have put a stream of another kind in place, or none
         if isinstance(stream, io.TextIOWrapper) and stream.errors != errors:
-            stream.reconfigure(errors=errors)
+            # one that became a pipe behind its back cannot be set, and keeps its ways
+            with suppress(OSError):
+                stream.reconfigure(errors=errors)
 
 
 def harmless(text: str) -> str:

@@ -66,7 +66,7 @@ def headwise_mask(
         allow_is_bidirectional_skip=False,
         **kwargs,
     )
-    return mask if is_tracing(mask) else share(mask)
+    return mask if mask is None or is_tracing(mask) else share(mask)
 
 
 def _passes_window(config: Any) -> bool:

@@ -126,7 +126,7 @@ def kind_of(path: Path) -> Kind:
     return "file" if stat.S_ISREG(mode) else "other"
 
 
-def require_file(path: Path, what: str = "") -> None:
+def require_file(path: Path, what: str = "", wanted: str = "a file") -> None:
     """Refuse what is not an ordinary file; `what` stands before the path in the message.
 
     Raises:
@@ -137,10 +137,10 @@ def require_file(path: Path, what: str = "") -> None:
     if found == "none":
         raise LoadError(f"{named} cannot be read: No such file or directory")
     if found == "folder":
-        raise LoadError(f"{named} is not a file but a folder; give a file")
+        raise LoadError(f"{named} is not a file; give {wanted}, not a folder")
     if found == "other":
         raise LoadError(
-            f"{named} is not a file but a pipe, a socket or a device; give an ordinary file"
+            f"{named} is not a file; give {wanted}, not a pipe, a socket or a device"
         )
 
 
@@ -165,7 +165,7 @@ def read_text(path: Path, what: str = "") -> str:
     Raises:
         LoadError: it cannot be read, or is not UTF-8.
     """
-    require_file(path, what)
+    require_file(path, what, "a text file")
     named = f"{what} {path}".strip()
     with one_line(f"{named} cannot be read"):
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from headwise.errors import HeadwiseError, LoadError, SpecError
+from headwise.errors import CapacityError, LoadError, SpecError
 from headwise.loading.files import reason
 from headwise.loading.gguf_store import converted
 from headwise.loading.hub import download
@@ -199,7 +199,7 @@ def transformers_errors(folder: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (HeadwiseError, torch.OutOfMemoryError):
+    except (LoadError, CapacityError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         # Nothing narrower is right: for a bad file Transformers, tokenizers, safetensors,
