@@ -15,6 +15,8 @@ enum Dtype { kFloat32, kBfloat16, kFloat16, kFloat64 };
 constexpr int64_t kMostDim = 576;
 // Keys that are scored at once; a block is the unit of masking and skipping.
 constexpr int kBlock = 64;
+// Keys whose sums are added up apart: a running sum of floats rounds more the longer it is.
+constexpr int64_t kSegment = 16 * kBlock;
 
 // Elements of a row of 4 bits that share a scale; in 8 bits a row has one.
 constexpr int kInt4Group = 32;
@@ -67,20 +69,26 @@ inline int64_t group_of(const AttendArgs& args) { return args.heads / args.kv_he
 inline int64_t rows_of(const AttendArgs& args) { return group_of(args) * args.queries; }
 inline int64_t padded(int64_t dim) { return (dim + 31) / 32 * 32; }
 
-// The keys start..stop that some query of a sequence may see, cut into parts of `chunk` keys.
+// The keys start..stop that some query of a sequence may see, cut into parts of `chunk` keys, and
+// those into segments of kSegment. A task takes a part, or a segment where parts are too few for the
+// threads; sums are the same then, since those of segments are added up to a part's, and those of
+// parts to all, in their order.
 struct SequencePlan {
   int64_t length, start, stop, chunk, parts;
-  int64_t first_task;  // tasks run through kv heads, tiles of rows, parts
-  int64_t first_slot;  // where the partial results lie; -1 where there is one part only
+  int64_t segments;    // of a part that are tasks of their own; 1: the part is one
+  int64_t first_task;  // tasks run through kv heads, tiles of rows, parts, segments
+  int64_t first_slot;  // where the partial results lie; -1 where there is one task only
+
+  int64_t pieces() const { return parts * segments; }
 };
 
 struct Plan {
   bool tiled;  // by tiles.h, else by rowwise.h
   int64_t tile_rows, tiles;  // rows of a task, and such tiles in a kv head's rows
-  int64_t tasks, slots;      // of the shapes and lengths alone, as every sum is
-  int64_t threads, run;      // and tasks that a thread takes at once, one after the other
+  int64_t tasks, slots, threads;
+  int64_t run;  // tasks that a thread takes at once, one after the other
   SequencePlan* sequences;  // [B]
-  int32_t* left;            // [B][K][tiles]: parts not finished yet
+  int32_t* left;            // [B][K][tiles]: tasks not finished yet
   float* partial;           // [slots][tile_rows]: max, sum, then the V sums of each row
   int64_t scratch_bytes;    // for each thread
 };

@@ -51,11 +51,11 @@ inline void rotate_row(float* row, int64_t dim) {
   }
 }
 
-// The keys begin..end of a part that some row may see, and those that causality, window and length
+// The keys begin..end of a task that some row may see, and those that causality, window and length
 // hide from none, all_see_from..all_see_to.
 struct Span {
   int64_t begin, end, all_see_from, all_see_to;
-  int64_t ahead;  // where the keys end that the thread reads next: of its next part too
+  int64_t ahead;  // where the keys end that the thread reads next: of its next task too
 
   // Keys of the block that starts at `block`; 0 or less behind the end.
   HEADWISE_INLINE int count(int64_t block) const {
@@ -77,7 +77,8 @@ struct Extras {
   const SequencePlan* sequence;
   int64_t batch, kv_head;
   int64_t first_row, rows, group;
-  bool on;  // the thread goes on with the next part
+  int64_t part, segment;  // of the part: one of its segments, or 0 for all of it
+  bool on;                // the thread goes on with the keys behind
 
   HEADWISE_INLINE int64_t head(int64_t row) const {
     return kv_head * group + (first_row + row) % group;
@@ -130,10 +131,17 @@ struct Extras {
     return stop < 0 ? 0 : stop;
   }
 
+  // Where segments of the task's keys are counted from.
+  HEADWISE_INLINE int64_t base() const {
+    return sequence->start + part * sequence->chunk + segment * kSegment;
+  }
+
   // Rows are in the order of their positions: the first sees least, the last most.
-  HEADWISE_INLINE Span span(int64_t part) const {
-    Span span = {sequence->start + part * sequence->chunk, 0, first_key(rows - 1), stop_key(0), 0};
-    span.end = span.begin + sequence->chunk;
+  HEADWISE_INLINE Span span() const {
+    Span span = {base(), sequence->start + (part + 1) * sequence->chunk, first_key(rows - 1),
+                 stop_key(0), 0};
+    if (sequence->segments > 1 && span.end > span.begin + kSegment)
+      span.end = span.begin + kSegment;
     const int64_t stop = stop_key(rows - 1) < sequence->stop ? stop_key(rows - 1) : sequence->stop;
     if (span.end > stop) span.end = stop;
     span.ahead = on ? stop : span.end;

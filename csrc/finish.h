@@ -1,4 +1,4 @@
-// From running sums to results: one row at a time, and the merge of the parts of a context.
+// From running sums to results: one row at a time, and the merge of the pieces of a context.
 #pragma once
 
 #include "extras.h"
@@ -28,6 +28,8 @@ HEADWISE_INLINE void finish_row(const AttendArgs& args, int64_t batch, int64_t h
   const int64_t index = (batch * args.heads + head) * args.queries + query;
   const int64_t first = index * args.value_dim;
   const float factor = total == 0.0f ? 0.0f : scale / total;
+  // a row that has seen nothing is 0, whatever lies where it may not look
+  if (total == 0.0f) __builtin_memset(values, 0, sizeof(float) * args.value_dim);
   if (args.bits == 4) rotate_row(values, args.value_dim);
   if (args.dtype == kFloat32)
     write_row(values, factor, args.value_dim, static_cast<float*>(args.out) + first);
@@ -39,80 +41,123 @@ HEADWISE_INLINE void finish_row(const AttendArgs& args, int64_t batch, int64_t h
     args.lse[index] = total == 0.0f ? -kInfinity : top + __builtin_logf(total);
 }
 
-// Blocks whose sums are added up apart, before they join the sums of all: a running sum of floats
-// rounds more the longer it is.
-constexpr int kSumBlocks = 8;
+// Sums of weights and of weighted values of one row, shifted by `top`. A total of 0: it has seen
+// nothing (one of NaN has).
+struct RowSums {
+  float top, total;
+};
 
-// The outer of two levels of sums of a task: what earlier runs of blocks gave.
-struct Outer {
+// How one sum is added to another: by factors, or not at all, or in place of what is there.
+struct Factors {
+  enum { kBoth, kNothing, kCopy } how;
+  float to, from;
+};
+
+// Adds `from` to `to`, of which the values' sums are to follow by `fold_values`. Every product is
+// rounded on its own, so that a compiler makes the same of it in a task and in the merge.
+HEADWISE_INLINE Factors fold(RowSums* to, RowSums from) {
+  if (from.total == 0.0f) return {Factors::kNothing, 1.0f, 0.0f};
+  if (to->total == 0.0f) {
+    *to = from;
+    return {Factors::kCopy, 0.0f, 1.0f};
+  }
+  const float now = from.top > to->top ? from.top : to->top;
+  const Factors factors = {Factors::kBoth,
+                           to->top == now ? 1.0f : __builtin_expf(to->top - now),
+                           from.top == now ? 1.0f : __builtin_expf(from.top - now)};
+  to->total = rounded(to->total * factors.to) + rounded(from.total * factors.from);
+  to->top = now;
+  return factors;
+}
+
+// 16 of the values' sums.
+HEADWISE_INLINE void fold_values(float* to, const float* from, Factors factors) {
+  if (factors.how == Factors::kNothing) return;
+  for (int i = 0; i < 16; i += W) {
+    const vf fresh = load(from + i);
+    store(to + i, factors.how == Factors::kCopy
+                      ? fresh
+                      : rounded(load(to + i) * factors.to) + rounded(fresh * factors.from));
+  }
+}
+
+// The sums of the segments of a task that have ended.
+struct Segments {
   float *top, *total, *sum;
   int64_t rows, width;
-  int held = 0;       // blocks in the inner sums
   bool used = false;  // whether anything is here
 
-  HEADWISE_INLINE Outer(int64_t rows, int64_t width, Scratch* scratch) : rows(rows), width(width) {
+  HEADWISE_INLINE Segments(int64_t rows, int64_t width, Scratch* scratch)
+      : rows(rows), width(width) {
     top = scratch->take<float>(rows);
     total = scratch->take<float>(rows);
     sum = scratch->take<float>(rows * width);
   }
 
-  // Takes the inner sums over, which are zero then: sums of `rows` rows over `inner_total`,
-  // shifted by `inner_top`. columns(sum, row, v) says where 16 of a row lie, from the v-th on.
+  // Adds a segment's sums, and starts those anew. columns(sum, row, v): where 16 of a row's lie,
+  // from the v-th on.
   template <class Columns>
-  void take(const float* inner_top, float* inner_total, float* inner, const Columns& columns) {
+  void end_segment(float* own_top, float* own_total, float* own, const Columns& columns) {
     for (int64_t row = 0; row < rows; ++row) {
-      float factor = 0.0f;
-      if (used) factor = top[row] == inner_top[row] ? 1.0f : __builtin_expf(top[row] - inner_top[row]);
-      total[row] = inner_total[row] + (used ? total[row] * factor : 0.0f);
-      top[row] = inner_top[row];
-      inner_total[row] = 0.0f;
+      RowSums all = {used ? top[row] : -kInfinity, used ? total[row] : 0.0f};
+      Factors factors = fold(&all, {own_top[row], own_total[row]});
+      if (!used) factors.how = Factors::kCopy;  // over memory that nothing was written to
+      top[row] = all.top;
+      total[row] = all.total;
+      own_top[row] = -kInfinity;
+      own_total[row] = 0.0f;
       for (int64_t v = 0; v < width; v += 16) {
-        float *to = columns(sum, row, v), *from = columns(inner, row, v);
-        for (int i = 0; i < 16; i += W) {
-          const vf fresh = load(from + i);
-          store(to + i, used ? load(to + i) * factor + fresh : fresh);
-          store(from + i, vf{});
-        }
+        float* from = columns(own, row, v);
+        fold_values(columns(sum, row, v), from, factors);
+        for (int i = 0; i < 16; i += W) store(from + i, vf{});
       }
     }
     used = true;
-    held = 0;
   }
 };
 
-// Merges the parts of a tile of rows, in their order, and writes the result.
-inline void merge(const Extras& at, const Plan& plan, const float* first, float* values) {
+// Adds the sums of a row in the pieces first..last of a tile of rows up in `values`.
+HEADWISE_INLINE RowSums fold_pieces(const float* pieces, int64_t slot, int64_t first, int64_t last,
+                                    int64_t row, int64_t tile_rows, int64_t width, float* values) {
+  RowSums all = {-kInfinity, 0.0f};
+  for (int64_t piece = first; piece < last; ++piece) {
+    const float* from = pieces + piece * slot;
+    const Factors factors = fold(&all, {from[2 * row], from[2 * row + 1]});
+    const float* sums = from + 2 * tile_rows + row * width;
+    for (int64_t v = 0; v < width; v += 16) fold_values(values + v, sums + v, factors);
+  }
+  return all;
+}
+
+// Merges the pieces of a tile of rows, in their order, and writes the result. values: two rows.
+inline void merge(const Extras& at, const Plan& plan, const float* pieces, float* values) {
   const AttendArgs& args = *at.args;
+  const SequencePlan& sequence = *at.sequence;
   const int64_t width = padded(args.value_dim), slot = slot_floats(args, plan);
+  float* of_part = values + width;
   for (int64_t row = 0; row < at.rows; ++row) {
-    float top = -kInfinity, total = 0.0f;
-    for (int64_t part = 0; part < at.sequence->parts; ++part) {
-      const float other = first[part * slot + 2 * row];
-      top = other > top ? other : top;
+    __builtin_memset(values, 0, sizeof(float) * width);
+    RowSums all = {-kInfinity, 0.0f};
+    for (int64_t part = 0; part < sequence.parts; ++part) {
+      const int64_t first = part * sequence.segments;
+      const RowSums own = fold_pieces(pieces, slot, first, first + sequence.segments, row,
+                                      plan.tile_rows, width, of_part);
+      const Factors factors = fold(&all, own);
+      for (int64_t v = 0; v < width; v += 16) fold_values(values + v, of_part + v, factors);
     }
-    for (int64_t v = 0; v < width; ++v) values[v] = 0.0f;
-    for (int64_t part = 0; part < at.sequence->parts; ++part) {
-      const float* from = first + part * slot;
-      // a part that shows nothing to the row; not one whose scores are NaN, which are no maximum
-      if (from[2 * row + 1] == 0.0f) continue;
-      const float factor = from[2 * row] == top ? 1.0f : __builtin_expf(from[2 * row] - top);
-      total += factor * from[2 * row + 1];
-      const float* given = from + 2 * plan.tile_rows + row * width;
-      for (int64_t v = 0; v < width; v += W)
-        store(values + v, load(values + v) + factor * load(given + v));
-    }
-    finish_row(args, at.batch, at.head(row), at.query(row), values, top, total);
+    finish_row(args, at.batch, at.head(row), at.query(row), values, all.top, all.total);
   }
 }
 
-// Ends a task: `sums(row, to)` copies the V sums of a row. The last part to end merges them all.
+// Ends a task: `sums(row, to)` copies the V sums of a row. The last piece to end merges them all.
+// row_sum: two rows.
 template <class Sums>
-HEADWISE_INLINE void finish(const Extras& at, const Plan& plan, int64_t tile, int64_t part,
-                            const float* top, const float* total, const Sums& sums,
-                            float* row_sum) {
+HEADWISE_INLINE void finish(const Extras& at, const Plan& plan, int64_t tile, const float* top,
+                            const float* total, const Sums& sums, float* row_sum) {
   const AttendArgs& args = *at.args;
   const SequencePlan& sequence = *at.sequence;
-  if (sequence.parts == 1) {
+  const int64_t pieces = sequence.pieces();
+  if (pieces == 1) {
     for (int64_t row = 0; row < at.rows; ++row) {
       sums(row, row_sum);
       finish_row(args, at.batch, at.head(row), at.query(row), row_sum, top[row], total[row]);
@@ -121,8 +166,8 @@ HEADWISE_INLINE void finish(const Extras& at, const Plan& plan, int64_t tile, in
   }
   const int64_t width = padded(args.value_dim), slot = slot_floats(args, plan);
   const int64_t own = at.kv_head * plan.tiles + tile;
-  float* first = plan.partial + (sequence.first_slot + own * sequence.parts) * slot;
-  float* to = first + part * slot;
+  float* first = plan.partial + (sequence.first_slot + own * pieces) * slot;
+  float* to = first + (at.part * sequence.segments + at.segment) * slot;
   for (int64_t row = 0; row < at.rows; ++row) {
     to[2 * row] = top[row];
     to[2 * row + 1] = total[row];

@@ -19,22 +19,22 @@ struct Task {
   const AttendArgs& args;
   const Extras& at;
   const Plan& plan;
-  int64_t tile, part;
+  int64_t tile;
   char* scratch;
 
   template <class Rows>
   HEADWISE_INLINE void run(const Rows& keys, const Rows& tails, const Rows& values) const {
     if (!plan.tiled) {
-      attend_rowwise(at, plan, keys, values, part, scratch);
+      attend_rowwise(at, plan, keys, values, scratch);
       return;
     }
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
     if constexpr (Same<typename Rows::Element, bf16>::value) {
-      attend_tiles<PairEngine>(at, plan, keys, tails, values, tile, part, scratch);
+      attend_tiles<PairEngine>(at, plan, keys, tails, values, tile, scratch);
       return;
     }
 #endif
-    attend_tiles<FloatEngine>(at, plan, keys, tails, values, tile, part, scratch);
+    attend_tiles<FloatEngine>(at, plan, keys, tails, values, tile, scratch);
   }
 };
 
@@ -82,15 +82,16 @@ void attend_task(const AttendArgs& args, const Plan& plan, int64_t index, char* 
     }
   }
   const SequencePlan& sequence = plan.sequences[low];
-  const int64_t own = index - sequence.first_task, part = own % sequence.parts;
-  const int64_t tiled = own / sequence.parts;
+  const int64_t own = index - sequence.first_task, piece = own % sequence.pieces();
+  const int64_t tiled = own / sequence.pieces();
   // the last tile first: it sees most keys, and the threads end together
   const int64_t tile = plan.tiles - 1 - tiled % plan.tiles, first = tile * plan.tile_rows;
   const int64_t left = rows_of(args) - first;
   const Extras at = {&args, &sequence, low, tiled / plan.tiles, first,
                      left < plan.tile_rows ? left : plan.tile_rows, group_of(args),
-                     part + 1 < sequence.parts && (index + 1) % plan.run != 0};
-  const Task task = {args, at, plan, tile, part, scratch};
+                     piece / sequence.segments, piece % sequence.segments,
+                     piece + 1 < sequence.pieces() && (index + 1) % plan.run != 0};
+  const Task task = {args, at, plan, tile, scratch};
   if (args.bits == 8) {
     quantized_task<8, 0>(task);
   } else if (args.bits == 4) {

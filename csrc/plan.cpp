@@ -6,11 +6,11 @@ namespace headwise {
 
 namespace {
 
-// Tasks of a call (fewer where the merge of many rows is dear), enough for 32 threads, and keys
-// that a part has at least. How sums are cut depends on neither the number of threads nor on who
-// takes which task, so that a result does not either.
-constexpr int64_t kTasks = 128, kTiledTasks = 64;
-constexpr int64_t kLeastKeys = 512;
+// Parts of a call, and keys that a part has at least: more where the merge of many rows is dear.
+// How sums are cut depends on neither the number of threads nor on who takes which task, so that a
+// result does not either.
+constexpr int64_t kParts = 128, kTiledParts = 64;
+constexpr int64_t kLeastKeys = kSegment, kLeastTiledKeys = 4 * kSegment;
 // Runs of tasks that a thread gets, so that the threads end together.
 constexpr int64_t kRunsPerThread = 4;
 // Products of pairs of numbers for which waking one more thread pays, about 10 microseconds.
@@ -29,7 +29,7 @@ int64_t scratch_bytes(const AttendArgs& args, const Plan& plan) {
   const int64_t dim = padded(args.dim) + padded(args.tail_dim), width = padded(args.value_dim);
   const int64_t of_rows = rows * (dim + 2 * width + 2 * kBlock + 24);
   const int64_t of_keys = kBlock * (dim + width + 8);
-  return up(4 * (of_rows + of_keys), 64) + 64 * 16;
+  return up(4 * (of_rows + of_keys + 2 * width), 64) + 64 * 16;
 }
 
 }  // namespace
@@ -68,35 +68,45 @@ void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan) {
     }
     total += heads * (sequence.stop - sequence.start);
   }
-  const int64_t wanted = plan->tiled ? kTiledTasks : kTasks;
+  const int64_t wanted = plan->tiled ? kTiledParts : kParts;
+  const int64_t least = plan->tiled ? kLeastTiledKeys : kLeastKeys;
   const int64_t share = (total + wanted - 1) / wanted;
-  const int64_t chunk = share > kLeastKeys ? share : kLeastKeys;
-  plan->tasks = 0;
-  plan->slots = 0;
-  int64_t most_parts = 1;
+  const int64_t chunk = share > least ? share : least;
+  int64_t parts = 0;
   for (int64_t b = 0; b < args.batch; ++b) {
     SequencePlan& sequence = plan->sequences[b];
     const int64_t keys = sequence.stop - sequence.start;
     // a little more than a chunk is not worth another part
-    int64_t parts = (keys + chunk / 4) / chunk;
-    if (parts < 1) parts = 1;
-    sequence.chunk = up((keys + parts - 1) / parts, kBlock);
+    int64_t own = (keys + chunk / 4) / chunk;
+    if (own < 1) own = 1;
+    sequence.chunk = up((keys + own - 1) / own, kBlock);
     if (sequence.chunk == 0) sequence.chunk = kBlock;
     sequence.parts = (keys + sequence.chunk - 1) / sequence.chunk;
     if (sequence.parts < 1) sequence.parts = 1;
-    if (sequence.parts > most_parts) most_parts = sequence.parts;
-    sequence.first_task = plan->tasks;
-    sequence.first_slot = sequence.parts > 1 ? plan->slots : -1;
-    plan->tasks += heads * sequence.parts;
-    if (sequence.parts > 1) plan->slots += heads * sequence.parts;
-    for (int64_t i = 0; i < heads; ++i) plan->left[b * heads + i] = int32_t(sequence.parts);
+    parts += heads * sequence.parts;
   }
+
   // reading a key costs about as much as two rows of products
   const int64_t work = total * (args.dim + args.tail_dim + args.value_dim) * (plan->tile_rows + 2);
   if (threads > 1 + work / kLeastWork) threads = 1 + work / kLeastWork;
-  // parts of the same keys one after the other, which are asked for ahead; tiles are not alike
+  const bool split = threads > 1 && parts < 2 * threads && parts % threads != 0;
+  int64_t most = 1;
+  plan->tasks = 0;
+  plan->slots = 0;
+  for (int64_t b = 0; b < args.batch; ++b) {
+    SequencePlan& sequence = plan->sequences[b];
+    sequence.segments = split ? (sequence.chunk + kSegment - 1) / kSegment : 1;
+    const int64_t pieces = sequence.pieces();
+    if (pieces > most) most = pieces;
+    sequence.first_task = plan->tasks;
+    sequence.first_slot = pieces > 1 ? plan->slots : -1;
+    plan->tasks += heads * pieces;
+    if (pieces > 1) plan->slots += heads * pieces;
+    for (int64_t i = 0; i < heads; ++i) plan->left[b * heads + i] = int32_t(pieces);
+  }
+  // neighbouring keys one after the other, which are asked for ahead; tiles are not alike
   plan->run = plan->tasks / (threads * kRunsPerThread);
-  if (plan->run > most_parts) plan->run = most_parts;
+  if (plan->run > most) plan->run = most;
   if (plan->run < 1) plan->run = 1;
   const int64_t runs = (plan->tasks + plan->run - 1) / plan->run;
   plan->threads = threads < runs ? threads : runs;

@@ -251,7 +251,7 @@ HEADWISE_INLINE float soften(float* score, float* top, float* total) {
 // The body of a task. KeyRows and ValueRows say how rows are found and widened.
 template <class KeyRows, class ValueRows>
 void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
-                    const ValueRows& values, int64_t part, char* memory) {
+                    const ValueRows& values, char* memory) {
   constexpr bool kDot = kHasDot && Same<typename KeyRows::Element, bf16>::value &&
                         Same<typename ValueRows::Element, bf16>::value;
   constexpr bool kIntegers = kHasIntegers && KeyRows::kBits == 8 && ValueRows::kBits == 8;
@@ -266,11 +266,11 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
   [[maybe_unused]] bf16* weights = scratch.take<bf16>(rows * kBlock);
   [[maybe_unused]] int16_t* whole = reinterpret_cast<int16_t*>(weights);
   float* sum = scratch.take<float>(rows * width);
-  Outer outer(rows, width, &scratch);
+  Segments ended(rows, width, &scratch);
   const auto columns = [&](float* of, int64_t row, int64_t v) HEADWISE_LAMBDA {
     return of + row * width + v;
   };
-  float* row_sum = scratch.take<float>(width);
+  float* row_sum = scratch.take<float>(2 * width);
   float* query = scratch.take<float>(rows * query_width);
   bf16* narrow = reinterpret_cast<bf16*>(query);
   // a row's integers lie at the beginning of its floats
@@ -306,16 +306,18 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
   }
   __builtin_memset(sum, 0, sizeof(float) * rows * width);
 
-  const Span span = at.span(part);
+  const Span span = at.span();
+  const int64_t base = at.base();
   const bool plain = at.plain();
   for (int64_t block = span.begin; block < span.end; block += kBlock) {
     const int count = span.count(block);
+    if (block > span.begin && (block - base) % kSegment == 0)
+      ended.end_segment(top, total, sum, columns);
     if (!at.visible(block, count)) continue;
     const int64_t next = block + kBlock;
     Ahead ahead;
     ahead.add(keys, next, span.coming(next), dim);
     ahead.add(values, next, span.coming(next), value_dim);
-    if (++outer.held > kSumBlocks) outer.take(top, total, sum, columns);
 
     // past the last key the last one stands in; what it gives is hidden
     typename KeyRows::Row key[kBlock];
@@ -398,10 +400,10 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
     });
   }
 
-  if (outer.used) outer.take(top, total, sum, columns);
-  const float* all = outer.used ? outer.sum : sum;
+  if (ended.used) ended.end_segment(top, total, sum, columns);
+  const float* all = ended.used ? ended.sum : sum;
   finish(
-      at, plan, 0, part, top, outer.used ? outer.total : total,
+      at, plan, 0, ended.used ? ended.top : top, ended.used ? ended.total : total,
       [&](int64_t row, float* to) HEADWISE_LAMBDA {
         __builtin_memcpy(to, all + row * width, sizeof(float) * width);
       },

@@ -207,6 +207,17 @@ HEADWISE_INLINE vf rounded(vf x) {
   return x;
 }
 
+HEADWISE_INLINE float rounded(float x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
 HEADWISE_INLINE vf select(vi condition, vf yes, vf no) { return condition ? yes : no; }
 
 // a where it is larger, else b: also where one is NaN.

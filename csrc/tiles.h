@@ -98,18 +98,20 @@ struct RowVectors {
   }
 };
 
-// Running softmax of W rows: from scores to weights. `decay` is what earlier sums are multiplied
-// by; true where that is 1 for all. A row that has seen nothing keeps a maximum of -inf.
+// Running softmax of W rows: from scores, times `scale` of 0 or more, to weights. `decay` is what
+// earlier sums are multiplied by; true where that is 1 for all. A row that has seen nothing keeps a
+// maximum of -inf.
 template <class Engine>
 HEADWISE_INLINE bool soften_rows(float* score, float scale, float* top, float* total, float* decay,
                                  [[maybe_unused]] typename Engine::Weight* weights,
                                  Ahead& ahead) {
-  vf high = rounded(load(score) * scale), other = rounded(load(score + W) * scale);
+  vf high = load(score), other = load(score + W);
   for (int j = 2; j < kBlock; j += 2) {
-    high = larger(rounded(load(score + j * W) * scale), high);
-    other = larger(rounded(load(score + (j + 1) * W) * scale), other);
+    high = larger(load(score + j * W), high);
+    other = larger(load(score + (j + 1) * W), other);
   }
-  high = larger(high, other);
+  // rounding keeps the order: this is the largest of the products
+  high = rounded(larger(high, other) * scale);
   const vf before = load(top);
   const vf now = larger(high, before);
   const vf shift = select((vi)(now == -kInfinity), vf{}, now);
@@ -179,7 +181,7 @@ HEADWISE_INLINE Block<typename Engine::Element> key_block(const Rows& rows, int6
 // The body of a task. The tails are the part of query and key that is held apart, if there is one.
 template <class Engine, class KeyRows, class ValueRows>
 void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const KeyRows& tails,
-                  const ValueRows& values, int64_t tile, int64_t part, char* memory) {
+                  const ValueRows& values, int64_t tile, char* memory) {
   typedef typename Engine::Element Element;
   typedef typename Engine::Weight Weight;
   const AttendArgs& args = *at.args;
@@ -206,11 +208,11 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
   Element* tail_stage = scratch.take<Element>(kBlock * Engine::pitch(tail_dim));
   Element* value_stage = scratch.take<Element>(Engine::value_elements(value_dim));
   float* sum = scratch.take<float>(all_rows * width);
-  Outer outer(all_rows, width, &scratch);
+  Segments ended(all_rows, width, &scratch);
   const auto columns = [&](float* of, int64_t row, int64_t v) HEADWISE_LAMBDA {
     return Engine::columns(of, width, row, v);
   };
-  float* row_sum = scratch.take<float>(width);
+  float* row_sum = scratch.take<float>(2 * width);
 
   for (int64_t row = 0; row < all_rows; ++row) {
     top[row] = -kInfinity;
@@ -233,17 +235,19 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
   }
   __builtin_memset(sum, 0, sizeof(float) * all_rows * width);
 
-  const Span span = at.span(part);
-  const bool plain = at.plain();
+  const Span span = at.span();
+  const int64_t base = at.base();
+  const bool combined = !at.plain() || !(args.scale >= 0.0f);
   for (int64_t block = span.begin; block < span.end; block += kBlock) {
     const int count = span.count(block);
+    if (block > span.begin && (block - base) % kSegment == 0)
+      ended.end_segment(top, total, sum, columns);
     if (!at.visible(block, count)) continue;
     const int64_t next = block + kBlock;
     Ahead ahead;
     ahead.add(keys, next, span.coming(next), dim);
     if (tail_dim > 0) ahead.add(tails, next, span.coming(next), tail_dim);
     if (!value_is_key) ahead.add(values, next, span.coming(next), value_dim);
-    if (++outer.held > kSumBlocks) outer.take(top, total, sum, columns);
 
     const Block<Element> key = key_block<Engine>(keys, block, count, dim, key_stage);
     engine.scores(query, query_tile, tiles, key, key_width, true, score, ahead);
@@ -256,10 +260,10 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
     const bool edge = span.edge(block);
     for (int64_t t = 0; t < tiles; ++t) {
       float* s = score + t * kBlock * W;
-      if (!plain || edge) vectors.combine(t * W, block, count, s);
+      if (combined || edge) vectors.combine(t * W, block, count, s);
       if (edge) vectors.hide(t * W, block, count, s);
       const bool same =
-          soften_rows<Engine>(s, plain && !edge ? args.scale : 1.0f, top + t * W, total + t * W,
+          soften_rows<Engine>(s, combined || edge ? 1.0f : args.scale, top + t * W, total + t * W,
                               decay + t * W, weights + t * kBlock * W, ahead);
       if (same) continue;
       for (int64_t row = t * W; row < (t + 1) * W; ++row) {
@@ -287,10 +291,10 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
     }
   }
 
-  if (outer.used) outer.take(top, total, sum, columns);
-  float* all = outer.used ? outer.sum : sum;
+  if (ended.used) ended.end_segment(top, total, sum, columns);
+  float* all = ended.used ? ended.sum : sum;
   finish(
-      at, plan, tile, part, top, outer.used ? outer.total : total,
+      at, plan, tile, ended.used ? ended.top : top, ended.used ? ended.total : total,
       [&](int64_t row, float* to) HEADWISE_LAMBDA {
         for (int64_t v = 0; v < width; v += 16)
           __builtin_memcpy(to + v, columns(all, row, v), 16 * sizeof(float));
