@@ -15,8 +15,6 @@ enum Dtype { kFloat32, kBfloat16, kFloat16, kFloat64 };
 constexpr int64_t kMostDim = 576;
 // Keys that are scored at once; a block is the unit of masking and skipping.
 constexpr int kBlock = 64;
-// Keys whose sums are added up apart: a running sum of floats rounds more the longer it is.
-constexpr int64_t kSegment = 16 * kBlock;
 
 // Elements of a row of 4 bits that share a scale; in 8 bits a row has one.
 constexpr int kInt4Group = 32;
@@ -70,11 +68,11 @@ inline int64_t rows_of(const AttendArgs& args) { return group_of(args) * args.qu
 inline int64_t padded(int64_t dim) { return (dim + 31) / 32 * 32; }
 
 // The keys start..stop that some query of a sequence may see, cut into parts of `chunk` keys, and
-// those into segments of kSegment. A task takes a part, or a segment where parts are too few for the
+// those into segments of `segment`. A task takes a part, or a segment where parts are too few for the
 // threads; sums are the same then, since those of segments are added up to a part's, and those of
 // parts to all, in their order.
 struct SequencePlan {
-  int64_t length, start, stop, chunk, parts;
+  int64_t length, start, stop, chunk, parts, segment;
   int64_t segments;    // of a part that are tasks of their own; 1: the part is one
   int64_t first_task;  // tasks run through kv heads, tiles of rows, parts, segments
   int64_t first_slot;  // where the partial results lie; -1 where there is one task only

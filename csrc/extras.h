@@ -133,15 +133,15 @@ struct Extras {
 
   // Where segments of the task's keys are counted from.
   HEADWISE_INLINE int64_t base() const {
-    return sequence->start + part * sequence->chunk + segment * kSegment;
+    return sequence->start + part * sequence->chunk + segment * sequence->segment;
   }
 
   // Rows are in the order of their positions: the first sees least, the last most.
   HEADWISE_INLINE Span span() const {
     Span span = {base(), sequence->start + (part + 1) * sequence->chunk, first_key(rows - 1),
                  stop_key(0), 0};
-    if (sequence->segments > 1 && span.end > span.begin + kSegment)
-      span.end = span.begin + kSegment;
+    if (sequence->segments > 1 && span.end > span.begin + sequence->segment)
+      span.end = span.begin + sequence->segment;
     const int64_t stop = stop_key(rows - 1) < sequence->stop ? stop_key(rows - 1) : sequence->stop;
     if (span.end > stop) span.end = stop;
     span.ahead = on ? stop : span.end;

@@ -6,13 +6,17 @@ namespace headwise {
 
 namespace {
 
-// Parts of a call, and keys that a part has at least: more where the merge of many rows is dear.
+// Keys whose sums are added up apart, since a running sum of floats rounds more the longer it is:
+// as few as serve many threads, or more where there are many tiles to share among them.
+constexpr int64_t kSegment = 16 * kBlock, kLongSegment = 64 * kBlock;
+constexpr int64_t kManyTiles = 32;
+// Parts of a call, and keys that a part has at least: writing and merging what it gives takes time.
 // How sums are cut depends on neither the number of threads nor on who takes which task, so that a
 // result does not either.
-constexpr int64_t kParts = 128, kTiledParts = 64;
-constexpr int64_t kLeastKeys = kSegment, kLeastTiledKeys = 4 * kSegment;
-// Runs of tasks that a thread gets, so that the threads end together.
-constexpr int64_t kRunsPerThread = 4;
+constexpr int64_t kParts = 64;
+constexpr int64_t kLeastKeys = 64 * kBlock;
+// Tasks that a thread gets at least, if a context is long enough, so that the threads end together.
+constexpr int64_t kTasksPerThread = 4;
 // Products of pairs of numbers for which waking one more thread pays, about 10 microseconds.
 constexpr int64_t kLeastWork = int64_t(1) << 19;
 // Rows from which products of tiles are faster than one row after the other; where tiles need the
@@ -68,10 +72,9 @@ void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan) {
     }
     total += heads * (sequence.stop - sequence.start);
   }
-  const int64_t wanted = plan->tiled ? kTiledParts : kParts;
-  const int64_t least = plan->tiled ? kLeastTiledKeys : kLeastKeys;
-  const int64_t share = (total + wanted - 1) / wanted;
-  const int64_t chunk = share > least ? share : least;
+  const int64_t share = (total + kParts - 1) / kParts;
+  const int64_t chunk = share > kLeastKeys ? share : kLeastKeys;
+  const int64_t segment = args.batch * heads >= kManyTiles ? kLongSegment : kSegment;
   int64_t parts = 0;
   for (int64_t b = 0; b < args.batch; ++b) {
     SequencePlan& sequence = plan->sequences[b];
@@ -83,19 +86,20 @@ void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan) {
     if (sequence.chunk == 0) sequence.chunk = kBlock;
     sequence.parts = (keys + sequence.chunk - 1) / sequence.chunk;
     if (sequence.parts < 1) sequence.parts = 1;
+    sequence.segment = segment;
     parts += heads * sequence.parts;
   }
 
   // reading a key costs about as much as two rows of products
   const int64_t work = total * (args.dim + args.tail_dim + args.value_dim) * (plan->tile_rows + 2);
   if (threads > 1 + work / kLeastWork) threads = 1 + work / kLeastWork;
-  const bool split = threads > 1 && parts < 2 * threads && parts % threads != 0;
+  const bool split = threads > 1 && parts < kTasksPerThread * threads && parts % threads != 0;
   int64_t most = 1;
   plan->tasks = 0;
   plan->slots = 0;
   for (int64_t b = 0; b < args.batch; ++b) {
     SequencePlan& sequence = plan->sequences[b];
-    sequence.segments = split ? (sequence.chunk + kSegment - 1) / kSegment : 1;
+    sequence.segments = split ? (sequence.chunk + segment - 1) / segment : 1;
     const int64_t pieces = sequence.pieces();
     if (pieces > most) most = pieces;
     sequence.first_task = plan->tasks;
@@ -105,7 +109,7 @@ void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan) {
     for (int64_t i = 0; i < heads; ++i) plan->left[b * heads + i] = int32_t(pieces);
   }
   // neighbouring keys one after the other, which are asked for ahead; tiles are not alike
-  plan->run = plan->tasks / (threads * kRunsPerThread);
+  plan->run = plan->tasks / (threads * kTasksPerThread);
   if (plan->run > most) plan->run = most;
   if (plan->run < 1) plan->run = 1;
   const int64_t runs = (plan->tasks + plan->run - 1) / plan->run;

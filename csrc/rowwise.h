@@ -311,7 +311,7 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
   const bool plain = at.plain();
   for (int64_t block = span.begin; block < span.end; block += kBlock) {
     const int count = span.count(block);
-    if (block > span.begin && (block - base) % kSegment == 0)
+    if (block > span.begin && (block - base) % at.sequence->segment == 0)
       ended.end_segment(top, total, sum, columns);
     if (!at.visible(block, count)) continue;
     const int64_t next = block + kBlock;
