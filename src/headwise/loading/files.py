@@ -139,9 +139,7 @@ def require_file(path: Path, what: str = "", wanted: str = "a file") -> None:
     if found == "folder":
         raise LoadError(f"{named} is not a file; give {wanted}, not a folder")
     if found == "other":
-        raise LoadError(
-            f"{named} is not a file; give {wanted}, not a pipe, a socket or a device"
-        )
+        raise LoadError(f"{named} is not a file; give {wanted}, not a pipe, a socket or a device")
 
 
 def read_bytes(path: Path, what: str = "", *, most: int | None = None) -> bytes:
