@@ -15,21 +15,21 @@ HEADWISE_INLINE void write_row(const float* values, float factor, int64_t count,
 // The sums may be rotated where they are.
 HEADWISE_INLINE void finish_row(const AttendArgs& args, int64_t batch, int64_t head, int64_t query,
                                 float* values, float top, float total) {
+  // a row that has seen nothing is 0, whatever lies where it may not look
+  if (total == 0.0f) __builtin_memset(values, 0, sizeof(float) * args.value_dim);
   float scale = 1.0f;
   if (args.sinks != nullptr) {
     const float sink = args.sinks[head];
     if (sink != -kInfinity) {
       const float now = sink > top ? sink : top;
       scale = top == -kInfinity ? 0.0f : __builtin_expf(top - now);
-      total = total * scale + __builtin_expf(sink - now);
+      total = rounded(total * scale) + __builtin_expf(sink - now);
       top = now;
     }
   }
   const int64_t index = (batch * args.heads + head) * args.queries + query;
   const int64_t first = index * args.value_dim;
   const float factor = total == 0.0f ? 0.0f : scale / total;
-  // a row that has seen nothing is 0, whatever lies where it may not look
-  if (total == 0.0f) __builtin_memset(values, 0, sizeof(float) * args.value_dim);
   if (args.bits == 4) rotate_row(values, args.value_dim);
   if (args.dtype == kFloat32)
     write_row(values, factor, args.value_dim, static_cast<float*>(args.out) + first);

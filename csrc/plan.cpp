@@ -15,6 +15,8 @@ constexpr int64_t kManyTiles = 32;
 // result does not either.
 constexpr int64_t kParts = 64;
 constexpr int64_t kLeastKeys = 64 * kBlock;
+// Floats that the results of segments may take; else a task is a part.
+constexpr int64_t kMostPartial = int64_t(1) << 23;
 // Tasks that a thread gets at least, if a context is long enough, so that the threads end together.
 constexpr int64_t kTasksPerThread = 4;
 // Products of pairs of numbers for which waking one more thread pays, about 10 microseconds.
@@ -75,7 +77,7 @@ void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan) {
   const int64_t share = (total + kParts - 1) / kParts;
   const int64_t chunk = share > kLeastKeys ? share : kLeastKeys;
   const int64_t segment = args.batch * heads >= kManyTiles ? kLongSegment : kSegment;
-  int64_t parts = 0;
+  int64_t parts = 0, segments = 0;
   for (int64_t b = 0; b < args.batch; ++b) {
     SequencePlan& sequence = plan->sequences[b];
     const int64_t keys = sequence.stop - sequence.start;
@@ -88,12 +90,14 @@ void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan) {
     if (sequence.parts < 1) sequence.parts = 1;
     sequence.segment = segment;
     parts += heads * sequence.parts;
+    segments += heads * sequence.parts * ((sequence.chunk + segment - 1) / segment);
   }
 
   // reading a key costs about as much as two rows of products
   const int64_t work = total * (args.dim + args.tail_dim + args.value_dim) * (plan->tile_rows + 2);
   if (threads > 1 + work / kLeastWork) threads = 1 + work / kLeastWork;
-  const bool split = threads > 1 && parts < kTasksPerThread * threads && parts % threads != 0;
+  const bool split = threads > 1 && parts < kTasksPerThread * threads && parts % threads != 0 &&
+                     segments * slot_floats(args, *plan) <= kMostPartial;
   int64_t most = 1;
   plan->tasks = 0;
   plan->slots = 0;

@@ -78,6 +78,25 @@ def test_a_sink_that_is_nan_reaches_rows_that_see_nothing(backend):
     assert torch.equal(out[0, 1], torch.zeros(1, 16))
 
 
+@pytest.mark.parametrize("length", [2, 20])
+@pytest.mark.parametrize("place", [5, 3000])
+@pytest.mark.parametrize("damaged", [math.nan, math.inf])
+def test_a_row_that_sees_nothing_is_zero_beside_damaged_values(
+    damaged, place, length, level, threads
+):
+    query = torch.randn(1, 2, length, 64)
+    key, value = torch.randn(2, 1, 1, 4096, 64)
+    value[:, :, place] = damaged
+    mask = torch.ones(1, 1, length, 4096, dtype=torch.bool)
+    mask[:, :, 0] = False
+    for sinks in (None, torch.randn(2)):
+        for count in (1, 2, 3):
+            threads(count)
+            out = attention(query, key, value, mask=mask, sinks=sinks, backend="cpu")
+            assert torch.equal(out[:, :, 0], torch.zeros(1, 2, 64))
+            assert not out[:, :, 1:, 0].isfinite().any()
+
+
 @pytest.mark.parametrize("length", [1, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1e3, 1e8, 1e9, 1e10, 1e20, 1e30])
@@ -191,3 +210,37 @@ def test_gradients_of_rows_that_a_bias_pushes_far_down_are_those_of_a_softmax(ad
     gradients = torch.autograd.grad((out * weight).sum(), tensors)
     for given, one in zip(gradients, torch.autograd.grad((expected * weight).sum(), tensors)):
         torch.testing.assert_close(given, one, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_beside_alibi_that_is_far_off_are_those_of_float64():
+    # what every query sees lies at distances of 4,000
+    shapes = ((1, 1, 3, 8), (1, 1, 4000, 8), (1, 1, 4000, 8))
+    tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    options = {
+        "alibi_slopes": torch.tensor([50.0]),
+        "mask": (torch.arange(4000) < 60).view(1, 1, 1, -1),
+    }
+    out = attention(*tensors, **options)
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    expected = attention(*exact, **options, backend="reference")
+    # scores of 2e5 are rounded by up to 2^-7 in float32; weights made from the lse are off by more
+    given = torch.autograd.grad(out.square().sum(), tensors)
+    right = torch.autograd.grad(expected.square().sum(), exact)
+    for one, other in zip(given, right):
+        assert (one.double() - other).norm() <= 3e-3 * other.norm()
+
+
+def test_training_with_a_bias_goes_where_no_number_can_be_looked_at():
+    def loss(query, key, value, bias):
+        return attention(query, key, value, bias=bias).square().sum()
+
+    batch = [torch.randn(3, 1, 2, 5, 8) for _ in range(3)]
+    bias = torch.randn(3, 1, 1, 5, 5)
+    given = torch.func.vmap(torch.func.grad(loss))(*batch, bias)
+    for index, one in enumerate(given):
+        tensors = [tensor[index].clone().requires_grad_() for tensor in batch]
+        (expected,) = torch.autograd.grad(loss(*tensors, bias[index]), tensors[:1])
+        torch.testing.assert_close(one, expected)
+    meta = [torch.randn(1, 2, 5, 8, device="meta", requires_grad=True) for _ in range(3)]
+    out = attention(*meta, bias=torch.zeros(1, 1, 5, 5, device="meta"))
+    assert out.shape == (1, 2, 5, 8)

@@ -43,7 +43,7 @@ def how(problem: Problem) -> str:
             "scaled_dot_product_attention"
             + (packed if problem.group_size > 1 else "")
             + (padded if problem.head_dim != problem.value_dim else "")
-            + (far if problem.needs_grad and problem.bias is not None else "")
+            + (far if _may_be_far(problem) else "")
         )
     return f"matrix products with a float32 softmax ({obstacle})"
 
@@ -57,10 +57,8 @@ def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     # its causal kernel scales the -inf of what is masked, which is NaN for a scale of 0 or less
     if by_sdpa and _is_plain_causal(problem) and call.scale > 0:
         return _sdpa(call, call.query, call.key, call.value, None, causal=True), None
-    if by_sdpa and problem.needs_grad and call.bias is not None:
-        # a compiler cannot look
-        looks = not torch.compiler.is_compiling()
-        by_sdpa = looks and not any(map(_is_far, _blocks(call, _rows_per_block(problem, True))))
+    if by_sdpa and _may_be_far(problem):
+        by_sdpa = not any(map(_is_far, _blocks(call, _rows_per_block(problem, True))))
     outs, lses = [], []
     for block in _blocks(call, _rows_per_block(problem, by_sdpa)):
         if block.stop <= block.start or call.query.numel() == 0:
@@ -121,15 +119,29 @@ class _Block:
     bias: Tensor | None
 
 
+def _may_be_far(problem: Problem) -> bool:
+    """Whether a row may see nothing but keys with a bias, or ALiBi, beyond `_FAR`.
+
+    With ALiBi alone a causal query sees its own key, at a distance of 0.
+    """
+    alibi = problem.alibi and (problem.mask or not problem.causal)
+    return problem.needs_grad and (problem.bias is not None or alibi)
+
+
 def _is_far(block: _Block) -> bool:
-    """Whether all that some row may see has a bias beyond `_FAR`."""
+    """Whether all that some row may see has a bias beyond `_FAR`, or that cannot be told."""
     if block.bias is None or block.stop <= block.start:
         return False
     bias = block.bias.detach()
+    if torch.compiler.is_compiling() or (bias.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return True
     if block.visible is not None:
         bias = bias.masked_fill(~block.visible, float("-inf"))
     peak = bias.amax(dim=-1)
-    return bool((peak.isfinite() & (peak.abs() > _FAR)).any())
+    try:
+        return bool((peak.isfinite() & (peak.abs() > _FAR)).any())
+    except RuntimeError:  # traced, batched by vmap, or without data
+        return True
 
 
 def _rows_per_block(problem: Problem, by_sdpa: bool) -> int:
