@@ -13,6 +13,7 @@ import torch
 import transformers as hf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import StaticCache
+from transformers.masking_utils import create_causal_mask
 
 import headwise
 from families import ENCODERS, FAMILIES, VOCABULARY, WINDOW, make
@@ -360,3 +361,27 @@ def test_weights_while_dropout_is_on_are_zero_where_sdpa_is() -> None:
     output = model(IDS, attention_mask=MASK, output_attentions=True, use_cache=False)
     assert all(not weights[0, :, :5].any() for weights in output.attentions)
     assert all(weights[0, :, 5:].any() for weights in output.attentions)
+
+
+def test_a_mask_of_transformers_that_is_written_to_is_looked_through_again() -> None:
+    def run(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.randint(3, 97, (1, 9), generator=torch.Generator().manual_seed(6))
+        seen = torch.ones_like(ids)
+        seen[0, 2] = 0
+        mask = create_causal_mask(
+            config=model.config,
+            inputs_embeds=torch.zeros(1, 9, model.config.hidden_size),
+            attention_mask=seen,
+            cache=None,
+            position_ids=torch.arange(9)[None],
+        )
+        with torch.no_grad():
+            first = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            mask[0, :, :4] = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+            return first, model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+    model = make("llama-gqa", attn_implementation="eager")
+    expected = run(model)
+    headwise.attach(model)
+    for given, right in zip(run(model), expected, strict=True):
+        torch.testing.assert_close(given, right, rtol=1e-4, atol=1e-4)

@@ -275,3 +275,12 @@ def test_a_comparison_whose_settings_cannot_be_read_is_one_line(
 ) -> None:
     (tmp_path / "configuration.json").write_text(content, encoding="latin-1")
     refused(lambda: claim(tmp_path, Configuration()), "give a new folder")
+
+
+def test_a_config_that_names_another_file_of_weights_is_refused(copy: Path) -> None:
+    # Transformers would read that file, through an index outside of the folder or a pickle too
+    config = copy / "config.json"
+    fields = json.loads(config.read_text()) | {"transformers_weights": "x.safetensors.index.json"}
+    config.write_text(json.dumps(fields))
+    with pytest.raises(LoadError, match="names another file of weights"):
+        load(copy)

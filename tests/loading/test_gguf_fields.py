@@ -171,6 +171,7 @@ HONOURED: dict[str, tuple[str, Any, dict[str, Any]]] = {
             **TIED,
             head_dim=10,
             sliding_window=17,
+            query_pre_attn_scalar=10,
             attn_logit_softcapping=19.0,
             final_logit_softcapping=7.0,
         ),
@@ -181,6 +182,7 @@ HONOURED: dict[str, tuple[str, Any, dict[str, Any]]] = {
         hf.Gemma3TextConfig(
             **TIED | {"num_hidden_layers": 6},
             head_dim=10,
+            query_pre_attn_scalar=10,
             sliding_window=17,
             rope_parameters=GEMMA3_ROPE,
         ),
@@ -302,3 +304,25 @@ def test_fields_that_change_no_number_pass(llama: Any, tmp_path: Path) -> None:
     model, _ = load(file, attention="eager")
     with torch.no_grad():
         assert torch.equal(model(TOKENS).logits, llama(TOKENS).logits)
+
+
+def test_llamas_file_that_does_not_count_its_kv_heads_is_refused(tmp_path: Path) -> None:
+    # Transformers' reader would leave queries and keys in the order of another rotation
+    file = tmp_path / "m.gguf"
+    stock = make_stock(
+        hf.LlamaConfig(**SIZES | {"num_key_value_heads": SIZES["num_attention_heads"]})
+    )
+    write_gguf(file, stock, "llama", drop=("attention.head_count_kv",))
+    with pytest.raises(LoadError, match=r"does not say llama\.attention\.head_count_kv"):
+        load(file)
+
+
+@pytest.mark.parametrize("name", ["attn_factor", "yarn_attn_factor"])
+@pytest.mark.parametrize("scaling", [{}, {"type": "linear", "factor": 2.0}])
+def test_a_factor_for_attention_beside_a_plain_rotation_is_refused(
+    name: str, scaling: dict[str, Any], llama: Any, tmp_path: Path
+) -> None:
+    fields = {f"rope.scaling.{key}": value for key, value in (scaling | {name: 2.0}).items()}
+    write_gguf(tmp_path / "m.gguf", llama, "llama", fields=fields)
+    with pytest.raises(LoadError, match=rf"rope\.scaling\.{name} 2\.0"):
+        load(tmp_path / "m.gguf")

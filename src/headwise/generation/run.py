@@ -166,9 +166,9 @@ class _Reading:
             model.register_forward_pre_hook(self._before, prepend=True),
             model.register_forward_hook(self._after, with_kwargs=True),
         ]
-        if self.on_prefill is not None:
-            self.on_prefill(0, self.run.prompt_tokens)
         try:
+            if self.on_prefill is not None:
+                self.on_prefill(0, self.run.prompt_tokens)
             yield
         finally:
             for hook in hooks:

@@ -26,8 +26,9 @@ _SHARED = "_headwise_empty"
 
 
 def share(mask: Tensor) -> Tensor:
-    """Have `mask` looked through once, not once per layer. Nobody may write to it afterwards."""
-    setattr(mask, _SHARED, [])
+    """Have `mask` looked through once, not once per layer, and again after somebody wrote to it."""
+    if not mask.is_inference():  # such a tensor does not count what is written to it
+        setattr(mask, _SHARED, [])
     return mask
 
 
@@ -136,8 +137,8 @@ def _empty(mask: Tensor, eager: bool) -> Tensor | None:
     """[B|1, 1|H, S|1], the rows of `mask` that are averaged; None where there are none."""
     tracing = is_tracing(mask)
     shared = None if tracing else getattr(mask, _SHARED, None)
-    if shared:
-        return shared[0]
+    if shared and shared[0] == mask._version:
+        return shared[1]
     if mask.dtype == torch.bool:
         empty = ~mask.any(-1)
     else:
@@ -149,7 +150,7 @@ def _empty(mask: Tensor, eager: bool) -> Tensor | None:
         return empty
     found = empty if bool(empty.any()) else None
     if shared is not None:
-        shared.append(found)
+        shared[:] = mask._version, found
     return found
 
 

@@ -164,8 +164,8 @@ def _chosen(gguf: GgufFile, has: set[str], said: dict[str, Any]) -> dict[str, An
             chosen["head_dim"] = width // heads  # the class's default is one checkpoint's
         if "query_pre_attn_scalar" in has:
             scale = gguf.get("attention.scale")
-            if (gguf.architecture, gguf.get("block_count")) in _SCALED_BY_WIDTH:
-                chosen["query_pre_attn_scalar"] = width // heads
+            by_width = (gguf.architecture, gguf.get("block_count")) in _SCALED_BY_WIDTH
+            chosen["query_pre_attn_scalar"] = width // heads if by_width or not size else size
             if scale:
                 chosen["query_pre_attn_scalar"] = round(scale**-2)
     if kind == "gemma4_text" and gguf.get("attention.key_length_swa"):
@@ -193,6 +193,13 @@ def _check_fields(gguf: GgufFile, config: Any, has: set[str]) -> None:
     for name in ("block_count", "embedding_length"):
         if gguf.get(name) is None:
             raise LoadError(f"{gguf.path} does not say {gguf.architecture}.{name}")
+    if gguf.architecture == "llama" and gguf.get("attention.head_count_kv") is None:
+        # as many as there are heads; but Transformers' reader then leaves queries and keys in
+        # the order that rotates other pairs
+        raise LoadError(
+            f"{gguf.path} does not say llama.attention.head_count_kv, which Transformers' reader "
+            "needs: convert the original model anew"
+        )
     eps = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
     if all(gguf.get(name) is None for name in eps):
         raise LoadError(f"{gguf.path} does not say {gguf.architecture}.{eps[0]}")

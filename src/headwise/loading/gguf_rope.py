@@ -25,6 +25,7 @@ _SCALING = (
     "yarn_beta_slow",
     "yarn_ext_factor",
 )
+_ATTENTION = ("attn_factor", "yarn_attn_factor", "yarn_ext_factor")
 ROPE_FIELDS = {
     "rope.dimension_count",
     "rope.freq_base",
@@ -118,6 +119,13 @@ def _scaling(gguf: GgufFile) -> dict[str, Any]:
         kind = "linear" if factor else "none"
     if kind == "linear" and factor in (None, 0, 1):
         kind = "none"
+    factors = [f"rope.scaling.{name}" for name in _ATTENTION]
+    own = [name for name in factors if gguf.get(name, 1.0) != 1.0]
+    if own and (
+        kind not in ("none", "longrope") or own != ["rope.scaling.attn_factor"] or not held
+    ):
+        # What the attention factors multiply changed between versions of llama.cpp.
+        _refuse(gguf, f"{own[0]} {gguf.get(own[0])!r} with rope.scaling.type {kind!r}")
     if {"rope_factors_long.weight", "rope_factors_short.weight"} <= set(held) and kind in (
         "none",
         "longrope",
@@ -130,7 +138,7 @@ def _scaling(gguf: GgufFile) -> dict[str, Any]:
         }
         attention = gguf.get("rope.scaling.attn_factor")
         return rope | ({"attention_factor": float(attention)} if attention else {})
-    if set(held) == {"rope_freqs.weight"} and kind == "none":
+    if set(held) == {"rope_freqs.weight"} and kind == "none" and not own:
         return _divided(gguf, held["rope_freqs.weight"])
     if held or kind not in ("none", "linear", "yarn"):
         _refuse(gguf, f"rope.scaling.type {kind!r} with {' and '.join(held) or 'no factors'}")
@@ -138,10 +146,8 @@ def _scaling(gguf: GgufFile) -> dict[str, Any]:
         return {"rope_type": "default"}
     if kind == "linear":
         return {"rope_type": "linear", "factor": float(factor)}
-    own = ("attn_factor", "yarn_attn_factor", "yarn_ext_factor")
-    if not factor or any(gguf.get(f"rope.scaling.{name}", 1.0) != 1.0 for name in own):
-        # What the attention factors multiply changed between versions of llama.cpp.
-        _refuse(gguf, "a yarn scaling without a factor, or with an attention factor of its own")
+    if not factor:
+        _refuse(gguf, "a yarn scaling without a factor")
     return {
         "rope_type": "yarn",
         "factor": float(factor),

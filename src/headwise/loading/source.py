@@ -105,7 +105,14 @@ def check_folder(folder: Path) -> None:
             gguf = sorted(folder.glob("*.gguf"))
             hint = f"; it holds {gguf[0].name}: give that file" if gguf else ""
             raise LoadError(f"{folder} is not a model folder: it has no config.json{hint}")
-        read_json(config)
+        other = read_json(config).get("transformers_weights")
+        if other is not None:
+            # Transformers would read that one, and everything here looks at model.safetensors
+            raise LoadError(
+                f"{config} names another file of weights, transformers_weights "
+                f"{str(other)[:100]!r}, which is not followed: remove that line, or save the model "
+                "anew"
+            )
         weights = weight_files(folder) or sorted(folder.glob("*.safetensors"))
         for file in weights:
             require_file(file)

@@ -76,7 +76,9 @@ def within(name: str, chosen: Iterable[int] | None, count: int) -> tuple[int, ..
     if chosen is None:
         return None
     listed = () if isinstance(chosen, str) or not isinstance(chosen, Iterable) else tuple(chosen)
-    if not all(isinstance(at, int) for at in listed) or isinstance(chosen, str):
+    if not all(isinstance(at, int) and not isinstance(at, bool) for at in listed) or isinstance(
+        chosen, str
+    ):
         raise OptionError(f"{name} is {chosen!r}, expected numbers, as [0, 4]")
     found = tuple(sorted(set(listed)))
     if not found or found[0] < 0 or found[-1] >= count:
@@ -102,7 +104,7 @@ def rows(
         raise OptionError(f"tokens is {chosen!r}, expected positions and words, as [0, 'it']")
     found: set[int] = set()
     for token in chosen:
-        if not isinstance(token, int | str):
+        if not isinstance(token, int | str) or isinstance(token, bool):
             raise OptionError(f"tokens has {token!r}, expected positions and words, as [0, 'it']")
         if isinstance(token, int):
             if not 0 <= token < total:

@@ -41,7 +41,7 @@ class ConfigFields:
         aliases: Mapping[str, str] = _NONE,
         instead: Mapping[str, object] = _NOTHING,
     ) -> None:
-        if source is None or isinstance(source, str | int | float | list | tuple):
+        if source is None or isinstance(source, str | int | float | list | tuple | type):
             raise SpecError(
                 f"config is {type(source).__name__} {shown(source)}: "
                 "expected a Hugging Face config or its dict"
