@@ -9,6 +9,7 @@ import torch
 import headwise
 from families import DECODERS, ENCODERS, GENERATORS, MLA, VOCABULARY, make
 from headwise.hf import interface
+from rounding import half_precision_error, relative_error
 
 NEW_TOKENS = 64
 # float32 rounding of about 1e-7, through 3 layers whose activations grow to about 10
@@ -96,20 +97,26 @@ def test_forward_gives_the_logits_of_stock(family: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama-gqa", "gemma2", "gpt_oss", "gpt2", "t5", "bert"])
-def test_half_precision_is_as_close_to_float32_as_stock(family: str, dtype: torch.dtype) -> None:
-    exact = make(family)
-    model = make(family).to(dtype)
+def test_half_precision_is_as_close_to_float32_as_its_roundings_allow(
+    family: str, dtype: torch.dtype
+) -> None:
+    # T5 does not scale its scores: with the usual weights of these tests they are hundreds, whose
+    # rounding is all that half precision leaves
+    changes = {"initializer_factor": 1.0} if family == "t5" else {}
+    exact = make(family, **changes)
+    model = make(family, **changes).to(dtype)
     with torch.no_grad():
         truth = _forward(exact, input_ids=PROMPT)
-        stock = _forward(model, input_ids=PROMPT).float()
         headwise.attach(model)
-        ours = _forward(model, input_ids=PROMPT).float()
-    stock_error = (stock - truth).pow(2).mean().sqrt()
-    assert (ours - truth).pow(2).mean().sqrt() <= 1.5 * stock_error
+        ours = _forward(model, input_ids=PROMPT)
+    layers = model.config.num_hidden_layers
+    assert relative_error(ours, truth) <= half_precision_error(dtype, layers)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_absorbed_decoding_in_half_precision_is_as_close_as_stock(dtype: torch.dtype) -> None:
+def test_absorbed_decoding_in_half_precision_is_as_close_as_its_roundings_allow(
+    dtype: torch.dtype,
+) -> None:
     # one dense layer: in half precision the routing of experts flips, whoever attends
     changes = {"num_hidden_layers": 2, "first_k_dense_replace": 2}
     exact, model = make("deepseek_v3", **changes), make("deepseek_v3", **changes).to(dtype)
@@ -119,10 +126,9 @@ def test_absorbed_decoding_in_half_precision_is_as_close_as_stock(dtype: torch.d
             cache = at(PROMPT[:, :-1], use_cache=True).cache
             return at(PROMPT[:, -1:], cache=cache).logits.float()
 
-    truth, stock = decoded(exact), decoded(model)
+    truth = decoded(exact)
     headwise.attach(model)
-    error = (decoded(model) - truth).pow(2).mean().sqrt()
-    assert error <= 1.5 * (stock - truth).pow(2).mean().sqrt()
+    assert relative_error(decoded(model), truth) <= half_precision_error(dtype, 2)
 
 
 @pytest.mark.parametrize("family", GENERATORS)
