@@ -16,12 +16,13 @@ BUILD_TOOLS := scikit-build-core cmake ninja
 EDITABLE := --no-build-isolation --editable
 CPP := CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test lint format docs wheel clean help
+.PHONY: demo test sweep lint format docs wheel clean help
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    generate with a real model at a long context, next to stock Transformers"
 	@echo "make test    run the tests"
+	@echo "make sweep   run those that take long and are more of the same"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make docs    build the site into docs/_build/html"
@@ -33,7 +34,10 @@ demo: .venv/.run
 	    --max-new-tokens $(NEW_TOKENS) --dtype $(DTYPE) --against sdpa
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not sweep"
+
+sweep: .venv/.dev
+	$(BIN)/python -m pytest -n $(JOBS) -m sweep
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

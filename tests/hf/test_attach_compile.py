@@ -39,8 +39,19 @@ def _has_windows(model: Any) -> bool:
     return any(at.attention.window for at in headwise.ModelSpec.from_config(model.config).layers)
 
 
+# One of each kind: groups, cap and window, sinks, latents, its own forward. `make sweep` has all.
+COMPILED = ("llama-gqa", "gemma2", "gpt_oss", "deepseek_v3", "bloom")
+
+
 # Falcon with ALiBi takes no static cache in stock either.
-@pytest.mark.parametrize("family", [name for name in DECODERS if name != "falcon-rw"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in COMPILED else pytest.mark.sweep)
+        for name in DECODERS
+        if name != "falcon-rw"
+    ],
+)
 # Bloom's own GELU
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_decoding_is_one_graph_compiled_once(family: str) -> None:

@@ -136,7 +136,9 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.sweep)]
+)
 def test_a_saved_model_gives_the_same_bits_in_a_fresh_process(
     dtype: torch.dtype, tmp_path: Path
 ) -> None:
