@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headwise.errors import CapacityError, LoadError
+from headwise.loading.files import read_json
 from headwise.loading.gguf_read import float32_bytes, write_folder
 from headwise.loading.kept import CACHE_VARIABLE, cache_folder
 from headwise.loading.memory import gib
@@ -77,7 +78,7 @@ def is_whole(entry: Path) -> bool:
     import transformers
 
     try:
-        record = json.loads((entry / _RECORD).read_text(encoding="utf-8"))
+        record = read_json(entry / _RECORD)
         # Another version may dequantise or name things otherwise, so its entry is made anew.
         made_by = (record["format"], record["transformers"])
         sizes = record["files"]
@@ -87,7 +88,7 @@ def is_whole(entry: Path) -> bool:
             and any(name.endswith(".safetensors") for name in sizes)
             and all((entry / name).stat().st_size == size for name, size in sizes.items())
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (LoadError, OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
 
