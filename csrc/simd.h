@@ -196,18 +196,8 @@ HEADWISE_INLINE void from_float(float x, f16* to) {
 
 // x rounded to floats, not drawn together with a sum that it enters. Where the largest of some
 // products is subtracted from them, the difference is 0 or less then, whatever their size.
-HEADWISE_INLINE vf rounded(vf x) {
-#if defined(__AVX512F__)
-  asm("" : "+v"(x));
-#elif defined(__x86_64__)
-  asm("" : "+x"(x));
-#elif defined(__aarch64__)
-  asm("" : "+w"(x));
-#endif
-  return x;
-}
-
-HEADWISE_INLINE float rounded(float x) {
+template <class T>
+HEADWISE_INLINE T rounded(T x) {
 #if defined(__AVX512F__)
   asm("" : "+v"(x));
 #elif defined(__x86_64__)
