@@ -44,7 +44,8 @@ import pytest
 import torch
 
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-torch.set_num_threads(max(1, (os.cpu_count() or 1) // _workers))
+_threads = os.environ.get("HEADWISE_TEST_THREADS")  # `make nightly` tries several
+torch.set_num_threads(int(_threads) if _threads else max(1, (os.cpu_count() or 1) // _workers))
 
 # The first call of an operator can take seconds (lazy initialisation), hence no deadline.
 hypothesis.settings.register_profile("headwise", deadline=None, print_blob=True)

@@ -297,7 +297,9 @@ def test_rows_under_autocast_are_eagers() -> None:
     assert relative_error(given, exact) <= half_precision_error(torch.bfloat16, layers)
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gemma2", "bloom"])
+@pytest.mark.parametrize(
+    "family", [pytest.param("llama-gqa", marks=pytest.mark.sweep), "gemma2", "bloom"]
+)
 # Bloom's own GELU
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_compiled_model_averages_too(family: str) -> None:
