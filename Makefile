@@ -8,8 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 # The text answers it twice: 61 knots, in January.
 QUESTION ?= What was the highest wind that was measured?
-# bfloat16 is faster; it rounds so much that two attentions may choose another word.
-DTYPE ?= float32
+# The dtype that the demo model was trained in.
+DTYPE ?= bfloat16
 NEW_TOKENS ?= 64
 MAX_WHEEL_KB := 8000
 # The C++ library is built against the PyTorch in .venv, which pip's isolated build would fetch anew.
