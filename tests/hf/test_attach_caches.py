@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -166,14 +167,52 @@ def test_a_window_with_sinks_is_stock_with_that_mask(family: str, window: int, s
         torch.testing.assert_close(given, expected, atol=tolerance, rtol=0)
 
 
-def test_a_window_with_sinks_cuts_the_full_layers_of_a_hybrid_down() -> None:
-    model, length = make("gemma3"), TEXT.shape[1]
+def _gemma4() -> Any:
+    """Its last layers read the keys of earlier ones, and only for the tokens whose logits count."""
+    torch.manual_seed(11)
+    config = hf.Gemma4TextConfig(
+        vocab_size=VOCABULARY,
+        vocab_size_per_layer_input=VOCABULARY,
+        hidden_size=64,
+        hidden_size_per_layer_input=16,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        global_head_dim=16,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        initializer_range=0.2,
+        eos_token_id=None,
+    )
+    return hf.Gemma4ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("cache", ["window:100", "window:100,sinks=2", "paged:4"])
+@pytest.mark.parametrize("mode", ["greedy", "left-padded batch", "prompt lookup"])
+def test_layers_that_share_keys_take_the_last_queries_alone(mode: str, cache: str) -> None:
+    model = _gemma4()
+    expected = MODES[mode](model)
+    headwise.attach(model, cache=cache)
+    assert torch.equal(MODES[mode](model), expected)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+@pytest.mark.parametrize("make_hybrid", [lambda: make("gemma3"), _gemma4], ids=["gemma3", "gemma4"])
+def test_a_window_with_sinks_cuts_the_full_layers_of_a_hybrid_down(
+    make_hybrid: Callable[[], Any], kept: int
+) -> None:
+    model, length = make_hybrid(), TEXT.shape[1]
     masks = {"full_attention": _seen(length, 9, 3), "sliding_attention": _seen(length, WINDOW, 0)}
     with torch.no_grad():
         expected = model(TEXT, attention_mask=masks, use_cache=False).logits
-    tolerance = LOGIT_TOLERANCE * expected.abs().max().item()
-    headwise.attach(model, cache=SINKS)
-    for pieces in ((), (13,), (4, 1, 17, 2, 6)):
+        tolerance = LOGIT_TOLERANCE * expected.abs().max().item()
+        headwise.attach(model, cache=SINKS)
+        given = model(TEXT, logits_to_keep=kept).logits
+    torch.testing.assert_close(given, expected[:, -kept:], atol=tolerance, rtol=0)
+    for pieces in ((13,), (4, 1, 17, 2, 6)):
         given = _logits(model, TEXT, pieces)
         torch.testing.assert_close(given, expected, atol=tolerance, rtol=0)
 

@@ -242,15 +242,22 @@ def test_setting_another_attention_runs_that_one(family: str) -> None:
     assert torch.equal(_tokens(model), expected)
 
 
-def test_a_config_that_is_attached_already_is_refused() -> None:
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_models_that_share_a_config_are_attached_and_detached_in_any_order(
+    order: tuple[int, ...],
+) -> None:
     model = make("deepseek_v2")
     twin = type(model)(model.config).eval()
-    headwise.attach(model)
-    for other in (twin, model.model):
-        with pytest.raises(headwise.UnsupportedError, match="shares a config"):
-            headwise.attach(other)
-    headwise.detach(model)
-    assert model.config._attn_implementation == "sdpa"
+    expected = _tokens(model), _tokens(twin)
+    sharing = model, twin, model.model
+    states = [_state(at) for at in sharing]
+    for each in sharing:
+        headwise.attach(each)
+    for index in order:
+        assert torch.equal(_tokens(model), expected[0])
+        assert torch.equal(_tokens(twin), expected[1])
+        headwise.detach(sharing[index])
+    assert [_state(at) for at in sharing] == states
 
 
 @pytest.mark.parametrize(
@@ -258,6 +265,11 @@ def test_a_config_that_is_attached_already_is_refused() -> None:
     [
         (torch.nn.Linear(2, 2), "given a Linear, expected a Transformers PreTrainedModel"),
         ("gpt2", "given a str, expected a Transformers PreTrainedModel"),
+        (hf.GPT2LMHeadModel, "given the class GPT2LMHeadModel, expected a Transformers"),
+        (
+            torch.nn.ModuleDict({"one": make("gpt2"), "two": make("bert")}),
+            r"holds 2 Transformers models: give one of them, .one \(GPT2LMHeadModel\), .two \(Bert",
+        ),
     ],
 )
 def test_attach_refuses_what_is_not_a_model(bad: Any, message: str) -> None:

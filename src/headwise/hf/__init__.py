@@ -1,6 +1,7 @@
 """headwise inside Hugging Face Transformers. Importing this package imports Transformers.
 
-It also makes our own model types known to Transformers' Auto classes, so that a converted
+It makes our attention known to Transformers, for `from_pretrained(...,
+attn_implementation="headwise")`, and our own model types to its Auto classes, so that a converted
 checkpoint loads as any other and needs no code of its own: `headwise_mla`, and DeepSeek-V2 and V3
 expanded to MHA.
 """
@@ -25,8 +26,10 @@ from headwise.hf.deepseek_mha import (
     DeepseekV3MhaModel,
     register_weights,
 )
+from headwise.hf.interface import register
 from headwise.hf.mla_config import HeadwiseMlaConfig
 from headwise.hf.mla_model import HeadwiseMlaForCausalLM, HeadwiseMlaModel
+from headwise.hf.own_forward import refuse_name
 from headwise.hf.report import AttachReport, LayerReport
 
 __all__ = [
@@ -57,3 +60,5 @@ for _config, _model, _causal in (
     AutoModel.register(_config, _model, exist_ok=True)
     AutoModelForCausalLM.register(_config, _causal, exist_ok=True)
 register_weights()
+register()
+refuse_name()

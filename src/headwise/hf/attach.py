@@ -18,7 +18,7 @@ from headwise.errors import SpecError, UnsupportedError
 from headwise.hf import latent, own_forward
 from headwise.hf.cache import cache_name, use_own_layers
 from headwise.hf.empty_rows import EAGER
-from headwise.hf.interface import register
+from headwise.hf.inner_model import has_source, inner_model, refusal, takes_interface
 from headwise.hf.owned import NAME, Owned, StockConfig
 from headwise.hf.report import AttachReport, LayerReport, layer_report, left_to_stock
 from headwise.spec import ModelSpec
@@ -29,7 +29,7 @@ _CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 @dataclass
 class _Attachment:
-    """What was there before, kept on the model; unpickling it registers headwise again.
+    """What was there before, kept on the model; unpickling it imports headwise.hf.
 
     previous: every config and its implementation; none where forwards were replaced instead. kept:
     modules that stay with Transformers by a config of their own, and the one that they had.
@@ -39,10 +39,6 @@ class _Attachment:
     kept: list[tuple[Any, Any]]
     report: AttachReport
     choice: CacheChoice
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        register()
 
 
 class _PrepareCache(Owned):
@@ -112,7 +108,7 @@ class _ForwardCache:
 
 
 def attach(
-    model: PreTrainedModel, *, cache: str = "contiguous", strict: bool = False
+    model: PreTrainedModel | Any, *, cache: str = "contiguous", strict: bool = False
 ) -> AttachReport:
     """Run a Transformers model's attention, and its cache, on headwise.
 
@@ -138,7 +134,8 @@ def attach(
 
     Args:
         model: any `PreTrainedModel` whose attention is on Transformers' attention interface, and
-            Falcon and Bloom.
+            Falcon and Bloom; or what holds one such model, which is then attached: a PEFT model,
+            what torch.compile or DistributedDataParallel return, a pipeline, a module of yours.
         cache: what holds the tokens of the layers that see all of them: "contiguous"; "paged" or
             "paged:16", pages of 64 or 16 tokens, which beams share; "int8" or
             "int4", rounded; "window:2048" or "window:2048,sinks=4", the last 2048 tokens and the
@@ -150,12 +147,13 @@ def attach(
         Per layer: its spec, the backend that runs it, and why the others do not; prints as a table.
 
     Raises:
-        UnsupportedError: not a Transformers model, or one of whose attention nothing (with
-            `strict`: not everything) can be replaced; or a cache that the model cannot use.
+        UnsupportedError: not a Transformers model, nor what holds one; or one of whose attention
+            nothing (with `strict`: not everything) can be replaced; or a cache that the model
+            cannot use.
         OptionError: no such cache.
         SpecError: the model's config contradicts itself.
     """
-    _require_model("attach", model)
+    model = inner_model("attach", model)
     choice = CacheChoice.parse(cache)
     attachment = model.__dict__.get("_headwise")
     if attachment is not None:
@@ -170,6 +168,11 @@ def attach(
     if not own:
         _require_interface(model, sparse)
     left = _left_to_stock(model, own, sparse)
+    if own and model.config._attn_implementation == NAME:
+        raise UnsupportedError(
+            f'{type(model).__name__} was loaded with attn_implementation="{NAME}", which is not '
+            "for its family: load it without, then attach it"
+        )
     first = f"{left[0].name}: {left[0].note}" if left else ""
     if own and len(left) == len(own):
         raise UnsupportedError(f"no attention of {type(model).__name__} can be replaced; {first}")
@@ -183,20 +186,20 @@ def attach(
     _require_cache(model, spec, grows_cache, choice)
     report = _report(model, spec, grows_cache, own, left, choice)
     previous = [] if own else [(at, at._attn_implementation) for at in _configs(model)]
-    if any(implementation == NAME for _, implementation in previous):
-        raise UnsupportedError(
-            f"{type(model).__name__} shares a config with a model that is attached (or is part of "
-            "one): give it a config of its own, or attach the outermost model only"
-        )
-    register()
     for module in own.values():
         if own_forward.obstacle(module) is None:
             own_forward.replace(module)
     kept = [(module, module.config) for module in sparse.values()]
     for module, config in kept:
-        module.config = StockConfig(config)
+        module.config = StockConfig(config, "sdpa" if model._supports_sdpa else "eager")
     if not own:
-        model.set_attn_implementation(NAME)
+        # Transformers would not set it on a class of a notebook, whose file it cannot read
+        model.config._attn_implementation_internal = NAME
+        model.set_attn_implementation(NAME)  # on its parts
+        stay = {id(part.config) for part in _parts(model).values() if _part_refusal(part)}
+        for config, implementation in previous:
+            if id(config) in stay:
+                config._attn_implementation_internal = implementation
     model._headwise = _Attachment(previous, kept, report, choice)
     averaging = {id(config) for config, implementation in previous if implementation == "eager"}
     for module in model.modules():
@@ -212,13 +215,13 @@ def attach(
     return report
 
 
-def detach(model: PreTrainedModel) -> None:
+def detach(model: PreTrainedModel | Any) -> None:
     """Undo `attach`: the model is as it was before. A model that is not attached stays as it is.
 
     Raises:
-        UnsupportedError: not a Transformers model.
+        UnsupportedError: not a Transformers model, nor what holds one.
     """
-    _require_model("detach", model)
+    model = inner_model("detach", model)
     attachment = model.__dict__.pop("_headwise", None)
     if attachment is None:
         return
@@ -245,14 +248,6 @@ def _parameters(model: PreTrainedModel) -> list[str]:
     return list(inspect.signature(type(model).forward).parameters)[1:]
 
 
-def _require_model(function: str, model: Any) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise UnsupportedError(
-            f"{function} was given a {type(model).__name__}, expected a Transformers "
-            "PreTrainedModel"
-        )
-
-
 def _configs(model: PreTrainedModel) -> list[Any]:
     """Every distinct config in the model that names an attention implementation."""
     found: dict[int, Any] = {}
@@ -269,7 +264,13 @@ def _configs(model: PreTrainedModel) -> list[Any]:
 
 def _require_interface(model: PreTrainedModel, sparse: dict[str, Any]) -> None:
     name = type(model).__name__
-    if not model._can_set_attn_implementation():
+    unread = _attention_without_source(model)
+    if unread is not None:
+        raise UnsupportedError(
+            f"{name} has attention of its own, {unread}, whose source cannot be read, so that how "
+            "it attends is not known: define it in a file"
+        )
+    if not takes_interface(type(model)):
         raise UnsupportedError(
             f"{name} does not take its attention from Transformers' attention interface, so "
             "headwise cannot replace it"
@@ -285,6 +286,28 @@ def _require_interface(model: PreTrainedModel, sparse: dict[str, Any]) -> None:
             "config.output_attentions=True works with eager attention only: pass "
             "output_attentions=True per call instead"
         )
+
+
+def _parts(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    """The models in a model that have a config of their own."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, PreTrainedModel) and module.config is not model.config
+    }
+
+
+def _part_refusal(part: PreTrainedModel) -> str | None:
+    return refusal(type(part), part.config.model_type)
+
+
+def _attention_without_source(model: PreTrainedModel) -> str | None:
+    """The name of a class of attention that is defined in no file, as in a notebook; or None."""
+    for kind in {type(module) for module in model.modules()}:
+        attends = "Attention" in kind.__name__ and not issubclass(kind, PreTrainedModel)
+        if attends and not has_source(kind):
+            return kind.__name__
+    return None
 
 
 def _sparse_modules(model: PreTrainedModel) -> dict[str, Any]:
@@ -307,10 +330,8 @@ def _left_to_stock(
     for index, kind in enumerate(kinds):
         if kind == "linear_attention":
             reasons[f"decoder.{index}"] = "a recurrent or linear attention, which headwise has not"
-    for name, module in model.named_modules():
-        part = isinstance(module, PreTrainedModel) and module.config is not model.config
-        if part and not module._can_set_attn_implementation():
-            reasons[name] = "is not on Transformers' attention interface"
+    for name, module in _parts(model).items():
+        reasons[name] = _part_refusal(module)
     return [left_to_stock(name, reason) for name, reason in reasons.items() if reason is not None]
 
 

@@ -17,7 +17,8 @@ class WindowKV:
     """What a window with sinks leaves of a context, [B,K,L',D] and [B,K,L',V].
 
     columns: the positions of the L' keys, of `length` seen. visible: boolean [1,1,S,L'], or None
-    where the queries see them all. whole: nothing is left out or hidden but by causality.
+    where the S queries of the update see them all. whole: nothing is left out, or hidden but by
+    causality.
     """
 
     key: Tensor
@@ -27,16 +28,21 @@ class WindowKV:
     visible: Tensor | None
     whole: bool
 
-    def mask(self, mask: Tensor | None) -> Tensor | None:
-        """The mask over L' keys: of `visible`, and of one over the whole context, as it came."""
+    def mask(self, mask: Tensor | None, queries: int) -> Tensor | None:
+        """The mask over L' keys: of `visible`, and of one over the whole context, as it came.
+
+        queries: how many there are. A layer that shares the keys of another may be given the last
+        ones of the update alone (Gemma 4).
+        """
+        visible = None if self.visible is None else self.visible[..., -queries:, :]
         if mask is None:
-            return self.visible
+            return visible
         mask = mask[..., self.columns] if mask.shape[-1] == self.length else mask
-        if self.visible is None:
+        if visible is None:
             return mask
         if mask.dtype == torch.bool:
-            return mask & self.visible
-        return mask.masked_fill(~self.visible, torch.finfo(mask.dtype).min)
+            return mask & visible
+        return mask.masked_fill(~visible, torch.finfo(mask.dtype).min)
 
 
 class HandedRows(Tensor):

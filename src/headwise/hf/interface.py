@@ -66,7 +66,7 @@ def headwise_attention_forward(
     columns = None
     if isinstance(kv, WindowKV):
         # causality and the window are in the mask, or nothing is hidden from the only query
-        columns, attention_mask = kv.columns, kv.mask(attention_mask)
+        columns, attention_mask = kv.columns, kv.mask(attention_mask, query.shape[2])
         key, value, kv = kv.key, kv.value, None
         is_causal, sliding_window = False, None
         if position_bias is not None and position_bias.shape[-1] > 1:

@@ -7,13 +7,19 @@ None for no mask at all: they get it where Transformers' SDPA does, for one quer
 without padding, and nowhere else.
 """
 
+import sys
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
+from headwise.errors import UnsupportedError
 from headwise.hf.empty_rows import share
+from headwise.hf.inner_model import refusal
 
 # Families whose attention modules hand their window to the attention function at every call, so
 # that a window need not be spelled out (read in the modules of Transformers 5.24).
@@ -40,6 +46,12 @@ def headwise_mask(
     **kwargs: Any,
 ) -> Tensor | None:
     """Boolean mask [B, 1, S, L], True = attend, or None where the operator needs none."""
+    reason = None if config is None else _refusal(type(config))
+    if reason is not None:
+        raise UnsupportedError(
+            f'attn_implementation="headwise" is not for {config.model_type}, which {reason}: load '
+            "it without, and see whether headwise.attach(model) knows it"
+        )
     none_hides_nothing = getattr(config, "use_bidirectional_attention", None) is True
     if _has_padding(attention_mask, kv_length, kv_offset) is False:
         aligned = isinstance(q_offset, int) and q_offset + q_length == kv_offset + kv_length
@@ -67,6 +79,29 @@ def headwise_mask(
         **kwargs,
     )
     return mask if mask is None or is_tracing(mask) else share(mask)
+
+
+@torch.compiler.assume_constant_result  # a compiler runs it, and does not trace it
+def _refusal(kind: type) -> str | None:
+    """Why the models of a class of configs cannot run on ours; None if they can."""
+    return _read_refusal(kind)
+
+
+@cache
+def _read_refusal(kind: type) -> str | None:
+    # Transformers' files, and those that follow it, come in pairs
+    name = kind.__module__.replace("configuration_", "modeling_")
+    module = sys.modules.get(name)
+    models: list[Any] = [
+        model
+        for model in ({} if module is None else vars(module)).values()
+        if isinstance(model, type)
+        and issubclass(model, PreTrainedModel)
+        and model.__module__ == name
+    ]
+    own = [model for model in models if model.config_class is kind] or models
+    reasons = [refusal(model, getattr(kind, "model_type", "")) for model in own]
+    return reasons[0] if reasons and all(reasons) else None
 
 
 def _passes_window(config: Any) -> bool:

@@ -1,7 +1,8 @@
 """Families whose attention modules are not on Transformers' interface: Falcon and Bloom.
 
 Their modules' `forward` is replaced on the instance. What stock stores as one key per query head is
-cached as the true kv heads here (Falcon's new decoder architecture).
+cached as the true kv heads here (Falcon's new decoder architecture). A cache that holds keys in
+stock's form already, as PEFT's prefix tuning makes it, keeps that form.
 """
 
 import sys
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.models.falcon import modeling_falcon
 
+from headwise.errors import UnsupportedError
 from headwise.hf.interface import headwise_attention_forward
-from headwise.hf.owned import Owned
+from headwise.hf.owned import NAME, Owned
 
 
 class FalconForward(Owned):
@@ -53,6 +56,9 @@ class FalconForward(Owned):
             rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb
             query, key = rotate(query, key, *position_embeddings)
         if layer_past is not None:
+            if _held_heads(layer_past, module.layer_idx) == module.num_heads != key.shape[1]:
+                copies = module.num_heads // key.shape[1]
+                key, value = (rows.repeat_interleave(copies, dim=1) for rows in (key, value))
             key, value = layer_past.update(key, value, module.layer_idx)
         out, weights = headwise_attention_forward(
             module,
@@ -65,6 +71,14 @@ class FalconForward(Owned):
             eager=module.config._attn_implementation == "eager",
         )
         return module.dense(out.flatten(2)), weights
+
+
+def _held_heads(cache: Any, index: int) -> int | None:
+    """Heads of the keys that a layer of the cache holds, or has memory for; None for neither."""
+    if index >= len(cache.layers) or not cache.layers[index].is_initialized:
+        return None
+    heads: int = cache.layers[index].keys.shape[1]
+    return heads
 
 
 def _split(module: Any, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,6 +145,22 @@ _FORWARDS: Mapping[str, type[Owned]] = {
     "FalconAttention": FalconForward,
     "BloomAttention": BloomForward,
 }
+
+
+class _RefusedByName:
+    """In Falcon's table of attention classes: an error that says what to do, in place of a key."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        raise UnsupportedError(
+            f'attn_implementation="{NAME}" is not for {config.model_type}, which does not take its '
+            "attention from Transformers' attention interface: load it without, and call "
+            "headwise.attach(model)"
+        )
+
+
+def refuse_name() -> None:
+    """Have Falcon refuse `attn_implementation="headwise"` with a reason."""
+    modeling_falcon.FALCON_ATTENTION_CLASSES[NAME] = _RefusedByName
 
 
 def own_modules(model: PreTrainedModel) -> dict[str, Any]:

@@ -10,10 +10,14 @@ NAME = "headwise"
 
 
 class StockConfig:
-    """A config for modules that stay with Transformers: the model's, but for our name."""
+    """A config for modules that stay with Transformers: the model's, but for our name.
 
-    def __init__(self, config: Any) -> None:
-        self.config, self.implementation = config, config._attn_implementation
+    instead: the implementation where the model was loaded with our name.
+    """
+
+    def __init__(self, config: Any, instead: str) -> None:
+        loaded = config._attn_implementation
+        self.config, self.implementation = config, instead if loaded == NAME else loaded
 
     @property
     def _attn_implementation(self) -> Any:

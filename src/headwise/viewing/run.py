@@ -11,6 +11,7 @@ from headwise.errors import UnsupportedError
 from headwise.generation.options import Sampling
 from headwise.generation.run import generate
 from headwise.hf import attach, detach
+from headwise.hf.inner_model import inner_models, named_parts
 from headwise.hf.observe import observing
 from headwise.loading.progress import Progress, silent
 from headwise.viewing.capture import Capture
@@ -24,8 +25,11 @@ def attached(model: Any) -> Iterator[str]:
         UnsupportedError: not a Transformers model, or one that headwise cannot attach to.
     """
     if not isinstance(model, PreTrainedModel):
+        # what wraps it may do more than run it: add a prefix, say
+        inside = named_parts(inner_models(model))
         raise UnsupportedError(
             f"view was given a {type(model).__name__}, expected a Transformers PreTrainedModel"
+            + (f": give what it holds, its {inside}" if inside else "")
         )
     attachment, training = model.__dict__.get("_headwise"), model.training
     if attachment is None:
