@@ -45,6 +45,8 @@ sweep: .venv/.dev
 	$(BIN)/python -m pytest -n $(JOBS) -m sweep
 
 # What must hold on any machine: whatever the number of threads, and on older CPUs. Some hours.
+# More threads than cores must not spin.
+nightly: export OMP_WAIT_POLICY = PASSIVE
 nightly: .venv/.dev
 	for threads in 1 2; do \
 	    HEADWISE_TEST_THREADS=$$threads $(BIN)/python -m pytest -q -n $(JOBS) || exit 1; done
