@@ -47,8 +47,12 @@ def write_gguf(
     tensors: dict[str, np.ndarray] | None = None,
     keys: dict[str, Any] | None = None,
     name: str = "tiny",
+    quantized: str | None = None,
 ) -> Path:
-    """Write `model`; `fields` of the architecture and whole `keys` on top, `drop` is left out."""
+    """Write `model`; `fields` of the architecture and whole `keys` on top, `drop` is left out.
+
+    quantized: a type of ggml for the tensors of more than one dim.
+    """
     config = model.config
     heads, size = config.num_attention_heads, head_size(config)
     said = {
@@ -87,7 +91,12 @@ def write_gguf(
     writer.add_token_merges(["t h"])
     writer.add_eos_token_id(257)
     for key, tensor in (gguf_tensors(model, architecture) | (tensors or {})).items():
-        if key not in drop:
+        if key in drop:
+            continue
+        if quantized is not None and tensor.ndim > 1:
+            kind = gguf.GGMLQuantizationType[quantized]
+            writer.add_tensor(key, gguf.quantize(tensor, kind), raw_dtype=kind)
+        else:
             writer.add_tensor(key, np.ascontiguousarray(tensor))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -10,6 +10,7 @@ import torch
 
 from headwise.errors import LoadError
 from headwise.loading.files import ANYTHING, one_line
+from headwise.loading.gguf_q5 import teach_q5
 
 # Parts that see or hear, in one file with the model that they feed: by tensor, and by field.
 BESIDE_TENSORS = ("v.", "mm.", "a.")
@@ -53,6 +54,7 @@ def read_header(file: Path) -> GgufFile:
     from transformers.integrations.gguf import read_gguf_metadata
     from transformers.integrations.gguf.reader import GgufHeader
 
+    teach_q5()
     with one_line(f"{file} is not a GGUF file that can be read", faults=ANYTHING):
         try:
             fields, _ = read_gguf_metadata(str(file))
