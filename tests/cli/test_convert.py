@@ -22,12 +22,13 @@ def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """What the library was asked for; it answers with `asked["verdict"]`."""
-    asked: dict = {"verdict": verdict()}
+    """What the library was asked for; it answers with `asked["answer"]`."""
+    asked: dict = {}
 
     def convert(model: str, to: str, **options: object):
+        answer = asked.pop("answer", verdict())
         asked.update(options, model=model, to=to)
-        return asked["verdict"]
+        return answer
 
     monkeypatch.setattr(conversion, "convert", convert, raising=False)
     return asked
@@ -36,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict:
 def test_options_reach_the_library(asked: dict) -> None:
     options = ["--method", "naive", "--tokens", "64", "--length", "32", "--tune", "7"]
     assert main([*CONVERT, *options]) == 0
-    del asked["verdict"], asked["progress"]
+    del asked["progress"]
     assert asked == {
         "model": "tiny",
         "to": "mqa",
@@ -46,6 +47,7 @@ def test_options_reach_the_library(asked: dict) -> None:
         "tokens": 64,
         "length": 32,
         "tune": 7,
+        "verdict": True,
         "command": "headwise convert tiny --to mqa --calibration 'my text.txt' --out small "
         "--method naive --tokens 64 --length 32 --tune 7",
     }
@@ -62,11 +64,11 @@ def test_the_model_is_the_demo_or_named_by_an_option(asked: dict) -> None:
 def test_the_verdict_fits_80_columns_and_ends_with_its_conclusion(
     asked: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked["verdict"] = verdict(3.4, tuned=Quality(17.6, 0.9, " there was a queen."))
+    asked["answer"] = answer = verdict(3.4, tuned=Quality(17.6, 0.9, " there was a queen."))
     assert main(CONVERT) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert last == asked["verdict"].conclusion
+    assert last == answer.conclusion
     shown = " ".join(" ".join(lines).split())
     for expected in (
         "SmolLM2-135M to mqa",
@@ -84,7 +86,7 @@ def test_the_verdict_fits_80_columns_and_ends_with_its_conclusion(
 
 
 def test_what_was_not_measured_is_said(asked: dict, capsys: pytest.CaptureFixture[str]) -> None:
-    asked["verdict"] = verdict(
+    asked["answer"] = verdict(
         target="mla",
         original=None,
         converted=None,
@@ -103,7 +105,7 @@ def test_text_of_a_model_cannot_control_the_terminal(
     asked: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
     foreign = "\x1b[2J [red]markup[/red]\u202e"
-    asked["verdict"] = verdict(model=foreign, prompt=foreign, converted=Quality(20.0, 0.5, foreign))
+    asked["answer"] = verdict(model=foreign, prompt=foreign, converted=Quality(20.0, 0.5, foreign))
     assert main(CONVERT) == 0
     out = capsys.readouterr().out
     assert not {"\x1b", "\u202e"} & set(out)
@@ -130,6 +132,37 @@ def test_a_mistake_is_one_line(
         assert captured.out == ""
         assert line.startswith("headwise: error: ")
         assert message in line
+
+
+def test_the_verdict_can_be_left_out(asked: dict) -> None:
+    assert main([*CONVERT, "--no-verdict"]) == 0
+    assert asked["verdict"] is False
+
+
+def test_the_card_gets_no_place_of_this_machine(asked: dict, tmp_path: Path) -> None:
+    model, text = tmp_path / "tiny", tmp_path / "my text.txt"
+    model.mkdir()
+    options = ["--calibration", str(text), "--out", str(tmp_path / "small")]
+    assert main(["convert", str(model), "--to", "mqa", *options]) == 0
+    assert asked["command"].startswith(
+        "headwise convert tiny --to mqa --calibration 'my text.txt' --out small"
+    )
+
+
+def test_an_interrupted_verdict_says_that_the_checkpoint_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "small"
+
+    def interrupted(*args: object, **options: object) -> None:
+        out.mkdir()
+        (out / "config.json").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversion, "convert", interrupted)
+    assert main([*CONVERT, "--out", str(out)]) == 130
+    said = f"the checkpoint in {out} is whole, its verdict was not measured"
+    assert capsys.readouterr().err == f"headwise: interrupted; {said}\n"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from headwise.conversion.checkpoint import ShardWriter, Weights
 from headwise.conversion.descent import Descent
 from headwise.conversion.source import check
 from headwise.conversion.text import Sequences
+from headwise.conversion.verdict import Verdict
 from headwise.errors import ConversionError, LoadError, OptionError
 
 LENGTH = 40
@@ -220,6 +221,59 @@ def test_tuning_brings_the_model_nearer_and_goes_on_after_an_interruption(
     again = Weights(tmp_path / "out")
     assert all(torch.equal(after[name], again[name]) for name in after)
     assert not (tmp_path / ".out.work").exists()
+
+
+@pytest.mark.parametrize("tune", [0, 2])
+def test_an_interrupted_verdict_leaves_the_checkpoint(
+    model: Path, sizes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tune: int
+) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(run, "Judge", stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, "mqa", out=out, tune=tune, **sizes)
+    monkeypatch.undo()
+    whole = convert(model, "mqa", out=tmp_path / "whole", tune=tune, **sizes)
+    assert torch.equal(_logits(out), _logits(tmp_path / "whole"))
+    assert [file.name for file in sorted(tmp_path.glob(".*"))] == []
+    assert "quality was not measured" in (out / "README.md").read_text()
+    assert Verdict.from_dict(json.loads((out / "headwise-verdict.json").read_text())).cache == (
+        whole.cache
+    )
+
+
+def test_without_a_verdict_nothing_is_measured(
+    model: Path, sizes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("Judge", "compare_speed"):
+        monkeypatch.delattr(run, name)
+    verdict = convert(model, "mqa", out=tmp_path / "out", verdict=False, **sizes)
+    assert (verdict.original, verdict.converted, verdict.speeds.contexts) == (None, None, ())
+    assert verdict.conclusion == "mqa keeps 50% of the cache; quality was not measured"
+    assert verdict.layer_errors
+
+
+def test_no_file_of_the_checkpoint_names_a_place_of_this_machine(
+    model: Path, sizes: dict, tmp_path: Path
+) -> None:
+    convert(model, "mqa", out=tmp_path / "out", **sizes)
+    for file in (tmp_path / "out").iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize("to", ["mqa", "mla"])
+@pytest.mark.parametrize("kind", ["LlamaModel", "LlamaForSequenceClassification"])
+def test_a_checkpoint_without_a_language_model_head_is_refused(
+    model: Path, sizes: dict, tmp_path: Path, kind: str, to: str
+) -> None:
+    whole = hf.AutoModelForCausalLM.from_pretrained(model)
+    other = whole.model if kind == "LlamaModel" else getattr(hf, kind)(whole.config)
+    other.save_pretrained(model)
+    with pytest.raises(ConversionError, match=f"is a {kind} without a language-model head"):
+        convert(model, to, out=tmp_path / "out", **sizes)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_killed_process_left_is_removed(model: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_tuning_is_what_counts_where_there_was_any() -> None:
 
 def test_without_a_text_the_conclusion_says_that_quality_was_not_measured() -> None:
     made = verdict(target="mla", original=None, converted=None)
-    assert "quality was not measured (no --calibration), but nothing is dropped" in made.conclusion
+    assert "quality was not measured, but nothing is dropped" in made.conclusion
 
 
 def test_figures_stand_in_a_column_for_each_model() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from headwise.cli.options import Model
-from headwise.cli.terminal import screen
+from headwise.cli.terminal import one_line, screen
 
 
 def convert(
@@ -41,6 +41,9 @@ def convert(
     tune: Annotated[
         int, typer.Option(help="Steps of distillation from the original, afterwards.")
     ] = 0,
+    verdict: Annotated[
+        bool, typer.Option(help="Measure what the conversion cost, once the checkpoint is written.")
+    ] = True,
 ) -> int:
     """Move a checkpoint to a cheaper attention, and say what that cost."""
     from headwise import conversion
@@ -60,27 +63,32 @@ def convert(
         "length": length,
         "tune": tune,
     }
+    before = out.exists() and any(out.iterdir())
     try:
         with quiet_transformers(), screen(animated=False) as shown:
-            verdict = conversion.convert(
+            found = conversion.convert(
                 demo_model() if chosen is None else chosen,
                 to,
+                verdict=verdict,
                 command=_command(chosen, to, options),
                 progress=shown,
                 **options,
             )
     except KeyboardInterrupt:
-        again = "goes on from what is kept" if tune else "starts anew"
-        typer.echo(f"headwise: interrupted; the same command {again}", err=True)
+        said = f"the same command {'goes on from what is kept' if tune else 'starts anew'}"
+        if not before and (out / "config.json").is_file():
+            said = f"the checkpoint in {out} is whole, its verdict was not measured"
+        typer.echo(one_line(f"headwise: interrupted; {said}"), err=True)
         return 130
-    show(verdict, out)
+    show(found, out)
     return 0
 
 
 def _command(model: str | None, to: str, options: dict[str, Any]) -> str:
-    """The command line that repeats this run."""
-    words = ["headwise", "convert", *([] if model is None else [model]), "--to", to]
+    """The command line that repeats this run, in the folder of its files."""
+    named = [] if model is None else [Path(model).name if Path(model).exists() else model]
+    words = ["headwise", "convert", *named, "--to", to]
     for option, value in options.items():
         if value is not None:
-            words += [f"--{option}", str(value)]
+            words += [f"--{option}", value.name if isinstance(value, Path) else str(value)]
     return shlex.join(words)

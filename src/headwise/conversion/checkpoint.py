@@ -36,7 +36,7 @@ class Weights:
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._files
 
     def __getitem__(self, name: str) -> Tensor:

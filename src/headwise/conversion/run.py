@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from headwise.conversion.methods import Latent, Merge, Method
 from headwise.conversion.options import check_options
 from headwise.conversion.quality import Judge
 from headwise.conversion.sizes import even_sizes
-from headwise.conversion.source import check, check_length
+from headwise.conversion.source import check, check_head, check_length
 from headwise.conversion.speed import Speeds, compare_speed
 from headwise.conversion.stack import Stack, in_attention
 from headwise.conversion.target import Target
@@ -29,13 +30,20 @@ from headwise.conversion.tune import tune as distil
 from headwise.conversion.verdict import CacheCost, Verdict
 from headwise.conversion.walk import Text, Walk
 from headwise.conversion.work import Work, file_digest, model_state
-from headwise.errors import CapacityError, HeadwiseError, LoadError, OptionError
+from headwise.errors import (
+    CapacityError,
+    ConversionError,
+    HeadwiseError,
+    LoadError,
+    OptionError,
+)
 from headwise.loading.files import local_path, one_line
 from headwise.loading.load import load_config, load_model, load_tokenizer, model_folder
 from headwise.loading.memory import gib, weight_bytes
 from headwise.loading.progress import Progress, silent
-from headwise.loading.source import find_source
+from headwise.loading.source import Source, find_source
 from headwise.loading.whole import written_whole
+from headwise.measure.results import write_whole
 from headwise.spec import AttentionSpec
 
 # How often a tuning is kept.
@@ -56,6 +64,7 @@ def convert(
     tokens: int = 16384,
     length: int = 512,
     tune: int = 0,
+    verdict: bool = True,
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
@@ -73,8 +82,8 @@ def convert(
             "mha" of a DeepSeek-V2, a DeepSeek-V3 or what "mla" made.
         to: "gqa:2" (2 kv heads), "mqa", "mla" (everything kept, exact), "mla:50%" (of the cached
             elements) or "mla:rank=128,rope=64" (R and P of every layer); from MLA, "mha" (exact).
-        out: a new folder for the checkpoint, its model card README.md and headwise-verdict.json;
-            written whole or not at all.
+        out: a new folder for the checkpoint, its model card README.md and headwise-verdict.json.
+            It appears whole; then the verdict is measured and added to both files.
         calibration: a text file, like what the model will read. Its end is held out for the
             verdict. Only "mla" and "mha" do without one.
         method: "aware" of the activations, or "naive": mean pooling of heads, or the singular value
@@ -84,6 +93,7 @@ def convert(
         tune: steps of distillation from the original after the conversion. An interrupted call
             goes on when it is made again: until `out` is written, a hidden folder .NAME.work beside
             it keeps what is done.
+        verdict: whether to measure quality and speed, which can take longer than the conversion.
         command: what the card says to repeat this; by default the call.
         progress: called as progress(stage, done, total).
 
@@ -91,7 +101,7 @@ def convert(
         cache, quality, layer errors and speed, before and after.
 
     Raises:
-        ConversionError: the model cannot be converted so.
+        ConversionError: the model cannot be converted so, or what it became gives no numbers.
         OptionError: an option out of its range, or a text that is too short.
         LoadError: no such model or file, or `out` cannot be written.
         CapacityError: it would not fit in memory or on the disk.
@@ -114,6 +124,7 @@ def convert(
     folder = model_folder(model, progress=report)
     config = load_config(folder)
     check(config, target)
+    check_head(Weights(folder), config)
     companions(folder)  # raises what must not be copied
     text = None
     if file is not None:
@@ -135,30 +146,57 @@ def convert(
     work = Work(folder_out, asked)
     with _written(folder_out) as part:
         if not tune or text is None:
-            errors = make(part)
-            measured = {} if text is None else _judged(folder, part, text, report)
+            before, errors = None, make(part)
         else:
             before, errors = work.converted(make)
-            measured = _tuned(folder, before, part, text, tune, work, report)
+            _tune(folder, before, part, text, tune, work, report)
         made = load_config(part)
-        verdict = Verdict(
+        found = Verdict(
             model=source.name,
             model_type=made.model_type,
             base_model=source.place if source.kind == "hub" else None,
             target=str(target),
             method=method,
             cache=CacheCost.between(config, made),
-            speeds=_speeds(folder, part, report),
-            command=command or _call(model, to, calibration, out, method, tokens, length, tune),
+            speeds=Speeds(note="decode speed was not measured"),
+            command=command or _call(source, to, calibration, out, method, tokens, length, tune),
             seconds=time.monotonic() - began,
             layer_errors=tuple(errors),
-            **measured,
         )
-        (part / "README.md").write_text(model_card(verdict), encoding="utf-8")
-        found = json.dumps(verdict.to_dict(), indent=1)
-        (part / "headwise-verdict.json").write_text(found, encoding="utf-8")
-    work.remove()
-    return verdict
+        _write(found, part)
+    try:
+        if verdict:
+            found = _measured(found, folder, before, folder_out, text, report)
+            found = replace(found, seconds=time.monotonic() - began)
+            _write(found, folder_out)
+    finally:
+        work.remove()
+    return found
+
+
+def _write(verdict: Verdict, folder: Path) -> None:
+    """The model card, and the verdict as JSON: two files, each replaced in one step."""
+    write_whole(folder / "README.md", model_card(verdict).encode())
+    found = json.dumps(verdict.to_dict(), indent=1)
+    write_whole(folder / "headwise-verdict.json", found.encode())
+
+
+def _measured(
+    verdict: Verdict,
+    folder: Path,
+    before: Path | None,
+    out: Path,
+    text: Sequences | None,
+    progress: Progress,
+) -> Verdict:
+    """The verdict with quality, where there is a text, and speed. `before`: what was tuned."""
+    if text is not None:
+        try:
+            verdict = replace(verdict, **_judged(folder, before, out, text, progress))
+        except ConversionError:  # no numbers: this is no checkpoint
+            shutil.rmtree(out)
+            raise
+    return replace(verdict, speeds=_speeds(folder, out, progress))
 
 
 def _resolved(out: str | Path) -> Path:
@@ -186,7 +224,7 @@ def _speeds(folder: Path, converted: Path, progress: Progress) -> Speeds:
     try:
         return compare_speed(folder, converted, progress=progress)
     except (HeadwiseError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).replace(f"{folder.parent}/", "").split())[:300]
         return Speeds(note=f"decode speed was not measured: {reason}")
 
 
@@ -235,13 +273,23 @@ def _method(stack: Stack, spec: AttentionSpec, target: Target, *, naive: bool) -
     return Latent(stack.config, spec, sizes, biased=biased, naive=naive)
 
 
-def _judged(folder: Path, converted: Path, text: Sequences, progress: Progress) -> dict[str, Any]:
+def _judged(
+    folder: Path, before: Path | None, out: Path, text: Sequences, progress: Progress
+) -> dict[str, Any]:
     """The verdict's fields about quality; one model in memory at a time."""
-    judge = _judge(folder, _loaded(folder, "auto", progress), text, progress)
-    return _fields(judge) | {"converted": judge.judge(_loaded(converted, "auto", progress))}
+    original = _loaded(folder, "auto", progress)
+    judge = Judge(original, load_tokenizer(folder), text.held_out, progress)
+    del original
+    fields: dict[str, Any] = {
+        name: getattr(judge, name) for name in ("prompt", "positions", "original")
+    }
+    fields["converted"] = judge.judge(_loaded(before or out, "auto", progress))
+    if before is not None:
+        fields["tuned"] = judge.judge(_loaded(out, "auto", progress), "tuned")
+    return fields
 
 
-def _tuned(
+def _tune(
     folder: Path,
     converted: Path,
     part: Path,
@@ -249,12 +297,10 @@ def _tuned(
     steps: int,
     work: Work,
     progress: Progress,
-) -> dict[str, Any]:
-    """Tune the converted model into `part`; the verdict's fields about quality."""
+) -> None:
+    """Tune the converted model into `part`."""
     teacher = _loaded(folder, "auto", progress)
-    judge = _judge(folder, teacher, text, progress)
     student = _loaded(converted, "float32", progress)
-    fields = _fields(judge) | {"converted": judge.judge(student)}
     distil(
         teacher,
         student,
@@ -271,17 +317,6 @@ def _tuned(
         writer.add(name, new[name].to(tensor.dtype) if in_attention(name) else tensor)
     writer.close()
     work.copy_to(part)
-    del teacher, student, new
-    return fields | {"tuned": judge.judge(_loaded(part, "auto", progress), "tuned")}
-
-
-def _judge(folder: Path, original: Any, text: Sequences, progress: Progress) -> Judge:
-    return Judge(original, load_tokenizer(folder), text.held_out, progress)
-
-
-def _fields(judge: Judge) -> dict[str, Any]:
-    names = ("prompt", "positions", "original")
-    return {name: getattr(judge, name) for name in names}
 
 
 def _loaded(folder: Path, dtype: str, progress: Progress) -> Any:
@@ -300,8 +335,10 @@ def _check_disk(folder: Path, out: Path, copies: int) -> None:
         )
 
 
-def _call(*given: object) -> str:
+def _call(source: Source, to: str, calibration: Any, out: Any, *rest: object) -> str:
+    """The call, for the card: what is on this machine goes by its name, not its place."""
+    given = [None if calibration is None else Path(calibration).name, Path(out).name, *rest]
     names = ("calibration", "out", "method", "tokens", "length", "tune")
-    model, to, *rest = (str(at) if isinstance(at, Path) else at for at in given)
-    options = ", ".join(f"{name}={value!r}" for name, value in zip(names, rest, strict=True))
+    options = ", ".join(f"{name}={value!r}" for name, value in zip(names, given, strict=True))
+    model = source.place if source.kind == "hub" else Path(source.place).name
     return f"headwise.convert({model!r}, {to!r}, {options})"

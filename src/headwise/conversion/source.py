@@ -1,5 +1,6 @@
 """What can be converted, and to what; everything else is refused before any work."""
 
+from collections.abc import Container
 from typing import Any
 
 from headwise.conversion.expand import expanded_config
@@ -58,6 +59,21 @@ def check(config: Any, target: Target) -> AttentionSpec:
             )
         _check_latent(found, target)
     return found
+
+
+def check_head(names: Container[str], config: Any) -> None:
+    """Refuse the weights of a decoder without its language-model head.
+
+    Raises:
+        ConversionError: names the first weight that is missing.
+    """
+    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    if head not in names:
+        kind = (config.architectures or [config.model_type])[0]
+        raise ConversionError(
+            f"the checkpoint is a {kind} without a language-model head (no {head}), and what a "
+            "conversion costs shows in next tokens: give the checkpoint with the head"
+        )
 
 
 def check_length(config: Any, length: int) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from headwise.conversion.quality import Quality
 from headwise.conversion.speed import DecodeSpeed, Speeds
+from headwise.conversion.target import Target
 from headwise.measure.environment import environment
 from headwise.measure.timing import Ratio
 from headwise.spec import ModelSpec
@@ -105,8 +106,10 @@ class Verdict:
         final = self.tuned or self.converted
         factor = self.factor(final)
         if final is None or factor is None:
+            if not Target.parse(self.target).exact:
+                return f"{share}; quality was not measured"
             return (
-                f"{share}; quality was not measured (no --calibration), but nothing is dropped: "
+                f"{share}; quality was not measured, but nothing is dropped: "
                 "the logits equal the original's by construction"
             )
         if factor > _USABLE:
