@@ -1,5 +1,7 @@
 """Decoder attention as one family: MHA, MQA, GQA and MLA, each with the KV cache that it needs."""
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from headwise import nn
@@ -56,6 +58,16 @@ __all__ = [
 
 # Transformers takes seconds to import, and the operators and specs do without it.
 _NEEDS_TRANSFORMERS = ("AttachReport", "attach", "convert", "detach", "load", "plan", "view")
+_HOMES = {"convert": "conversion", "load": "loading", "plan": "planning", "view": "viewing"}
+# Packages that docs/api.md has names of, and that are imported when they are asked for.
+_PACKAGES = ("comparison", "conversion", "hf", "planning", "viewing")
+
+
+def __dir__() -> list[str]:
+    names = {*__all__, *_PACKAGES, "caches", "errors", "ops", "spec"}
+    if find_spec("transformers") is None:
+        names -= {*_NEEDS_TRANSFORMERS, *_PACKAGES} - {"comparison"}
+    return sorted(names)
 
 
 def __getattr__(name: str) -> Any:
@@ -63,16 +75,16 @@ def __getattr__(name: str) -> Any:
         from headwise.comparison import compare
 
         return compare
-    if name in _NEEDS_TRANSFORMERS:
-        try:
-            from headwise import conversion, hf, loading, planning, viewing
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "transformers":
-                raise
-            raise ModuleNotFoundError(
-                f"headwise.{name} needs Transformers: pip install 'headwise[hf]'",
-                name="transformers",
-            ) from None
-        homes = {"convert": conversion, "load": loading, "plan": planning, "view": viewing}
-        return getattr(homes.get(name, hf), name)
-    raise AttributeError(f"module 'headwise' has no attribute {name!r}")
+    if name not in (*_NEEDS_TRANSFORMERS, *_PACKAGES):
+        raise AttributeError(f"module 'headwise' has no attribute {name!r}")
+    home = _HOMES.get(name, "hf")
+    try:
+        module = import_module(f"headwise.{name if name in _PACKAGES else home}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "transformers":
+            raise
+        raise ModuleNotFoundError(
+            f"headwise.{name} needs Transformers: pip install 'headwise[hf]'",
+            name="transformers",
+        ) from None
+    return module if name in _PACKAGES else getattr(module, name)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from headwise.cli import main
-from headwise.cli.terminal import harmless, one_line
+from headwise.console import harmless, one_line
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

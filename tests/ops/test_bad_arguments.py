@@ -107,10 +107,15 @@ BAD_ATTENTION = {
         "mask as bias=",
     ),
     "integer mask": ({"mask": ones(1, 1, S, L, dtype=whole)}, "mask has dtype torch.int64"),
-    "mask of 2 dims": (
-        {"mask": ones(S, L, dtype=torch.bool)},
-        "mask has shape [5, 11], expected 4 dims that broadcast to [B, H, S, L] = [2, 6, 5, 11]",
+    "mask of 2 dims that does not broadcast": (
+        {"mask": ones(2, L, dtype=torch.bool)},
+        "mask has shape [2, 11], expected one that broadcasts to [B, H, S, L] = [2, 6, 5, 11]",
     ),
+    "mask of 3 dims, per sequence": (
+        {"mask": ones(2, S, L, dtype=torch.bool)},
+        "mask has shape [2, 5, 11], expected one that broadcasts",
+    ),
+    "mask of 5 dims": ({"mask": ones(1, 1, 1, S, L, dtype=torch.bool)}, "mask has shape [1, 1, 1,"),
     "mask of another context": (
         {"mask": ones(1, 1, S, 10, dtype=torch.bool)},
         "mask has shape [1, 1, 5, 10]",

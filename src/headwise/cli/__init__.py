@@ -21,7 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     import typer
 
     from headwise.cli.app import command
-    from headwise.cli.terminal import one_line, show_any_text
+    from headwise.cli.terminal import show_any_text
+    from headwise.console import one_line
 
     show_any_text()
     try:

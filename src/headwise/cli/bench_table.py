@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from headwise.cli.terminal import one_line
+from headwise.console import one_line
 from headwise.loading.memory import gib
 from headwise.measure.bench_ops import all_peers
 from headwise.measure.machine import PRODUCTS, READS

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from headwise.cli.options import Model
-from headwise.cli.terminal import one_line, screen
+from headwise.cli.terminal import screen
+from headwise.console import one_line
 
 
 def convert(

@@ -27,7 +27,7 @@ def _show(found: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from headwise.cli.terminal import one_line
+    from headwise.console import one_line
     from headwise.loading.memory import gib
 
     cpu, memory = found["cpu"], found["memory"]

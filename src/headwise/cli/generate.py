@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from headwise.cli.options import Model, TrustRemoteCode
-from headwise.cli.terminal import Screen, harmless, screen
+from headwise.cli.terminal import Screen, screen
+from headwise.console import harmless
 
 Attention = Literal["headwise", "sdpa", "eager"]
 

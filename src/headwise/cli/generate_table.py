@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from headwise.cli.terminal import one_line
+from headwise.console import one_line
 from headwise.loading.memory import gib
 
 

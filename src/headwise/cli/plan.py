@@ -70,12 +70,14 @@ def plan(
 ) -> int:
     """Say what a model's cache costs, before any weight is loaded."""
     from headwise import planning
-    from headwise.cli import plan_table, units
+    from headwise.cli import units
+    from headwise.console import show
     from headwise.errors import OptionError
     from headwise.loading.progress import quiet_transformers
+    from headwise.planning.tables import names_parts, plan_parts, verified_parts
 
     if listed:
-        plan_table.show_names()
+        show(*names_parts())
         return 0
     if model is None:
         raise OptionError("no model is given; name one, as headwise plan llama-3-8b, or see --list")
@@ -113,7 +115,7 @@ def plan(
         fields = found.to_dict() | ({} if verified is None else {"verified": verified.to_dict()})
         sys.stdout.write(json.dumps(fields) + "\n")
     else:
-        plan_table.show(found)
+        show(*plan_parts(found))
         if verified is not None:
-            plan_table.show_verified(verified)
+            show(*verified_parts(verified))
     return 0 if verified is None or verified.holds else 1

@@ -1,4 +1,4 @@
-"""What reaches the terminal: text from models made harmless, and progress on stderr."""
+"""What reaches the terminal: text in its encoding, and progress on stderr."""
 
 import io
 import sys
@@ -10,20 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-# Text from a model or a file name may hold escape sequences that change the terminal, and
-# characters that reorder what is read. C0 controls have pictures at U+2400; newline and tab stay.
-_HARMLESS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
-_HARMLESS |= {0x7F: "\u2421"}
-# Surrogates stand for bytes that are no text, which a stream might write as they are.
-_HARMLESS |= dict.fromkeys(
-    [
-        *range(0x80, 0xA0),
-        *range(0x202A, 0x202F),
-        *range(0x2066, 0x206A),
-        *range(0xD800, 0xE000),
-    ],
-    "\ufffd",
-)
+from headwise.console import harmless
 
 
 def show_any_text() -> None:
@@ -37,20 +24,6 @@ def show_any_text() -> None:
             # one that became a pipe behind its back cannot be set, and keeps its ways
             with suppress(OSError):
                 stream.reconfigure(errors=errors)
-
-
-def harmless(text: str) -> str:
-    r"""Text in which nothing controls the terminal: control characters become visible ones.
-
-    >>> harmless("\x1b[31mred\x07\n")
-    '␛[31mred␇\n'
-    """
-    return text.translate(_HARMLESS)
-
-
-def one_line(text: str) -> str:
-    """Harmless text on one line."""
-    return harmless(" ".join(text.split()))
 
 
 class Screen:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from headwise.cli.options import TrustRemoteCode
-from headwise.cli.terminal import harmless, one_line, screen
+from headwise.cli.terminal import screen
+from headwise.console import harmless, one_line
 
 SENTENCE = "The animal didn't cross the street because it was too tired"
 

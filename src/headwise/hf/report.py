@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.text import Text
 
+from headwise.console import as_html
 from headwise.ops import Explanation, Problem, Verdict, explain_problem
 from headwise.spec import AttentionSpec
 
@@ -13,7 +15,7 @@ from headwise.spec import AttentionSpec
 _CONTEXT = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerReport:
     """One attention layer: its spec and what every backend says to decoding and to prefill.
 
@@ -29,14 +31,28 @@ class LayerReport:
     stock: bool = False
     cache: str = "none"
 
+    def __repr__(self) -> str:
+        what, cache, decode, _ = _columns(self)
+        return f"<LayerReport {self.name}: {what}, cache {cache}, decode {decode or 'stock'}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class AttachReport:
     """What runs where in an attached model; prints as a table."""
 
     model: str
     layers: tuple[LayerReport, ...]
     cache: str
+
+    def __repr__(self) -> str:
+        backends = dict.fromkeys(_columns(layer)[2] or "stock" for layer in self.layers)
+        return (
+            f"<AttachReport {self.model}: {len(self.layers)} layers, cache {self.cache}, decode "
+            f"{', '.join(backends)}; print it for all>"
+        )
+
+    def _repr_html_(self) -> str:
+        return as_html(Text(str(self)))
 
     def __str__(self) -> str:
         rows = [("layers", "attention", "cache", "decode", "prefill")]

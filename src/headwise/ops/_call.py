@@ -147,7 +147,10 @@ def forward_mode() -> bool:
 
 
 def check(call: AttentionCall) -> AttentionCall:
-    """Return `call` unchanged, or raise `ShapeError` on the first thing that does not fit."""
+    """Return `call`, or raise `ShapeError` on the first thing that does not fit.
+
+    A mask or bias of fewer dims gets leading ones of size 1, as in any broadcasting.
+    """
     query = call.query
     require_tensor("query", query, 4)
     batch, heads, query_length, head_dim = query.shape
@@ -172,7 +175,13 @@ def check(call: AttentionCall) -> AttentionCall:
                 )
     if call.kv_lengths is not None:
         require_lengths(call.kv_lengths, batch, context, query.device)
+    if any(extra is not None and extra.ndim < 4 for extra in (call.mask, call.bias)):
+        return replace(call, mask=_four_dims(call.mask), bias=_four_dims(call.bias))
     return call
+
+
+def _four_dims(extra: Tensor | None) -> Tensor | None:
+    return None if extra is None else extra[(None,) * (4 - extra.ndim)]
 
 
 def keys_and_values(
@@ -284,12 +293,11 @@ def check_mask_and_bias(mask: Any, bias: Any, query: Tensor, full: tuple[int, ..
 def _check_broadcast(name: str, tensor: Any, query: Tensor, full: tuple[int, ...]) -> None:
     if not isinstance(tensor, Tensor):
         raise ShapeError(f"{name} is a {type(tensor).__name__}, expected a tensor")
-    fits = tensor.ndim == 4 and all(
-        size in (1, whole) for size, whole in zip(tensor.shape, full, strict=True)
-    )
-    if not fits:
+    # from the last dim on: there may be fewer, and not more
+    sizes = zip(reversed(tensor.shape), reversed(full), strict=False)
+    if tensor.ndim > 4 or not all(size in (1, whole) for size, whole in sizes):
         raise ShapeError(
-            f"{name} has shape {list(tensor.shape)}, expected 4 dims that broadcast to "
+            f"{name} has shape {list(tensor.shape)}, expected one that broadcasts to "
             f"[B, H, S, L] = {list(full)}"
         )
     if tensor.device != query.device:

@@ -148,7 +148,8 @@ def latent_attention(
             value=_up_project(latent, w_uv),
             **options,  # type: ignore[arg-type]
         )
-    out, lse = choose(check(call).problem(), backend).attend(call)
+    call = check(call)
+    out, lse = choose(call.problem(), backend).attend(call)
     if paradigm == "absorbed":
         out = _project(out, w_uv, backend, up=False)
     return out if lse is None else (out, lse)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from headwise.console import as_html, as_text
 from headwise.errors import OptionError, UnsupportedError
 from headwise.loading.progress import Progress, silent
 from headwise.planning.allocation import headwise_bytes, stock_bytes, stock_heads
@@ -13,6 +14,7 @@ from headwise.planning.costs import Cost, decode_cost, prefill_cost
 from headwise.planning.devices import Device, find_device
 from headwise.planning.model import Model, find_model
 from headwise.planning.replanned import MECHANISMS, replanned
+from headwise.planning.tables import plan_parts
 from headwise.planning.weights import Weights, count_weights
 from headwise.spec import LayerSpec, ModelSpec
 from headwise.spec.checks import shown
@@ -80,9 +82,9 @@ class Alternative:
     largest_context: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """What a model costs at a context and a batch; `str` gives a summary, `to_dict` plain data.
+    """What a model costs at a context and a batch; prints as tables, `to_dict` is plain data.
 
     Sizes in bytes, times in seconds. `largest_context` is at `batch`, `largest_batch` at `context`;
     0 where not even one fits, None where nothing grows. `at_limit` says that the context is the
@@ -121,12 +123,17 @@ class Plan:
         }
         return fields
 
-    def __str__(self) -> str:
-        spec = self.model.spec
+    def __repr__(self) -> str:
         return (
-            f"{self.model.name}: {spec}; {self.bytes_per_token:,} bytes a token, "
-            f"{self.cached.needed:,} at {self.context:,} tokens x {self.batch}"
+            f"<Plan {self.model.name}, {self.dtype}: {self.bytes_per_token:,} bytes per token, "
+            f"{self.cached.needed:,} at {self.context:,} tokens x {self.batch}; print it for all>"
         )
+
+    def __str__(self) -> str:
+        return as_text(*plan_parts(self))
+
+    def _repr_html_(self) -> str:
+        return as_html(*plan_parts(self))
 
 
 def plan(

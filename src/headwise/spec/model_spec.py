@@ -9,7 +9,7 @@ from headwise.spec.layer_spec import LayerSpec
 from headwise.spec.readers import read_config
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ModelSpec:
     """The attention of every layer of a model.
 
@@ -142,6 +142,9 @@ class ModelSpec:
     def encoder_groups(self) -> tuple[tuple[LayerSpec, tuple[int, ...]], ...]:
         """`layer_groups` of the encoder."""
         return _groups(self.encoder_layers)
+
+    def __repr__(self) -> str:
+        return f"<ModelSpec {self}>"
 
     def __str__(self) -> str:
         limit = "any context" if self.max_context is None else f"context up to {self.max_context}"

@@ -1,27 +1,25 @@
-"""The tables of `headwise plan`: the layers, the answers, the other mechanisms."""
+"""A plan for people: its layers, its answers, the other mechanisms, as tables and lines."""
 
-import sys
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from headwise.cli.terminal import one_line
+from headwise.console import one_line
 from headwise.loading.memory import gib
+from headwise.planning.devices import DEVICES
+from headwise.planning.model import find_model
+from headwise.planning.named_models import named_models
 
 
-def show_names() -> None:
-    """Print the named models with their attention, and the named devices."""
-    from headwise import planning
-    from headwise.planning.model import find_model
-
+def names_parts() -> list[Any]:
+    """The named models with their attention, and the named devices."""
     models = _table("named models", "name", "model", "attention")
-    for name in planning.named_models():
+    for name in named_models():
         found = find_model(name)
         models.add_row(name, _safe(found.name), _safe(_mechanisms(found.spec)))
     devices = _table("named devices", "name", "device", "reads", "computes (16 bits)", "memory")
-    for name, device in planning.DEVICES.items():
+    for name, device in DEVICES.items():
         devices.add_row(
             name,
             _safe(device.name),
@@ -29,26 +27,24 @@ def show_names() -> None:
             _rate(device.peak("bfloat16"), "FLOP/s"),
             f"{device.memory / 1e9:,.0f} GB",
         )
-    _print(models, devices)
+    return [models, devices]
 
 
-def show(plan: Any) -> None:
-    """Print a plan."""
+def plan_parts(plan: Any) -> list[Any]:
+    """A plan, for `headwise.console`: tables, then lines."""
     tables = [_layers(plan), _answers(plan)]
     if plan.alternatives:
         tables.append(_others(plan))
-    _print(*tables)
     device = plan.device
     rates = _rate(device.bytes_per_second, "B/s"), _rate(device.peak(plan.dtype), "FLOP/s")
     lines = [*plan.notes, f"{device.name}: {rates[0]}, {rates[1]} ({device.source})"]
     if plan.model.sources:
         lines.append(f"the model's facts: {len(plan.model.sources)} sources, named by --json")
-    for line in lines:
-        _console().print(_safe(line), soft_wrap=True)
+    return [*tables, *map(_safe, lines)]
 
 
-def show_verified(verified: Any) -> None:
-    """Print what was predicted beside what was measured."""
+def verified_parts(verified: Any) -> list[Any]:
+    """What was predicted beside what was measured."""
     cache = _table(
         f"cache bytes of {verified.layers} layers at {verified.context:,} tokens",
         "",
@@ -80,9 +76,7 @@ def show_verified(verified: Any) -> None:
                 f"{time.predicted / time.measured:.2f}",
             )
         tables.append(times)
-    _print(*tables)
-    for note in verified.notes:
-        _console().print(_safe(note), soft_wrap=True)
+    return [*tables, *map(_safe, verified.notes)]
 
 
 def _layers(plan: Any) -> Table:
@@ -263,14 +257,5 @@ def _seconds(seconds: float) -> str:
     return f"{_digits(seconds)} s" if seconds >= 0.9995 else f"{1e3 * seconds:.3g} ms"
 
 
-def _safe(text: str) -> str:
-    return escape(one_line(text))
-
-
-def _print(*tables: Table) -> None:
-    for table in tables:
-        _console().print(table)
-
-
-def _console() -> Console:
-    return Console(file=sys.stdout, highlight=False)
+def _safe(text: str) -> Text:
+    return Text(one_line(text))
