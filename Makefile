@@ -35,7 +35,7 @@ help:
 	@echo "make clean    remove what these made, the environment excepted"
 
 demo: .venv/.run
-	$(BIN)/headwise generate --context examples/orrin.txt --chat --prompt "$(QUESTION)" \
+	$(BIN)/headwise generate --document examples/orrin.txt --chat --prompt "$(QUESTION)" \
 	    --max-new-tokens $(NEW_TOKENS) --dtype $(DTYPE) --against sdpa
 
 test: .venv/.dev

@@ -149,7 +149,7 @@ def test_an_interrupted_run_keeps_what_it_has(
         (["ops", "--shapes", TINY, "--out", "/none/x.json"], "/none does not exist"),
         (["ops", "--shapes", TINY, "--plot", "x.pdf"], "ends with .png or .svg"),
         (["ops", "--shapes", TINY, "--plot", "/none/x.png"], "/none does not exist"),
-        (["model", "--contexts", "8k"], "contexts is '8k'; expected numbers of tokens"),
+        (["model", "--contexts", "8q"], "--contexts is '8q', expected a number of tokens"),
         (["model", "--peers", "fast"], "peer 'fast' is unknown"),
         (["model", "--out", "/none/x.json"], "/none does not exist"),
         (["machine", "--out", "/none/x.json"], "/none does not exist"),

@@ -85,7 +85,7 @@ def test_the_defaults_are_those_of_the_library() -> None:
         if name in ("mechanisms", "contexts"):
             library = getattr(configuration, name, run.CONTEXTS)
             assert parameter.default == ",".join(map(str, library))
-        elif name not in ("out", "rounds"):
+        elif name not in ("out", "rounds", "as_json"):
             assert parameter.default == getattr(configuration, name), name
 
 
@@ -101,8 +101,8 @@ def test_the_defaults_are_those_of_the_library() -> None:
         (["--text", "x.txt"], "--text FILE needs --task text"),
         (["--task", "text", "--text", "none.txt"], "none.txt cannot be read: No such file"),
         (["--task", "text", "--text", __file__, "--length", "99999"], "expected at least"),
-        (["--contexts", "8k"], "contexts is '8k'; expected numbers of tokens"),
-        (["--contexts", ","], "contexts is [], expected numbers of tokens from 1"),
+        (["--contexts", "8q"], "--contexts is '8q', expected a number of tokens"),
+        (["--contexts", ","], "--contexts is ',', expected numbers of tokens"),
         (["--rounds", "3"], "rounds is 3, expected at least 4"),
         (["--threads", "0"], "threads is 0, expected"),
         (["--out", "/proc/none"], "/proc/none: No such file or directory"),

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from headwise.cli import main, units
+from headwise import units
+from headwise.cli import main
 from headwise.errors import OptionError
 
 GIVEN = ["--bandwidth", "50GB/s", "--peak", "200GFLOP/s"]

@@ -9,7 +9,7 @@ import torch
 
 from cli.checkpoints import HEADS, LAYERS, save_tiny
 from headwise.cli import main
-from headwise.viewing.models import ENCODER_PACKAGE
+from headwise.loading.source import ENCODER_PACKAGE
 
 needs_encoder = pytest.mark.skipif(
     importlib.util.find_spec(ENCODER_PACKAGE) is None,
@@ -43,7 +43,7 @@ def test_the_demo_encoder_has_the_weights_of_stock(
 ) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    from headwise.viewing.models import demo_encoder
+    from headwise.loading.source import demo_encoder
 
     text = "The animal didn't cross the street because it was too tired"
     out = run(capsys, "--text", text, "--out", str(tmp_path / "view.json"))
@@ -162,7 +162,7 @@ def test_a_bad_option_is_one_line(
 def test_a_missing_demo_encoder_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("headwise.viewing.models.ENCODER_PACKAGE", "no_such_package")
+    monkeypatch.setattr("headwise.loading.source.ENCODER_PACKAGE", "no_such_package")
     assert "pip install" in error_line(capsys, "--out", str(tmp_path / "v.html"))
 
 

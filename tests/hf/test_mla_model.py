@@ -130,6 +130,7 @@ _RELOAD = """
 import sys
 import torch
 import headwise
+torch.set_num_threads(int(sys.argv[4]))  # PyTorch's own products may differ by it
 model, tokenizer = headwise.load(sys.argv[1])
 with torch.no_grad():
     torch.save(model(torch.load(sys.argv[2])).logits, sys.argv[3])
@@ -155,8 +156,9 @@ def test_a_saved_model_gives_the_same_bits_in_a_fresh_process(
     tokenizer.pre_tokenizer = Whitespace()
     hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path / "model")
     torch.save(PROMPT, tmp_path / "prompt")
-    places = [str(tmp_path / name) for name in ("model", "prompt", "logits")]
-    subprocess.run([sys.executable, "-c", _RELOAD, *places], check=True, capture_output=True)
+    given = [str(tmp_path / name) for name in ("model", "prompt", "logits")]
+    given.append(str(torch.get_num_threads()))
+    subprocess.run([sys.executable, "-c", _RELOAD, *given], check=True, capture_output=True)
     assert torch.equal(torch.load(tmp_path / "logits"), expected)
     loaded, words = headwise.load(tmp_path / "model")
     assert type(loaded) is HeadwiseMlaForCausalLM

@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except typer.TyperException as error:
         text = one_line(error.format_message()).rstrip(".")
-        print(f"headwise: error: {text}; see headwise --help", file=sys.stderr)  # noqa: T201
+        read = _command_read(sys.argv[1:] if arguments is None else arguments)
+        print(f"headwise: error: {text}; see {read} --help", file=sys.stderr)  # noqa: T201
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "transformers":
@@ -56,6 +57,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"headwise: error: {error.strerror}: make room", file=sys.stderr)  # noqa: T201
         _drop_output()
         return 2
+
+
+def _command_read(arguments: list[str]) -> str:
+    """The command that the first words name: "headwise bench ops"."""
+    from headwise.cli.app import command
+
+    names, found = ["headwise"], command()
+    for word in arguments:
+        if word not in getattr(found, "commands", {}):
+            break
+        names.append(word)
+        found = found.commands[word]
+    return " ".join(names)
 
 
 def _drop_output() -> None:

@@ -1,5 +1,6 @@
 """The commands and the options that stand before them."""
 
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -14,22 +15,23 @@ from headwise.cli.plan import plan
 from headwise.cli.view import view
 
 
+def summary(function: Callable[..., Any]) -> str:
+    """The first line of a command's description, which the list of commands shows whole."""
+    return (function.__doc__ or "").partition("\n")[0]
+
+
 def command() -> Any:
     """The command line as one callable of Click's kind."""
     app = typer.Typer(
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_before)
-    app.command()(generate)
-    app.command()(plan)
+    functions: tuple[Callable[..., Any], ...] = (generate, plan, compare, convert, view, env)
+    for function in functions:
+        app.command(short_help=summary(function))(function)
     app.add_typer(bench)
-    app.command()(compare)
-    app.command()(convert)
-    app.command()(view)
-    app.command()(env)
     return typer.main.get_command(app)
 
 

@@ -3,21 +3,34 @@
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from headwise.cli.options import Model, TrustRemoteCode
+from headwise import units
+from headwise.cli.options import (
+    Json,
+    Model,
+    Named,
+    TrustRemoteCode,
+    print_json,
+    the_model,
+    words,
+)
 from headwise.cli.terminal import screen
+from headwise.errors import OptionError
 
 ROUNDS = 21
 
 Dtypes = Annotated[
     str | None,
     typer.Option(
-        help="bfloat16, float32, float16, joined by commas. Default: each shape's own; for a model "
-        "bfloat16; for the machine all.",
+        "--dtypes",
+        "--dtype",
+        help="float32, bfloat16, float16 (or fp32, bf16, fp16), joined by commas. Default: each "
+        "shape's own; for a model bfloat16; for the machine all.",
         show_default=False,
     ),
 ]
@@ -38,7 +51,9 @@ def _before(context: typer.Context) -> None:
 
 
 @bench.command()
-def machine(*, dtypes: Dtypes = None, threads: Threads = None, out: Out = None) -> int:
+def machine(
+    *, dtypes: Dtypes = None, threads: Threads = None, out: Out = None, as_json: Json = False
+) -> int:
     """Measure the read bandwidth and the GEMM peak."""
     from headwise.cli.bench_table import show_figures
     from headwise.measure import Report, measure_machine
@@ -51,8 +66,9 @@ def machine(*, dtypes: Dtypes = None, threads: Threads = None, out: Out = None) 
         report.figures.append(measure_machine(count, chosen, progress=shown))
     if report.figures:
         keep_figures(report.figures[0])
-        show_figures(report)
-    return _exit_code(report)
+        if not as_json:
+            show_figures(report)
+    return _end(report, as_json)
 
 
 @bench.command()
@@ -82,6 +98,7 @@ def ops(
         Path | None,
         typer.Option(help="A .png or .svg file for a roofline plot.", show_default=False),
     ] = None,
+    as_json: Json = False,
     list_all: Annotated[
         bool, typer.Option("--list", help="Show the names of shapes and peers, and the syntax.")
     ] = False,
@@ -107,7 +124,7 @@ def ops(
     if list_all:
         show_choices()
         return 0
-    chosen = select_shapes(_words(shapes), _dtypes(dtypes))
+    chosen = select_shapes(words(shapes), _dtypes(dtypes))
     count = _threads(threads)
     check_rounds(rounds)
     _check_out(out)
@@ -123,7 +140,7 @@ def ops(
     )
     with _kept(report, out), use_threads(count), screen(animated=False) as shown:
         shown("looking for peers", 0, 0)
-        able, absent = select_peers(_words(peers), [shape for shape, _ in chosen])
+        able, absent = select_peers(words(peers), [shape for shape, _ in chosen])
         report.absent.extend(absent)
         beside = [shape.vs_threads for shape, _ in chosen if shape.vs_threads is not None]
         needed = ["float32", *(name for _, names in chosen for name in names)]
@@ -133,7 +150,8 @@ def ops(
         }
         report.figures = before = list(figures.values())
         shown.close()
-        show_figures(report)
+        if not as_json:
+            show_figures(report)
         for shape, names in chosen:
             for name in names:
                 result = bench_shape(
@@ -154,18 +172,20 @@ def ops(
                 report.figures = list(figures.values())
                 report.results = [judged(at, figures) for at in report.results]
                 shown.close()
-                show_shape(report.results[-1])
-        if report.figures != before:
+                if not as_json:
+                    show_shape(report.results[-1])
+        if report.figures != before and not as_json:
             show_figures(report)
     if plot is not None and report.results:
         write_plot(report, plot)
-    return _exit_code(report)
+    return _end(report, as_json)
 
 
 @bench.command()
 def model(
     model: Model = None,
     *,
+    named: Named = None,
     contexts: Annotated[
         str, typer.Option(help="Tokens in the cache before the timed ones, joined by commas.")
     ] = "100,2000,8000",
@@ -181,6 +201,7 @@ def model(
     rounds: Rounds = ROUNDS,
     threads: Threads = None,
     out: Out = None,
+    as_json: Json = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> int:
     """Time a model at several contexts, next to stock Transformers."""
@@ -191,8 +212,12 @@ def model(
     from headwise.measure.machine import use_threads
     from headwise.measure.timing import check_rounds
 
-    names, lengths = _dtypes(dtypes) or ["bfloat16"], _numbers(contexts)
-    able, count = select_model_peers(_words(peers)), _threads(threads)
+    names, lengths = (
+        _dtypes(dtypes) or ["bfloat16"],
+        units.token_counts("--contexts", contexts),
+    )
+    model = the_model(model, named)
+    able, count = select_model_peers(words(peers)), _threads(threads)
     check_rounds(rounds)
     _check_out(out)
     report = Report(
@@ -223,33 +248,17 @@ def model(
                     name, loaded, gguf, contexts=lengths, peers=able, rounds=rounds, progress=shown
                 )
             report.results.append(result)
-            show_model(result)
-    return _exit_code(report)
-
-
-def _numbers(text: str) -> list[int]:
-    from headwise.errors import OptionError
-
-    words = _words(text)
-    if not words or not all(word.isdecimal() for word in words):
-        raise OptionError(f"contexts is {text!r}; expected numbers of tokens, as 100,2000,8000")
-    return [int(word) for word in words]
-
-
-def _words(text: str | None) -> list[str]:
-    """The parts of an option that is joined by commas."""
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
+            if not as_json:
+                show_model(result)
+    return _end(report, as_json)
 
 
 def _dtypes(text: str | None) -> list[str]:
-    from headwise.errors import OptionError
-    from headwise.loading.load import DTYPES
+    from headwise.loading.load import DTYPES, known_dtype
 
-    short = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
-    names = [short.get(word, word) for word in _words(text)]
-    for name in names:
-        if name not in DTYPES:
-            raise OptionError(f"dtype {name!r} is unknown; use {', '.join(DTYPES)}")
+    names = [known_dtype(word) for word in words(text)]
+    if "auto" in names:
+        raise OptionError(f"dtype 'auto' is not for bench; use {', '.join(DTYPES)}")
     return list(dict.fromkeys(names))
 
 
@@ -268,11 +277,11 @@ def _check_out(out: Path | None) -> None:
 
 def _command(name: str, *arguments: str, **options: Any) -> str:
     """The command line that repeats this run."""
-    words = ["headwise", "bench", name, *arguments]
+    line = ["headwise", "bench", name, *arguments]
     for option, value in options.items():
         if value is not None:
-            words += [f"--{option}", str(value)]
-    return shlex.join(words)
+            line += [f"--{option}", str(value)]
+    return shlex.join(line)
 
 
 @contextmanager
@@ -287,7 +296,10 @@ def _kept(report: Any, out: Path | None) -> Iterator[None]:
             report.write(out)
 
 
-def _exit_code(report: Any) -> int:
+def _end(report: Any, as_json: bool) -> int:
+    """The exit code of a run that is over; prints it where JSON is asked for."""
+    if as_json:
+        print_json(asdict(report))
     if report.interrupted:
         typer.echo("headwise: interrupted", err=True)
         return 130

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from headwise.cli.options import Json, print_json, words
 from headwise.cli.terminal import screen
 
 
@@ -41,8 +42,10 @@ def compare(
     out: Annotated[
         Path, typer.Option(help="A folder for the results; a run that it holds is not done again.")
     ] = Path("headwise-compare"),
+    as_json: Json = False,
 ) -> int:
     """Train small decoders that differ in the attention alone; show quality, cache and speed."""
+    from headwise import units
     from headwise.cli.compare_table import show
     from headwise.comparison import Configuration, Work
     from headwise.comparison.text import read
@@ -54,7 +57,7 @@ def compare(
         )
     content, digest = (None, None) if text is None else read(text)
     configuration = Configuration(
-        mechanisms=tuple(_words(mechanisms)),
+        mechanisms=tuple(words(mechanisms)),
         task=task,
         text=digest,
         steps=steps,
@@ -69,27 +72,17 @@ def compare(
         learning_rate=learning_rate,
         threads=threads,
     )
-    work = Work(configuration, content, out, _numbers(contexts), rounds)
+    work = Work(configuration, content, out, units.token_counts("--contexts", contexts), rounds)
     interrupted = False
     with screen(animated=False) as shown:
         try:
             work.carry_out(shown)
         except KeyboardInterrupt:
             interrupted = True
-    show(work.comparison, out)
+    if as_json:
+        print_json(work.comparison.to_dict())
+    else:
+        show(work.comparison, out)
     if interrupted:
         typer.echo("headwise: interrupted; the same command goes on from here", err=True)
     return 130 if interrupted else 0
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _numbers(text: str) -> list[int]:
-    from headwise.errors import OptionError
-
-    words = _words(text)
-    if not all(word.isdecimal() for word in words):
-        raise OptionError(f"contexts is {text!r}; expected numbers of tokens, as 1024,8192")
-    return [int(word) for word in words]

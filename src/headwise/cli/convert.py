@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from headwise.cli.options import Model
+from headwise.cli.options import Json, Model, Named, print_json, the_model
 from headwise.cli.terminal import screen
 from headwise.console import one_line
 
@@ -14,9 +14,7 @@ from headwise.console import one_line
 def convert(
     model: Model = None,
     *,
-    named: Annotated[
-        str | None, typer.Option("--model", help="The same as MODEL.", show_default=False)
-    ] = None,
+    named: Named = None,
     to: Annotated[
         str,
         typer.Option(
@@ -45,17 +43,15 @@ def convert(
     verdict: Annotated[
         bool, typer.Option(help="Measure what the conversion cost, once the checkpoint is written.")
     ] = True,
+    as_json: Json = False,
 ) -> int:
     """Move a checkpoint to a cheaper attention, and say what that cost."""
     from headwise import conversion
     from headwise.cli.convert_table import show
-    from headwise.errors import OptionError
     from headwise.loading.progress import quiet_transformers
     from headwise.loading.source import demo_model
 
-    if model is not None and named is not None:
-        raise OptionError(f"model is {model!r} and --model {named!r}; give one of them")
-    chosen = model if named is None else named
+    chosen = the_model(model, named)
     options: dict[str, Any] = {
         "calibration": calibration,
         "out": out,
@@ -81,7 +77,10 @@ def convert(
             said = f"the checkpoint in {out} is whole, its verdict was not measured"
         typer.echo(one_line(f"headwise: interrupted; {said}"), err=True)
         return 130
-    show(found, out)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show(found, out)
     return 0
 
 

@@ -1,23 +1,20 @@
 """`headwise env`: versions, the machine, and which backends can run on it."""
 
-import json
 import sys
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from headwise.cli.options import Json, print_json
 
 
 def env(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Show versions, CPU features, threads, memory, devices and backends."""
     from headwise.measure.environment import environment
 
     found = environment()
     if as_json:
-        sys.stdout.write(json.dumps(found) + "\n")
+        print_json(found)
         return
     _show(found)
 

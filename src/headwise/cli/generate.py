@@ -1,6 +1,5 @@
 """`headwise generate`: text from a model, and what it took."""
 
-import json
 import secrets
 import sys
 from pathlib import Path
@@ -8,7 +7,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from headwise.cli.options import Model, TrustRemoteCode
+from headwise.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Named,
+    OldDocument,
+    TrustRemoteCode,
+    print_json,
+    the_document,
+    the_model,
+)
 from headwise.cli.terminal import Screen, screen
 from headwise.console import harmless
 
@@ -18,10 +28,12 @@ Attention = Literal["headwise", "sdpa", "eager"]
 def generate(
     model: Model = None,
     *,
+    named: Named = None,
     prompt: Annotated[str, typer.Option(help="The text to go on from.")],
-    context: Annotated[
+    document: Annotated[
         Path | None, typer.Option(help="A text file to put in front of the prompt.")
     ] = None,
+    context: OldDocument = None,
     chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
     temperature: Annotated[
@@ -34,11 +46,8 @@ def generate(
         int | None,
         typer.Option(help="Seed of the sampling. Default: a new one.", show_default=False),
     ] = None,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help="Of weights and cache; auto keeps the checkpoint's."),
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto finds one.")] = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     attention: Annotated[Attention, typer.Option(help="What computes the attention.")] = "headwise",
     cache: Annotated[
         str,
@@ -51,9 +60,7 @@ def generate(
         Attention | None,
         typer.Option(help="Run the prompt again with this one and compare.", show_default=False),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of text and table.")
-    ] = False,
+    as_json: Json = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> int:
     """Generate text and show the mechanism, speed and cache of the attention that ran."""
@@ -74,13 +81,14 @@ def generate(
         raise OptionError(f"--against {against} is what --attention is; choose another")
     if CacheChoice.parse(cache) != CacheChoice() and "headwise" not in (attention, against):
         raise OptionError(f"--cache {cache} is for headwise, and only {attention} was to run")
-    document = read_document(context) if context is not None else ""
+    file = the_document(document, context)
+    text = read_document(file) if file is not None else ""
     with quiet_transformers(), screen(animated=True) as loading:
         loading("starting", 0, 0)
         session = Session.open(
-            model,
+            the_model(model, named),
             prompt,
-            document=document,
+            document=text,
             chat=chat,
             sampling=sampling,
             dtype=dtype,
@@ -93,7 +101,7 @@ def generate(
         if against is not None and not runs[0].interrupted:
             runs.append(_run(session, against, cache, stream=False))
     if as_json:
-        sys.stdout.write(json.dumps(session.report(runs)) + "\n")
+        print_json(session.report(runs))
     else:
         from headwise.cli.generate_table import show
 

@@ -1,16 +1,71 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options that several commands have, and what they amount to."""
 
-from typing import Annotated
+import sys
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+
+from headwise.errors import OptionError
 
 Model = Annotated[
     str | None,
     typer.Argument(
-        help="A model folder, a .gguf file or a hub id. Default: SmolLM2-135M-Instruct.",
+        help="A model folder, a .gguf file, a hub id, smollm2 or minilm. Default: smollm2, "
+        "SmolLM2-135M-Instruct.",
         show_default=False,
     ),
+]
+Named = Annotated[
+    str | None, typer.Option("--model", help="The same as MODEL.", show_default=False)
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Of weights and cache: float32, bfloat16, float16 (or fp32, bf16, fp16); auto keeps "
+        "the checkpoint's."
+    ),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto finds one.")]
+# Before it was --document it was --context, which elsewhere is a number of tokens.
+OldDocument = Annotated[Path | None, typer.Option("--context", hidden=True)]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of text and tables.")
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
+
+
+def the_model(model: str | None, named: str | None) -> str | None:
+    """What MODEL or --model says.
+
+    Raises:
+        OptionError: both are given.
+    """
+    if model is not None and named is not None:
+        raise OptionError(f"model is {model!r} and --model {named!r}; give one of them")
+    return model if named is None else named
+
+
+def the_document(document: Path | None, old: Path | None) -> Path | None:
+    """What --document says, or its old name --context.
+
+    Raises:
+        OptionError: both are given.
+    """
+    if document is not None and old is not None:
+        raise OptionError("--document and --context are the same; give one of them")
+    return document if old is None else old
+
+
+def words(text: str | None) -> list[str]:
+    """The parts of an option that is joined by commas."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def print_json(fields: Any) -> None:
+    """Print plain data as one JSON object; what is no number there becomes null."""
+    from headwise.measure.results import as_json
+
+    sys.stdout.write(as_json(fields) + "\n")

@@ -1,12 +1,11 @@
 """`headwise plan`: what a model's cache costs, what fits, and how fast a token can come."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from headwise.cli.options import Json, Named, print_json, the_model
 from headwise.cli.terminal import screen
 
 
@@ -14,11 +13,13 @@ def plan(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A named model (see --list), a folder, a config.json, a .gguf file or a hub id.",
+            help="A named model (see --list), a folder, a config.json, a .gguf file, a hub id, "
+            "smollm2 or minilm.",
             show_default=False,
         ),
     ] = None,
     *,
+    named: Named = None,
     context: Annotated[
         str | None,
         typer.Option(help="Tokens, as 8192 or 128k. Default: the model's limit."),
@@ -30,7 +31,10 @@ def plan(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Of weights and cache. Default: the config's, else bfloat16."),
+        typer.Option(
+            help="Of weights and cache: float32, bfloat16, float16 (or fp32, bf16, fp16). "
+            "Default: the config's, else bfloat16."
+        ),
     ] = None,
     cache_dtype: Annotated[
         str | None, typer.Option(help="Of the cache alone; int8 and int4 are headwise's own.")
@@ -61,16 +65,13 @@ def plan(
             "--verify", help="Run the model's attention here and compare with what is predicted."
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of tables.")
-    ] = False,
+    as_json: Json = False,
     listed: Annotated[
         bool, typer.Option("--list", help="Print the named models and devices and stop.")
     ] = False,
 ) -> int:
     """Say what a model's cache costs, before any weight is loaded."""
-    from headwise import planning
-    from headwise.cli import units
+    from headwise import planning, units
     from headwise.console import show
     from headwise.errors import OptionError
     from headwise.loading.progress import quiet_transformers
@@ -79,6 +80,7 @@ def plan(
     if listed:
         show(*names_parts())
         return 0
+    model = the_model(model, named)
     if model is None:
         raise OptionError("no model is given; name one, as headwise plan llama-3-8b, or see --list")
     if plot is not None:
@@ -90,13 +92,14 @@ def plan(
     if verify and device is not None:
         raise OptionError(f"--verify runs on this machine: leave --device {device} out")
     options: dict[str, Any] = {
-        "context": None if context is None else units.tokens("--context", context),
-        "encoder_context": None
-        if encoder_context is None
-        else units.tokens("--encoder-context", encoder_context),
-        "memory": None if memory is None else units.size("--memory", memory),
-        "bandwidth": None if bandwidth is None else units.bandwidth("--bandwidth", bandwidth),
-        "peak": None if peak is None else units.flops("--peak", peak),
+        name.replace("-", "_"): None if text is None else read(f"--{name}", text)
+        for name, text, read in (
+            ("context", context, units.tokens),
+            ("encoder-context", encoder_context, units.tokens),
+            ("memory", memory, units.size),
+            ("bandwidth", bandwidth, units.bandwidth),
+            ("peak", peak, units.flops),
+        )
     }
     with quiet_transformers(), screen(animated=False) as shown:
         found = planning.plan(
@@ -113,7 +116,7 @@ def plan(
         planning.write_plot(found, plot)
     if as_json:
         fields = found.to_dict() | ({} if verified is None else {"verified": verified.to_dict()})
-        sys.stdout.write(json.dumps(fields) + "\n")
+        print_json(fields)
     else:
         show(*plan_parts(found))
         if verified is not None:

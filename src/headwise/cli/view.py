@@ -1,12 +1,23 @@
 """`headwise view`: what each head attends to in a text, as a page, numbers or a picture."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from headwise.cli.options import TrustRemoteCode
+from headwise.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    Named,
+    OldDocument,
+    TrustRemoteCode,
+    print_json,
+    the_document,
+    the_model,
+)
 from headwise.cli.terminal import screen
 from headwise.console import harmless, one_line
 
@@ -22,13 +33,12 @@ def view(
         ),
     ] = None,
     *,
-    named: Annotated[
-        str | None, typer.Option("--model", help="The same as MODEL.", show_default=False)
-    ] = None,
+    named: Named = None,
     text: Annotated[str, typer.Option(help="The text to look at.")] = SENTENCE,
-    context: Annotated[
+    document: Annotated[
         Path | None, typer.Option(help="A text file to look at instead.", show_default=False)
     ] = None,
+    context: OldDocument = None,
     layers: Annotated[
         str | None, typer.Option(help="As 0,4-6. Default: all.", show_default=False)
     ] = None,
@@ -54,26 +64,22 @@ def view(
     overview: Annotated[
         bool, typer.Option(help="Pool the weights of all tokens, which takes time in long texts.")
     ] = True,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help="Of weights and cache; auto keeps the checkpoint's."),
-    ] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto finds one.")] = "auto",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
     out: Annotated[
         Path, typer.Option(help="The page (.html), the numbers (.json) or a picture (.png, .svg).")
     ] = Path("view.html"),
+    as_json: Json = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> int:
     """Show what each head attends to, in one page that needs no network."""
     from headwise import viewing
-    from headwise.errors import OptionError
     from headwise.generation.text import read_document
     from headwise.loading.progress import quiet_transformers
     from headwise.viewing import selection
     from headwise.viewing.view import check_path
 
-    if model is not None and named is not None:
-        raise OptionError(f"model is {model!r} and --model {named!r}; give one of them")
+    model, file = the_model(model, named), the_document(document, context)
     check_path(out)
     options: dict[str, Any] = {
         "layers": None if layers is None else selection.numbers("layers", layers),
@@ -81,10 +87,10 @@ def view(
         "tokens": None if tokens is None else selection.words(tokens),
         "without": [selection.head_name(each) for each in without or []],
     }
-    shown_text = text if context is None else read_document(context)
+    shown_text = text if file is None else read_document(file)
     with quiet_transformers(), screen(animated=False) as shown:
         name, loaded, tokenizer = viewing.open_model(
-            named if model is None else model,
+            model,
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
@@ -101,6 +107,9 @@ def view(
             **options,
         )
         found.save(out)
+    if as_json:
+        print_json(_summary(found, out))
+        return 0
     if found.ablation is not None:
         _show_ablation(found.ablation)
     if found.not_numbers:
@@ -116,6 +125,18 @@ def view(
         )
     )
     return 0
+
+
+def _summary(found: Any, out: Path) -> dict[str, Any]:
+    """What was looked at and where it was written; the numbers themselves are `--out FILE.json`."""
+    layers = [
+        {"index": layer.index, "mechanism": layer.mechanism, "heads": len(layer.heads)}
+        for layer in found.layers
+    ]
+    ablation = None if found.ablation is None else asdict(found.ablation)
+    tokens = [token.text for token in found.tokens]
+    names = {"out": str(out), "model": found.model, "tokens": tokens, "layers": layers}
+    return names | {"not_numbers": found.not_numbers, "ablation": ablation}
 
 
 def _count(number: int, what: str) -> str:

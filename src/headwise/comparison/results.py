@@ -3,7 +3,6 @@
 import csv
 import datetime
 import io
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from headwise.comparison.task import Metric
 from headwise.comparison.train import Run
 from headwise.comparison.verdict import Quality, state
 from headwise.measure.environment import environment
-from headwise.measure.results import write_whole
+from headwise.measure.results import as_json, write_whole
 
 
 @dataclass
@@ -78,26 +77,29 @@ class Comparison:
         Raises:
             OptionError: a file cannot be written.
         """
+        write_whole(folder / "results.json", (as_json(self.to_dict(), indent=1) + "\n").encode())
         rows = self.rows()
-        content = {
-            "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "configuration": self.configuration.settings(),
-            "metric": self.metric,
-            "baseline": self.baseline,
-            "complete": self.complete,
-            "verdict": self.verdict(),
-            "mechanisms": rows,
-            "runs": [asdict(run) for run in self.runs],
-            "speeds": [asdict(speed) for speed in self.speeds],
-            "environment": self.environment,
-        }
-        write_whole(folder / "results.json", (json.dumps(content, indent=1) + "\n").encode())
         table = io.StringIO()
         columns = dict.fromkeys(name for row in rows for name in row)
         writer = csv.DictWriter(table, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_whole(folder / "results.csv", table.getvalue().encode())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return {
+            "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "configuration": self.configuration.settings(),
+            "metric": self.metric,
+            "baseline": self.baseline,
+            "complete": self.complete,
+            "verdict": self.verdict(),
+            "mechanisms": self.rows(),
+            "runs": [asdict(run) for run in self.runs],
+            "speeds": [asdict(speed) for speed in self.speeds],
+            "environment": self.environment,
+        }
 
     def _size(self, mechanism: str) -> dict[str, Any]:
         at = self.configuration

@@ -1,6 +1,5 @@
 """`convert`: a checkpoint with a cheaper attention mechanism, and what that costs."""
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ from headwise.loading.memory import gib, weight_bytes
 from headwise.loading.progress import Progress, silent
 from headwise.loading.source import Source, find_source
 from headwise.loading.whole import written_whole
-from headwise.measure.results import write_whole
+from headwise.measure.results import as_json, write_whole
 from headwise.spec import AttentionSpec
 
 # How often a tuning is kept.
@@ -177,8 +176,7 @@ def convert(
 def _write(verdict: Verdict, folder: Path) -> None:
     """The model card, and the verdict as JSON: two files, each replaced in one step."""
     write_whole(folder / "README.md", model_card(verdict).encode())
-    found = json.dumps(verdict.to_dict(), indent=1)
-    write_whole(folder / "headwise-verdict.json", found.encode())
+    write_whole(folder / "headwise-verdict.json", as_json(verdict.to_dict(), indent=1).encode())
 
 
 def _measured(

@@ -11,8 +11,8 @@ from headwise.generation.options import Sampling, check_length, context_limit
 from headwise.generation.run import OnPrefill, Run, generate
 from headwise.generation.text import TextStream, least_tokens, prompt_tokens
 from headwise.loading.load import (
-    check_dtype,
     find_device,
+    known_dtype,
     load_config,
     load_model,
     load_tokenizer,
@@ -60,7 +60,7 @@ class Session:
             ShapeError: prompt and answer are longer than the model's context.
             CapacityError: weights and cache would not fit in memory.
         """
-        check_dtype(dtype)
+        dtype = known_dtype(dtype)
         target = find_device(device)
         place = model if model is not None else demo_model()
         folder = model_folder(place, progress=progress)

@@ -13,7 +13,7 @@ def read_document(path: Path) -> str:
     Raises:
         LoadError: missing, a folder, not allowed, or not UTF-8 text.
     """
-    return read_text(local_path(path), "context file")
+    return read_text(local_path(path), "document")
 
 
 def least_tokens(tokenizer: Any, text: str) -> int:

@@ -6,7 +6,7 @@ read. Each refusal is one line.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from headwise.loading.loaded import check_loading
 from headwise.loading.memory import check_memory, weight_bytes
 from headwise.loading.progress import Progress, silent, transformers_progress
 from headwise.loading.source import check_folder, find_source
+from headwise.spec.dtypes import dtype_name
 
 DTYPES = {
     "float32": torch.float32,
@@ -50,7 +51,7 @@ def load(
         LoadError: no such model, not a model, not safe to read, or an option it cannot have.
         CapacityError: its weights would not fit in memory; says needed and available bytes.
     """
-    check_dtype(dtype)
+    dtype = known_dtype(dtype)
     target = find_device(device)
     report = progress if progress is not None else silent
     folder = model_folder(model, progress=report)
@@ -125,7 +126,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    check_dtype(dtype)
+    dtype = known_dtype(dtype)
     target = device if device is not None else torch.device("cpu")
     chosen = DTYPES.get(dtype)
     weights = weight_bytes(folder, chosen)
@@ -162,10 +163,22 @@ def cache_bytes(config: Any, context: int, dtype: torch.dtype) -> int:
         return 0  # stock attention runs such a model too, so this is no reason to refuse it
 
 
-def check_dtype(dtype: str) -> None:
-    """Raise LoadError for a dtype that is not one of the three, nor "auto"."""
-    if dtype not in ("auto", *DTYPES):
+def known_dtype(dtype: str) -> str:
+    """PyTorch's name of one of the three dtypes, or "auto".
+
+    >>> known_dtype("bf16"), known_dtype("auto")
+    ('bfloat16', 'auto')
+
+    Raises:
+        LoadError: another one.
+    """
+    name = dtype
+    if dtype != "auto":
+        with suppress(SpecError):
+            name = dtype_name(dtype)
+    if name not in ("auto", *DTYPES):
         raise LoadError(f"dtype {dtype!r} is unknown; use auto, {', '.join(DTYPES)}")
+    return name
 
 
 def find_device(device: str) -> torch.device:
@@ -176,12 +189,18 @@ def find_device(device: str) -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    expected = "expected auto, cpu, cuda or cuda:1"
     try:
         found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise LoadError(f"device {device!r} is unknown: {expected}") from error
+    try:
         torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LoadError(f"device {device!r} cannot be used: {first}; try cpu") from error
+    except NotImplementedError as error:
+        raise LoadError(f"device {device!r} is not in this build of PyTorch: {expected}") from error
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise LoadError(f"device {device!r} cannot be used: {first[:150]}; {expected}") from error
     return found
 
 

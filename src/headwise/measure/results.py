@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import os
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -105,7 +106,24 @@ class Report:
         Raises:
             OptionError: the file cannot be written.
         """
-        write_whole(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        write_whole(path, (as_json(asdict(self), indent=1) + "\n").encode())
+
+
+def as_json(data: Any, *, indent: int | None = None) -> str:
+    """Plain data as JSON that every reader takes: what is no number there becomes null.
+
+    >>> as_json({"perplexity": float("inf"), "tokens": (1, 2)})
+    '{"perplexity": null, "tokens": [1, 2]}'
+    """
+    return json.dumps(_finite(data), indent=indent, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def check_writable(path: Path) -> None:

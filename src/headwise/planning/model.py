@@ -13,7 +13,7 @@ from headwise.loading.files import kind_of, local_path, read_json
 from headwise.loading.gguf_read import read_config as read_gguf_config
 from headwise.loading.hub import download_config
 from headwise.loading.progress import Progress, silent
-from headwise.loading.source import check_gguf
+from headwise.loading.source import ALIASES, check_gguf, find_source
 from headwise.planning.named_models import named_model, named_models, near_names
 from headwise.spec import ModelSpec
 
@@ -57,6 +57,9 @@ def find_model(name: str | Path, progress: Progress = silent) -> Model:
         raise OptionError(f"model is a {type(name).__name__}, expected a name or a path")
     name = str(name)
     path, kind = _place(name)
+    if kind == "none" and name in ALIASES:
+        source = find_source(name)
+        return replace(find_model(source.place, progress), name=source.name)
     if kind == "folder":
         return _model(path.resolve().name, _read(path / "config.json"))
     if kind != "none":

