@@ -68,9 +68,12 @@ docs: .venv/.dev
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+# The C++ library finds PyTorch's in the process; auditwheel grants the tag of what is left, glibc.
 wheel: .venv/.dev
-	rm -rf dist
-	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' \
+	    --exclude 'libc10*.so' --wheel-dir dist build/wheel/*.whl
 	@size=$$(du -k dist/*.whl | cut -f1); if [ "$$size" -ge $(MAX_WHEEL_KB) ]; then \
 	    echo "the wheel takes $$size kB, more than $(MAX_WHEEL_KB) kB: look for data files in src/headwise" >&2; \
 	    exit 1; fi

@@ -1,7 +1,11 @@
 """Sphinx settings: `make docs` builds the site into docs/_build/html, warnings being errors."""
 
+import os
 import re
+import subprocess
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import Any
 
 project = "headwise"
@@ -15,6 +19,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",
 ]
 exclude_patterns = ["_build"]
 
@@ -33,6 +38,7 @@ myst_heading_anchors = 3
 
 # Splits a line into code spans and the prose between them.
 _CODE_SPAN = re.compile(r"(`+[^`]*`+)")
+_PLAIN = {**os.environ, "COLUMNS": "90", "TERM": "dumb", "NO_COLOR": "1"}
 _COLON = "\N{MODIFIER LETTER COLON}"
 
 
@@ -56,7 +62,30 @@ def restore_colon(_app: Any, what: str, _name: str, _obj: Any, _options: Any, li
         lines[0] = lines[0].replace(_COLON, ":")
 
 
+def write_commands(app: Any) -> None:
+    """Write cli.md, the help of every command as the command prints it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "headwise"], capture_output=True, check=True, env=_PLAIN, text=True
+    )
+    names = re.findall(r"^  (\w+)  ", done.stdout.partition("Commands:")[2], re.MULTILINE)
+    parts = ["# The command line\n", "What `headwise COMMAND --help` prints.\n"]
+    for name in ("", *names, *(f"bench {kind}" for kind in ("machine", "ops", "model"))):
+        command = ["headwise", *name.split()]
+        done = subprocess.run(
+            [sys.executable, "-m", *command, "--help"],
+            capture_output=True,
+            check=True,
+            env=_PLAIN,
+            text=True,
+        )
+        parts.append(f"## {' '.join(command)}\n\n```text\n{done.stdout.rstrip()}\n```\n")
+    page, content = Path(app.srcdir) / "cli.md", "\n".join(parts)
+    if not page.exists() or page.read_text(encoding="utf-8") != content:
+        page.write_text(content, encoding="utf-8")
+
+
 def setup(app: Any) -> None:
     """Put the docstring filters around napoleon, which runs at priority 500."""
+    app.connect("builder-inited", write_commands, priority=1)
     app.connect("autodoc-process-docstring", escape_prose, priority=400)
     app.connect("autodoc-process-docstring", restore_colon, priority=600)
