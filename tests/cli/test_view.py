@@ -57,6 +57,38 @@ def test_the_demo_encoder_has_the_weights_of_stock(
         assert (torch.tensor(layer["weights"]) - weights[0]).abs().max() < 1e-5
 
 
+@needs_encoder
+def test_a_pair_of_texts_is_read_as_stock_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    from headwise.loading.source import demo_encoder
+
+    texts = ("Who was tired?", "The animal was.")
+    options = ["--text", texts[0], "--pair", texts[1], "--out", str(tmp_path / "view.json")]
+    assert "11 tokens" in run(capsys, *options)
+    found = json.loads((tmp_path / "view.json").read_text())
+    model = AutoModel.from_pretrained(demo_encoder(), attn_implementation="eager").eval()
+    ids = AutoTokenizer.from_pretrained(demo_encoder())(*texts, return_tensors="pt")
+    assert ids["token_type_ids"].sum() == 5  # the second text and its end
+    with torch.no_grad():
+        expected = model(**ids, output_attentions=True).attentions
+    for layer, weights in zip(found["layers"], expected):
+        assert (torch.tensor(layer["weights"]) - weights[0]).abs().max() < 1e-5
+
+
+def test_a_pair_is_refused_where_one_text_is_read(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "v.html")
+    assert main(["view", str(tiny), "--text", "a", "--pair", "b", "--out", out]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        "headwise: error: a pair of texts is for encoders, and LlamaForCausalLM reads one: give one"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "begins"),
     [("v.html", b"<!doctype html>"), ("v.png", b"\x89PNG"), ("v.svg", b"<?xml"), ("v.json", b"{")],

@@ -1,7 +1,9 @@
 """The page in a real browser: hover, select, sort, filter, zoom, keys, export, and hostile text."""
 
+import base64
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +288,13 @@ def test_it_exports(
     content = (tmp_path / "out").read_bytes()
     assert waiting.value.suggested_filename == f"attention-1.4.{form}"
     assert content.startswith(begins)
+    if form == "svg":
+        with page.expect_download() as waiting:
+            page.click("#export-png")
+        waiting.value.save_as(tmp_path / "png")
+        inside = re.search(rb'href="data:image/png;base64,([^"]+)"', content)
+        assert inside is not None
+        assert base64.b64decode(inside[1]) == (tmp_path / "png").read_bytes()
     if form == "json":
         given = [each["weight"] for each in json.loads(content)["attends_to"]]
         expected = gqa.layers[1].weights[4, 6].tolist()
@@ -370,6 +379,7 @@ def answered(page: Any, action: str) -> float:
     ],
     ids=["hover a query", "hover a key", "select", "average all", "head", "zoom", "sort"],
 )
+@pytest.mark.sweep  # it is timed, and a busy machine is no fault of the page
 def test_a_page_of_2000_tokens_answers_at_once(
     opened: Opened, long_page: Path, action: str
 ) -> None:
@@ -379,12 +389,36 @@ def test_a_page_of_2000_tokens_answers_at_once(
     assert min(answered(page, action) for _ in range(3)) < PROMPT
 
 
+def test_a_square_ends_where_a_token_sees_no_more_keys(opened: Opened, long_page: Path) -> None:
+    page = opened.go(long_page, "#token=1000&key=700")
+    colours = """(places) => {
+        const canvas = document.getElementById("matrix"), ratio = window.devicePixelRatio || 1;
+        const left = 44, size = Math.min(canvas.clientWidth - 48, 620);
+        const { width, height } = canvas;
+        const data = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+        const pixel = (x, y) => [...data.subarray(4 * (y * width + x), 4 * (y * width + x) + 3)];
+        return places.map(([row, column]) => {
+            const x = Math.round((left + (size * column) / 2000) * ratio);
+            const y = Math.round((24 + (size * row) / 2000) * ratio);
+            return Array.from({ length: 64 }, (_, at) => pixel(x + (at % 8), y + (at >> 3)));
+        });
+    }"""
+    frame(page)
+    # a square is 32 tokens wide: one begins at 1600 and would reach to 1632
+    places = [[100, 1900], [1601, 1630], [1660, 1500]]
+    empty, above, below = page.evaluate(colours, places)
+    assert above[0] == empty[0]
+    assert empty[0] in below  # the hatching
+    assert len({tuple(each) for each in below}) > 1
+
+
 def test_zoom_goes_down_to_single_tokens_of_the_chosen_rows(
     opened: Opened, long_page: Path
 ) -> None:
     page = opened.go(long_page, "#token=1000&key=700")
     assert page.inner_text("#window") == (
-        "All 2000 tokens; 3 rows in full, the others in squares of 32"
+        "All 2000 tokens; 3 rows in full, "
+        "the others in hatched squares of 32 by 32: the largest weight in each"
     )
     page.click("#zoom-row")
     assert page.inner_text("#window").startswith("Columns 688 to 711 of 2000")

@@ -35,6 +35,10 @@ def view(
     *,
     named: Named = None,
     text: Annotated[str, typer.Option(help="The text to look at.")] = SENTENCE,
+    pair: Annotated[
+        str | None,
+        typer.Option(help="A second text, for encoders that read two.", show_default=False),
+    ] = None,
     document: Annotated[
         Path | None, typer.Option(help="A text file to look at instead.", show_default=False)
     ] = None,
@@ -99,7 +103,7 @@ def view(
         found = viewing.view(
             loaded,
             tokenizer,
-            shown_text,
+            shown_text if pair is None else (shown_text, pair),
             generate=generate,
             overview=overview,
             name=name,

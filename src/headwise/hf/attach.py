@@ -414,7 +414,7 @@ def _report(
     dtype, device = model.dtype, model.device.type
     caches = _caches(model, choice) if grows_cache else ()
     if spec is None:
-        family = _family(model)
+        family = model.config.model_type
         note = f"no spec reader for {family!r}: what each call needs is read from its arguments"
         return AttachReport(
             type(model).__name__,

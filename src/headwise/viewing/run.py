@@ -50,8 +50,11 @@ def run(
     capture: Capture,
     cache: str,
     progress: Progress = silent,
+    kinds: list[int] | None = None,
 ) -> tuple[list[int], int | None]:
     """Run an attached model over `ids`, and decode up to `new_tokens` greedily.
+
+    kinds: the token types of a pair, for an encoder that has such.
 
     Returns the tokens that were decoded and read again, and the one that comes next; a model that
     predicts no token decodes none, and its next one is None.
@@ -59,7 +62,10 @@ def run(
     if not predicts(model):
         progress("running the model", 0, 0)
         with torch.no_grad(), observing(capture):
-            model(input_ids=torch.tensor([ids], device=model.device))
+            given = {"input_ids": torch.tensor([ids], device=model.device)}
+            if kinds is not None:
+                given["token_type_ids"] = torch.tensor([kinds], device=model.device)
+            model(**given)
         return [], None
     # the token after the last one is decoded too: so the last one is read, and has a row
     sampling = Sampling(max_new_tokens=new_tokens + 1)

@@ -16,11 +16,16 @@ class Token:
     special: bool
 
 
-def tokenize(model: Any, tokenizer: Any, text: str, new_tokens: int) -> list[int]:
-    """The ids of a text, special tokens included.
+def tokenize(
+    model: Any, tokenizer: Any, text: str | tuple[str, str], new_tokens: int
+) -> tuple[list[int], list[int] | None]:
+    """The ids of a text or of a pair, special tokens included, and of which text each is.
+
+    The latter is what the tokenizer says to the model (BERT's token types); None for one text, and
+    where the tokenizer says nothing.
 
     Raises:
-        OptionError: no text, text that is not valid Unicode, or no tokenizer.
+        OptionError: no text, text that is not valid Unicode, a pair that is none, or no tokenizer.
         ShapeError: more tokens than the model has positions.
         LoadError: the tokenizer is another model's.
     """
@@ -28,14 +33,20 @@ def tokenize(model: Any, tokenizer: Any, text: str, new_tokens: int) -> list[int
         raise OptionError(
             f"tokenizer is a {type(tokenizer).__name__}, expected the model's tokenizer"
         )
-    if text is not None and not isinstance(text, str):
-        raise OptionError(f"text is a {type(text).__name__}, expected a str")
-    if not text:
-        raise OptionError("the text is empty; give some")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise OptionError("the text is not valid UTF-8 text; check the terminal's encoding")
+    texts = text if isinstance(text, tuple | list) else (text,)
+    if len(texts) > 2:
+        raise OptionError(f"text is {len(texts)} texts, expected one, or a pair")
+    for each in texts:
+        if each is not None and not isinstance(each, str):
+            raise OptionError(f"text is a {type(each).__name__}, expected a str, or a pair of them")
+        if not each:
+            raise OptionError("the text is empty; give some")
+        if any("\ud800" <= character <= "\udfff" for character in each):
+            raise OptionError("the text is not valid UTF-8 text; check the terminal's encoding")
     # a text that is too long is refused below, in one line
-    ids = [int(token) for token in tokenizer(text, verbose=False)["input_ids"]]
+    found = tokenizer(*texts, verbose=False)
+    ids = [int(token) for token in found["input_ids"]]
+    kinds = found.get("token_type_ids") if len(texts) == 2 else None
     if not ids:
         raise OptionError("the text has no tokens; give some text")
     limit = context_limit(model.config)
@@ -51,7 +62,7 @@ def tokenize(model: Any, tokenizer: Any, text: str, new_tokens: int) -> list[int
             f"the tokenizer made token {max(ids)} and the model has {vocabulary}: they are not of "
             "one model"
         )
-    return ids
+    return ids, None if kinds is None else [int(kind) for kind in kinds]
 
 
 def describe(tokenizer: Any, ids: list[int]) -> list[Token]:

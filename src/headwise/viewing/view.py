@@ -115,7 +115,7 @@ def check_path(path: Path) -> None:
 def view(
     model: Any,
     tokenizer: Any,
-    text: str,
+    text: str | tuple[str, str],
     *,
     layers: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
@@ -142,7 +142,7 @@ def view(
         model: a Transformers encoder or decoder that `headwise.attach` takes; it is attached for
             the run where it is not yet, and left as it was.
         tokenizer: the model's.
-        text: special tokens are added as the tokenizer does.
+        text: one, or for an encoder a pair; special tokens are added as the tokenizer does.
         layers, heads: which to keep, by number; all by default.
         tokens: those whose weights are kept in full, by position or by their text; by default all,
             in long texts as many of the last as a page has room for.
@@ -173,10 +173,14 @@ def view(
             raise UnsupportedError(
                 f"{type(model).__name__} predicts no next token: leave generate and without out"
             )
-        ids = tokenize(model, tokenizer, text, generate)
+        if isinstance(text, tuple | list) and predicts(model):
+            raise OptionError(
+                f"a pair of texts is for encoders, and {type(model).__name__} reads one: give one"
+            )
+        ids, kinds = tokenize(model, tokenizer, text, generate)
         wanted = _wanted(model, tokenizer, ids, layers, heads, tokens, generate, overview)
         capture = Capture(model, wanted)
-        decoded, following = run(model, ids, generate, capture, cache, progress)
+        decoded, following = run(model, ids, generate, capture, cache, progress, kinds=kinds)
         total = len(ids) + len(decoded)
         ablation = None
         if without:

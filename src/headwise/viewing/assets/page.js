@@ -509,6 +509,9 @@
     const pool = state.part === "weight" ? layer.pooled(state.head, state.pool) : null;
     const peak = pool && state.pool === "mean" && pool.tile > 1 ? pool.peak : 1;
     const cell = pixels / span, thick = Math.max(cell, 2 * ratio);
+    // squares stand for many weights: they are hatched, and end where a token sees no more keys
+    const squares = pool && pool.tile > 1 ? pool : null, hatch = Math.round(7 * ratio);
+    const lower = squares !== null && layer.tiles.lower;
     const exact = new Map();
     let largest = 1e-9;
     for (const token of rows) {
@@ -533,28 +536,62 @@
       }
       const scale = token === null ? peak : 1;
       for (let px = 0, to = 4 * py * pixels; px < pixels; px++, to += 4) {
-        const value = values ? values[px] : NaN;
-        const colour = Number.isNaN(value) ? colours.hidden
+        const square = squares !== null && token === null;
+        const value = values && !(square && lower && Math.floor(x + (px * span) / pixels) > at) ? values[px] : NaN;
+        const colour = square && !Number.isNaN(value) && (px + py) % hatch < ratio ? colours.hidden : Number.isNaN(value) ? colours.hidden
           : state.part === "weight" ? colours.weight[level(value / scale)]
           : colours.signed[Math.round(127.5 + (127.5 * value) / largest)];
         image.data[to] = colour[0]; image.data[to + 1] = colour[1]; image.data[to + 2] = colour[2]; image.data[to + 3] = 255;
       }
     }
     draw.putImageData(image, Math.round(plot.left * ratio), Math.round(plot.top * ratio));
-    ornaments(draw, labelled);
+    ornaments(draw, labelled, squares, lower);
     const first = Math.ceil(x), last = Math.min(n, Math.floor(x + span)) - 1;
-    const full = rows.length === n ? "" : `; ${rows.length} rows in full${pool && pool.tile > 1 ? `, the others in squares of ${pool.tile}` : ""}`;
+    const full = rows.length === n ? "" : `; ${rows.length} rows in full${pool && pool.tile > 1 ? `, the others in hatched squares of ${pool.tile} by ${pool.tile}: the ${state.pool === "mean" ? "mean" : "largest"} weight in each` : ""}`;
     $("window").textContent = span >= n ? `All ${n} tokens${full}` : `Columns ${first} to ${last} of ${n}${full}`;
     matrix.setAttribute("aria-label", `${state.part === "weight" ? "Weights" : "Scores"} of head ${name(state.layer, state.head)}, tokens ${first} to ${last}`);
   };
-  const ornaments = (draw, labelled) => {
+  const ornaments = (draw, labelled, squares, lower) => {
     const { x, y, span } = state.window, cell = plot.size / span;
     const toX = (at) => plot.left + (at - x) * cell, toY = (at) => plot.top + (at - y) * cell;
     if (cell >= 9) {
       draw.strokeStyle = colours.card; draw.lineWidth = 1; draw.beginPath();
-      for (let at = Math.ceil(x); at <= x + span; at++) { draw.moveTo(toX(at), plot.top); draw.lineTo(toX(at), plot.top + plot.size); }
-      for (let at = Math.ceil(y); at <= y + span; at++) { draw.moveTo(plot.left, toY(at)); draw.lineTo(plot.left + plot.size, toY(at)); }
+      for (let at = Math.floor(y); at <= y + span; at++) {
+        if (squares && !open.has(at)) continue; // no lines between weights where there are none
+        const above = Math.max(plot.top, toY(at)), below = Math.min(plot.top + plot.size, toY(at + 1));
+        if (above >= below) continue;
+        for (let by = Math.ceil(x); by <= x + span; by++) { draw.moveTo(toX(by), above); draw.lineTo(toX(by), below); }
+        for (const edge of [above, below]) { draw.moveTo(plot.left, edge); draw.lineTo(plot.left + plot.size, edge); }
+      }
       draw.stroke();
+    }
+    if (squares && squares.tile * cell >= 12) {
+      draw.save();
+      draw.beginPath(); draw.rect(plot.left, plot.top, plot.size, plot.size); draw.clip();
+      const wide = squares.tile * cell;
+      draw.lineWidth = 1; draw.textAlign = "center"; draw.textBaseline = "middle";
+      draw.font = '11px system-ui, "Liberation Sans", sans-serif';
+      for (let down = Math.floor(y / squares.tile); down < squares.side && down * squares.tile < y + span; down++) {
+        for (let over = Math.floor(x / squares.tile); over < (lower ? down + 1 : squares.side) && over * squares.tile < x + span; over++) {
+          const value = squares.values[down * squares.side + over];
+          if (Number.isNaN(value)) continue;
+          draw.strokeStyle = colours.card;
+          draw.strokeRect(toX(over * squares.tile), toY(down * squares.tile), wide, wide);
+          if (wide < 44) continue;
+          // in the middle of what is seen of it, and on the diagonal in the lower half
+          const middle = (from, start, share) => {
+            const low = Math.max(from, start), high = Math.min(from + wide, start + plot.size);
+            return low + share * (high - low);
+          };
+          const shift = lower && over === down ? 0.68 : 0.5;
+          const left = middle(toX(over * squares.tile), plot.left, 1 - shift), top = middle(toY(down * squares.tile), plot.top, shift);
+          const said = `${state.pool === "mean" ? "mean" : "max"} ${percent(value)}`;
+          draw.lineWidth = 3; draw.strokeStyle = colours.card; draw.strokeText(said, left, top);
+          draw.fillStyle = colours.ink; draw.fillText(said, left, top);
+          draw.lineWidth = 1;
+        }
+      }
+      draw.restore();
     }
     const token = query(), key = keyOf(token);
     draw.textBaseline = "middle";
@@ -965,7 +1002,8 @@
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   };
-  $("export-png").addEventListener("click", () => {
+  // The matrix as it is shown, under its title: what both forms of the picture hold.
+  const picture = () => {
     const ratio = window.devicePixelRatio || 1, pad = 24 * ratio;
     const canvas = element("canvas", { width: matrix.width + 2 * pad, height: matrix.height + 2 * pad + 30 * ratio });
     const draw = canvas.getContext("2d");
@@ -973,28 +1011,16 @@
     draw.fillStyle = colours.ink; draw.font = `600 ${15 * ratio}px system-ui, "Liberation Sans", sans-serif`; draw.textBaseline = "top";
     draw.fillText(`${plain(data.model)}, head ${name(state.layer, state.head)}`, pad, pad * 0.8);
     draw.drawImage(matrix, pad, pad + 30 * ratio);
-    canvas.toBlob((blob) => download("png", blob), "image/png");
-  });
+    return canvas;
+  };
+  $("export-png").addEventListener("click", () => picture().toBlob((blob) => download("png", blob), "image/png"));
   $("export-svg").addEventListener("click", () => {
-    const token = query(), values = attention(token), wide = 880, high = 34;
-    const root = svg("svg", { xmlns: "http://www.w3.org/2000/svg", width: wide, "font-family": "system-ui, Liberation Sans, sans-serif" });
-    const draw = document.createElement("canvas").getContext("2d");
-    draw.font = '19px system-ui, "Liberation Sans", sans-serif';
-    let x = 20, y = 62;
-    const text = (content, attributes) => { const made = svg("text", attributes); made.textContent = content; return made; };
-    const title = `${label(token)} ${scopeWords()}, ${plain(data.model)}`;
-    const drawn = [text(title, { x: 20, y: 34, "font-size": 14, fill: colours.faint })];
-    data.tokens.forEach((_, at) => {
-      const width = draw.measureText(label(at)).width + 12;
-      if (x + width > wide - 20) { x = 20; y += high + 6; }
-      const shade = level(values[at]), on = at === token;
-      const box = { x, y, width, height: high, rx: 6, fill: on ? colours.card : colours.css[Number.isNaN(shade) ? 0 : shade] };
-      if (on) Object.assign(box, { stroke: colours.accent, "stroke-width": 2 });
-      drawn.push(svg("rect", box), text(label(at), { x: x + 6, y: y + 23, "font-size": 19, fill: on ? colours.accent : colours.on[Number.isNaN(shade) ? 0 : shade] }));
-      x += width + 3;
-    });
-    root.setAttribute("height", y + high + 20);
-    root.append(svg("rect", { width: "100%", height: "100%", fill: colours.card }), ...drawn);
+    const canvas = picture(), ratio = window.devicePixelRatio || 1;
+    const size = { width: canvas.width / ratio, height: canvas.height / ratio };
+    const root = svg("svg", { xmlns: "http://www.w3.org/2000/svg", ...size, viewBox: `0 0 ${size.width} ${size.height}`, role: "img" });
+    const title = svg("title", {});
+    title.textContent = `${plain(data.model)}, head ${name(state.layer, state.head)}`;
+    root.append(title, svg("image", { ...size, href: canvas.toDataURL("image/png") }));
     download("svg", new Blob([new XMLSerializer().serializeToString(root)], { type: "image/svg+xml" }));
   });
   $("export-json").addEventListener("click", () => {
