@@ -172,7 +172,7 @@ WRONG = [
     (["bench", "model", "--threads", "0"], "threads"),
     (["bench", "machine", "--out", "/none/x.json"], "the folder /none does not exist"),
     (["compare", "--mechanisms", "magic"], "magic"),
-    (["compare", "--task", "text"], "--task text needs --text FILE"),
+    (["compare", "--task", "text"], "--task text needs --document FILE"),
     (["convert", "gpt2", "--to", "mqa"], "Missing option '--out'; see headwise convert --help"),
     (["convert", "gpt2", "--to", "cheap", "--out", "x"], "cheap"),
     (["view", "--out", "view.pdf"], "view.pdf"),

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from headwise.cli.options import Json, print_json, words
+from headwise.cli.options import Json, print_json, the_document, words
 from headwise.cli.terminal import screen
 
 
@@ -21,9 +21,10 @@ def compare(
         Literal["recall", "text"],
         typer.Option(help="Associative recall, or the bytes of a text file."),
     ] = "recall",
-    text: Annotated[
-        Path | None, typer.Option(help="The file for --task text.", show_default=False)
+    document: Annotated[
+        Path | None, typer.Option(help="The text file for --task text.", show_default=False)
     ] = None,
+    text: Annotated[Path | None, typer.Option(hidden=True)] = None,  # the old name of --document
     steps: Annotated[int, typer.Option(help="Training steps of each run.")] = 1600,
     seeds: Annotated[int, typer.Option(help="Runs of each mechanism.")] = 1,
     width: Annotated[int, typer.Option(help="Hidden size of the decoders.")] = 64,
@@ -51,11 +52,13 @@ def compare(
     from headwise.comparison.text import read
     from headwise.errors import OptionError
 
-    if (task == "text") != (text is not None):
-        raise OptionError(
-            "--task text needs --text FILE" if text is None else "--text FILE needs --task text"
-        )
-    content, digest = (None, None) if text is None else read(text)
+    file = the_document(document, text, old_name="--text")
+    if (task == "text") != (file is not None):
+        missing, given = "--task text", "--document FILE"
+        if file is None:
+            missing, given = given, missing
+        raise OptionError(f"{given} needs {missing}")
+    content, digest = (None, None) if file is None else read(file)
     configuration = Configuration(
         mechanisms=tuple(words(mechanisms)),
         task=task,

@@ -50,6 +50,8 @@ def _show(found: dict[str, Any]) -> None:
         state = "available" if backend["available"] else f"not available: {backend['reason']}"
         rows[f"backend {backend['name']}"] = state
     table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, escape(one_line(str(value))))
     Console(file=sys.stdout, highlight=False).print(table)

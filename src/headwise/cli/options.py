@@ -48,14 +48,16 @@ def the_model(model: str | None, named: str | None) -> str | None:
     return model if named is None else named
 
 
-def the_document(document: Path | None, old: Path | None) -> Path | None:
-    """What --document says, or its old name --context.
+def the_document(
+    document: Path | None, old: Path | None, *, old_name: str = "--context"
+) -> Path | None:
+    """What --document says, or its old name.
 
     Raises:
         OptionError: both are given.
     """
     if document is not None and old is not None:
-        raise OptionError("--document and --context are the same; give one of them")
+        raise OptionError(f"--document and {old_name} are the same; give one of them")
     return document if old is None else old
 
 
