@@ -137,6 +137,7 @@ def test_a_mistake_is_one_line(
 def test_the_verdict_can_be_left_out(asked: dict) -> None:
     assert main([*CONVERT, "--no-verdict"]) == 0
     assert asked["verdict"] is False
+    assert asked["command"].endswith("--tune 0 --no-verdict")
 
 
 def test_the_card_gets_no_place_of_this_machine(asked: dict, tmp_path: Path) -> None:

@@ -71,6 +71,15 @@ def test_the_model_inside_is_attached_and_detached(wrap: Callable[[Any], Any]) -
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("first", ["part", "whole"])
+def test_a_model_that_is_held_beside_one_of_its_parts_is_one_model(first: str) -> None:
+    model = make("llama-gqa")
+    held = {"part": model.model, "whole": model}
+    names = [first, *({"part", "whole"} - {first})]
+    wrapped = torch.nn.ModuleDict({name: held[name] for name in names})
+    assert headwise.attach(wrapped).model == "LlamaForCausalLM"
+
+
 def test_the_model_of_a_distributed_one_is_attached() -> None:
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)

@@ -260,6 +260,39 @@ def test_models_that_share_a_config_are_attached_and_detached_in_any_order(
     assert [_state(at) for at in sharing] == states
 
 
+def _padded(model: Any) -> torch.Tensor:
+    """Logits of a left-padded batch, its rows of padding too, as they may enter a loss."""
+    mask = torch.ones_like(PROMPT)
+    mask[:, :5] = 0
+    with torch.no_grad():
+        return model(PROMPT, attention_mask=mask)[0]
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek_v3"])
+def test_a_model_that_shares_an_eager_config_keeps_its_rows_of_padding(family: str) -> None:
+    model = make(family, attn_implementation="eager")
+    twin = type(model)(model.config).eval()
+    expected = [_padded(each) for each in (model, twin)]
+    for each in (model, twin):
+        headwise.attach(each)
+    for each, logits in zip((model, twin), expected, strict=True):
+        torch.testing.assert_close(_padded(each), logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "deepseek_v3"])
+def test_a_part_that_was_attached_first_stays_attached(family: str) -> None:
+    model = make(family, attn_implementation="eager")
+    expected = _padded(model)
+    headwise.attach(model.model)
+    before = _state(model)
+    headwise.attach(model)
+    headwise.detach(model)
+    assert _state(model) == before
+    torch.testing.assert_close(_padded(model), expected, atol=1e-4, rtol=1e-4)
+    headwise.detach(model.model)
+    assert model.config._attn_implementation == "eager"
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

@@ -100,6 +100,18 @@ def test_what_is_not_known_is_refused_by_name(model_class: Any, config: Any, mes
             each(IDS, attention_mask=MASK)
 
 
+def test_a_decoder_that_looks_its_class_up_by_name_is_refused_when_it_is_made() -> None:
+    config = hf.GPTNeoConfig(
+        vocab_size=99,
+        hidden_size=48,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+    )
+    with pytest.raises(headwise.UnsupportedError, match="not for gpt_neo, which does not take"):
+        hf.GPTNeoForCausalLM._from_config(config, attn_implementation="headwise")
+
+
 def test_a_compiler_runs_it_in_one_graph() -> None:
     torch._dynamo.reset()
     expected = make("llama-gqa")(IDS, attention_mask=MASK).logits[MASK.bool()]

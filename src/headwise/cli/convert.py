@@ -67,7 +67,7 @@ def convert(
                 demo_model() if chosen is None else chosen,
                 to,
                 verdict=verdict,
-                command=_command(chosen, to, options),
+                command=_command(chosen, to, options) + ("" if verdict else " --no-verdict"),
                 progress=shown,
                 **options,
             )

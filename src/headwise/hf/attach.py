@@ -6,6 +6,7 @@ vanish with `detach`.
 """
 
 import inspect
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,16 +28,37 @@ from headwise.spec.readers import FAMILIES
 _CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 
+class _Before:
+    """What the configs of attached models said: another model may share one, and come later."""
+
+    def __init__(self) -> None:
+        self._said: dict[int, tuple[Any, str | None]] = {}
+
+    def of(self, config: Any, now: str | None) -> str | None:
+        """What a config said before our name, which it says `now`; else what it says."""
+        known = self._said.get(id(config))
+        if now == NAME:
+            return known[1] if known is not None and known[0]() is config else now
+        key = id(config)
+        self._said[key] = weakref.ref(config, lambda _: self._said.pop(key, None)), now
+        return now
+
+
+_BEFORE = _Before()
+
+
 @dataclass
 class _Attachment:
     """What was there before, kept on the model; unpickling it imports headwise.hf.
 
     previous: every config and its implementation; none where forwards were replaced instead. kept:
-    modules that stay with Transformers by a config of their own, and the one that they had.
+    modules that stay with Transformers by a config of their own, and the one that they had. marked:
+    modules with an attribute of ours, and its name; a part that was attached before has its own.
     """
 
     previous: list[tuple[Any, str | None]]
     kept: list[tuple[Any, Any]]
+    marked: list[tuple[Any, str]]
     report: AttachReport
     choice: CacheChoice
 
@@ -186,9 +208,11 @@ def attach(
     _require_cache(model, spec, grows_cache, choice)
     report = _report(model, spec, grows_cache, own, left, choice)
     previous = [] if own else [(at, at._attn_implementation) for at in _configs(model)]
+    marked: list[tuple[Any, str]] = []
     for module in own.values():
         if own_forward.obstacle(module) is None:
             own_forward.replace(module)
+            marked.append((module, "forward"))
     kept = [(module, module.config) for module in sparse.values()]
     for module, config in kept:
         module.config = StockConfig(config, "sdpa" if model._supports_sdpa else "eager")
@@ -200,15 +224,17 @@ def attach(
         for config, implementation in previous:
             if id(config) in stay:
                 config._attn_implementation_internal = implementation
-    model._headwise = _Attachment(previous, kept, report, choice)
-    averaging = {id(config) for config, implementation in previous if implementation == "eager"}
+    averaging = {id(config) for config, was in previous if _BEFORE.of(config, was) == "eager"}
     for module in model.modules():
         # the attention function is given the module alone
-        if id(module.__dict__.get("config")) in averaging:
+        if id(module.__dict__.get("config")) in averaging and EAGER not in module.__dict__:
             setattr(module, EAGER, True)
+            marked.append((module, EAGER))
     for module in _latent_modules(model):
-        if latent.obstacle(module) is None:
+        if latent.obstacle(module) is None and "expand_kv" not in module.__dict__:
             module.expand_kv = latent.LatentPassthrough(module)
+            marked.append((module, "expand_kv"))
+    model._headwise = _Attachment(previous, kept, marked, report, choice)
     if grows_cache:
         model._prepare_cache_for_generation = _PrepareCache(model, choice)
         model.register_forward_pre_hook(_ForwardCache(model, choice), with_kwargs=True)
@@ -232,11 +258,10 @@ def detach(model: PreTrainedModel | Any) -> None:
     model.__dict__.pop("_prepare_cache_for_generation", None)
     for module, config in attachment.kept:
         module.config = config
-    for module in model.modules():
-        module.__dict__.pop(EAGER, None)
-        own_forward.restore(module)
-        if isinstance(module.__dict__.get("expand_kv"), latent.LatentPassthrough):
-            del module.expand_kv
+    for module, attribute in attachment.marked:
+        # a user may have put something else there since
+        if attribute == EAGER or isinstance(module.__dict__.get(attribute), Owned):
+            module.__dict__.pop(attribute, None)
     for key, hook in list(model._forward_pre_hooks.items()):
         if isinstance(hook, _ForwardCache):
             del model._forward_pre_hooks[key]

@@ -42,13 +42,14 @@ def inner_models(given: Any) -> dict[str, PreTrainedModel]:
     if isinstance(given, PreTrainedModel):
         return {"": given}
     if isinstance(given, nn.Module):
-        found: dict[str, PreTrainedModel] = {}
-        for name, module in given.named_modules():  # a module comes before its parts, and once
-            parts = name.split(".")
-            inside = any(".".join(parts[:end]) in found for end in range(1, len(parts)))
-            if isinstance(module, PreTrainedModel) and not inside:
-                found[name] = module
-        return found
+        found = {
+            name: module
+            for name, module in given.named_modules()
+            if isinstance(module, PreTrainedModel)
+        }
+        # whichever is met first: a model may be held beside one of its parts
+        parts = {id(part) for whole in found.values() for part in whole.modules() if part != whole}
+        return {name: module for name, module in found.items() if id(module) not in parts}
     held = getattr(given, "model", None)
     if isinstance(given, type) or not isinstance(held, nn.Module):
         return {}

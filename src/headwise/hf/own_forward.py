@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.falcon import modeling_falcon
+from transformers.models.gpt_neo import modeling_gpt_neo
 
 from headwise.errors import UnsupportedError
 from headwise.hf.interface import headwise_attention_forward
@@ -148,19 +149,23 @@ _FORWARDS: Mapping[str, type[Owned]] = {
 
 
 class _RefusedByName:
-    """In Falcon's table of attention classes: an error that says what to do, in place of a key."""
+    """In a family's table of attention classes: an error that says what to do, not a KeyError."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         raise UnsupportedError(
             f'attn_implementation="{NAME}" is not for {config.model_type}, which does not take its '
-            "attention from Transformers' attention interface: load it without, and call "
-            "headwise.attach(model)"
+            "attention from Transformers' attention interface: load it without, and see whether "
+            "headwise.attach(model) knows it"
         )
 
 
 def refuse_name() -> None:
-    """Have Falcon refuse `attn_implementation="headwise"` with a reason."""
-    modeling_falcon.FALCON_ATTENTION_CLASSES[NAME] = _RefusedByName
+    """Have the decoders that look their class up by the name refuse ours with a reason."""
+    for classes in (
+        modeling_falcon.FALCON_ATTENTION_CLASSES,
+        modeling_gpt_neo.GPT_NEO_ATTENTION_CLASSES,
+    ):
+        classes[NAME] = _RefusedByName
 
 
 def own_modules(model: PreTrainedModel) -> dict[str, Any]:
@@ -192,12 +197,6 @@ def obstacle(module: Any) -> str | None:
 def replace(module: Any) -> None:
     """Put our forward on one of `own_modules`."""
     module.forward = _FORWARDS[type(module).__name__](module)
-
-
-def restore(module: Any) -> None:
-    """Undo `replace`, if it was called."""
-    if isinstance(module.__dict__.get("forward"), tuple(_FORWARDS.values())):
-        del module.forward
 
 
 def cache_note(module: Any, dtype: torch.dtype) -> str:
