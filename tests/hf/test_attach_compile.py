@@ -11,7 +11,7 @@ import headwise
 from families import DECODERS, HYBRID, VOCABULARY, make
 
 PROMPT = torch.randint(3, VOCABULARY, (1, 11), generator=torch.Generator().manual_seed(1))
-STEPS = 32
+STEPS = 24
 
 
 def _decode(model: Any, step: Any = None) -> torch.Tensor:

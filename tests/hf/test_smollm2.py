@@ -22,7 +22,7 @@ TEXTS = [
     "One day, a little girl found a needle in her room. She knew it was difficult to play with",
     "Gravity pulls",
 ]
-PLAIN = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False}
+PLAIN = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False}
 
 
 @pytest.fixture(scope="module")
