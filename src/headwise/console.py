@@ -57,4 +57,4 @@ def as_text(*parts: Any, width: int | None = None) -> str:
 def as_html(*parts: Any) -> str:
     """The same for a notebook, as preformatted text."""
     text = html.escape(as_text(*parts, width=_NOTEBOOK))
-    return f'<pre style="line-height: 1.2; overflow-x: auto">{text}</pre>'
+    return f'<pre style="line-height: normal; overflow-x: auto">{text}</pre>'
