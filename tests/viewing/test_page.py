@@ -471,7 +471,8 @@ def test_a_page_without_an_overview_shows_the_rows_that_there_are(
     seen = view(families.make("llama-gqa"), words, SENTENCE, tokens=[3, "it"], overview=False)
     page = opened.go(saved(seen, tmp_path))
     assert page.inner_text("#heads-note") == "Means over 2 tokens"
-    assert page.locator("#grid .head canvas[data-done]").count() == 18
+    # they are drawn as they come into view
+    page.wait_for_function("document.querySelectorAll('#grid canvas[data-done]').length === 18")
     page.focus("#strip")
     page.keyboard.press("Home")
     assert page.inner_text("#says b") == "on"
