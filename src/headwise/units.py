@@ -66,10 +66,7 @@ def bandwidth(option: str, text: str) -> float:
     Raises:
         OptionError: anything else.
     """
-    found = re.fullmatch(_NUMBER + r"([kmgtp])b(?:/s|ps)?", text.strip().lower())
-    if found is None:
-        raise OptionError(f"{option} is {text!r}, expected bytes a second, as 50GB/s or 3.35TB/s")
-    return float(found[1]) * 10 ** (3 * _POWERS[found[2]])
+    return _rate(option, text, r"b(?:/s|ps)?", "bytes a second, as 50GB/s or 3.35TB/s")
 
 
 def flops(option: str, text: str) -> float:
@@ -81,9 +78,13 @@ def flops(option: str, text: str) -> float:
     Raises:
         OptionError: anything else.
     """
-    found = re.fullmatch(_NUMBER + r"([kmgtp])(?:flops?(?:/s|ps)?)", text.strip().lower())
+    expected = "operations a second, as 150GFLOP/s or 989TFLOP/s"
+    return _rate(option, text, r"flops?(?:/s|ps)?", expected)
+
+
+def _rate(option: str, text: str, unit: str, expected: str) -> float:
+    """A number with a decimal prefix and a `unit`, a pattern."""
+    found = re.fullmatch(_NUMBER + r"([kmgtp])" + unit, text.strip().lower())
     if found is None:
-        raise OptionError(
-            f"{option} is {text!r}, expected operations a second, as 150GFLOP/s or 989TFLOP/s"
-        )
+        raise OptionError(f"{option} is {text!r}, expected {expected}")
     return float(found[1]) * 10 ** (3 * _POWERS[found[2]])

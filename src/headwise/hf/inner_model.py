@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from headwise.errors import UnsupportedError
+from headwise.hf.owned import NAME
 from headwise.spec.readers import FAMILIES
 
 
@@ -77,13 +78,24 @@ def takes_interface(kind: Any) -> bool:
     return False
 
 
+OFF_THE_INTERFACE = "does not take its attention from Transformers' attention interface"
+
+
+def refused_by_name(family: str, reason: str) -> UnsupportedError:
+    """The error for `attn_implementation="headwise"` on a family that cannot run so."""
+    return UnsupportedError(
+        f'attn_implementation="{NAME}" is not for {family}, which {reason}: load it without, and '
+        "see whether headwise.attach(model) knows it"
+    )
+
+
 def refusal(kind: Any, family: str) -> str | None:
     """Why attention of this class, of the model_type `family`, cannot be replaced; None if it can.
 
     What stock runs on SDPA needs no more than SDPA has; of other families a reader has to know.
     """
     if not takes_interface(kind):
-        return "does not take its attention from Transformers' attention interface"
+        return OFF_THE_INTERFACE
     if not kind._supports_sdpa and family not in FAMILIES:
         return (
             "has no spec reader, and no SDPA in Transformers either, so that what its attention "

@@ -17,9 +17,8 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
-from headwise.errors import UnsupportedError
 from headwise.hf.empty_rows import share
-from headwise.hf.inner_model import refusal
+from headwise.hf.inner_model import refusal, refused_by_name
 
 # Families whose attention modules hand their window to the attention function at every call, so
 # that a window need not be spelled out (read in the modules of Transformers 5.24).
@@ -48,10 +47,7 @@ def headwise_mask(
     """Boolean mask [B, 1, S, L], True = attend, or None where the operator needs none."""
     reason = None if config is None else _refusal(type(config))
     if reason is not None:
-        raise UnsupportedError(
-            f'attn_implementation="headwise" is not for {config.model_type}, which {reason}: load '
-            "it without, and see whether headwise.attach(model) knows it"
-        )
+        raise refused_by_name(config.model_type, reason)
     none_hides_nothing = getattr(config, "use_bidirectional_attention", None) is True
     if _has_padding(attention_mask, kv_length, kv_offset) is False:
         aligned = isinstance(q_offset, int) and q_offset + q_length == kv_offset + kv_length

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.models.falcon import modeling_falcon
 from transformers.models.gpt_neo import modeling_gpt_neo
 
-from headwise.errors import UnsupportedError
+from headwise.hf.inner_model import OFF_THE_INTERFACE, refused_by_name
 from headwise.hf.interface import headwise_attention_forward
 from headwise.hf.owned import NAME, Owned
 
@@ -152,11 +152,7 @@ class _RefusedByName:
     """In a family's table of attention classes: an error that says what to do, not a KeyError."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        raise UnsupportedError(
-            f'attn_implementation="{NAME}" is not for {config.model_type}, which does not take its '
-            "attention from Transformers' attention interface: load it without, and see whether "
-            "headwise.attach(model) knows it"
-        )
+        raise refused_by_name(config.model_type, OFF_THE_INTERFACE)
 
 
 def refuse_name() -> None:
