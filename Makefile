@@ -28,7 +28,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make sweep    run those that take long and are more of the same"
 	@echo "make nightly  run everything with 1 and 2 threads, and the kernels at every level with 4"
-	@echo "make lint     ruff, mypy, import-linter"
+	@echo "make lint     ruff, mypy, import-linter, lines of code"
 	@echo "make format   let ruff rewrite what it can"
 	@echo "make docs     build the site into docs/_build/html"
 	@echo "make wheel    build dist/*.whl"
@@ -59,6 +59,7 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python packaging/lines.py
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
