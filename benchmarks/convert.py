@@ -24,6 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from headwise.base.written import check_writable, write_whole
 from headwise.conversion.quality import Judge
 from headwise.conversion.run import write_converted
 from headwise.conversion.target import Target
@@ -32,7 +33,6 @@ from headwise.conversion.tune import Tuning, tune
 from headwise.conversion.verdict import CacheCost
 from headwise.loading.load import load_config, load_model, load_tokenizer, model_folder
 from headwise.loading.source import demo_model, find_source
-from headwise.measure.results import check_writable, write_whole
 
 TARGETS = "mqa,mla,mla:75%,mla:50%,mla:25%"
 

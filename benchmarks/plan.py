@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from headwise.measure.results import check_writable, write_whole
+from headwise.base.written import check_writable, write_whole
 from headwise.planning import Verified, plan, verify
 
 MODELS = (

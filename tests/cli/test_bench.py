@@ -10,8 +10,8 @@ import pytest
 
 from cli.checkpoints import save_tiny
 from headwise import measure
+from headwise.bench import operators as bench_ops
 from headwise.cli import main
-from headwise.measure import bench_ops
 
 TINY = "decode:6/2:d16:47"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from headwise.base.console import harmless, one_line
 from headwise.cli import main
-from headwise.console import harmless, one_line
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from headwise import units
+from headwise.base import units
 from headwise.cli import main
 from headwise.errors import OptionError
 

@@ -16,6 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cli.checkpoints import save_tiny
+from headwise.base.files import read_json, read_text
+from headwise.base.kept import cache_folder
+from headwise.base.written import check_writable
 from headwise.comparison import Configuration
 from headwise.comparison.configuration import claim
 from headwise.comparison.text import read as read_corpus
@@ -23,12 +26,9 @@ from headwise.conversion.checkpoint import Weights
 from headwise.conversion.work import file_digest
 from headwise.errors import HeadwiseError, LoadError, OptionError
 from headwise.generation.text import read_document
-from headwise.loading.files import read_json, read_text
-from headwise.loading.kept import cache_folder
 from headwise.loading.load import load, model_folder
 from headwise.loading.memory import weight_bytes
 from headwise.measure.machine_kept import kept_figures
-from headwise.measure.results import check_writable
 from headwise.planning.model import find_model
 
 DEEP = "[" * 100_000

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from cli.checkpoints import LAYERS, save_tiny_gguf
+from headwise.base.progress import Progress
 from headwise.errors import CapacityError, LoadError
 from headwise.loading import gguf_store
 from headwise.loading.gguf_store import converted
 from headwise.loading.load import load
-from headwise.loading.progress import Progress
 
 # Of the whole run, before a test takes a folder of its own.
 RUNS_CACHE = os.environ["HEADWISE_CACHE"]

@@ -9,10 +9,10 @@ import gguf
 import numpy as np
 import pytest
 
+from headwise.base.progress import silent
 from headwise.errors import HeadwiseError, LoadError
 from headwise.loading.gguf_file import read_header
 from headwise.loading.gguf_read import read_config, write_folder
-from headwise.loading.progress import silent
 
 TOKENS = ["<s>", "</s>", "a", "b", "ab"]
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from headwise.bench import PRESETS, select_shapes
+from headwise.bench.latent_candidates import LATENT_PEERS
 from headwise.errors import OptionError
-from headwise.measure import PRESETS, parse_shape, select_shapes
+from headwise.measure import parse_shape
 from headwise.measure.inputs import AttentionInputs, LatentInputs, make_inputs
-from headwise.measure.latent_candidates import LATENT_PEERS
 
 
 @pytest.mark.parametrize(

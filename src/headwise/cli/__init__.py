@@ -20,9 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command with `arguments` (the process's own by default); returns its exit code."""
     import typer
 
+    from headwise.base.console import one_line
     from headwise.cli.app import command
     from headwise.cli.terminal import show_any_text
-    from headwise.console import one_line
 
     show_any_text()
     try:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headwise import units
+from headwise.base import units
 from headwise.cli.options import (
     Json,
     Model,
@@ -55,8 +55,9 @@ def machine(
     *, dtypes: Dtypes = None, threads: Threads = None, out: Out = None, as_json: Json = False
 ) -> int:
     """Measure the read bandwidth and the GEMM peak."""
+    from headwise.bench import Report
     from headwise.cli.bench_table import show_figures
-    from headwise.measure import Report, measure_machine
+    from headwise.measure import measure_machine
     from headwise.measure.machine_kept import keep_figures
 
     chosen, count = _dtypes(dtypes) or ["float32", "bfloat16", "float16"], _threads(threads)
@@ -106,19 +107,14 @@ def ops(
     """Time the operators on shapes of attention, next to their peers."""
     import torch
 
+    from headwise.base.plot import check_plot
+    from headwise.base.written import check_writable
+    from headwise.bench import Report, bench_shape, judged, select_peers, select_shapes
+    from headwise.bench.roofline import write_plot
     from headwise.cli.bench_table import show_choices, show_figures, show_shape
-    from headwise.measure import (
-        Report,
-        bench_shape,
-        judged,
-        measure_machine,
-        select_peers,
-        select_shapes,
-    )
+    from headwise.measure import measure_machine
     from headwise.measure.inputs import check_fits
     from headwise.measure.machine import check_threads, use_threads
-    from headwise.measure.plot import check_plot, write_plot
-    from headwise.measure.results import check_writable
     from headwise.measure.timing import check_rounds
 
     if list_all:
@@ -205,10 +201,10 @@ def model(
     trust_remote_code: TrustRemoteCode = False,
 ) -> int:
     """Time a model at several contexts, next to stock Transformers."""
+    from headwise.bench import Report
+    from headwise.bench.models import bench_model, open_model, select_model_peers
     from headwise.cli.bench_table import show_model
     from headwise.loading.progress import quiet_transformers
-    from headwise.measure import Report
-    from headwise.measure.bench_model import bench_model, open_model, select_model_peers
     from headwise.measure.machine import use_threads
     from headwise.measure.timing import check_rounds
 
@@ -269,7 +265,7 @@ def _threads(threads: int | None) -> int:
 
 
 def _check_out(out: Path | None) -> None:
-    from headwise.measure.results import check_writable
+    from headwise.base.written import check_writable
 
     if out is not None:
         check_writable(out)

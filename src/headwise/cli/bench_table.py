@@ -11,12 +11,12 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from headwise.console import one_line
-from headwise.loading.memory import gib
-from headwise.measure.bench_ops import all_peers
+from headwise.base.console import one_line
+from headwise.base.memory import gib
+from headwise.bench.operators import all_peers
+from headwise.bench.presets import PRESETS
+from headwise.bench.results import BesideResult, LeftOut, Report, ShapeResult, Timed
 from headwise.measure.machine import PRODUCTS, READS
-from headwise.measure.presets import PRESETS
-from headwise.measure.results import BesideResult, LeftOut, Report, ShapeResult, Timed
 from headwise.measure.shape import PARTS
 from headwise.measure.timing import Ratio
 

@@ -46,7 +46,7 @@ def compare(
     as_json: Json = False,
 ) -> int:
     """Train small decoders that differ in the attention alone; show quality, cache and speed."""
-    from headwise import units
+    from headwise.base import units
     from headwise.cli.compare_table import show
     from headwise.comparison import Configuration, Work
     from headwise.comparison.text import read

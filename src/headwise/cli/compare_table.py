@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from headwise.base.console import one_line
 from headwise.comparison import Comparison, Speed
 from headwise.comparison.run import FIGURE
 from headwise.comparison.task import Metric
 from headwise.comparison.verdict import Quality
-from headwise.console import one_line
 
 _METRICS: tuple[Metric, ...] = ("accuracy", "loss")
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from headwise.base.console import one_line
 from headwise.cli.options import Json, Model, Named, print_json, the_model
 from headwise.cli.terminal import screen
-from headwise.console import one_line
 
 
 def convert(

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from headwise.console import one_line
+from headwise.base.console import one_line
 from headwise.conversion.tables import Rows, made_with, notes, quality_rows, speed_rows
 from headwise.conversion.verdict import Verdict
 

@@ -24,8 +24,8 @@ def _show(found: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from headwise.console import one_line
-    from headwise.loading.memory import gib
+    from headwise.base.console import one_line
+    from headwise.base.memory import gib
 
     cpu, memory = found["cpu"], found["memory"]
     rows = {

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from headwise.base.console import harmless
 from headwise.cli.options import (
     Device,
     Dtype,
@@ -20,7 +21,6 @@ from headwise.cli.options import (
     the_model,
 )
 from headwise.cli.terminal import Screen, screen
-from headwise.console import harmless
 
 Attention = Literal["headwise", "sdpa", "eager"]
 

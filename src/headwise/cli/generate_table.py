@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from headwise.console import one_line
-from headwise.loading.memory import gib
+from headwise.base.console import one_line
+from headwise.base.memory import gib
 
 
 def show(session: Any, runs: list[Any]) -> None:

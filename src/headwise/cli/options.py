@@ -68,6 +68,6 @@ def words(text: str | None) -> list[str]:
 
 def print_json(fields: Any) -> None:
     """Print plain data as one JSON object; what is no number there becomes null."""
-    from headwise.measure.results import as_json
+    from headwise.base.written import as_json
 
     sys.stdout.write(as_json(fields) + "\n")

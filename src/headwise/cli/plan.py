@@ -71,8 +71,9 @@ def plan(
     ] = False,
 ) -> int:
     """Say what a model's cache costs, before any weight is loaded."""
-    from headwise import planning, units
-    from headwise.console import show
+    from headwise import planning
+    from headwise.base import units
+    from headwise.base.console import show
     from headwise.errors import OptionError
     from headwise.loading.progress import quiet_transformers
     from headwise.planning.tables import names_parts, plan_parts, verified_parts
@@ -84,8 +85,8 @@ def plan(
     if model is None:
         raise OptionError("no model is given; name one, as headwise plan llama-3-8b, or see --list")
     if plot is not None:
-        from headwise.measure.plot import check_plot
-        from headwise.measure.results import check_writable
+        from headwise.base.plot import check_plot
+        from headwise.base.written import check_writable
 
         check_plot(plot)
         check_writable(plot)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from headwise.console import harmless
+from headwise.base.console import harmless
 
 
 def show_any_text() -> None:

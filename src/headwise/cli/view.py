@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from headwise.base.console import harmless, one_line
 from headwise.cli.options import (
     Device,
     Dtype,
@@ -19,7 +20,6 @@ from headwise.cli.options import (
     the_model,
 )
 from headwise.cli.terminal import screen
-from headwise.console import harmless, one_line
 
 SENTENCE = "The animal didn't cross the street because it was too tired"
 

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from headwise.base.files import kind_of, read_json, reason
+from headwise.base.written import write_whole
 from headwise.comparison.mechanisms import DEFAULT, parse
 from headwise.errors import LoadError, OptionError
-from headwise.loading.files import kind_of, read_json, reason
-from headwise.measure.results import write_whole
 
 Task = Literal["recall", "text"]
 TASKS: tuple[Task, ...] = ("recall", "text")

@@ -6,11 +6,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from headwise.base.files import MOST_JSON, kind_of, one_line, read_bytes
+from headwise.base.written import write_whole
 from headwise.comparison.speed import DecodeRate, Rate, Speed
 from headwise.comparison.train import Point, Run
 from headwise.errors import LoadError, OptionError
-from headwise.loading.files import MOST_JSON, kind_of, one_line, read_bytes
-from headwise.measure.results import write_whole
 
 _Found = TypeVar("_Found")
 

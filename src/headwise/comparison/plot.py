@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from headwise.base.plot import STYLES
+from headwise.base.written import write_whole
 from headwise.comparison.results import Comparison
-from headwise.measure.plot import STYLES
-from headwise.measure.results import write_whole
 
 _FONT = 8.0
 _WIDTH, _HEIGHT = 7.2, 3.1

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headwise.base.written import as_json, write_whole
 from headwise.comparison.configuration import Configuration
 from headwise.comparison.mechanisms import parse
 from headwise.comparison.models import build, feed_forward
@@ -15,7 +16,6 @@ from headwise.comparison.task import Metric
 from headwise.comparison.train import Run
 from headwise.comparison.verdict import Quality, state
 from headwise.measure.environment import environment
-from headwise.measure.results import as_json, write_whole
 
 
 @dataclass

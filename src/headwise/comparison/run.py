@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from headwise.base.files import local_path
+from headwise.base.progress import Progress, silent
 from headwise.comparison.configuration import Configuration, claim
 from headwise.comparison.kept import Kept
 from headwise.comparison.mechanisms import DEFAULT
@@ -17,8 +19,6 @@ from headwise.comparison.task import Task
 from headwise.comparison.text import Text, read
 from headwise.comparison.train import train
 from headwise.errors import OptionError
-from headwise.loading.files import local_path
-from headwise.loading.progress import Progress, silent
 from headwise.measure.machine import check_threads, use_threads
 from headwise.measure.timing import check_rounds
 

@@ -11,6 +11,7 @@ from statistics import median
 
 import torch
 
+from headwise.base.memory import available_bytes
 from headwise.caches import ContiguousCache
 from headwise.comparison.configuration import Configuration
 from headwise.comparison.mechanisms import parse
@@ -18,7 +19,6 @@ from headwise.comparison.models import build
 from headwise.comparison.task import Batch, Task
 from headwise.comparison.train import new_optimizer, train_step
 from headwise.errors import CapacityError, OptionError
-from headwise.loading.memory import available_bytes
 from headwise.measure.memory import peak_memory
 from headwise.measure.timing import Timing, check_rounds, interleaved
 from headwise.nn import Decoder

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from headwise.base.files import local_path, read_bytes
 from headwise.comparison.configuration import Configuration
 from headwise.comparison.task import Batch, Metric
 from headwise.errors import LoadError, OptionError
-from headwise.loading.files import local_path, read_bytes
 
 # One of so many bytes is held out, at the end of the file.
 _HELD_OUT_SHARE = 10

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from headwise.base.files import kind_of, one_line, require_file
 from headwise.errors import LoadError
-from headwise.loading.files import kind_of, one_line, require_file
 
 # Every name that Transformers gives to a tokenizer's files, and what generate and a chat read.
 NAMES = (

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
+from headwise.base.progress import Progress, silent
 from headwise.conversion.checkpoint import ShardWriter, Weights
 from headwise.conversion.methods import attention_tensors
 from headwise.conversion.projections import Projections, augmented
 from headwise.conversion.stack import PREFIX
 from headwise.errors import ConversionError
 from headwise.loading.load import load_config
-from headwise.loading.progress import Progress, silent
 
 # Families whose latents are normalised, which keep their weights.
 NORMALISED = ("deepseek_v2", "deepseek_v3")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from headwise.base.progress import Progress, silent
 from headwise.errors import ConversionError
 from headwise.generation.stepper import Stepper
-from headwise.loading.progress import Progress, silent
 
 # Tokens that are read at once, where that changes nothing: their logits, in float32, are what the
 # judging takes in memory.

@@ -10,6 +10,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from headwise.base.files import local_path, one_line
+from headwise.base.folders import written_whole
+from headwise.base.memory import gib
+from headwise.base.progress import Progress, silent
+from headwise.base.written import as_json, write_whole
 from headwise.conversion.card import model_card
 from headwise.conversion.checkpoint import ShardWriter, Weights
 from headwise.conversion.companions import companions
@@ -36,13 +41,9 @@ from headwise.errors import (
     LoadError,
     OptionError,
 )
-from headwise.loading.files import local_path, one_line
 from headwise.loading.load import load_config, load_model, load_tokenizer, model_folder
-from headwise.loading.memory import gib, weight_bytes
-from headwise.loading.progress import Progress, silent
+from headwise.loading.memory import weight_bytes
 from headwise.loading.source import Source, find_source
-from headwise.loading.whole import written_whole
-from headwise.measure.results import as_json, write_whole
 from headwise.spec import AttentionSpec
 
 # How often a tuning is kept.

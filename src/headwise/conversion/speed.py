@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwise.base.memory import available_bytes, gib
+from headwise.base.progress import Progress, silent
 from headwise.conversion.checkpoint import Weights
 from headwise.conversion.stack import in_attention
 from headwise.generation.attention import select_attention
 from headwise.generation.options import context_limit
 from headwise.generation.session import LOGIT_TOLERANCE
 from headwise.generation.stepper import Stepper
+from headwise.hf.owned import NAME
 from headwise.loading.load import cache_bytes, load_config, load_model
-from headwise.loading.memory import available_bytes, gib, weight_bytes
-from headwise.loading.progress import Progress, silent
-from headwise.measure.model_candidates import HEADWISE
+from headwise.loading.memory import weight_bytes
 from headwise.measure.timing import Ratio, interleaved, ratio
 
 CONTEXTS = (512, 2048, 8192)
@@ -161,7 +162,7 @@ def _attach(model: Any, ids: Tensor) -> tuple[str, float]:
     The distance is the norm of the difference over the norm.
     """
     without = Stepper(model).read(ids).float()
-    layers = select_attention(model, HEADWISE)
+    layers = select_attention(model, NAME)
     apart = Stepper(model).read(ids).float() - without
     ran = "; ".join(f"{at.layers} x {at.mechanism} on {at.backend}" for at in layers)
     return ran, float(apart.norm() / without.norm())

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwise.base.files import read_text
 from headwise.errors import OptionError
-from headwise.loading.files import read_text
 
 # Sequences of which no fit ever sees anything: for layer errors, and for the verdict.
 _PROBED = 2

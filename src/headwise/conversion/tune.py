@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwise.base.files import one_line
+from headwise.base.progress import Progress, silent
 from headwise.conversion.descent import Descent
 from headwise.conversion.distillation import backward
 from headwise.conversion.stack import in_attention
 from headwise.conversion.tune_kept import State, TuneKept, digest
 from headwise.errors import ConversionError, OptionError
-from headwise.loading.files import one_line
-from headwise.loading.progress import Progress, silent
 
 # How often progress names the divergence anew: in a log each change of the text is a line.
 _POINTS = 10

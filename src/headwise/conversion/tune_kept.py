@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from headwise.base.files import one_line, read_json
+from headwise.base.folders import written_whole
 from headwise.conversion.work import require_same
 from headwise.errors import LoadError
-from headwise.loading.files import one_line, read_json
 from headwise.loading.weight_files import open_weights
-from headwise.loading.whole import written_whole
 
 _STEP = re.compile(r"step-(\d+)")
 _TENSORS, _RECORD = "state.safetensors", "state.json"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwise.base.progress import Progress
 from headwise.conversion.checkpoint import ShardWriter
 from headwise.conversion.methods import Method, Seen, attention_tensors
 from headwise.conversion.projections import Moments, Projections
@@ -19,7 +20,6 @@ from headwise.conversion.refit import Refit
 from headwise.conversion.sensitivity import Sensitivity
 from headwise.conversion.stack import PREFIX, Stack, attend, feed_forward, filled
 from headwise.errors import ConversionError
-from headwise.loading.progress import Progress
 from headwise.spec import AttentionSpec
 
 _ATTENTION = "self_attn."

@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from headwise.base.files import one_line, read_bytes, read_json, require_file
+from headwise.base.folders import written_whole
 from headwise.conversion.companions import NAMES, copy_companions
 from headwise.errors import LoadError, OptionError
-from headwise.loading.files import one_line, read_bytes, read_json, require_file
-from headwise.loading.whole import written_whole
 
 _RECORD = "headwise-work.json"
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from headwise.base.progress import Progress, silent
 from headwise.errors import LoadError, SpecError
 from headwise.generation.options import Sampling, check_length, context_limit
 from headwise.generation.run import OnPrefill, Run, generate
@@ -18,7 +19,6 @@ from headwise.loading.load import (
     load_tokenizer,
     model_folder,
 )
-from headwise.loading.progress import Progress, silent
 from headwise.loading.source import demo_model, find_source
 from headwise.spec import ModelSpec
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from headwise.base.files import local_path, read_text
 from headwise.errors import OptionError
-from headwise.loading.files import local_path, read_text
 
 
 def read_document(path: Path) -> str:

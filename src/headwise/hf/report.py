@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from rich.text import Text
 
-from headwise.console import as_html
+from headwise.base.console import as_html
 from headwise.ops import Explanation, Problem, Verdict, explain_problem
 from headwise.spec import AttentionSpec
 

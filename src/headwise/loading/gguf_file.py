@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from headwise.base.files import ANYTHING, one_line
 from headwise.errors import LoadError
-from headwise.loading.files import ANYTHING, one_line
 from headwise.loading.gguf_q5 import teach_q5
 
 # Parts that see or hear, in one file with the model that they feed: by tensor, and by field.

@@ -5,19 +5,15 @@ from typing import Any
 
 import torch
 
-from headwise.loading.files import ANYTHING, one_line
+from headwise.base.files import ANYTHING, one_line
+from headwise.base.memory import check_memory
+from headwise.base.progress import Progress
 from headwise.loading.gguf_config import gguf_config
 from headwise.loading.gguf_file import GgufFile, check_blocks, check_one_file, read_header
 from headwise.loading.gguf_rope import check_rope
 from headwise.loading.gguf_tensors import check_tensors
 from headwise.loading.loaded import check_loading
-from headwise.loading.memory import check_memory
-from headwise.loading.progress import (
-    Progress,
-    quiet_transformers,
-    tqdm_lines,
-    transformers_progress,
-)
+from headwise.loading.progress import quiet_transformers, tqdm_lines, transformers_progress
 
 _UNREADABLE = "cannot be read by Transformers"
 

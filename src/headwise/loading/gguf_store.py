@@ -13,13 +13,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from headwise.base.files import read_json
+from headwise.base.folders import remove_leftovers, written_whole
+from headwise.base.kept import CACHE_VARIABLE, cache_folder
+from headwise.base.memory import gib
+from headwise.base.progress import Progress, silent
 from headwise.errors import CapacityError, LoadError
-from headwise.loading.files import read_json
 from headwise.loading.gguf_read import float32_bytes, write_folder
-from headwise.loading.kept import CACHE_VARIABLE, cache_folder
-from headwise.loading.memory import gib
-from headwise.loading.progress import Progress, silent
-from headwise.loading.whole import remove_leftovers, written_whole
 
 # 2: format 1 kept files whose tensors were missing or left over, and whose rotation was not read.
 _FORMAT = 2

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
+from headwise.base.progress import Progress, silent
 from headwise.errors import LoadError
-from headwise.loading.progress import Progress, bar_class, silent
+from headwise.loading.progress import bar_class
 from headwise.loading.source import PICKLES, refuse_pickle
 
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]

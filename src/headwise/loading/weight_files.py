@@ -7,8 +7,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from headwise.base.files import MOST_JSON, kind_of, one_line, read_json, require_file
 from headwise.errors import LoadError
-from headwise.loading.files import MOST_JSON, kind_of, one_line, read_json, require_file
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

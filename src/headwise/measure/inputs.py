@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+import headwise.ops as ops
+from headwise.base.memory import available_bytes, gib
 from headwise.errors import CapacityError
-from headwise.loading.memory import available_bytes, gib
 from headwise.measure.environment import last_level_cache
 from headwise.measure.shape import Shape
 
@@ -43,6 +44,17 @@ class AttentionInputs:
         """The tensors that a decoding step reads from memory."""
         return ("key", "value")
 
+    def attend(self, backend: str | None = None) -> Tensor:
+        """What headwise makes of it, [B,H,S,V]."""
+        return ops.attention(
+            self.query,
+            self.key,
+            self.value,
+            causal=True,
+            kv_lengths=self.kv_lengths,
+            backend=backend,
+        )
+
     def hidden(self) -> Tensor | None:
         """The keys that each query does not see, [B|1,1,S,L]; None where every query sees all."""
         return _hidden(self.mask, self.query.shape[2])
@@ -70,6 +82,23 @@ class LatentInputs:
     def cold(self) -> tuple[str, ...]:
         """The tensors that a decoding step reads from memory."""
         return ("latent", "key_rope", "joined", "w_uk", "w_uv")
+
+    def attend(self, backend: str | None = None) -> Tensor:
+        """What headwise makes of it, absorbed: [B,H,S,V]."""
+        out = ops.latent_attention(
+            self.query_nope,
+            self.query_rope,
+            self.latent,
+            self.key_rope,
+            self.w_uk,
+            self.w_uv,
+            paradigm="absorbed",
+            causal=True,
+            kv_lengths=self.kv_lengths,
+            backend=backend,
+        )
+        assert isinstance(out, Tensor)
+        return out
 
     def hidden(self) -> Tensor | None:
         """As of `AttentionInputs`."""

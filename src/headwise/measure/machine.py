@@ -15,8 +15,8 @@ from statistics import median
 import psutil
 import torch
 
+from headwise.base.memory import available_bytes
 from headwise.errors import OptionError
-from headwise.loading.memory import available_bytes
 
 READS = 10
 READ_BYTES = 2**30

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from headwise.base.files import kind_of, read_json
+from headwise.base.kept import cache_folder
+from headwise.base.written import write_whole
 from headwise.errors import LoadError, OptionError
-from headwise.loading.files import kind_of, read_json
-from headwise.loading.kept import cache_folder
 from headwise.measure.environment import environment, last_level_cache
 from headwise.measure.inputs import ASSUMED_CACHE
 from headwise.measure.machine import (
@@ -28,7 +29,6 @@ from headwise.measure.machine import (
     measure_machine,
     now,
 )
-from headwise.measure.results import write_whole
 from headwise.spec.checks import finite, positive_int
 
 # No fewer bytes than this are read, whatever the system says of its caches.

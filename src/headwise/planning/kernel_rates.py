@@ -12,14 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from headwise.errors import UnsupportedError
-from headwise.loading.progress import Progress, silent
+from headwise.base.progress import Progress, silent
 from headwise.measure import Shape, Timing, interleaved
-from headwise.measure.attention_candidates import HEADWISE
-from headwise.measure.candidate import Absent
 from headwise.measure.environment import last_level_cache
 from headwise.measure.inputs import ASSUMED_CACHE, make_inputs
-from headwise.measure.latent_candidates import LATENT_HEADWISE
 from headwise.spec import AttentionSpec
 
 # Query heads on a kv head, on both sides of where the kernels change from rows to tiles.
@@ -91,9 +87,6 @@ def measure_rates(
 
     Returns the rates and the times of the other shapes, all from the same rounds: a busy moment of
     the machine is in all of them.
-
-    Raises:
-        UnsupportedError: no backend runs one of the shapes.
     """
     shapes = [*_shapes(dtype), *beside]
     total = len(shapes) * (_ROUNDS + 1)
@@ -120,14 +113,8 @@ def measure_rates(
 
 def _run(shape: Shape, dtype: str) -> Callable[[], object]:
     """headwise on two copies in turn: where a tensor lies in memory changes its time."""
-    inputs_dtype = getattr(torch, dtype)
-    inputs = make_inputs(shape, inputs_dtype)
-    candidate = LATENT_HEADWISE if shape.latent else HEADWISE
-    bind = candidate.build(shape, inputs)
-    if isinstance(bind, Absent):
-        raise UnsupportedError(f"{shape}: {bind.reason}")
-    calls = itertools.cycle([bind(copy) for copy in (inputs, make_inputs(shape, inputs_dtype))])
-    return lambda: next(calls)()
+    copies = itertools.cycle([make_inputs(shape, getattr(torch, dtype)) for _ in range(2)])
+    return lambda: next(copies).attend()
 
 
 def _shapes(dtype: str) -> list[Shape]:

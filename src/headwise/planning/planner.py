@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from headwise import units
-from headwise.console import as_html, as_text
+from headwise.base import units
+from headwise.base.console import as_html, as_text
+from headwise.base.progress import Progress, silent
 from headwise.errors import OptionError, UnsupportedError
-from headwise.loading.progress import Progress, silent
 from headwise.planning.allocation import headwise_bytes, stock_bytes, stock_heads
 from headwise.planning.cached import NUMBERS, CacheFormat
 from headwise.planning.costs import Cost, decode_cost, prefill_cost

@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from headwise.base.memory import gib
+from headwise.base.plot import check_plot, plain, spread
+from headwise.base.written import write_whole
 from headwise.errors import OptionError
-from headwise.loading.memory import gib
-from headwise.measure.plot import check_plot, plain, spread
-from headwise.measure.results import write_whole
 from headwise.planning.planner import Plan
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; and a dash pattern for

@@ -5,8 +5,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from headwise.console import one_line
-from headwise.loading.memory import gib
+from headwise.base.console import one_line
+from headwise.base.memory import gib
 from headwise.planning.devices import DEVICES
 from headwise.planning.model import find_model
 from headwise.planning.named_models import named_models
@@ -31,7 +31,7 @@ def names_parts() -> list[Any]:
 
 
 def plan_parts(plan: Any) -> list[Any]:
-    """A plan, for `headwise.console`: tables, then lines."""
+    """A plan, for `headwise.base.console`: tables, then lines."""
     tables = [_layers(plan), _answers(plan)]
     if plan.alternatives:
         tables.append(_others(plan))

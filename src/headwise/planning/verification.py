@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from transformers import EncoderDecoderCache
 
+from headwise.base.memory import available_bytes
+from headwise.base.progress import Progress, silent
 from headwise.errors import OptionError, UnsupportedError
 from headwise.hf.attach import attach
 from headwise.hf.cache import cache_nbytes
-from headwise.loading.memory import available_bytes
-from headwise.loading.progress import Progress, silent
 from headwise.measure import Shape
 from headwise.planning.allocation import allocated, headwise_bytes, stock_bytes
 from headwise.planning.cached import CacheFormat

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from headwise.base.plot import plain
 from headwise.errors import OptionError
-from headwise.measure.plot import plain
 from headwise.viewing.layer import LayerView
 
 if TYPE_CHECKING:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from headwise.base.memory import check_memory
+from headwise.base.progress import Progress, silent
 from headwise.errors import LoadError, SpecError
 from headwise.loading.load import (
     DTYPES,
@@ -15,8 +17,8 @@ from headwise.loading.load import (
     transformers_errors,
 )
 from headwise.loading.loaded import check_encoder
-from headwise.loading.memory import check_memory, weight_bytes
-from headwise.loading.progress import Progress, silent, transformers_progress
+from headwise.loading.memory import weight_bytes
+from headwise.loading.progress import transformers_progress
 from headwise.loading.source import find_source
 from headwise.spec import ModelSpec
 

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from headwise.base.progress import Progress, silent
 from headwise.errors import UnsupportedError
 from headwise.generation.options import Sampling
 from headwise.generation.run import generate
 from headwise.hf import attach, detach
 from headwise.hf.inner_model import inner_models, named_parts
 from headwise.hf.observe import observing
-from headwise.loading.progress import Progress, silent
 from headwise.viewing.capture import Capture
 
 

@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from headwise.base.files import local_path
+from headwise.base.plot import check_plot
+from headwise.base.progress import Progress, silent
+from headwise.base.written import check_writable, write_whole
 from headwise.errors import OptionError, SpecError, UnsupportedError
-from headwise.loading.files import local_path
-from headwise.loading.progress import Progress, silent
-from headwise.measure.plot import check_plot
-from headwise.measure.results import check_writable, write_whole
 from headwise.spec import ModelSpec
 from headwise.viewing import figure, page, selection
 from headwise.viewing.ablation import Ablation, ablate

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import headwise.ops as ops
-from headwise.measure.candidate import (
+from headwise.bench.candidate import (
     Absent,
     Bind,
     Candidate,
@@ -22,11 +22,7 @@ from headwise.measure.shape import Shape, parse_shape
 
 
 def _headwise(shape: Shape, inputs: AttentionInputs) -> Bind:
-    return on_each(
-        lambda given: ops.attention(
-            given.query, given.key, given.value, causal=True, kv_lengths=given.kv_lengths
-        )
-    )
+    return on_each(lambda given: given.attend())
 
 
 def chosen_backend(inputs: AttentionInputs) -> str:

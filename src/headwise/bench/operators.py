@@ -6,23 +6,23 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from headwise.errors import OptionError
-from headwise.measure.attention_candidates import HEADWISE, chosen_backend
-from headwise.measure.attention_candidates import PEERS as TORCH_PEERS
-from headwise.measure.cache_candidates import CACHES
-from headwise.measure.candidate import Absent, Bind, Candidate, first_line
-from headwise.measure.inputs import Cold, Inputs, LatentInputs, make_cold, make_inputs
-from headwise.measure.latent_candidates import (
+from headwise.bench.attention_candidates import HEADWISE, chosen_backend
+from headwise.bench.attention_candidates import PEERS as TORCH_PEERS
+from headwise.bench.cache_candidates import CACHES
+from headwise.bench.candidate import Absent, Bind, Candidate, first_line
+from headwise.bench.latent_candidates import (
     LATENT_HEADWISE,
     LATENT_PEERS,
     chosen_latent_backend,
 )
+from headwise.bench.onnxruntime_candidate import ONNXRUNTIME
+from headwise.bench.results import BesideResult, LeftOut, ShapeResult, Timed
+from headwise.bench.verify import TOLERANCES, error, expected
+from headwise.errors import OptionError
+from headwise.measure.inputs import Cold, Inputs, LatentInputs, make_cold, make_inputs
 from headwise.measure.machine import Figures
-from headwise.measure.onnxruntime_candidate import ONNXRUNTIME
-from headwise.measure.results import BesideResult, LeftOut, ShapeResult, Timed
 from headwise.measure.shape import Shape
 from headwise.measure.timing import Ratio, Timing, interleaved, ratio
-from headwise.measure.verify import TOLERANCES, error, expected
 
 Progress = Callable[[str, int, int], object]
 

@@ -10,15 +10,15 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import StaticCache
 
-from headwise.errors import UnsupportedError
-from headwise.generation.attention import select_attention
-from headwise.generation.stepper import Stepper
-from headwise.measure.openvino_candidate import (
+from headwise.bench.openvino_candidate import (
     OPENVINO,
     TOLERANCE,
     OpenVinoDecoder,
     compile_gguf,
 )
+from headwise.errors import UnsupportedError
+from headwise.generation.attention import select_attention
+from headwise.generation.stepper import Stepper
 
 HEADWISE = "headwise"
 REFERENCE = "stock-dynamic"

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from headwise.base.plot import check_plot
+from headwise.bench import Report, ShapeResult, Timed
+from headwise.bench.roofline import draw, write_plot
 from headwise.errors import OptionError, UnsupportedError
-from headwise.measure import Figures, Peak, Report, ShapeResult, Timed
-from headwise.measure.plot import check_plot, draw, write_plot
+from headwise.measure import Figures, Peak
 
 BYTES, FLOPS = 64 * 2**20, 4 * 64 * 2**20
 

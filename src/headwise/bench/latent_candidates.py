@@ -4,30 +4,13 @@ import torch
 from torch import Tensor
 
 import headwise.ops as ops
-from headwise.measure.candidate import Absent, Bind, Candidate, how, never_missing, on_each
+from headwise.bench.candidate import Absent, Bind, Candidate, how, never_missing, on_each
 from headwise.measure.inputs import LatentInputs
 from headwise.measure.shape import Shape
 
 
-def _latent(inputs: LatentInputs, backend: str | None) -> Tensor:
-    out = ops.latent_attention(
-        inputs.query_nope,
-        inputs.query_rope,
-        inputs.latent,
-        inputs.key_rope,
-        inputs.w_uk,
-        inputs.w_uv,
-        paradigm="absorbed",
-        causal=True,
-        kv_lengths=inputs.kv_lengths,
-        backend=backend,
-    )
-    assert isinstance(out, Tensor)
-    return out
-
-
 def _headwise(shape: Shape, inputs: LatentInputs) -> Bind:
-    return on_each(lambda given: _latent(given, None))
+    return on_each(lambda given: given.attend())
 
 
 def chosen_latent_backend(shape: Shape, inputs: LatentInputs) -> str:
@@ -53,7 +36,7 @@ def chosen_latent_backend(shape: Shape, inputs: LatentInputs) -> str:
 def _torch(shape: Shape, inputs: LatentInputs) -> Bind | Absent:
     if chosen_latent_backend(shape, inputs).startswith("torch:"):
         return Absent("headwise runs on its torch backend here itself")
-    return on_each(lambda given: _latent(given, "torch"))
+    return on_each(lambda given: given.attend("torch"))
 
 
 def _matmul(shape: Shape, inputs: LatentInputs) -> Bind:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.measure.candidate import Absent, Bind, Candidate, first_line
+from headwise.bench.candidate import Absent, Bind, Candidate, first_line
 from headwise.measure.inputs import AttentionInputs
 from headwise.measure.shape import Shape
 

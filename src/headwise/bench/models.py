@@ -9,17 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.errors import LoadError, OptionError
-from headwise.generation.options import check_length, context_limit
-from headwise.generation.session import LOGIT_TOLERANCE, check_decoder
-from headwise.generation.stepper import Stepper
-from headwise.loading.load import cache_bytes, load_config, load_model, model_folder
-from headwise.loading.memory import check_memory
-from headwise.loading.progress import Progress, silent
-from headwise.loading.source import demo_model, find_source
-from headwise.measure.candidate import first_line
-from headwise.measure.memory import peak_memory
-from headwise.measure.model_candidates import (
+from headwise.base.memory import check_memory
+from headwise.base.progress import Progress, silent
+from headwise.bench.candidate import first_line
+from headwise.bench.model_candidates import (
     HEADWISE,
     PEERS,
     REFERENCE,
@@ -27,8 +20,15 @@ from headwise.measure.model_candidates import (
     SdpaShapes,
     model_candidates,
 )
-from headwise.measure.openvino_candidate import OPENVINO, OpenVinoDecoder
-from headwise.measure.results import LeftOut
+from headwise.bench.openvino_candidate import OPENVINO, OpenVinoDecoder
+from headwise.bench.results import LeftOut
+from headwise.errors import LoadError, OptionError
+from headwise.generation.options import check_length, context_limit
+from headwise.generation.session import LOGIT_TOLERANCE, check_decoder
+from headwise.generation.stepper import Stepper
+from headwise.loading.load import cache_bytes, load_config, load_model, model_folder
+from headwise.loading.source import demo_model, find_source
+from headwise.measure.memory import peak_memory
 from headwise.measure.timing import Ratio, Timing, interleaved, ratio
 
 CONTEXTS = (100, 2000, 8000)

@@ -8,13 +8,13 @@ import torch
 
 import generation.models
 from cli.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, save_tiny, save_tiny_gguf
+from headwise.bench import models as module
+from headwise.bench.model_candidates import HEADWISE, model_candidates
+from headwise.bench.models import bench_model, open_model, select_model_peers
+from headwise.bench.openvino_candidate import TOLERANCE
 from headwise.errors import LoadError, OptionError, ShapeError
 from headwise.generation.stepper import Stepper
-from headwise.measure import bench_model as module
-from headwise.measure.bench_model import bench_model, open_model, select_model_peers
 from headwise.measure.memory import peak_memory
-from headwise.measure.model_candidates import HEADWISE, model_candidates
-from headwise.measure.openvino_candidate import TOLERANCE
 
 ROUNDS = 4
 STOCK = ("stock-dynamic", "stock-static")
@@ -110,7 +110,7 @@ def test_a_cache_that_the_model_cannot_have_is_absent(model, monkeypatch) -> Non
     def broken(**options) -> None:
         raise ValueError("no static cache for this one\nreally")
 
-    monkeypatch.setattr("headwise.measure.model_candidates.StaticCache", broken)
+    monkeypatch.setattr("headwise.bench.model_candidates.StaticCache", broken)
     found = bench_model("tiny", model, contexts=[7], peers=STOCK, rounds=ROUNDS)
     assert [way.name for way in found.timed] == ["headwise", "stock-dynamic"]
     assert [(at.state, at.reason) for at in found.left_out] == [

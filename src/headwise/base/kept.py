@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
+from headwise.base.files import local_path
 from headwise.errors import LoadError
-from headwise.loading.files import local_path
 
 CACHE_VARIABLE = "HEADWISE_CACHE"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from headwise.base.written import check_writable, write_whole
+from headwise.bench import Report
 from headwise.errors import OptionError
-from headwise.measure import Report
-from headwise.measure.results import check_writable, write_whole
 
 
 def test_a_report_is_json_with_machine_versions_and_command(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("headwise.measure.results.os.fsync", full)
+    monkeypatch.setattr("headwise.base.written.os.fsync", full)
     with pytest.raises(OptionError, match="No space left"):
         write_whole(path, b"new")
     assert [at.name for at in tmp_path.iterdir()] == ["out.json"]

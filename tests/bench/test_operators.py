@@ -6,20 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from headwise.bench import attention_candidates, bench_shape, judged, select_peers
+from headwise.bench import operators as bench_ops
+from headwise.bench.candidate import Absent
+from headwise.bench.verify import TOLERANCES, error, expected
 from headwise.errors import OptionError
-from headwise.measure import (
-    Figures,
-    Peak,
-    attention_candidates,
-    bench_ops,
-    bench_shape,
-    inputs,
-    judged,
-    parse_shape,
-    select_peers,
-)
-from headwise.measure.candidate import Absent
-from headwise.measure.verify import TOLERANCES, error, expected
+from headwise.measure import Figures, Peak, inputs, parse_shape
 from headwise.ops import attention, latent_attention
 
 FIGURES = {
@@ -76,7 +68,7 @@ def test_blocks_of_queries_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
     shape = parse_shape("prefill:6/2:d16:37")
     given = inputs.make_inputs(shape, torch.float32)
     whole = expected(shape, given)
-    monkeypatch.setattr("headwise.measure.verify._BLOCK_SCORES", 3 * 37 * 5)
+    monkeypatch.setattr("headwise.bench.verify._BLOCK_SCORES", 3 * 37 * 5)
     torch.testing.assert_close(expected(shape, given), whole)
 
 

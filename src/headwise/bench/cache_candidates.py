@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 import headwise.ops as ops
+from headwise.bench.candidate import Bind, Candidate, never_missing
 from headwise.caches import PagedCache, QuantizedCache
-from headwise.measure.candidate import Bind, Candidate, never_missing
 from headwise.measure.inputs import Inputs, LatentInputs
 from headwise.measure.shape import Shape
 from headwise.ops import Bits
