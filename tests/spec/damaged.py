@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from headwise.spec.readers import FAMILIES
+from headwise.spec.families import FAMILIES
 from spec.stock import CONFIGS, raw_config
 
 VALUES: tuple[Any, ...] = (

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from headwise.errors import SpecError
 from headwise.spec import ModelSpec
-from headwise.spec.readers import FAMILIES
+from headwise.spec.families import FAMILIES
 
 SLIDING = ["sliding_attention", "full_attention"]
 

@@ -7,7 +7,7 @@ import pytest
 
 import headwise
 from headwise.errors import ShapeError, SpecError
-from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
+from headwise.spec import AttentionSpec, LayerSpec, ModelSpec, StateSpec, Uncovered
 
 FULL = AttentionSpec(heads=6, kv_heads=3, head_dim=11, value_dim=7)
 LOCAL = AttentionSpec(heads=6, kv_heads=2, head_dim=11, value_dim=7, window=13)
@@ -21,7 +21,7 @@ def make(*layers, **changes):
 
 
 def test_cache_bytes_add_full_local_and_missing_attention():
-    spec = make(LayerSpec(0, FULL), LayerSpec(1, LOCAL), LayerSpec(2, None, note="convolution"))
+    spec = make(LayerSpec(0, FULL), LayerSpec(1, LOCAL), LayerSpec(2, Uncovered("convolution")))
     assert spec.cache_bytes(100, batch=5, dtype="float32") == 5 * 4 * (100 * 54 + 12 * 36)
     assert spec.cache_bytes_per_token("float32") == 4 * (54 + 36)
 
@@ -41,7 +41,7 @@ def test_encoder_context_is_needed_with_cross_attention_and_refused_without():
 
 def test_a_negative_context_is_refused_even_where_no_layer_attends():
     with pytest.raises(ShapeError, match="context=-1"):
-        make(LayerSpec(0, None, note="convolution")).cache_bytes(-1)
+        make(LayerSpec(0, Uncovered("convolution"))).cache_bytes(-1)
 
 
 def test_an_encoder_costs_no_cache():
@@ -65,7 +65,7 @@ def test_text_says_what_the_stacks_are_made_of():
         "encoder 6 x MHA 8 heads, D 64, bidirectional, relative bias | "
         "decoder 6 x MHA 8 heads, D 64, relative bias; MHA 8 heads, D 64, cross"
     )
-    mixed = make(LayerSpec(0, FULL), LayerSpec(1, None, note="convolution"), max_context=43)
+    mixed = make(LayerSpec(0, FULL), LayerSpec(1, Uncovered("convolution")), max_context=43)
     assert str(mixed) == ("test, context up to 43: 1 x GQA 6/3 heads, D 11, V 7 + 1 x convolution")
 
 
@@ -77,7 +77,7 @@ def test_text_says_what_the_stacks_are_made_of():
         (lambda: make(encoder_layers=(LayerSpec(2, BOTH_SIDES),)), "encoder_layers have"),
         (lambda: make(LayerSpec(0, FULL), max_context=0), "max_context=0"),
         (lambda: LayerSpec(-1, FULL), "index=-1"),
-        (lambda: LayerSpec(0, None), "note is empty"),
+        (lambda: LayerSpec(0, Uncovered("")), "reason is empty"),
         (lambda: LayerSpec(0, CROSS), "attention="),
         (lambda: LayerSpec(0, FULL, FULL), "cross_attention="),
     ],
@@ -98,3 +98,21 @@ def test_the_spec_floor_imports_neither_torch_nor_transformers():
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_old_fields_of_a_layer_are_taken_with_a_warning():
+    state = StateSpec(conv_channels=2, conv_width=2, heads=1, key_dim=3, value_dim=3)
+    for old, mixer in (
+        ({"attention": FULL}, FULL),
+        ({"attention": None, "note": "convolution"}, Uncovered("convolution")),
+        ({"note": str(state), "state": state}, state),
+    ):
+        with pytest.warns(DeprecationWarning, match="use LayerSpec.mixer"):
+            layer = LayerSpec(0, **old)
+        assert layer == LayerSpec(0, mixer)
+    with pytest.warns(DeprecationWarning, match="mixer"), pytest.raises(SpecError, match="one of"):
+        LayerSpec(0, FULL, state=state)
+    with pytest.warns(DeprecationWarning, match=r"LayerSpec\.note"):
+        assert LayerSpec(0, state).note == str(state)
+    with pytest.warns(DeprecationWarning, match=r"LayerSpec\.state"):
+        assert LayerSpec(0, FULL).state is None

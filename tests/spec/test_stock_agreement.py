@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import CONFIG_MAPPING, AutoConfig, DynamicCache, Gemma3Config
 
-from headwise.spec import ModelSpec
-from headwise.spec.readers import FAMILIES
+from headwise.spec import ModelSpec, StateSpec
+from headwise.spec.families import FAMILIES
 from spec.stock import CONFIGS, raw_config, stock_config, stock_layers
 
 every_config = pytest.mark.parametrize("name", CONFIGS)
@@ -88,7 +88,7 @@ def test_windows_are_those_of_the_stock_cache(name):
     assert len(layers) == len(stock)
     for layer, cached in zip(layers, stock):
         kind = type(cached).__name__
-        assert (layer.state is not None) == (kind == "LinearAttentionLayer")
+        assert isinstance(layer.mixer, StateSpec) == (kind == "LinearAttentionLayer")
         assert (layer.shares is not None) == (kind == "DummyLayer")
         if layer.cached is not None:
             assert layer.cached.window == getattr(cached, "sliding_window", None)

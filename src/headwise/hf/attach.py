@@ -22,8 +22,7 @@ from headwise.hf.empty_rows import EAGER
 from headwise.hf.inner_model import has_source, inner_model, refusal, takes_interface
 from headwise.hf.owned import NAME, Owned, StockConfig
 from headwise.hf.report import AttachReport, LayerReport, layer_report, left_to_stock
-from headwise.spec import ModelSpec
-from headwise.spec.readers import FAMILIES
+from headwise.spec import FAMILIES, ModelSpec
 
 _CACHE_ARGUMENTS = ("cache", "past_key_values")
 
@@ -414,8 +413,8 @@ def _require_cache(
         )
     specs = [] if spec is None else [at.attention for at in spec.layers if at.attention]
     for at in specs:
-        dims = (at.latent_rank, at.rope_dim) if at.latent_rank else (at.head_dim, at.value_dim)
-        if choice.kind == "int4" and any(dim and dim % 2 for dim in dims):
+        dims = at.cache_rows.dims
+        if choice.kind == "int4" and any(dim % 2 for dim in dims):
             raise UnsupportedError(
                 f"cache='int4' packs two numbers a byte, and {type(model).__name__} caches rows of "
                 f"{dims[0]} and {dims[1]}: expected even ones; take int8"
@@ -423,7 +422,8 @@ def _require_cache(
 
 
 def _latent_modules(model: PreTrainedModel) -> list[Any]:
-    if _family(model) not in latent.LATENT_FAMILIES:
+    family = FAMILIES.get(_family(model))
+    if family is None or not family.passes_latents:
         return []
     return [module for module in model.modules() if hasattr(module, "expand_kv")]
 

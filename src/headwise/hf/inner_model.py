@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from headwise.errors import UnsupportedError
 from headwise.hf.owned import NAME
-from headwise.spec.readers import FAMILIES
+from headwise.spec.families import FAMILIES
 
 
 def inner_model(function: str, given: Any) -> PreTrainedModel:

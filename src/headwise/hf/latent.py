@@ -13,11 +13,6 @@ from torch import Tensor, nn
 from headwise.hf.owned import NAME, Owned
 from headwise.ops import PagedKV, QuantKV, choose_paradigm, latent_attention
 
-# Families whose module was checked to hand expand_kv's result straight to the attention function.
-LATENT_FAMILIES = frozenset(
-    {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "headwise_mla", "minicpm3"}
-)
-
 
 class LatentPassthrough(Owned):
     """Stands in for a module's `expand_kv`: latent [B,1,L,R] and rope key [B,1,L,P] go through.

@@ -19,15 +19,7 @@ from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
 from headwise.hf.empty_rows import share
 from headwise.hf.inner_model import refusal, refused_by_name
-
-# Families whose attention modules hand their window to the attention function at every call, so
-# that a window need not be spelled out (read in the modules of Transformers 5.24).
-WINDOW_FAMILIES = frozenset(
-    {"gemma2", "gemma3", "gemma3_text", "gpt_oss", "mistral", "phi3", "qwen2", "qwen3"}
-)
-# Of those with use_bidirectional_attention, the family that SDPA does not run: eager attention has
-# a mask for every prompt.
-_EAGER_FAMILIES = frozenset({"gemma2"})
+from headwise.spec import family_of
 
 
 def headwise_mask(
@@ -70,7 +62,7 @@ def headwise_mask(
         local_size=local_size,
         allow_is_causal_skip=allow_is_causal_skip
         and none_hides_nothing
-        and (q_length == 1 or getattr(config, "model_type", None) not in _EAGER_FAMILIES),
+        and (q_length == 1 or _has_sdpa(config)),
         allow_is_bidirectional_skip=False,
         **kwargs,
     )
@@ -101,7 +93,15 @@ def _read_refusal(kind: type) -> str | None:
 
 
 def _passes_window(config: Any) -> bool:
-    return getattr(config, "model_type", None) in WINDOW_FAMILIES
+    """Whether the modules hand their window to the attention function, so that None may say it."""
+    family = family_of(getattr(config, "model_type", None))
+    return family is not None and family.passes_window
+
+
+def _has_sdpa(config: Any) -> bool:
+    """Whether stock runs SDPA; where it runs eager attention, that has a mask for every prompt."""
+    family = family_of(getattr(config, "model_type", None))
+    return family is None or family.sdpa
 
 
 def _has_padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int) -> bool | None:

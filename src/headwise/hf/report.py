@@ -105,8 +105,8 @@ def layer_report(
     one = _problem(decode, 1, dtype, device, split_key=split_key)
     many = _problem(spec, _CONTEXT, dtype, device, split_key=False)
     # latents that are expanded are dense from there on
-    one.layout = layout if absorbs or spec.latent_rank is None else "dense"
-    many.layout = layout if spec.latent_rank is None else "dense"
+    one.layout = layout if absorbs or spec.mechanism != "MLA" else "dense"
+    many.layout = layout if spec.mechanism != "MLA" else "dense"
     return LayerReport(
         name,
         spec,

@@ -132,7 +132,7 @@ def make_inputs(shape: Shape, dtype: torch.dtype) -> Inputs:
             kv_lengths=lengths,
             mask=mask,
         )
-    rank, rope = spec.absorbed().value_dim, spec.head_dim - spec.nope_dim
+    rank, rope = spec.cache_rows.dims
     latent, key_rope = random(batch, longest, rank), random(batch, longest, rope)
     return LatentInputs(
         query_nope=random(batch, spec.heads, queries, spec.nope_dim),

@@ -141,10 +141,8 @@ class Shape:
             weights = spec.heads * spec.absorbed().value_dim * (spec.nope_dim + spec.value_dim)
         if bits is None:
             return itemsize * (cached + rows + weights)
-        absorbed = spec.absorbed() if self.latent else spec
-        value_dim = absorbed.value_dim
-        other = spec.head_dim - spec.nope_dim if self.latent else absorbed.head_dim
-        token = absorbed.kv_heads * (row_bytes(value_dim, bits) + row_bytes(other, bits))
+        cached_rows = spec.cache_rows
+        token = cached_rows.heads * sum(row_bytes(dim, bits) for dim in cached_rows.dims)
         return self.tokens * token + itemsize * (rows + weights)
 
     def beside(self, threads: int) -> "Beside | None":
@@ -180,9 +178,8 @@ class Shape:
     def __str__(self) -> str:
         spec = self.spec
         if self.latent:
-            absorbed = spec.absorbed()
-            rope = spec.head_dim - spec.nope_dim
-            parts = ["mla", f"{spec.heads}", f"r{absorbed.value_dim}+{rope}"]
+            rank, rope = spec.cache_rows.dims
+            parts = ["mla", f"{spec.heads}", f"r{rank}+{rope}"]
             dim = spec.nope_dim
         else:
             square = self.query_length == self.context > 1

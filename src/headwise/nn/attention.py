@@ -67,7 +67,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         checks.check_spec(spec)
-        if spec.latent_rank is not None:
+        if spec.mechanism == "MLA":
             raise UnsupportedError(f"{spec} has a latent: build it with LatentAttention")
         if spec.relative_bias:
             raise UnsupportedError(

@@ -69,14 +69,12 @@ class Decoder(nn.Module):
         inner = size_or("feed_forward", feed_forward, -(-8 * size // 3 // 32) * 32)
         ropes: dict[int, Rope] = {}
         for at in specs:
-            dim = at.rope_dim or at.head_dim
-            if not at.alibi and dim not in ropes:
-                ropes[dim] = Rope(dim, theta=theta)
+            if not at.alibi and at.rotary_dim not in ropes:
+                ropes[at.rotary_dim] = Rope(at.rotary_dim, theta=theta)
         self.embedding = nn.Embedding(vocabulary, size)
         nn.init.normal_(self.embedding.weight, std=size**-0.5)
         self.blocks = nn.ModuleList(
-            _Block(at, size, inner, None if at.alibi else ropes[at.rope_dim or at.head_dim])
-            for at in specs
+            _Block(at, size, inner, None if at.alibi else ropes[at.rotary_dim]) for at in specs
         )
         self.norm = RMSNorm(size, eps=1e-6)
 
@@ -167,7 +165,7 @@ class _Block(nn.Module):
 
     def __init__(self, spec: AttentionSpec, size: int, inner: int, rope: Rope | None) -> None:
         super().__init__()
-        kind: Any = Attention if spec.latent_rank is None else LatentAttention
+        kind: Any = LatentAttention if spec.mechanism == "MLA" else Attention
         self.attention_norm = RMSNorm(size, eps=1e-6)
         self.attention = kind(spec, size, rope=rope)
         self.feed_norm = RMSNorm(size, eps=1e-6)

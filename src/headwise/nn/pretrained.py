@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from headwise.errors import SpecError, UnsupportedError
 from headwise.nn.rope import LinearScaling, Llama3Scaling, Rope, Scaling, YarnScaling
-from headwise.spec import AttentionSpec, ModelSpec
+from headwise.spec import FAMILIES, AttentionSpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,19 @@ def fill(layer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _rope(config: Any, spec: AttentionSpec, index: int) -> Rope:
     """The rotary embedding that Transformers' config describes for a layer."""
-    given = config.rope_parameters
+    family = FAMILIES[config.model_type]
+    rotary = config.rope_parameters
     kinds = getattr(config, "layer_types", None)
-    if "rope_type" not in given and kinds is not None:  # one for each kind of layer
-        given = given[kinds[index]]
-    part = given.get("partial_rotary_factor", 1.0)
-    if part != 1.0 and (given["rope_type"] != "default" or config.model_type == "glm4_moe_lite"):
+    if "rope_type" not in rotary and kinds is not None:  # one for each kind of layer
+        rotary = rotary[kinds[index]]
+    part = rotary.get("partial_rotary_factor", 1.0)
+    if part != 1.0 and (rotary["rope_type"] != "default" or not family.partial_rope):
         raise UnsupportedError(f"partial_rotary_factor={part}: expected 1, whole heads")
-    dim = spec.head_dim if spec.rope_dim is None else spec.rope_dim
-    interleaved = config.model_type == "deepseek_v2" or getattr(config, "rope_interleave", False)
     return Rope(
-        dim,
-        theta=given["rope_theta"],
-        scaling=_scaling(config, given),
-        interleaved=interleaved,
+        spec.rotary_dim,
+        theta=rotary["rope_theta"],
+        scaling=_scaling(config, rotary),
+        interleaved=family.interleaved_rope or getattr(config, "rope_interleave", False),
     )
 
 

@@ -14,7 +14,7 @@ from headwise.hf.cache import OwnLayer, held_tensors, use_own_layers
 from headwise.planning.cached import CacheFormat
 from headwise.planning.model import Model
 from headwise.planning.weights import transformers_config, transformers_takes
-from headwise.spec import AttentionSpec, LayerSpec
+from headwise.spec import FAMILIES, AttentionSpec, LayerSpec, StateSpec, config_fields
 
 
 def stock_bytes(model: Model, dtype: str, context: int, batch: int, encoder_context: int) -> int:
@@ -67,12 +67,8 @@ def allocated(*caches: Any) -> int:
 
 def stock_heads(model: Model) -> int | None:
     """kv heads that Transformers caches where these are more than the model has, else None."""
-    # Falcon's newer architecture repeats keys and values to all query heads, then caches them.
-    if model.spec.family == "falcon" and model.config.get("new_decoder_architecture"):
-        at = model.spec.layers[0].attention
-        assert at is not None
-        return at.heads if at.heads > at.kv_heads else None
-    return None
+    repeated = FAMILIES[model.spec.family].stock_kv_heads
+    return None if repeated is None else repeated(config_fields(model.config))
 
 
 def _caches(model: Model) -> tuple[Any, Any]:
@@ -109,7 +105,8 @@ def _check_layers(model: Model, cache: Any) -> None:
             "an indexer's keys": cached is None
             or cached.indexer is None
             or hasattr(made, "update_indexer"),
-            "a state": layer.state is None or isinstance(made, LinearAttentionCacheLayerMixin),
+            "a state": not isinstance(layer.mixer, StateSpec)
+            or isinstance(made, LinearAttentionCacheLayerMixin),
         }
         for what, held in fits.items():
             if not held:
@@ -136,8 +133,8 @@ def _append(
         if layer.cached.indexer is not None:
             keys = _empty(dtype, batch, tokens, layer.cached.indexer.dim)
             cache.update_indexer(keys, layer.index)
-    if layer.state is not None:
-        state = layer.state
+    state = layer.mixer
+    if isinstance(state, StateSpec):
         inputs = _empty(dtype, batch, state.conv_channels, tokens)
         matrices = _empty("float32", batch, state.heads, state.key_dim, state.value_dim)
         width = {"conv_kernel_size": state.conv_width}
@@ -158,16 +155,9 @@ def _fill_cross(model: Model, cache: Any, dtype: str, batch: int, encoder_contex
 def _rows(
     spec: AttentionSpec, dtype: str, tokens: int, batch: int, heads: int | None
 ) -> tuple[Tensor, Tensor]:
-    if spec.latent_rank is not None and spec.rope_dim is not None:
-        return (
-            _empty(dtype, batch, 1, tokens, spec.latent_rank),
-            _empty(dtype, batch, 1, tokens, spec.rope_dim),
-        )
-    heads = heads or spec.kv_heads
-    return (
-        _empty(dtype, batch, heads, tokens, spec.head_dim),
-        _empty(dtype, batch, heads, tokens, spec.value_dim),
-    )
+    rows = spec.cache_rows
+    first, second = (_empty(dtype, batch, heads or rows.heads, tokens, dim) for dim in rows.dims)
+    return first, second
 
 
 def _empty(dtype: str, *shape: int) -> Tensor:

@@ -61,19 +61,16 @@ class CacheFormat:
 
     def row_bytes(self, spec: AttentionSpec) -> int:
         """Bytes of one token of one layer, an indexer's key not counted."""
-        if spec.latent_rank is not None and spec.rope_dim is not None:
-            heads, dims = 1, (spec.latent_rank, spec.rope_dim)
-        else:
-            heads, dims = spec.kv_heads, (spec.head_dim, spec.value_dim)
+        rows = spec.cache_rows
         # attach keeps the numbers of a window, of an encoder, and of what an indexer chooses from.
         numbers = spec.window is not None or spec.cross or spec.indexer is not None
         if self.bits is None or numbers:
-            return heads * sum(dims) * bytes_per_element(self.dtype)
-        return heads * sum(row_bytes(dim, self.bits) for dim in dims)
+            return rows.heads * sum(rows.dims) * bytes_per_element(self.dtype)
+        return rows.heads * sum(row_bytes(dim, self.bits) for dim in rows.dims)
 
     def index_bytes(self, spec: AttentionSpec) -> int:
         """Bytes that one token's key takes in the cache of an indexer."""
-        return 0 if spec.indexer is None else spec.indexer.dim * bytes_per_element(self.dtype)
+        return spec.cache_rows.index_dim * bytes_per_element(self.dtype)
 
     def layer_bytes(
         self, layer: LayerSpec, context: int, batch: int = 1, encoder_context: int = 0
@@ -85,8 +82,8 @@ class CacheFormat:
             total += batch * layer.cached.cached_tokens(context) * token
         if layer.cross_attention is not None:
             total += batch * encoder_context * self.row_bytes(layer.cross_attention)
-        if layer.state is not None:
-            total += layer.state.nbytes(batch, self.dtype)
+        if layer.attention is None:
+            total += layer.mixer.cache_bytes(context, batch, self.dtype)
         return total
 
     def model_bytes(

@@ -64,25 +64,15 @@ def prefill_cost(
     flops = 0.0
     for layer in spec.encoder_layers:
         tokens = encoder_context or context
-        flops += batch * (layer.attention.flops(tokens, tokens) if layer.attention else 0)
+        flops += batch * layer.flops(tokens, tokens)
     prompt = 1 if spec.encoder_layers else context
     for layer in spec.layers:
-        if layer.attention is not None:
-            flops += batch * layer.attention.flops(prompt, prompt)
-        if layer.cross_attention is not None:
-            flops += batch * layer.cross_attention.flops(prompt, encoder_context)
-        if layer.state is not None:
-            flops += batch * prompt * _STATE_FLOPS * layer.state.matrix_elements
+        flops += batch * layer.flops(prompt, prompt, encoder_context)
     written = sum(cache.layer_bytes(layer, prompt, batch, encoder_context) for layer in spec.layers)
     flops += 2 * batch * (prompt * (weights.active - weights.head) + weights.head)
     flops += 2 * batch * encoder_context * (weights.encoder + weights.cross)
     read = weights.read(batch * prompt) + weights.encoder + weights.cross
     return Cost(read * bytes_per_element(dtype), written, flops)
-
-
-# Of one element of a state at one token: its decay, the key's and the query's product with it, and
-# the update, two of which are multiply-adds.
-_STATE_FLOPS = 7
 
 
 def _decode_layer(
@@ -91,16 +81,16 @@ def _decode_layer(
     """Bytes and operations of one layer for one sequence."""
     nbytes = flops = 0.0
     if layer.attention is not None and layer.attention.cached:
-        at = layer.attention if layer.attention.latent_rank is None else layer.attention.absorbed()
-        tokens = at.pairs(1, context)
+        decoded = layer.attention.decoded()
+        tokens = decoded.pairs(1, context)
         nbytes += tokens * cache.row_bytes(layer.attention)
         if layer.attention.indexer is not None:
             nbytes += context * cache.index_bytes(layer.attention)
-        flops += at.flops(1, context)
+        flops += decoded.flops(1, context)
     if layer.cross_attention is not None:
         nbytes += encoder_context * cache.row_bytes(layer.cross_attention)
         flops += layer.cross_attention.flops(1, encoder_context)
-    if layer.state is not None:
-        nbytes += 2 * layer.state.nbytes(1, cache.dtype)
-        flops += _STATE_FLOPS * layer.state.matrix_elements
+    if layer.attention is None:
+        nbytes += 2 * layer.mixer.cache_bytes(context, 1, cache.dtype)
+        flops += layer.mixer.flops(1, context)
     return nbytes, flops

@@ -101,4 +101,4 @@ def _kinds(spec: ModelSpec) -> set[tuple[Any, ...]]:
 
 
 def _kind(layer: LayerSpec) -> tuple[Any, ...]:
-    return layer.attention, layer.cross_attention, layer.state, layer.shares is not None
+    return layer.mixer, layer.cross_attention, layer.shares is not None

@@ -38,10 +38,10 @@ def kv_heads(spec: AttentionSpec, mechanism: str) -> int:
 
 
 def _layer(layer: LayerSpec, mechanism: str) -> LayerSpec:
-    at = layer.attention
-    if at is None or not at.cached:
+    spec = layer.attention
+    if spec is None or not spec.cached:
         return layer
-    return replace(layer, attention=_mla(at) if mechanism == "MLA" else _heads(at, mechanism))
+    return replace(layer, mixer=_mla(spec) if mechanism == "MLA" else _heads(spec, mechanism))
 
 
 def _heads(spec: AttentionSpec, mechanism: str) -> AttentionSpec:
@@ -56,7 +56,7 @@ def _heads(spec: AttentionSpec, mechanism: str) -> AttentionSpec:
 
 
 def _mla(spec: AttentionSpec) -> AttentionSpec:
-    if spec.latent_rank is not None:
+    if spec.mechanism == "MLA":
         return spec
     rope = max(1, spec.head_dim // 2)
     return replace(

@@ -20,7 +20,7 @@ from headwise.planning.model import Model
 from headwise.planning.planner import Plan
 from headwise.planning.reduced import reduced
 from headwise.planning.weights import build_on_meta, count_weights
-from headwise.spec import AttentionSpec, ModelSpec
+from headwise.spec import AttentionSpec, ModelSpec, StateSpec
 from headwise.spec.dtypes import bytes_per_element
 
 _CONTEXTS = (1024, 4096, 16_384, 32_768)
@@ -87,7 +87,7 @@ def verify(plan: Plan, progress: Progress = silent) -> Verified:
         OptionError: a plan for another device.
     """
     model = plan.model
-    if not any(layer.cached or layer.state for layer in model.spec.layers):
+    if not any(layer.cached or isinstance(layer.mixer, StateSpec) for layer in model.spec.layers):
         raise UnsupportedError(f"{model.name} caches nothing, so there is nothing to verify")
     if plan.device.name in {device.name for device in DEVICES.values()}:
         raise OptionError(

@@ -12,8 +12,8 @@ from torch import nn
 
 from headwise.errors import SpecError, UnsupportedError
 from headwise.planning.model import Model
+from headwise.spec import FAMILIES, config_fields
 from headwise.spec.checks import positive_int
-from headwise.spec.readers.fields import ConfigFields
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,10 @@ def count_weights(model: Model) -> Weights:
         SpecError: Transformers does not take the config.
         UnsupportedError: a family that Transformers has no model of.
     """
-    if model.spec.family == "palm":
-        return _palm(model.config)
+    family = FAMILIES[model.spec.family]
+    if family.weights is not None:
+        total, head = family.weights(config_fields(model.config))
+        return Weights(total, total, head)
     built = build_on_meta(model)
     encoder = built.get_encoder() if model.spec.encoder_layers and model.spec.layers else None
     inside = set() if encoder is None else set(encoder.modules())
@@ -106,8 +108,7 @@ def count_weights(model: Model) -> Weights:
     output = built.get_output_embeddings() if model.spec.layers else None
     head = 0 if output is None else sum(weight.numel() for weight in output.parameters())
     total, dense = sum(sizes.values()), amounts.get("dense", 0)
-    if model.spec.family == "t5" and model.config.get("tie_word_embeddings") is False:
-        # Transformers ties T5's head to the embedding whatever the config says.
+    if family.ties_head and model.config.get("tie_word_embeddings") is False:
         total += head
     return Weights(total, dense, head, amounts.get("encoder", 0), amounts.get("cross", 0), experts)
 
@@ -146,7 +147,7 @@ def transformers_config(model: Model) -> Any:
 
     fields = {key: value for key, value in model.config.items() if key not in _NOT_SHAPES}
     family = fields.pop("model_type")
-    if family == "palm":
+    if not FAMILIES[model.spec.family].in_transformers:
         raise UnsupportedError(f"{model.name}: Transformers has no model of this family to run")
     with transformers_takes(model):
         config = AutoConfig.for_model(family, **_copied(fields))
@@ -199,7 +200,7 @@ def model_class(model: Model) -> Any:
     import transformers
 
     if not model.spec.layers:
-        return transformers.T5EncoderModel if model.spec.family == "t5" else transformers.AutoModel
+        return getattr(transformers, FAMILIES[model.spec.family].encoder_class)
     if model.spec.encoder_layers:
         return transformers.AutoModelForSeq2SeqLM
     return transformers.AutoModelForCausalLM
@@ -208,17 +209,3 @@ def model_class(model: Model) -> Any:
 def _copied(fields: dict[str, Any]) -> dict[str, Any]:
     # Config classes write into the nested dicts that they are given.
     return {key: dict(value) if isinstance(value, dict) else value for key, value in fields.items()}
-
-
-def _palm(config: dict[str, Any]) -> Weights:
-    """PaLM's matrices: query, shared key and value, output, a SwiGLU, and the tied embedding.
-
-    Source: https://arxiv.org/abs/2204.02311, section 2.
-    """
-    fields = ConfigFields(config)
-    hidden, inner = fields.positive("hidden_size"), fields.positive("intermediate_size")
-    heads, dim = fields.positive("num_attention_heads"), fields.positive("head_dim")
-    layer = 2 * hidden * heads * dim + 2 * hidden * dim + 3 * hidden * inner + hidden
-    head = fields.positive("vocab_size") * hidden
-    total = fields.positive("num_hidden_layers") * layer + head + hidden
-    return Weights(total, total, head)

@@ -1,9 +1,27 @@
 """Attention layers and whole models as data, read from any Hugging Face config."""
 
-from headwise.spec.attention_spec import AttentionSpec
-from headwise.spec.indexer_spec import IndexerSpec
-from headwise.spec.layer_spec import LayerSpec
-from headwise.spec.model_spec import ModelSpec
-from headwise.spec.state_spec import StateSpec
+from headwise.spec.attention import AttentionSpec
+from headwise.spec.cache_rows import CacheRows
+from headwise.spec.config.family import Composite, Family
+from headwise.spec.families import FAMILIES, config_fields, family_of
+from headwise.spec.indexer import IndexerSpec
+from headwise.spec.layer import LayerSpec, Mixer
+from headwise.spec.model import ModelSpec
+from headwise.spec.state import StateSpec
+from headwise.spec.uncovered import Uncovered
 
-__all__ = ["AttentionSpec", "IndexerSpec", "LayerSpec", "ModelSpec", "StateSpec"]
+__all__ = [
+    "FAMILIES",
+    "AttentionSpec",
+    "CacheRows",
+    "Composite",
+    "Family",
+    "IndexerSpec",
+    "LayerSpec",
+    "Mixer",
+    "ModelSpec",
+    "StateSpec",
+    "Uncovered",
+    "config_fields",
+    "family_of",
+]

@@ -6,6 +6,9 @@ from headwise.spec.checks import positive_int, token_count
 from headwise.spec.dtypes import Dtype, bytes_per_element
 
 _RECURRENT_BYTES = 4
+# Of one element of the matrices at one token: its decay, the products of key and query with it, and
+# the update, two of which are multiply-adds.
+_FLOPS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,14 @@ class StateSpec:
         token_count("batch", batch, least=1)
         inputs = self.conv_channels * self.conv_width * bytes_per_element(dtype)
         return batch * (inputs + self.matrix_elements * _RECURRENT_BYTES)
+
+    def cache_bytes(self, context: int, batch: int = 1, dtype: Dtype = "bfloat16") -> int:
+        """`nbytes`, whatever the context."""
+        return self.nbytes(batch, dtype)
+
+    def flops(self, query_length: int, context: int) -> int:
+        """Operations of the recurrence over `query_length` tokens, whatever came before."""
+        return _FLOPS * query_length * self.matrix_elements
 
     def __str__(self) -> str:
         return f"linear attention {self.heads} heads, state {self.key_dim} x {self.value_dim}"

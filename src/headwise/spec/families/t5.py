@@ -1,10 +1,11 @@
 """T5: an encoder and a decoder with cross-attention, unscaled scores, relative position bias."""
 
-from headwise.spec.attention_spec import AttentionSpec
-from headwise.spec.layer_spec import LayerSpec
-from headwise.spec.readers.family import Family
-from headwise.spec.readers.fields import ConfigFields
-from headwise.spec.readers.layout import Layout
+from headwise.spec.attention import AttentionSpec
+from headwise.spec.config.family import Family
+from headwise.spec.config.fields import ConfigFields
+from headwise.spec.config.heads import equal_heads
+from headwise.spec.config.layout import Layout
+from headwise.spec.layer import LayerSpec
 
 _DEFAULTS: dict[str, object] = {
     "d_kv": 64,
@@ -24,15 +25,8 @@ def _read(fields: ConfigFields) -> Layout:
     def attention(*, causal: bool, cross: bool = False) -> AttentionSpec:
         # T5 puts 1/sqrt(D) into its initialisation and multiplies scores by nothing
         # (https://arxiv.org/abs/1910.10683); its cross-attention adds a bias of zeros.
-        return AttentionSpec(
-            heads=heads,
-            kv_heads=heads,
-            head_dim=head_dim,
-            value_dim=head_dim,
-            scale=1.0,
-            causal=causal,
-            cross=cross,
-            relative_bias=not cross,
+        return equal_heads(
+            heads, head_dim, scale=1.0, causal=causal, cross=cross, relative_bias=not cross
         )
 
     encoder = tuple(LayerSpec(index, attention(causal=False)) for index in range(layers))
@@ -48,8 +42,11 @@ def _read(fields: ConfigFields) -> Layout:
 
 
 T5 = Family(
-    _read,
-    _DEFAULTS,
+    model_type="t5",
+    read=_read,
+    defaults=_DEFAULTS,
+    ties_head=True,
+    encoder_class="T5EncoderModel",
     aliases={
         "head_dim": "d_kv",
         "num_attention_heads": "num_heads",

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from headwise.errors import SpecError
-from headwise.spec.attention_spec import AttentionSpec
+from headwise.spec.attention import AttentionSpec
 from headwise.spec.checks import integer, shown
-from headwise.spec.readers.family import Family
-from headwise.spec.readers.fields import ConfigFields
-from headwise.spec.readers.heads import split_hidden
-from headwise.spec.readers.layout import Layout, one_stack
+from headwise.spec.config.family import Family
+from headwise.spec.config.fields import ConfigFields
+from headwise.spec.config.heads import split_hidden
+from headwise.spec.config.layout import Layout, one_stack
 
 _DEFAULTS: dict[str, object] = {
     "hidden_size": 4096,
@@ -67,4 +67,10 @@ def _each_layer(fields: ConfigFields, name: str, *, least: int) -> list[int]:
     return [integer(name, value, least=least) for value in values]
 
 
-HEADWISE_MLA = Family(_read, _DEFAULTS)
+HEADWISE_MLA = Family(
+    model_type="headwise_mla",
+    read=_read,
+    defaults=_DEFAULTS,
+    passes_latents=True,
+    expands="linear",
+)

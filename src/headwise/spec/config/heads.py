@@ -1,7 +1,12 @@
 """Head counts and sizes that families derive from other fields in the same way."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 from headwise.errors import SpecError
-from headwise.spec.readers.fields import ConfigFields
+from headwise.spec.attention import AttentionSpec
+from headwise.spec.config.fields import ConfigFields
 
 
 def split_hidden(
@@ -41,3 +46,33 @@ def key_value_heads(fields: ConfigFields, heads: int, name: str = "num_key_value
             "expected each kv head to serve equally many query heads"
         )
     return count
+
+
+def grouped_heads(fields: ConfigFields, **options: Any) -> AttentionSpec:
+    """Attention with the fields of Llama's kin; `options` are those of `AttentionSpec`.
+
+    >>> config = {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
+    >>> print(grouped_heads(ConfigFields(config), window=128))
+    GQA 9/3 heads, D 64, window 128
+    """
+    heads = fields.positive("num_attention_heads")
+    head_dim = fields.optional_positive("head_dim") or split_hidden(fields)
+    return AttentionSpec(
+        heads=heads,
+        kv_heads=key_value_heads(fields, heads),
+        head_dim=head_dim,
+        value_dim=head_dim,
+        **options,
+    )
+
+
+def equal_heads(heads: int, head_dim: int, **options: Any) -> AttentionSpec:
+    """MHA: a kv head per query head, keys and values of one size."""
+    return AttentionSpec(
+        heads=heads, kv_heads=heads, head_dim=head_dim, value_dim=head_dim, **options
+    )
+
+
+def with_windows(attention: AttentionSpec, windows: Sequence[int | None]) -> list[AttentionSpec]:
+    """One layer of this attention per window."""
+    return [replace(attention, window=window) for window in windows]

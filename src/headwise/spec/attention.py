@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 
 from headwise.errors import ShapeError, SpecError
+from headwise.spec.cache_rows import CacheRows
 from headwise.spec.checks import boolean, finite, positive_int, token_count
 from headwise.spec.dtypes import Dtype, bytes_per_element
-from headwise.spec.indexer_spec import IndexerSpec
+from headwise.spec.indexer import IndexerSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,15 +161,29 @@ class AttentionSpec:
         return self.causal or self.prefix
 
     @property
+    def cache_rows(self) -> CacheRows:
+        """What one token adds to the cache: K rows of D and V elements, for MLA one of R and P.
+
+        >>> AttentionSpec(heads=8, kv_heads=2, head_dim=64, value_dim=64).cache_rows
+        CacheRows(heads=2, dims=(64, 64), index_dim=0)
+        """
+        index_dim = 0 if self.indexer is None else self.indexer.dim
+        if self.mechanism == "MLA":
+            return CacheRows(1, self._latent(), index_dim)
+        return CacheRows(self.kv_heads, (self.head_dim, self.value_dim), index_dim)
+
+    @property
     def cache_elements_per_token(self) -> int:
         """Elements that one cached token takes: K * (D + V), for MLA R + P.
 
         With an indexer, its key as well.
         """
-        index = 0 if self.indexer is None else self.indexer.dim
-        if self.latent_rank is not None:
-            return sum(self._latent()) + index
-        return self.kv_heads * (self.head_dim + self.value_dim) + index
+        return self.cache_rows.elements
+
+    @property
+    def rotary_dim(self) -> int:
+        """Elements of a key that a rotary embedding may turn: D, for MLA P."""
+        return self.head_dim if self.rope_dim is None else self.rope_dim
 
     def cached_tokens(self, context: int) -> int:
         """Tokens that the cache holds between two calls once `context` tokens have been read.
@@ -231,7 +246,7 @@ class AttentionSpec:
         return _staircase(context, most) - _staircase(context - query_length, most)
 
     def flops(self, query_length: int, context: int) -> int:
-        """Operations of the scores and of the weighted sums: 2 a multiply-add, softmax not counted.
+        """Operations of the scores and the weighted sums: 2 per multiply-add, softmax not counted.
 
         The projections around them are the model's weights and count there. MLA counts as it is
         expanded; `absorbed()` as it is decoded. An indexer's scores are counted with it.
@@ -280,6 +295,10 @@ class AttentionSpec:
             rope_dim=None,
             query_rank=None,
         )
+
+    def decoded(self) -> "AttentionSpec":
+        """The attention that a decode step runs: MLA absorbed, any other as it is."""
+        return self.absorbed() if self.mechanism == "MLA" else self
 
     def _latent(self) -> tuple[int, int]:
         if self.latent_rank is None or self.rope_dim is None:

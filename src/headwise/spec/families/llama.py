@@ -5,13 +5,12 @@ Some have windows or QK-norm.
 
 from collections.abc import Sequence
 
-from headwise.spec.attention_spec import AttentionSpec
-from headwise.spec.readers.family import Family
-from headwise.spec.readers.fields import ConfigFields
-from headwise.spec.readers.heads import key_value_heads, split_hidden
-from headwise.spec.readers.layout import Layout, one_stack
-from headwise.spec.readers.prefix import bidirectional, has_prefix
-from headwise.spec.readers.windows import layer_windows
+from headwise.spec.config.family import Composite, Family
+from headwise.spec.config.fields import ConfigFields
+from headwise.spec.config.heads import grouped_heads, with_windows
+from headwise.spec.config.layout import Layout, one_stack
+from headwise.spec.config.prefix import bidirectional, has_prefix
+from headwise.spec.config.windows import layer_windows
 
 _LLAMA: dict[str, object] = {
     "hidden_size": 4096,
@@ -67,76 +66,66 @@ _QWEN3_MOE = _LLAMA | {
 
 
 def _read_llama(fields: ConfigFields) -> Layout:
-    return _read(fields, [None] * fields.layers("num_hidden_layers"))
+    return _stack(fields, [None] * fields.layers("num_hidden_layers"))
 
 
 def _read_mistral(fields: ConfigFields) -> Layout:
     window = fields.optional_positive("sliding_window")
-    return _read(fields, [window] * fields.layers("num_hidden_layers"))
+    return _stack(fields, [window] * fields.layers("num_hidden_layers"))
 
 
 def _read_gemma(fields: ConfigFields) -> Layout:
     windows: list[int | None] = [None] * fields.layers("num_hidden_layers")
-    return _read(fields, windows, causal=not bidirectional(fields), prefix=has_prefix(fields))
+    return _stack(fields, windows, causal=not bidirectional(fields), prefix=has_prefix(fields))
 
 
 def _read_qwen2(fields: ConfigFields) -> Layout:
-    return _read(fields, _qwen_windows(fields))
+    return _stack(fields, _qwen_windows(fields))
 
 
 def _read_qwen3(fields: ConfigFields) -> Layout:
-    return _read(fields, _qwen_windows(fields), qk_norm=True)
+    return _stack(fields, _qwen_windows(fields), qk_norm=True)
 
 
 def _read_qwen3_moe(fields: ConfigFields) -> Layout:
     # Without layer_types, the window holds in every layer.
-    used = fields.flag("use_sliding_window")
-    window = fields.optional_positive("sliding_window") if used else None
-    return _read(fields, [window] * fields.layers("num_hidden_layers"), qk_norm=True)
+    windows = [_qwen_window(fields)] * fields.layers("num_hidden_layers")
+    return _stack(fields, windows, qk_norm=True)
 
 
 def _qwen_windows(fields: ConfigFields) -> list[int | None]:
-    # Published Qwen2 configs carry a sliding_window that use_sliding_window=false switches off.
-    used = fields.flag("use_sliding_window")
-    window = fields.optional_positive("sliding_window") if used else None
+    window = _qwen_window(fields)
     layers, first = fields.layers("num_hidden_layers"), fields.whole("max_window_layers")
     slides = [window is not None and index >= first for index in range(layers)]
     return layer_windows(fields, window, default=slides)
 
 
-def _read(
-    fields: ConfigFields,
-    windows: Sequence[int | None],
-    *,
-    qk_norm: bool = False,
-    causal: bool = True,
-    prefix: bool = False,
-) -> Layout:
-    heads = fields.positive("num_attention_heads")
-    head_dim = fields.optional_positive("head_dim") or split_hidden(fields)
-    kv_heads = key_value_heads(fields, heads)
-    attentions = [
-        AttentionSpec(
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            value_dim=head_dim,
-            causal=causal,
-            prefix=prefix,
-            window=window,
-            qk_norm=qk_norm,
-        )
-        for window in windows
-    ]
+def _qwen_window(fields: ConfigFields) -> int | None:
+    # Published Qwen2 configs carry a sliding_window that use_sliding_window=false switches off.
+    used = fields.flag("use_sliding_window")
+    return fields.optional_positive("sliding_window") if used else None
+
+
+def _stack(fields: ConfigFields, windows: Sequence[int | None], **options: bool) -> Layout:
+    attentions = with_windows(grouped_heads(fields, **options), windows)
     return one_stack(attentions, fields.positive("max_position_embeddings"))
 
 
-LLAMA = Family(_read_llama, _LLAMA)
-MISTRAL = Family(_read_mistral, _MISTRAL)
-MIXTRAL = Family(_read_mistral, _MIXTRAL)
-GEMMA = Family(_read_gemma, _GEMMA)
-GLM = Family(_read_llama, _GLM)
-PHI3 = Family(_read_mistral, _PHI3)
-QWEN2 = Family(_read_qwen2, _QWEN2)
-QWEN3 = Family(_read_qwen3, _QWEN3)
-QWEN3_MOE = Family(_read_qwen3_moe, _QWEN3_MOE)
+LLAMA = Family(model_type="llama", read=_read_llama, defaults=_LLAMA, converts=True)
+MISTRAL = Family(
+    model_type="mistral",
+    read=_read_mistral,
+    defaults=_MISTRAL,
+    passes_window=True,
+    converts=True,
+)
+MIXTRAL = Family(model_type="mixtral", read=_read_mistral, defaults=_MIXTRAL)
+GEMMA = Family(model_type="gemma", read=_read_gemma, defaults=_GEMMA)
+PALIGEMMA = Composite(model_type="paligemma", sets={"use_bidirectional_attention": True})
+GLM = Family(model_type="glm", read=_read_llama, defaults=_GLM)
+PHI3 = Family(model_type="phi3", read=_read_mistral, defaults=_PHI3, passes_window=True)
+QWEN2 = Family(
+    model_type="qwen2", read=_read_qwen2, defaults=_QWEN2, passes_window=True, converts=True
+)
+QWEN3 = Family(model_type="qwen3", read=_read_qwen3, defaults=_QWEN3, passes_window=True)
+QWEN3_MOE = Family(model_type="qwen3_moe", read=_read_qwen3_moe, defaults=_QWEN3_MOE)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from headwise.spec.attention_spec import AttentionSpec
-from headwise.spec.layer_spec import LayerSpec
+from headwise.spec.attention import AttentionSpec
+from headwise.spec.layer import LayerSpec
 
 
 class Layout(NamedTuple):

@@ -1,12 +1,11 @@
 """BERT and RoBERTa: encoders, or decoders when is_decoder says so."""
 
 from headwise.errors import SpecError
-from headwise.spec.attention_spec import AttentionSpec
 from headwise.spec.checks import shown
-from headwise.spec.readers.family import Family
-from headwise.spec.readers.fields import ConfigFields
-from headwise.spec.readers.heads import split_hidden
-from headwise.spec.readers.layout import Layout, one_stack
+from headwise.spec.config.family import Family
+from headwise.spec.config.fields import ConfigFields
+from headwise.spec.config.heads import equal_heads, split_hidden
+from headwise.spec.config.layout import Layout, one_stack
 
 _DEFAULTS: dict[str, object] = {
     "hidden_size": 768,
@@ -37,16 +36,6 @@ def _read(fields: ConfigFields, max_context: int) -> Layout:
     heads, head_dim = fields.positive("num_attention_heads"), split_hidden(fields)
     layers, causal = fields.layers("num_hidden_layers"), fields.flag("is_decoder")
 
-    def attention(*, causal: bool, cross: bool = False) -> AttentionSpec:
-        return AttentionSpec(
-            heads=heads,
-            kv_heads=heads,
-            head_dim=head_dim,
-            value_dim=head_dim,
-            causal=causal,
-            cross=cross,
-        )
-
     cross = None
     if fields.flag("add_cross_attention"):
         if not causal:
@@ -54,9 +43,10 @@ def _read(fields: ConfigFields, max_context: int) -> Layout:
                 "add_cross_attention=True with is_decoder=False: "
                 "expected a decoder; set is_decoder=True"
             )
-        cross = [attention(causal=False, cross=True)] * layers
-    return one_stack([attention(causal=causal)] * layers, max_context, cross)
+        cross = [equal_heads(heads, head_dim, causal=False, cross=True)] * layers
+    attention = equal_heads(heads, head_dim, causal=causal)
+    return one_stack([attention] * layers, max_context, cross)
 
 
-BERT = Family(_read_bert, _DEFAULTS)
-ROBERTA = Family(_read_roberta, _DEFAULTS | {"pad_token_id": 1})
+BERT = Family(model_type="bert", read=_read_bert, defaults=_DEFAULTS)
+ROBERTA = Family(model_type="roberta", read=_read_roberta, defaults=_DEFAULTS | {"pad_token_id": 1})

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from headwise.errors import SpecError
 from headwise.spec.checks import shown
-from headwise.spec.readers.fields import ConfigFields
+from headwise.spec.config.fields import ConfigFields
 
 # "attention" is what configs written before Transformers 5 call it.
 _SLIDES = {"full_attention": False, "attention": False, "sliding_attention": True}

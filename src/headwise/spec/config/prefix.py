@@ -1,6 +1,6 @@
 """Gemma's attention to both sides: of a prompt before causal text, or of a text to embed."""
 
-from headwise.spec.readers.fields import ConfigFields
+from headwise.spec.config.fields import ConfigFields
 
 # How the names of classes end that decode.
 _DECODES = ("ForCausalLM", "ForConditionalGeneration")

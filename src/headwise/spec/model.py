@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from headwise.errors import ShapeError, SpecError
 from headwise.spec.checks import positive_int
 from headwise.spec.dtypes import Dtype, bytes_per_element
-from headwise.spec.layer_spec import LayerSpec
-from headwise.spec.readers import read_config
+from headwise.spec.families import read_config
+from headwise.spec.layer import LayerSpec
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -47,9 +47,11 @@ class ModelSpec:
         if not self.layers and not self.encoder_layers:
             raise SpecError(f"layers is empty for {self.family}: expected at least one layer")
         for name in ("layers", "encoder_layers"):
-            found = [layer.index for layer in getattr(self, name)]
-            if found != list(range(len(found))):
-                raise SpecError(f"{name} have the indices {found}: expected 0, 1, 2, ... in order")
+            indices = [layer.index for layer in getattr(self, name)]
+            if indices != list(range(len(indices))):
+                raise SpecError(
+                    f"{name} have the indices {indices}: expected 0, 1, 2, ... in order"
+                )
         for layer in self.layers:
             if layer.shares is not None and self.layers[layer.shares].cached is None:
                 raise SpecError(
@@ -160,7 +162,7 @@ class ModelSpec:
 def _groups(layers: tuple[LayerSpec, ...]) -> tuple[tuple[LayerSpec, tuple[int, ...]], ...]:
     groups: dict[object, list[LayerSpec]] = {}
     for layer in layers:
-        key = (layer.attention, layer.cross_attention, layer.note, layer.state, layer.shares)
+        key = (layer.mixer, layer.cross_attention, layer.shares)
         groups.setdefault(key, []).append(layer)
     return tuple(
         (members[0], tuple(layer.index for layer in members)) for members in groups.values()

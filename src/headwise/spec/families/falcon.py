@@ -1,11 +1,11 @@
 """Falcon in its three layouts: 7B (MQA), 40B and 180B (grouped kv heads), RW (MHA with ALiBi)."""
 
 from headwise.errors import SpecError
-from headwise.spec.attention_spec import AttentionSpec
-from headwise.spec.readers.family import Family
-from headwise.spec.readers.fields import ConfigFields
-from headwise.spec.readers.heads import key_value_heads, split_hidden
-from headwise.spec.readers.layout import Layout, one_stack
+from headwise.spec.attention import AttentionSpec
+from headwise.spec.config.family import Family
+from headwise.spec.config.fields import ConfigFields
+from headwise.spec.config.heads import key_value_heads, split_hidden
+from headwise.spec.config.layout import Layout, one_stack
 
 
 def _read(fields: ConfigFields) -> Layout:
@@ -37,8 +37,17 @@ def _kv_heads(fields: ConfigFields, heads: int) -> int:
     return heads
 
 
+def _stock_kv_heads(fields: ConfigFields) -> int | None:
+    """The newer architecture repeats keys and values to all query heads, then caches them."""
+    heads = fields.positive("num_attention_heads")
+    repeats = fields.optional_flag("new_decoder_architecture") and heads > _kv_heads(fields, heads)
+    return heads if repeats else None
+
+
 FALCON = Family(
-    _read,
+    model_type="falcon",
+    read=_read,
+    stock_kv_heads=_stock_kv_heads,
     defaults={
         "hidden_size": 4544,
         "num_hidden_layers": 32,

@@ -1,11 +1,11 @@
 """GPT-2 (MHA) and GPT-BigCode (the same, with one shared kv head)."""
 
 from headwise.errors import SpecError
-from headwise.spec.attention_spec import AttentionSpec
-from headwise.spec.readers.family import Family
-from headwise.spec.readers.fields import ConfigFields
-from headwise.spec.readers.heads import split_hidden
-from headwise.spec.readers.layout import Layout, one_stack
+from headwise.spec.attention import AttentionSpec
+from headwise.spec.config.family import Family
+from headwise.spec.config.fields import ConfigFields
+from headwise.spec.config.heads import split_hidden
+from headwise.spec.config.layout import Layout, one_stack
 
 _DEFAULTS: dict[str, object] = {
     "n_embd": 768,
@@ -63,5 +63,15 @@ def _read(fields: ConfigFields, kv_heads: int, by_depth: bool) -> Layout:
     return one_stack([attention(index) for index in depth], fields.positive("n_positions"), cross)
 
 
-GPT2 = Family(_read_gpt2, _DEFAULTS | {"scale_attn_by_inverse_layer_idx": False}, _ALIASES)
-GPT_BIGCODE = Family(_read_gpt_bigcode, _DEFAULTS | {"multi_query": True}, _ALIASES)
+GPT2 = Family(
+    model_type="gpt2",
+    read=_read_gpt2,
+    defaults=_DEFAULTS | {"scale_attn_by_inverse_layer_idx": False},
+    aliases=_ALIASES,
+)
+GPT_BIGCODE = Family(
+    model_type="gpt_bigcode",
+    read=_read_gpt_bigcode,
+    defaults=_DEFAULTS | {"multi_query": True},
+    aliases=_ALIASES,
+)

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from headwise.errors import SpecError
-from headwise.spec.attention_spec import AttentionSpec
+from headwise.spec.attention import AttentionSpec
 from headwise.spec.checks import finite, shown
-from headwise.spec.indexer_spec import IndexerSpec
-from headwise.spec.readers.family import Family
-from headwise.spec.readers.fields import ConfigFields
-from headwise.spec.readers.heads import split_hidden
-from headwise.spec.readers.layout import Layout, one_stack
+from headwise.spec.config.family import Family
+from headwise.spec.config.fields import ConfigFields
+from headwise.spec.config.heads import split_hidden
+from headwise.spec.config.layout import Layout, one_stack
+from headwise.spec.indexer import IndexerSpec
 
 _SHARED: dict[str, object] = {
     "kv_lora_rank": 512,
@@ -127,10 +127,29 @@ def _yarn_factor(fields: ConfigFields) -> float:
     return 0.1 * strength * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-DEEPSEEK_V2 = Family(_read, _V2)
-DEEPSEEK_V3 = Family(_read, _V3)
-DEEPSEEK_V32 = Family(_read_v32, _V32)
-DEEPSEEK_V2_MHA = Family(_read_expanded, _V2)
-DEEPSEEK_V3_MHA = Family(_read_expanded, _V3)
-GLM4_MOE_LITE = Family(_read, _GLM4_MOE_LITE)
-MINICPM3 = Family(_read, _MINICPM3)
+DEEPSEEK_V2 = Family(
+    model_type="deepseek_v2",
+    read=_read,
+    defaults=_V2,
+    passes_latents=True,
+    interleaved_rope=True,
+    expands="normalised",
+)
+DEEPSEEK_V3 = Family(
+    model_type="deepseek_v3",
+    read=_read,
+    defaults=_V3,
+    passes_latents=True,
+    expands="normalised",
+)
+DEEPSEEK_V32 = Family(model_type="deepseek_v32", read=_read_v32, defaults=_V32)
+DEEPSEEK_V2_MHA = Family(model_type="headwise_deepseek_v2_mha", read=_read_expanded, defaults=_V2)
+DEEPSEEK_V3_MHA = Family(model_type="headwise_deepseek_v3_mha", read=_read_expanded, defaults=_V3)
+GLM4_MOE_LITE = Family(
+    model_type="glm4_moe_lite",
+    read=_read,
+    defaults=_GLM4_MOE_LITE,
+    passes_latents=True,
+    partial_rope=False,
+)
+MINICPM3 = Family(model_type="minicpm3", read=_read, defaults=_MINICPM3, passes_latents=True)

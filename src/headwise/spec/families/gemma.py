@@ -3,13 +3,12 @@
 from dataclasses import replace
 
 from headwise.errors import SpecError
-from headwise.spec.attention_spec import AttentionSpec
-from headwise.spec.readers.family import Family
-from headwise.spec.readers.fields import ConfigFields
-from headwise.spec.readers.heads import key_value_heads
-from headwise.spec.readers.layout import Layout, one_stack
-from headwise.spec.readers.prefix import bidirectional, has_prefix
-from headwise.spec.readers.windows import layer_windows
+from headwise.spec.config.family import Composite, Family
+from headwise.spec.config.fields import ConfigFields
+from headwise.spec.config.heads import grouped_heads, with_windows
+from headwise.spec.config.layout import Layout, one_stack
+from headwise.spec.config.prefix import bidirectional, has_prefix
+from headwise.spec.config.windows import layer_windows
 
 _GEMMA2: dict[str, object] = {
     "num_hidden_layers": 26,
@@ -56,28 +55,10 @@ def _read_gemma3(fields: ConfigFields) -> Layout:
 
 
 def _read_gemma3n(fields: ConfigFields) -> Layout:
-    heads, head_dim = fields.positive("num_attention_heads"), fields.positive("head_dim")
-    kv_heads = key_value_heads(fields, heads)
-    layers = fields.layers("num_hidden_layers")
-    windows = layer_windows(
-        fields,
-        fields.optional_positive("sliding_window"),
-        default=[(index + 1) % 5 != 0 for index in range(layers)],
-    )
-    attentions = [
-        AttentionSpec(
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            value_dim=head_dim,
-            scale=1.0,
-            window=window,
-            qk_norm=True,
-        )
-        for window in windows
-    ]
-    layout = one_stack(attentions, fields.positive("max_position_embeddings"))
-    own = max(0, layers - fields.whole("num_kv_shared_layers"))
+    attention = grouped_heads(fields, scale=1.0, qk_norm=True)
+    windows = _windows(fields, fields.optional_positive("sliding_window"), pattern=5)
+    layout = one_stack(with_windows(attention, windows), fields.positive("max_position_embeddings"))
+    own = max(0, len(windows) - fields.whole("num_kv_shared_layers"))
     # The last layers have no keys of their own: each reads those of the last one of its kind.
     shared = tuple(
         replace(layer, shares=_last_of_kind(windows[:own], windows[layer.index], layer.index))
@@ -96,27 +77,30 @@ def _last_of_kind(windows: list[int | None], window: int | None, index: int) -> 
 
 
 def _read(fields: ConfigFields, window: int | None, pattern: int, qk_norm: bool = False) -> Layout:
-    heads, head_dim = fields.positive("num_attention_heads"), fields.positive("head_dim")
-    kv_heads = key_value_heads(fields, heads)
-    slides = [(index + 1) % pattern != 0 for index in range(fields.layers("num_hidden_layers"))]
-    attentions = [
-        AttentionSpec(
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            value_dim=head_dim,
-            scale=fields.number("query_pre_attn_scalar") ** -0.5,
-            causal=not bidirectional(fields),
-            prefix=has_prefix(fields),
-            window=layer_window,
-            softcap=fields.optional_number("attn_logit_softcapping"),
-            qk_norm=qk_norm,
-        )
-        for layer_window in layer_windows(fields, window, default=slides)
-    ]
+    attention = grouped_heads(
+        fields,
+        scale=fields.number("query_pre_attn_scalar") ** -0.5,
+        causal=not bidirectional(fields),
+        prefix=has_prefix(fields),
+        softcap=fields.optional_number("attn_logit_softcapping"),
+        qk_norm=qk_norm,
+    )
+    attentions = with_windows(attention, _windows(fields, window, pattern))
     return one_stack(attentions, fields.positive("max_position_embeddings"))
 
 
-GEMMA2 = Family(_read_gemma2, _GEMMA2)
-GEMMA3_TEXT = Family(_read_gemma3, _GEMMA3)
-GEMMA3N_TEXT = Family(_read_gemma3n, _GEMMA3N)
+def _windows(fields: ConfigFields, window: int | None, pattern: int) -> list[int | None]:
+    """Of each layer, where every `pattern`-th one is global unless layer_types says otherwise."""
+    slides = [(index + 1) % pattern != 0 for index in range(fields.layers("num_hidden_layers"))]
+    return layer_windows(fields, window, default=slides)
+
+
+GEMMA2 = Family(
+    model_type="gemma2", read=_read_gemma2, defaults=_GEMMA2, passes_window=True, sdpa=False
+)
+GEMMA3_TEXT = Family(
+    model_type="gemma3_text", read=_read_gemma3, defaults=_GEMMA3, passes_window=True
+)
+GEMMA3 = Composite(model_type="gemma3", text="gemma3_text")
+GEMMA3N_TEXT = Family(model_type="gemma3n_text", read=_read_gemma3n, defaults=_GEMMA3N)
+GEMMA3N = Composite(model_type="gemma3n", text="gemma3n_text")

@@ -1,13 +1,12 @@
 """Qwen3-Next and Qwen3.5: three layers of gated linear attention, then one of full attention."""
 
-from headwise.spec.attention_spec import AttentionSpec
-from headwise.spec.layer_spec import LayerSpec
-from headwise.spec.readers.family import Family
-from headwise.spec.readers.fields import ConfigFields
-from headwise.spec.readers.heads import key_value_heads
-from headwise.spec.readers.layout import Layout
-from headwise.spec.readers.windows import layer_kinds
-from headwise.spec.state_spec import StateSpec
+from headwise.spec.config.family import Composite, Family
+from headwise.spec.config.fields import ConfigFields
+from headwise.spec.config.heads import grouped_heads
+from headwise.spec.config.layout import Layout
+from headwise.spec.config.windows import layer_kinds
+from headwise.spec.layer import LayerSpec
+from headwise.spec.state import StateSpec
 
 _NEXT: dict[str, object] = {
     "num_hidden_layers": 48,
@@ -27,19 +26,9 @@ _KINDS = ("linear_attention", "full_attention")
 
 
 def _read(fields: ConfigFields) -> Layout:
-    heads, head_dim = fields.positive("num_attention_heads"), fields.positive("head_dim")
-    attention = AttentionSpec(
-        heads=heads,
-        kv_heads=key_value_heads(fields, heads),
-        head_dim=head_dim,
-        value_dim=head_dim,
-        qk_norm=True,
-    )
-    state = _state(fields)
+    attention, state = grouped_heads(fields, qk_norm=True), _state(fields)
     layers = tuple(
-        LayerSpec(index, attention)
-        if full
-        else LayerSpec(index, None, note=str(state), state=state)
+        LayerSpec(index, attention if full else state)
         for index, full in enumerate(_full_layers(fields))
     )
     return Layout(layers, (), fields.positive("max_position_embeddings"))
@@ -66,5 +55,10 @@ def _full_layers(fields: ConfigFields) -> list[bool]:
     return [kind == "full_attention" for kind in types]
 
 
-QWEN3_NEXT = Family(_read, _NEXT)
-QWEN3_5 = Family(_read, _NEXT | {"num_hidden_layers": 32, "num_key_value_heads": 4})
+QWEN3_NEXT = Family(model_type="qwen3_next", read=_read, defaults=_NEXT)
+QWEN3_5_TEXT = Family(
+    model_type="qwen3_5_text",
+    read=_read,
+    defaults=_NEXT | {"num_hidden_layers": 32, "num_key_value_heads": 4},
+)
+QWEN3_5 = Composite(model_type="qwen3_5", text="qwen3_5_text")

@@ -1,0 +1,1 @@
+"""What the families read a config with: typed fields, head counts, windows, layouts."""
