@@ -16,8 +16,8 @@ MAX_WHEEL_KB := 8000
 BUILD_TOOLS := scikit-build-core cmake ninja
 EDITABLE := --no-build-isolation --editable
 # The instruction sets of this machine that the kernels are built for.
-LEVELS := "import torch; from headwise.ops import _cpu; _cpu.available(); \
-    print(*_cpu.LEVELS[:torch.ops.headwise.best_level() + 1])"
+LEVELS := "import torch; from headwise.ops.backend import cpu; cpu.available(); \
+    print(*cpu.LEVELS[:torch.ops.headwise.best_level() + 1])"
 CPP := CMakeLists.txt $(wildcard csrc/*)
 
 .PHONY: demo test sweep nightly lint format docs wheel clean help

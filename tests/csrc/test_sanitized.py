@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from headwise.ops import _cpu
+from headwise.ops.backend import cpu
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -42,7 +42,7 @@ def has(sanitizer: str, folder: Path) -> bool:
 
 def best_level() -> int:
     """The highest level that this machine runs; the highest of all where the library is missing."""
-    if _cpu.available()[0]:
+    if cpu.available()[0]:
         return int(torch.ops.headwise.best_level())
     return len(LEVELS) - 1
 

@@ -214,10 +214,10 @@ def test_an_assistant_model_gives_the_tokens_of_stock(family: str) -> None:
 def test_a_window_or_prompt_longer_than_a_block_decodes_as_stock(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from headwise.ops import _torch
+    from headwise.ops.attend import blocks
 
-    monkeypatch.setattr(_torch, "_BLOCK_ROWS", 5)
-    monkeypatch.setattr(_torch, "_BLOCK_SCORES", 6 * 40 * 3)
+    monkeypatch.setattr(blocks, "_BLOCK_ROWS", 5)
+    monkeypatch.setattr(blocks, "_BLOCK_SCORES", 6 * 40 * 3)
     model = make(family)
     ids = PROMPT.repeat(1, 3)
     expected = model.generate(ids, max_new_tokens=16, do_sample=False, prefill_chunk_size=None)

@@ -5,16 +5,16 @@ from unittest import mock
 import pytest
 import torch
 
-from headwise.ops import _cpu
+from headwise.ops.backend import cpu
 
-assert _cpu.available()[0], _cpu.available()[1]
+assert cpu.available()[0], cpu.available()[1]
 LEVELS = range(torch.ops.headwise.best_level() + 1)
 
 
-@pytest.fixture(params=LEVELS, ids=[_cpu.LEVELS[level] for level in LEVELS])
+@pytest.fixture(params=LEVELS, ids=[cpu.LEVELS[level] for level in LEVELS])
 def level(request):
     """Each instruction set that this machine has, in turn."""
-    with mock.patch.object(_cpu, "_level", request.param):
+    with mock.patch.object(cpu, "_level", request.param):
         yield request.param
 
 

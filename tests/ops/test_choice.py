@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from headwise import UnsupportedError, attention, explain, latent_attention
-from headwise.ops import Accepted, Problem, Rejected, _choice, backends, explain_problem
+from headwise.ops import Accepted, Problem, Rejected, backends, explain_problem
+from headwise.ops import backend as choice
 
 B, H, K, S, L, D, V = 2, 6, 3, 5, 11, 7, 13
 
@@ -30,20 +31,20 @@ def ran(monkeypatch):
 
         return replace(backend, attend=attend)
 
-    monkeypatch.setattr(_choice, "BACKENDS", tuple(watch(b) for b in _choice.BACKENDS))
+    monkeypatch.setattr(choice, "BACKENDS", tuple(watch(b) for b in choice.BACKENDS))
     return names
 
 
 def refusing(name):
     """The backends, but `name` rejects everything, and so does every faster one."""
-    slower = [b.name for b in _choice.BACKENDS]
+    slower = [b.name for b in choice.BACKENDS]
     slower = slower[slower.index(name) + 1 :]
 
     def refuse(backend):
         why = "no kernel for heads of {}".format
         return lambda problem: Rejected(backend.name, why(problem.head_dim))
 
-    return tuple(b if b.name in slower else replace(b, accepts=refuse(b)) for b in _choice.BACKENDS)
+    return tuple(b if b.name in slower else replace(b, accepts=refuse(b)) for b in choice.BACKENDS)
 
 
 def test_backends_in_order_of_speed():
@@ -77,7 +78,7 @@ def test_a_forced_backend_runs(name, ran):
 
 
 def test_the_next_backend_runs_where_the_first_rejects(monkeypatch, ran):
-    monkeypatch.setattr(_choice, "BACKENDS", refusing("torch"))
+    monkeypatch.setattr(choice, "BACKENDS", refusing("torch"))
     explanation = explain(*inputs())
     assert explanation.chosen == "reference"
     assert explanation.verdicts[1] == Rejected("torch", "no kernel for heads of 7")
@@ -86,7 +87,7 @@ def test_the_next_backend_runs_where_the_first_rejects(monkeypatch, ran):
 
 
 def test_a_forced_backend_that_rejects_says_why_and_who_can(monkeypatch):
-    monkeypatch.setattr(_choice, "BACKENDS", refusing("torch"))
+    monkeypatch.setattr(choice, "BACKENDS", refusing("torch"))
     message = "^backend 'torch' cannot serve this call: no kernel for heads of 7; reference can$"
     with pytest.raises(UnsupportedError, match=message):
         attention(*inputs(), backend="torch")
@@ -109,7 +110,7 @@ def test_explanation_prints_one_line_per_backend():
 
 
 def test_a_rejection_is_printed_with_its_reason(monkeypatch):
-    monkeypatch.setattr(_choice, "BACKENDS", refusing("torch"))
+    monkeypatch.setattr(choice, "BACKENDS", refusing("torch"))
     assert str(explain(*inputs())).splitlines() == [
         "cpu        rejected  no kernel for heads of 7",
         "torch      rejected  no kernel for heads of 7",
@@ -172,9 +173,9 @@ def test_the_reason_says_which_way_runs(name):
 
 def test_a_problem_holds_the_facts_and_no_tensor(monkeypatch):
     asked = []
-    accepts = _choice.BACKENDS[1].accepts
-    watched = replace(_choice.BACKENDS[1], accepts=lambda p: asked.append(p) or accepts(p))
-    monkeypatch.setattr(_choice, "BACKENDS", (watched,))
+    accepts = choice.BACKENDS[1].accepts
+    watched = replace(choice.BACKENDS[1], accepts=lambda p: asked.append(p) or accepts(p))
+    monkeypatch.setattr(choice, "BACKENDS", (watched,))
     query, key, value = inputs(torch.bfloat16, V)
     attention(
         query.requires_grad_(),

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 from headwise import UnsupportedError, attention, explain, latent_attention
 from headwise.errors import OptionError
-from headwise.ops import _choice, _cpu, explain_problem
+from headwise.ops import backend as choice
+from headwise.ops import explain_problem
+from headwise.ops.backend import cpu
 from ops.calls import Call, assert_agree, attention_calls
 
 HALF = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, *HALF)
-assert _cpu.available()[0], _cpu.available()[1]
+assert cpu.available()[0], cpu.available()[1]
 LEVELS = range(torch.ops.headwise.best_level() + 1)
 
 
@@ -36,7 +38,7 @@ def assert_as_reference(call: Call) -> None:
 @settings(max_examples=1000)
 @given(call=attention_calls(), level=st.sampled_from(list(LEVELS)))
 def test_every_call_agrees_with_the_reference(call, level):
-    with mock.patch.object(_cpu, "_level", level):
+    with mock.patch.object(cpu, "_level", level):
         query = call.tensors["query"]
         if query.dtype == torch.float64:
             with pytest.raises(
@@ -158,7 +160,7 @@ def test_products_with_a_matrix_a_head(shape, up, dtype, level):
     # rows between others, as w_uk and w_uv lie in one weight
     weight = torch.randn(heads, rows + 5, width).to(dtype)[:, 2 : 2 + rows]
     exact = x.double() @ (weight.double() if up else weight.double().mT)
-    given = _cpu.project(x, weight, up=up)
+    given = cpu.project(x, weight, up=up)
     assert given.dtype == dtype
     tol = 4 * torch.finfo(dtype).eps + 2e-6
     torch.testing.assert_close(given.double(), exact, atol=tol * inner**0.5, rtol=tol)
@@ -167,7 +169,9 @@ def test_products_with_a_matrix_a_head(shape, up, dtype, level):
 def test_absorbed_attention_of_few_queries_takes_the_kernels_products():
     tensors = [torch.randn(s) for s in ((1, 4, 1, 8), (1, 4, 1, 4), (1, 9, 16), (1, 9, 4))]
     tensors += [torch.randn(4, 8, 16), torch.randn(4, 6, 16)]
-    with mock.patch.object(_cpu, "project", side_effect=_cpu.project) as watched:
+    with mock.patch.object(
+        torch.ops.headwise.project, "default", side_effect=torch.ops.headwise.project.default
+    ) as watched:
         given = latent_attention(*tensors, paradigm="absorbed")
         assert watched.call_count == 2
         expected = latent_attention(*tensors, paradigm="absorbed", backend="torch")
@@ -271,31 +275,31 @@ def test_importing_headwise_does_not_load_the_library():
 
 
 def test_the_environment_forces_a_lower_level():
-    code = "from headwise.ops import _cpu; print(_cpu.available())"
+    code = "from headwise.ops.backend import cpu; print(cpu.available())"
     run = in_new_process(code, HEADWISE_CPU_LEVEL="baseline")
     assert run.stdout == "(True, 'C++ kernels for baseline')\n", run.stderr
 
 
 def test_an_unknown_level_in_the_environment_is_one_clear_error(monkeypatch):
     monkeypatch.setenv("HEADWISE_CPU_LEVEL", "sse9")
-    monkeypatch.setattr(_cpu, "_missing", None)
+    monkeypatch.setattr(cpu, "_missing", None)
     query, kv = torch.randn(1, 4, 1, 16), torch.randn(1, 2, 70, 16)
     message = "^HEADWISE_CPU_LEVEL is 'sse9', expected one of baseline"
     for _ in range(2):
         with pytest.raises(OptionError, match=message):
             attention(query, kv, kv)
-    able, reason = _cpu.available()
+    able, reason = cpu.available()
     assert not able
     assert reason.startswith("HEADWISE_CPU_LEVEL is 'sse9'")
 
 
 def test_without_the_library_the_torch_backend_runs_and_the_reason_is_said(monkeypatch):
-    monkeypatch.setattr(_cpu, "_missing", "the C++ library was not built")
+    monkeypatch.setattr(cpu, "_missing", "the C++ library was not built")
     query, kv = torch.randn(1, 4, 1, 16), torch.randn(1, 2, 70, 16)
     explanation = explain(query, kv, kv)
     assert explanation.chosen == "torch"
     assert explanation.verdicts[0].reason == "the C++ library was not built"
-    assert _cpu.available() == (False, "the C++ library was not built")
+    assert cpu.available() == (False, "the C++ library was not built")
 
 
 REJECTED = {
@@ -311,8 +315,8 @@ REJECTED = {
 def test_rejects_with_a_reason(reason):
     query, kv = torch.randn(1, 4, 16, 576), torch.randn(1, 2, 70, 576)
     asked = []
-    watched = replace(_choice.BACKENDS[1], accepts=asked.append)
-    with mock.patch.object(_choice, "BACKENDS", (_choice.BACKENDS[0], watched)):
+    watched = replace(choice.BACKENDS[1], accepts=asked.append)
+    with mock.patch.object(choice, "BACKENDS", (choice.BACKENDS[0], watched)):
         assert explain(query, kv, kv).verdicts[0].accepted
     verdict = explain_problem(replace(asked[0], **REJECTED[reason])).verdicts[0]
     assert (verdict.accepted, verdict.reason) == (False, reason)

@@ -7,7 +7,8 @@ import torch
 
 from headwise import attention, latent_attention
 from headwise.caches import PagedCache, QuantizedCache
-from headwise.ops import _cpu, quantize
+from headwise.ops import quantize
+from headwise.ops.backend import cpu
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -133,6 +134,6 @@ def test_any_number_of_threads_gives_the_same_bits_of_absorbed_mla(batch, dtype,
 
 def test_any_number_of_threads_gives_the_same_bits_of_products_and_integers(level, threads):
     x, weight = torch.randn(1, 7, 5, 96), torch.randn(7, 96, 200)
-    same_bits(threads, lambda: (_cpu.project(x, weight, up=True),))
+    same_bits(threads, lambda: (cpu.project(x, weight, up=True),))
     rows = torch.randn(2, 3, 700, 96)
     same_bits(threads, lambda: quantize(rows, 4))

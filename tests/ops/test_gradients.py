@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from headwise import attention
-from headwise.ops import _torch
+from headwise.ops.attend import blocks, products
 
 BATCH, KV_HEADS, GROUP, QUERIES, CONTEXT, DIM = 2, 1, 3, 2, 5, 7
 HEADS = KV_HEADS * GROUP
@@ -94,7 +94,7 @@ def test_gradients_equal_the_reference(name, return_lse, rows_per_block):
             return torch.autograd.grad((out * weight).sum() + lse.square().sum(), tensors)
         return torch.autograd.grad((run(*tensors, backend=backend) * weight).sum(), tensors)
 
-    with mock.patch.object(_torch, "_BLOCK_ROWS", rows_per_block):
+    with mock.patch.object(blocks, "_BLOCK_ROWS", rows_per_block):
         given = gradients("torch")
     for one, other in zip(given, gradients("reference"), strict=True):
         assert one.isfinite().all()
@@ -142,7 +142,7 @@ def test_half_precision_gradients_are_right_whatever_the_size_of_a_widened_part(
     query = torch.randn(1, 4, 3, 8, dtype=torch.bfloat16, requires_grad=True)
     kv = torch.randn(1, 2, 11, 8, dtype=torch.bfloat16, requires_grad=True)
     exact = [t.detach().double().requires_grad_() for t in (query, kv)]
-    with mock.patch.object(_torch, "_WIDEN", 16):
+    with mock.patch.object(products, "_WIDEN", 16):
         out = attention(query, kv, kv, **options)
     out = out[0] if options else out
     given = torch.autograd.grad(out.sum(), (query, kv))

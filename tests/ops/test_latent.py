@@ -202,20 +202,20 @@ def test_without_content_a_score_costs_the_rope_key_alone():
 
 
 def test_auto_runs_the_paradigm_that_it_chose(monkeypatch):
-    from headwise.ops import _latent
+    from headwise.ops.latent import operator, reference
 
     expansions = []
-    real = _latent._expand_key
+    real = reference.expand
 
     def watched(*args):
         expansions.append(args)
         return real(*args)
 
-    monkeypatch.setattr(_latent, "_expand_key", watched)
+    monkeypatch.setattr(reference, "expand", watched)
     for choice in ("absorbed", "expanded"):
         asked = []
         monkeypatch.setattr(
-            _latent, "choose_paradigm", lambda *, c=choice, a=asked, **dims: a.append(dims) or c
+            operator, "choose_paradigm", lambda *, c=choice, a=asked, **dims: a.append(dims) or c
         )
         expansions.clear()
         latent_attention(*inputs(5))

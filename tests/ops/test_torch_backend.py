@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwise import attention
-from headwise.ops import _torch
+from headwise.ops.attend import blocks, products
 from ops.calls import Call, assert_agree, attention_calls
 from rounding import relative_error
 
@@ -32,9 +32,9 @@ def blocks_of(scores: int | None, rows: int | None = None, widened: int | None =
     with contextlib.ExitStack() as stack:
         for name, size in {"SCORES": scores, "ROWS": rows}.items():
             if size is not None:
-                stack.enter_context(mock.patch.object(_torch, f"_BLOCK_{name}", size))
+                stack.enter_context(mock.patch.object(blocks, f"_BLOCK_{name}", size))
         if widened is not None:
-            stack.enter_context(mock.patch.object(_torch, "_WIDEN", widened))
+            stack.enter_context(mock.patch.object(products, "_WIDEN", widened))
         yield
 
 
@@ -65,7 +65,7 @@ def test_a_call_of_several_real_blocks_agrees_with_the_reference(name, dtype):
     query = torch.randn(1, 4, 1100, 7, dtype=dtype)
     key, value = torch.randn(2, 1, 2, 1500, 7, dtype=dtype)
     call = Call({"query": query, "key": key, "value": value}, {"causal": True, **LONG[name]})
-    assert query.shape[2] > 2 * _torch._BLOCK_ROWS
+    assert query.shape[2] > 2 * blocks._BLOCK_ROWS
     assert_agree(
         call.run(attention, backend="torch"), call.run(attention, backend="reference"), call
     )

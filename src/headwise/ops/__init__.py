@@ -1,21 +1,28 @@
-"""The operators, and the backends that run them."""
+"""The operators, and the backends that run them.
 
-from headwise.ops._attention import attention, explain
-from headwise.ops._call import Problem, check_mask_and_bias, require_tensor
-from headwise.ops._choice import (
-    BACKENDS,
+An operator is a folder (attend, latent, integers): what a call of it is, its definition, and the
+function. What runs it is a backend, a file in backend.
+"""
+
+from headwise.ops.attend.call import Options, Problem
+from headwise.ops.attend.checks import check_mask_and_bias, require_tensor
+from headwise.ops.attend.operator import attention, explain
+from headwise.ops.attend.visible import visible_keys
+from headwise.ops.attend.weights import attention_weights, score_rows
+from headwise.ops.backend import BACKENDS, explain_problem
+from headwise.ops.backend.protocol import (
     Accepted,
     Backend,
     Explanation,
+    Offer,
     Rejected,
     Verdict,
-    explain_problem,
 )
-from headwise.ops._integers import Bits, dequantize, rotate, row_bytes
-from headwise.ops._latent import Paradigm, choose_paradigm, latent_attention
-from headwise.ops._quantize import quantize
-from headwise.ops._views import KV, PagedKV, QuantKV
-from headwise.ops._weights import attention_weights, score_rows
+from headwise.ops.integers.operator import quantize
+from headwise.ops.integers.rounding import Bits, dequantize, rotate, row_bytes
+from headwise.ops.latent.operator import latent_attention
+from headwise.ops.latent.paradigm import Paradigm, choose_paradigm
+from headwise.ops.views import KV, PagedKV, QuantKV
 
 __all__ = [
     "KV",
@@ -23,15 +30,17 @@ __all__ = [
     "Backend",
     "Bits",
     "Explanation",
+    "Offer",
+    "Options",
+    "PagedKV",
+    "Paradigm",
     "Problem",
+    "QuantKV",
     "Rejected",
     "Verdict",
     "attention",
     "attention_weights",
     "backends",
-    "PagedKV",
-    "Paradigm",
-    "QuantKV",
     "check_mask_and_bias",
     "choose_paradigm",
     "dequantize",
@@ -43,6 +52,7 @@ __all__ = [
     "rotate",
     "row_bytes",
     "score_rows",
+    "visible_keys",
 ]
 
 

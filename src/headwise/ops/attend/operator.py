@@ -4,9 +4,11 @@ from typing import Any, Literal, overload
 
 from torch import Tensor
 
-from headwise.ops._call import AttentionCall, check, keys_and_values
-from headwise.ops._choice import Explanation, choose, explain_problem
-from headwise.ops._views import KV
+from headwise.ops.attend.call import AttentionCall, Options, Problem, check
+from headwise.ops.attend.checks import keys_and_values
+from headwise.ops.backend import choose, explain_problem
+from headwise.ops.backend.protocol import Explanation
+from headwise.ops.views import KV
 
 
 @overload
@@ -110,33 +112,26 @@ def attention(
     Source: Vaswani et al. 2017 (arXiv 1706.03762), Shazeer 2019 (1911.02150), Ainslie et al. 2023
     (2305.13245).
     """
-    if scale is None:
-        scale = _default_scale(query)
     key, value, kv_lengths = keys_and_values(key, value, kv, kv_lengths, "key and value")
-    call = check(
-        AttentionCall(
-            query=query,
-            key=key,
-            value=value,
-            causal=causal,
-            scale=scale,
-            window=window,
-            sinks=sinks,
-            softcap=softcap,
-            alibi_slopes=alibi_slopes,
-            bias=bias,
-            mask=mask,
-            kv_lengths=kv_lengths,
-            return_lse=return_lse,
-            kv=kv,
-        )
+    options = Options(
+        scale=_default_scale(query) if scale is None else scale,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+        alibi_slopes=alibi_slopes,
+        bias=bias,
+        mask=mask,
+        kv_lengths=kv_lengths,
+        return_lse=return_lse,
     )
-    out, lse = choose(call.problem(), backend).attend(call)
+    call = AttentionCall(query, key, value, options, kv=kv)
+    out, lse = choose(check(call), backend).attend(call)
     return out if lse is None else (out, lse)
 
 
 def explain(
-    query: Tensor, key: Tensor | None = None, value: Tensor | None = None, **options: object
+    query: Tensor, key: Tensor | None = None, value: Tensor | None = None, **options: Any
 ) -> Explanation:
     """Say which backend `attention` would run with the same arguments, and why not the others.
 
@@ -155,20 +150,25 @@ def explain(
         TypeError: an option that `attention` does not have.
     """
     options.pop("backend", None)
-    return explain_problem(make_call(query, key, value, **options).problem())
+    return explain_problem(checked_call(query, key, value, **options)[1])
 
 
-def make_call(
-    query: Tensor, key: Tensor | None, value: Tensor | None, **options: Any
-) -> AttentionCall:
-    """The checked call of `attention` with these arguments."""
-    key, value, options["kv_lengths"] = keys_and_values(
-        key, value, options.get("kv"), options.get("kv_lengths"), "key and value"
-    )
-    if options.get("scale") is None:
-        options["scale"] = _default_scale(query)
-    options.setdefault("causal", False)
-    return check(AttentionCall(query=query, key=key, value=value, **options))
+def checked_call(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    *,
+    kv: KV | None = None,
+    kv_lengths: Tensor | None = None,
+    scale: float | None = None,
+    **options: Any,
+) -> tuple[AttentionCall, Problem]:
+    """The call of `attention` with these arguments, and its facts."""
+    key, value, kv_lengths = keys_and_values(key, value, kv, kv_lengths, "key and value")
+    scale = _default_scale(query) if scale is None else scale
+    made = Options(scale=scale, kv_lengths=kv_lengths, **options)
+    call = AttentionCall(query, key, value, made, kv=kv)
+    return call, check(call)
 
 
 def _default_scale(query: Any) -> float:

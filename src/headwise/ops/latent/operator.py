@@ -8,29 +8,23 @@ multi-query attention with key [c | k] and value c: the context is never expande
 every part of a key is rotated, and the key is k alone.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from headwise.errors import ShapeError
-from headwise.ops import _cpu
-from headwise.ops._call import (
-    AttentionCall,
-    check,
+from headwise.ops.attend.call import AttentionCall, Options, check
+from headwise.ops.attend.checks import (
     keys_and_values,
     require_lengths,
     require_like,
     require_tensor,
 )
-from headwise.ops._choice import choose
-from headwise.ops._views import KV
-
-Paradigm = Literal["auto", "expanded", "absorbed"]
-
-# FLOPs that a processor does in the time that it takes to move one byte: about 10 on CPUs in
-# bfloat16 (300 GFLOP/s, 30 GB/s). It only decides where "auto" changes over.
-_FLOPS_PER_BYTE = 10
+from headwise.ops.backend import choose, choose_offer
+from headwise.ops.latent import reference
+from headwise.ops.latent.paradigm import Paradigm, choose_paradigm
+from headwise.ops.views import KV
 
 
 def latent_attention(
@@ -109,100 +103,35 @@ def latent_attention(
             rank=w_uk.shape[2],
             itemsize=query_nope.element_size(),
         )
-    options = {
-        "causal": causal,
-        "scale": scale,
-        "kv_lengths": kv_lengths,
-        "mask": mask,
-        "return_lse": return_lse,
-    }
+    options = Options(
+        scale=scale, causal=causal, kv_lengths=kv_lengths, mask=mask, return_lse=return_lse
+    )
     if kv is None:
         latent, key_rope = latent.unsqueeze(1), key_rope.unsqueeze(1)
-    if paradigm == "absorbed" and w_uk.shape[1] == 0:
-        call = AttentionCall(
-            query=query_rope,
-            key=key_rope,
-            value=latent,
-            kv=None if kv is None else kv.exchanged(),
-            **options,  # type: ignore[arg-type]
-        )
-    elif paradigm == "absorbed":
-        call = AttentionCall(
-            query=_project(query_nope, w_uk, backend, up=True),
-            query_tail=query_rope,
-            key=latent,
-            key_tail=key_rope,
-            value=latent,
-            kv=kv,
-            **options,  # type: ignore[arg-type]
-        )
-    else:
+    if paradigm == "expanded":
         if kv is not None:
             latent, key_rope = kv.dense(query_nope.dtype)
         if kv_lengths is not None:
             require_lengths(kv_lengths, latent.shape[0], latent.shape[2], latent.device)
             latent = _zero_past(latent, kv_lengths)
-        call = AttentionCall(
-            query=torch.cat([query_nope, query_rope], dim=-1),
-            key=_expand_key(latent, key_rope, w_uk),
-            value=_up_project(latent, w_uv),
-            **options,  # type: ignore[arg-type]
-        )
-    call = check(call)
-    out, lse = choose(call.problem(), backend).attend(call)
+        query = torch.cat([query_nope, query_rope], dim=-1)
+        call = AttentionCall(query, *reference.expand(latent, key_rope, w_uk, w_uv), options)
+    elif w_uk.shape[1] == 0:
+        exchanged = None if kv is None else kv.exchanged()
+        call = AttentionCall(query_rope, key_rope, latent, options, kv=exchanged)
+    else:
+        query = _project(query_nope, w_uk, backend, up=True)
+        call = AttentionCall(query, latent, latent, options, query_rope, key_rope, kv)
+    out, lse = choose(check(call), backend).attend(call)
     if paradigm == "absorbed":
         out = _project(out, w_uv, backend, up=False)
     return out if lse is None else (out, lse)
 
 
-def choose_paradigm(
-    *,
-    batch: int,
-    heads: int,
-    query_length: int,
-    context: int,
-    nope_dim: int,
-    rope_dim: int,
-    value_dim: int,
-    rank: int,
-    itemsize: int,
-) -> Literal["expanded", "absorbed"]:
-    """The paradigm with less work, counting FLOPs and the bytes that each has to move.
-
-    >>> deepseek_v2_lite = dict(heads=16, nope_dim=128, rope_dim=64, value_dim=128, rank=512)
-    >>> choose_paradigm(batch=1, query_length=1, context=4096, itemsize=2, **deepseek_v2_lite)
-    'absorbed'
-    >>> choose_paradigm(batch=1, query_length=4096, context=4096, itemsize=2, **deepseek_v2_lite)
-    'expanded'
-    """
-    scored = 2 * batch * heads * query_length * context
-    cached = batch * context * (rank + rope_dim)
-    expanded = batch * context * heads * (nope_dim + rope_dim + value_dim)
-    up_projection = 2 * batch * context * heads * rank * (nope_dim + value_dim)
-    # expanded keys and values are written once and read once
-    work_expanded = (
-        up_projection
-        + scored * (nope_dim + rope_dim + value_dim)
-        + _FLOPS_PER_BYTE * itemsize * (cached + 2 * expanded)
-    )
-    folding = 2 * batch * heads * query_length * rank * (nope_dim + value_dim)
-    absorbed_key = rank + rope_dim if nope_dim else rope_dim
-    work_absorbed = folding + scored * (absorbed_key + rank) + _FLOPS_PER_BYTE * itemsize * cached
-    return "absorbed" if work_absorbed < work_expanded else "expanded"
-
-
 def _project(x: Tensor, weight: Tensor, backend: str | None, *, up: bool) -> Tensor:
-    """x weight where `up`, else x weight^T, by the kernels for few rows where they may run."""
-    if backend in (None, "cpu") and _cpu.projects(x, weight):
-        return _cpu.project(x, weight, up=up)
-    return x @ (weight if up else weight.transpose(-1, -2))
-
-
-def _up_project(latent: Tensor, weight: Tensor) -> Tensor:
-    """latent [B,1,L,R] by weight [H,X,R]: [B,H,L,X]."""
-    batch, _, context, rank = latent.shape
-    flat = latent.reshape(batch, context, rank) @ weight.reshape(-1, rank).T
-    return flat.view(batch, context, weight.shape[0], weight.shape[1]).transpose(1, 2)
+    """x weight where `up`, else x weight^T."""
+    product: Tensor = choose_offer("project", backend, x, weight)(x, weight, up=up)
+    return product
 
 
 def _zero_past(latent: Tensor, kv_lengths: Tensor) -> Tensor:
@@ -210,11 +139,6 @@ def _zero_past(latent: Tensor, kv_lengths: Tensor) -> Tensor:
     index = torch.arange(latent.shape[2], device=latent.device)
     past = index >= kv_lengths[:, None]
     return latent.masked_fill(past[:, None, :, None], 0.0)
-
-
-def _expand_key(latent: Tensor, key_rope: Tensor, w_uk: Tensor) -> Tensor:
-    nope = _up_project(latent, w_uk)
-    return torch.cat([nope, key_rope.expand(-1, nope.shape[1], -1, -1)], dim=-1)
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""Attention on the CPU by the C++ kernels of `csrc`, which read each key and value once a kv head.
+"""The backend `cpu`: the C++ kernels of `csrc`, which read each key and value once per kv head.
 
 Covers decoding, prefill and absorbed MLA with every option of the operator; not float64, not
 gradients. The library is loaded at the first question about it.
@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from headwise.errors import OptionError, ShapeError
-from headwise.ops._call import AttentionCall, Problem, forward_mode
-from headwise.ops._integers import INT4_GROUP
-from headwise.ops._views import PagedKV, QuantKV
+from headwise.errors import OptionError
+from headwise.ops.attend.call import AttentionCall, Problem, forward_mode
+from headwise.ops.backend.protocol import Accepted, Backend, Offer, Rejected, Verdict
+from headwise.ops.integers.rounding import INT4_GROUP
+from headwise.ops.views import PagedKV, QuantKV
 
 # The instruction sets that the kernels are built for, slowest first: the index is the level.
 LEVELS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
@@ -185,7 +186,21 @@ def _fake_quantize(rows: Tensor, bits: int, level: int) -> tuple[Tensor, Tensor]
     return integers, rows.new_empty(*rows.shape[:3], groups, dtype=torch.float32)
 
 
-def obstacle(problem: Problem) -> str | None:
+_DENSE = Accepted("cpu", "C++, each key and value read once for all heads of a group")
+_LATENT = Accepted("cpu", "C++, each latent read once for all heads")
+
+
+def _accepts(problem: Problem) -> Verdict:
+    obstacle = _obstacle(problem)
+    if obstacle is not None:
+        return Rejected("cpu", obstacle)
+    verdict = _LATENT if problem.split_key else _DENSE
+    if problem.layout == "dense":
+        return verdict
+    return Accepted("cpu", f"{verdict.reason}, {problem.layout} in place")
+
+
+def _obstacle(problem: Problem) -> str | None:
     """Why the kernels cannot serve `problem`; None if they can."""
     if problem.device != "cpu":
         return f"runs on cpu, the tensors are on {problem.device}"
@@ -200,41 +215,39 @@ def obstacle(problem: Problem) -> str | None:
     return ready() or None
 
 
-def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-    """out [B,H,S,V] and, when asked, lse [B,H,S]."""
+def _attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+    given = call.options
+    lengths = given.kv_lengths
     options = (
-        call.scale,
-        call.causal,
-        call.window or 0,
-        call.softcap or 0.0,
-        _vector(call.sinks),
-        _vector(call.alibi_slopes),
-        call.bias,
-        call.mask,
-        None if call.kv_lengths is None else call.kv_lengths.contiguous(),
-        call.return_lse,
+        given.scale,
+        given.causal,
+        given.window or 0,
+        given.softcap or 0.0,
+        _vector(given.sinks),
+        _vector(given.alibi_slopes),
+        given.bias,
+        given.mask,
+        None if lengths is None else lengths.contiguous(),
+        given.return_lse,
         _chosen_level(),
     )
     query, tail = _rows(call.query), None if call.query_tail is None else _rows(call.query_tail)
-    if isinstance(call.kv, QuantKV):
-        return _attend_quantized(call, call.kv, query, tail, options)
     key_tail = None if call.key_tail is None else _rows(call.key_tail)
-    if isinstance(call.kv, PagedKV):
-        table = _rows(call.kv.page_table)
+    kv = call.kv
+    if isinstance(kv, QuantKV):
+        return _attend_quantized(call, kv, query, tail, options)
+    key, value = _rows(call.key), _rows(call.value)
+    if isinstance(kv, PagedKV):
         try:
             out, lse = torch.ops.headwise.attend_paged.default(
-                *(query, _rows(call.key), _rows(call.value), table, call.kv.context),
-                *(tail, key_tail, *options),
+                query, key, value, _rows(kv.page_table), kv.context, tail, key_tail, *options
             )
-        except RuntimeError as error:  # the pages that a table names are looked at there only
-            if "page_table" not in str(error):
-                raise
-            raise ShapeError(str(error).rpartition("headwise::attend: ")[2]) from error
+        except RuntimeError:  # pages that do not exist are found there
+            kv.check_pages()
+            raise
     else:
-        out, lse = torch.ops.headwise.attend.default(
-            query, _rows(call.key), _rows(call.value), tail, key_tail, *options
-        )
-    return out, lse if call.return_lse else None
+        out, lse = torch.ops.headwise.attend.default(query, key, value, tail, key_tail, *options)
+    return out, lse if given.return_lse else None
 
 
 def _attend_quantized(
@@ -247,11 +260,11 @@ def _attend_quantized(
         *(tail, _rows(kv.value) if split else None, _rows(kv.value_scales) if split else None),
         *options,
     )
-    return out, lse if call.return_lse else None
+    return out, lse if call.options.return_lse else None
 
 
-def projects(x: Tensor, weight: Tensor) -> bool:
-    """Whether `project` serves x and weight, and faster than a matrix product of PyTorch's."""
+def _projects(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel is faster than a matrix product of PyTorch's."""
     return (
         x.device.type == "cpu"
         and x.dtype in _DTYPES
@@ -263,7 +276,7 @@ def projects(x: Tensor, weight: Tensor) -> bool:
 
 
 def project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
-    """A product of few rows with one matrix a head, which is read once.
+    """A product of few rows with one matrix per head, which is read once.
 
     x [B,H,S,N] and weight [H,N,R] give [B,H,S,R] with `up`; x [B,H,S,R] and weight [H,V,R] give
     x weight^T [B,H,S,V] without.
@@ -274,22 +287,18 @@ def project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
     return result
 
 
-def quantizes(rows: Tensor) -> bool:
-    """Whether `quantize` serves rows of D elements."""
-    return (
-        rows.device.type == "cpu"
-        and rows.dtype in _DTYPES
-        and rows.shape[-1] <= _MOST_DIM
-        and not ready()
-    )
+def _quantizes(rows: Tensor, bits: int) -> bool:
+    served = rows.device.type == "cpu" and rows.dtype in _DTYPES
+    return served and rows.shape[-1] <= _MOST_DIM and not ready()
 
 
 def quantize(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Integers and scales of rows [B,heads,S,D]."""
-    integers, scales = torch.ops.headwise.quantize.default(
-        _rows(rows.detach()), bits, _chosen_level()
-    )
-    return integers, scales
+    """Integers and scales of rows [..., D]."""
+    before, four = rows.shape[:-1], rows.detach()
+    if rows.ndim != 4:
+        four = four.reshape(1, 1, -1, rows.shape[-1])
+    integers, scales = torch.ops.headwise.quantize.default(_rows(four), bits, _chosen_level())
+    return integers.view(*before, integers.shape[-1]), scales.view(*before, scales.shape[-1])
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -298,3 +307,13 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def _vector(per_head: Tensor | None) -> Tensor | None:
     return None if per_head is None else per_head.detach().float().contiguous()
+
+
+BACKEND = Backend(
+    "cpu",
+    available,
+    _accepts,
+    _attend,
+    project=Offer(project, _projects),
+    quantize=Offer(quantize, _quantizes),
+)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headwise.errors import ShapeError
-from headwise.ops._integers import INT4_GROUP, Bits, dequantize
+from headwise.ops.integers.rounding import INT4_GROUP, Bits, dequantize
 
 
 @dataclass(kw_only=True, slots=True, eq=False, repr=False)
@@ -87,24 +87,36 @@ class PagedKV:
                 "table has room for"
             )
 
-    def _gathered(self, pool: Tensor) -> Tensor:
-        size = pool.shape[2]
+    def check_pages(self) -> None:
+        """Raise `ShapeError` where the page table names a page that does not exist."""
+        self._check_pages(self._table())
+
+    def _check_pages(self, table: Tensor) -> None:
+        low, high = (int(table.min()), int(table.max())) if table.numel() else (0, 0)
+        if table.numel() and (low < 0 or high >= len(self.key)):
+            raise ShapeError(
+                f"kv.page_table names pages {low} to {high}, expected 0 to {len(self.key) - 1}, "
+                "those of the pool"
+            )
+
+    def _table(self) -> Tensor:
+        """The pages in use, [B, n]; page 0 behind a sequence's last one."""
+        size = self.key.shape[2]
         table = self.page_table[:, : -(-self.context // size)].long()
-        past = None
+        if self.lengths is None:
+            return table
+        # what lies behind a sequence's last page may name no page
+        first = torch.arange(table.shape[1], device=table.device) * size
+        return table.masked_fill(first >= self.lengths[:, None], 0)
+
+    def _gathered(self, pool: Tensor) -> Tensor:
+        table, past = self._table(), None
         if self.lengths is not None:
             position = torch.arange(self.context, device=pool.device)
             past = position >= self.lengths[:, None]
-            # what lies behind a sequence's last page may name no page
-            unused = torch.arange(table.shape[1], device=pool.device) * size
-            table = table.masked_fill(unused >= self.lengths[:, None], 0)
         # on other devices reading the values would stall the queue; the C++ kernels look themselves
-        if pool.device.type == "cpu" and table.numel():
-            low, high = int(table.min()), int(table.max())
-            if low < 0 or high >= len(pool):
-                raise ShapeError(
-                    f"kv.page_table names pages {low} to {high}, expected 0 to {len(pool) - 1}, "
-                    "those of the pool"
-                )
+        if pool.device.type == "cpu":
+            self._check_pages(table)
         rows = pool[table].transpose(1, 2).flatten(2, 3)[:, :, : self.context]
         return rows if past is None else rows.masked_fill(past[:, None, :, None], 0.0)
 

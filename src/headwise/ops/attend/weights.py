@@ -3,14 +3,17 @@
 `attention_weights` holds all of them, quadratic in memory; `score_rows` those of some queries.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from headwise.ops import _reference
-from headwise.ops._attention import make_call
+from headwise.ops.attend import reference
+from headwise.ops.attend.operator import checked_call
+from headwise.ops.attend.visible import visible_keys
 
 
-def attention_weights(query: Tensor, key: Tensor | None = None, **options: object) -> Tensor:
+def attention_weights(query: Tensor, key: Tensor | None = None, **options: Any) -> Tensor:
     """The softmax weights that `attention` applies to the values.
 
     Example:
@@ -30,7 +33,7 @@ def attention_weights(query: Tensor, key: Tensor | None = None, **options: objec
         [B, H, S, L], float32 (float64 for float64 inputs). A row sums to 1; to less with a sink;
         to 0 where it may attend to nothing.
     """
-    weights, _ = _reference.weights(make_call(query, key, key, **options).dense())
+    weights, _ = reference.weights(checked_call(query, key, key, **options)[0].dense())
     return weights
 
 
@@ -78,12 +81,15 @@ def score_rows(
     if causal:
         # what all rows see needs no comparison
         first = int(positions.min()) + 1
-        column = torch.arange(first, key.shape[0], device=key.device)
-        late = column > positions[:, None]
-        score[..., first:].masked_fill_(late, float("-inf"))
-        if window is not None:
-            last = max(0, int(positions.max()) - window + 1)
-            column = torch.arange(last, device=key.device)
-            early = column <= positions[:, None] - window
-            score[..., :last].masked_fill_(early, float("-inf"))
+        last = 0 if window is None else max(0, int(positions.max()) - window + 1)
+        _hide(score[..., first:], positions, first, causal=True, window=None)
+        _hide(score[..., :last], positions, 0, causal=False, window=window)
     return score
+
+
+def _hide(score: Tensor, positions: Tensor, first: int, **rule: Any) -> None:
+    """Set scores [..., S, keys] of keys from `first` on to -inf where the rule hides a key."""
+    columns = torch.arange(first, first + score.shape[-1], device=score.device)
+    visible = visible_keys(positions[:, None], columns, **rule)
+    if visible is not None:
+        score.masked_fill_(~visible, float("-inf"))

@@ -1,10 +1,10 @@
-"""`quantize`: rows as integers, by the C++ kernels where they may run."""
+"""`quantize`: rows as integers, by the fastest backend that offers it."""
 
 from torch import Tensor
 
 from headwise.errors import ShapeError
-from headwise.ops import _cpu, _integers
-from headwise.ops._integers import Bits
+from headwise.ops.backend import choose_offer
+from headwise.ops.integers.rounding import Bits
 
 
 def quantize(rows: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
@@ -27,13 +27,5 @@ def quantize(rows: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
         raise ShapeError(f"bits is {bits!r}, expected 4 or 8")
     if bits == 4 and rows.shape[-1] % 2:
         raise ShapeError(f"rows of {rows.shape[-1]} elements, expected an even number in 4 bits")
-    if _cpu.quantizes(rows):
-        if rows.ndim == 4:
-            return _cpu.quantize(rows, bits)
-        integers, scales = _cpu.quantize(rows.reshape(1, 1, -1, rows.shape[-1]), bits)
-        before = rows.shape[:-1]
-        return (
-            integers.view(*before, integers.shape[-1]),
-            scales.view(*before, scales.shape[-1]),
-        )
-    return _integers.quantize(rows, bits)
+    integers, scales = choose_offer("quantize", None, rows, bits)(rows, bits)
+    return integers, scales

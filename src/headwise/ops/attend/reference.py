@@ -7,37 +7,39 @@ et al. 2023, arXiv 2305.13245. ALiBi: Press et al. 2021, arXiv 2108.12409. Sinks
 import torch
 from torch import Tensor
 
-from headwise.ops._call import AttentionCall
+from headwise.ops.attend.call import AttentionCall
 
 
 def scores(call: AttentionCall) -> Tensor:
     """Scores before the softmax, -inf where a query may not look: [B,H,S,L], fp32 or fp64."""
+    options = call.options
     exact = torch.float64 if call.query.dtype == torch.float64 else torch.float32
     query, key = call.query.to(exact), call.key.to(exact)
     if call.query_tail is not None and call.key_tail is not None:
         query = torch.cat([query, call.query_tail.to(exact)], dim=-1)
         key = torch.cat([key, call.key_tail.to(exact)], dim=-1)
     heads, kv_heads, context = query.shape[1], key.shape[1], key.shape[2]
-    if call.kv_lengths is not None:
+    if options.kv_lengths is not None:
         # bytes past a length may be anything, NaN included
         key = key.masked_fill(~_within_length(call), 0.0)
-    score = call.scale * query @ key.repeat_interleave(heads // kv_heads, dim=1).transpose(-1, -2)
-    if call.softcap is not None:
-        score = call.softcap * torch.tanh(score / call.softcap)
-    if call.bias is not None:
-        score = score + call.bias.to(exact)
+    key = key.repeat_interleave(heads // kv_heads, dim=1)
+    score = options.scale * query @ key.transpose(-1, -2)
+    if options.softcap is not None:
+        score = options.softcap * torch.tanh(score / options.softcap)
+    if options.bias is not None:
+        score = score + options.bias.to(exact)
     position, key_position = positions(call)
-    if call.alibi_slopes is not None:
-        slopes = call.alibi_slopes.to(exact).view(1, heads, 1, 1)
+    if options.alibi_slopes is not None:
+        slopes = options.alibi_slopes.to(exact).view(1, heads, 1, 1)
         score = score + slopes * (key_position - position)
     visible = torch.ones(1, 1, 1, context, dtype=torch.bool, device=query.device)
-    if call.causal:
+    if options.causal:
         visible = visible & (key_position <= position)
-    if call.window is not None:
-        visible = visible & (key_position > position - call.window)
-    if call.mask is not None:
-        visible = visible & call.mask
-    if call.kv_lengths is not None:
+    if options.window is not None:
+        visible = visible & (key_position > position - options.window)
+    if options.mask is not None:
+        visible = visible & options.mask
+    if options.kv_lengths is not None:
         visible = visible & _within_length(call).transpose(-1, -2)
     # a bias of -inf hides a key too: filled here as well, it cannot make a gradient NaN
     return score.masked_fill(~visible | torch.isneginf(score), float("-inf"))
@@ -46,8 +48,8 @@ def scores(call: AttentionCall) -> Tensor:
 def positions(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Positions of queries [B|1,1,S,1] and keys [1,1,1,L]: the last query sits on the last key."""
     length, context = call.query.shape[2], call.key.shape[2]
-    device = call.query.device
-    last = call.kv_lengths if call.kv_lengths is not None else torch.tensor([context])
+    device, lengths = call.query.device, call.options.kv_lengths
+    last = torch.tensor([context]) if lengths is None else lengths
     start = last.to(device).view(-1, 1, 1, 1) - length
     query_position = start + torch.arange(length, device=device).view(1, 1, -1, 1)
     return query_position, torch.arange(context, device=device).view(1, 1, 1, -1)
@@ -55,11 +57,11 @@ def positions(call: AttentionCall) -> tuple[Tensor, Tensor]:
 
 def weights(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Softmax weights [B,H,S,L], lse [B,H,S]; a row that sees nothing has weights 0, lse -inf."""
-    score = scores(call)
-    if call.sinks is None:
+    score, sinks = scores(call), call.options.sinks
+    if sinks is None:
         sink = score.new_full((*score.shape[:3], 1), float("-inf"))
     else:
-        sink = call.sinks.to(score.dtype).view(1, -1, 1, 1).expand(*score.shape[:3], 1)
+        sink = sinks.to(score.dtype).view(1, -1, 1, 1).expand(*score.shape[:3], 1)
     score = torch.cat([sink, score], dim=-1)
     # by the row's maximum and sum: exp(score - lse) does not sum to 1 where the lse, which is
     # rounded, is large. The shift cancels out, so it needs no gradient.
@@ -76,15 +78,15 @@ def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     """out [B,H,S,V] in the query's dtype and, when asked, lse [B,H,S]."""
     weight, lse = weights(call)
     value = call.value.to(weight.dtype)
-    if call.kv_lengths is not None:
+    if call.options.kv_lengths is not None:
         value = value.masked_fill(~_within_length(call), 0.0)
     group_size = call.query.shape[1] // value.shape[1]
     out = weight @ value.repeat_interleave(group_size, dim=1)
-    return out.to(call.query.dtype), lse if call.return_lse else None
+    return out.to(call.query.dtype), lse if call.options.return_lse else None
 
 
 def _within_length(call: AttentionCall) -> Tensor:
     """True at the keys before each sequence's length: [B,1,L,1]."""
-    assert call.kv_lengths is not None
+    assert call.options.kv_lengths is not None
     index = torch.arange(call.key.shape[2], device=call.query.device)
-    return (index < call.kv_lengths[:, None])[:, None, :, None]
+    return (index < call.options.kv_lengths[:, None])[:, None, :, None]

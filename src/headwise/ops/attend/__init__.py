@@ -1,0 +1,1 @@
+"""Softmax attention over keys and values: the call, its definition, and PyTorch's ways to it."""

@@ -1,0 +1,55 @@
+"""The backends as candidates: which one serves a call, and why the others do not."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from headwise.errors import UnsupportedError
+from headwise.ops.attend.call import Problem
+from headwise.ops.backend import cpu, reference, torch
+from headwise.ops.backend.protocol import Backend, Explanation, Offer
+
+# In order of speed: the first that accepts a call runs it.
+BACKENDS = (cpu.BACKEND, torch.BACKEND, reference.BACKEND)
+
+
+def explain_problem(problem: Problem) -> Explanation:
+    """Ask every backend about `problem`."""
+    return Explanation(tuple(backend.accepts(problem) for backend in BACKENDS))
+
+
+def choose(problem: Problem, backend: str | None) -> Backend:
+    """The first backend that accepts, or the named one.
+
+    Raises:
+        UnsupportedError: the name is unknown, or that backend rejects the problem.
+    """
+    for known in BACKENDS:
+        if backend is None and known.accepts(problem).accepted:
+            return known
+        if known.name == backend:
+            verdict = known.accepts(problem)
+            if verdict.accepted:
+                return known
+            able = [other.name for other in BACKENDS if other.accepts(problem).accepted]
+            raise UnsupportedError(
+                f"backend {backend!r} cannot serve this call: {verdict.reason}; "
+                f"{', '.join(able)} can"
+            )
+    names = ", ".join(known.name for known in BACKENDS)
+    raise UnsupportedError(f"no backend is called {backend!r}: choose one of {names}")
+
+
+def choose_offer(
+    operator: Literal["project", "quantize"], backend: str | None, *given: Any
+) -> Callable[..., Any]:
+    """The fastest of what the backends offer for an operator; of a named one only, where it serves.
+
+    The general offer, which serves anything, is always a candidate.
+    """
+    for known in BACKENDS:
+        offer: Offer | None = getattr(known, operator)
+        if offer is None:
+            continue
+        if offer.serves is None or (backend in (None, known.name) and offer.serves(*given)):
+            return offer.run
+    raise AssertionError(f"no backend offers {operator} for everything")

@@ -1,0 +1,101 @@
+"""What a backend is, and what it says to a call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from headwise.ops.attend.call import AttentionCall, Problem
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A backend that can serve a call; `reason` says how it would."""
+
+    backend: str
+    reason: str
+    accepted = True
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A backend that cannot serve a call; `reason` says why."""
+
+    backend: str
+    reason: str
+    accepted = False
+
+
+Verdict = Accepted | Rejected
+
+
+@dataclass(frozen=True)
+class Offer:
+    """An operator beside attention; `serves` says of arguments whether it runs them, and fast.
+
+    Without `serves` it runs whatever it is given: what is taken where nothing faster serves.
+    """
+
+    run: Callable[..., Any]
+    serves: Callable[..., bool] | None = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the operators.
+
+    `available` says whether it can run on this machine at all, and why not; `accepts` answers for
+    one problem, from the problem alone; `attend` runs a call that was accepted and returns
+    out [B,H,S,V] and lse [B,H,S] or None. The others are there where a backend offers them:
+
+    project(x, weight, up=): [B,H,S,N] by [H,N,R], or by the transpose of [H,V,R] without `up`.
+    quantize(rows, bits): integers and scales of rows, see `headwise.ops.quantize`.
+    """
+
+    name: str
+    available: Callable[[], tuple[bool, str]]
+    accepts: Callable[[Problem], Verdict]
+    attend: Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
+    project: Offer | None = None
+    quantize: Offer | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What every backend answers to one problem, in order of speed."""
+
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def runs(self) -> Verdict:
+        """The verdict of the backend that runs: the first that accepted."""
+        return next(verdict for verdict in self.verdicts if verdict.accepted)
+
+    @property
+    def chosen(self) -> str:
+        """The name of the backend that runs."""
+        return self.runs.backend
+
+    def __str__(self) -> str:
+        width = max(len(verdict.backend) for verdict in self.verdicts)
+        lines, runs = [], True
+        for verdict in self.verdicts:
+            state = "rejected"
+            if verdict.accepted:
+                state, runs = ("runs" if runs else "slower"), False
+            lines.append(f"{verdict.backend:<{width}}  {state:<8}  {verdict.reason}")
+        return "\n".join(lines)
+
+
+def always() -> tuple[bool, str]:
+    """For a backend that runs wherever PyTorch does."""
+    return True, "needs PyTorch only"
+
+
+_DENSE = {"dense": "", "paged": ", pages gathered first"}
+
+
+def densely(problem: Problem) -> str:
+    """What a backend adds to its reason that attends to `AttentionCall.dense`."""
+    return _DENSE.get(problem.layout, f", {problem.layout} dequantised first")

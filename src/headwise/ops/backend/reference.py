@@ -1,0 +1,19 @@
+"""The backend `reference`: the definition, for any call, in float32 or float64."""
+
+from torch import Tensor
+
+from headwise.ops.attend import reference
+from headwise.ops.attend.call import AttentionCall, Problem
+from headwise.ops.backend.protocol import Accepted, Backend, Verdict, always, densely
+
+
+def _accepts(problem: Problem) -> Verdict:
+    definition = "the definition: every score in full, in float32 or float64"
+    return Accepted("reference", definition + densely(problem))
+
+
+def _attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+    return reference.attend(call.dense())
+
+
+BACKEND = Backend("reference", always, _accepts, _attend)

@@ -1,0 +1,76 @@
+"""The backend `torch`: PyTorch's own operators, with gradients, on any device.
+
+Attention is `scaled_dot_product_attention` where that is fast, else matrix products with a float32
+softmax, in blocks of queries.
+"""
+
+import torch
+from torch import Tensor
+
+from headwise.ops.attend import products, sdpa
+from headwise.ops.attend.blocks import blocks, rows_per_block
+from headwise.ops.attend.call import AttentionCall, Problem
+from headwise.ops.attend.ragged import attend_ragged
+from headwise.ops.backend.protocol import Accepted, Backend, Offer, Verdict, always, densely
+from headwise.ops.integers import rounding
+
+
+def _how(problem: Problem) -> str:
+    """Which of the two ways serves `problem`, in words."""
+    obstacle = sdpa.obstacle(problem)
+    if obstacle is not None:
+        return f"matrix products with a float32 softmax ({obstacle})"
+    words = ["scaled_dot_product_attention"]
+    if problem.group_size > 1:
+        words.append(f"{problem.group_size} query heads packed per kv head")
+    if problem.head_dim != problem.value_dim:
+        words.append(f"head dims padded to {max(problem.head_dim, problem.value_dim)}")
+    if sdpa.may_be_far(problem):
+        words.append(f"matrix products where a row's bias is beyond {sdpa.FAR:,.0f}")
+    return ", ".join(words)
+
+
+def _accepts(problem: Problem) -> Verdict:
+    return Accepted("torch", _how(problem) + densely(problem))
+
+
+def attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+    """out [B,H,S,V] and, when asked, lse [B,H,S]."""
+    call = call.dense()
+    if call.options.kv_lengths is not None and call.query.shape[0] > 0:
+        return attend_ragged(call, attend)
+    problem = call.problem()
+    by_sdpa = sdpa.obstacle(problem) is None
+    # its causal kernel scales the -inf of what is masked, which is NaN for a scale of 0 or less
+    if by_sdpa and sdpa.is_plain_causal(problem) and call.options.scale > 0:
+        return sdpa.attend(call, None), None
+    if by_sdpa and sdpa.may_be_far(problem):
+        rows = rows_per_block(problem, scores_exist=False)
+        by_sdpa = not any(map(sdpa.is_far, blocks(call, rows)))
+    outs, lses = [], []
+    for block in blocks(call, rows_per_block(problem, scores_exist=not by_sdpa)):
+        lse = None
+        if block.stop <= block.start or call.query.numel() == 0:
+            out, lse = products.attend_to_nothing(call, block)
+        elif by_sdpa:
+            out = sdpa.attend(call, block)
+        else:
+            out, lse = products.attend(call, block)
+        outs.append(out)
+        lses += [] if lse is None else [lse]
+    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+    return out, torch.cat(lses, dim=2) if lses else None
+
+
+def _project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
+    return x @ (weight if up else weight.transpose(-1, -2))
+
+
+BACKEND = Backend(
+    "torch",
+    always,
+    _accepts,
+    attend,
+    project=Offer(_project),
+    quantize=Offer(rounding.quantize),
+)

@@ -1,0 +1,1 @@
+"""Rows as integers with scales: what a quantised cache holds."""

@@ -1,0 +1,1 @@
+"""Multi-head latent attention (MLA): the operator, its definition, and the choice of its form."""
