@@ -558,7 +558,7 @@ def test_an_encoder_has_no_cache_to_choose() -> None:
 
 def test_int4_needs_even_head_dims() -> None:
     model = make("gpt2", n_embd=42)
-    message = "cache='int4' packs two numbers a byte, and GPT2LMHeadModel caches rows of 7 and 7"
+    message = "cache='int4' packs two numbers per byte, and GPT2LMHeadModel caches rows of 7 and 7"
     with pytest.raises(headwise.UnsupportedError, match=message):
         headwise.attach(model, cache="int4")
     assert headwise.attach(model, cache="int8").layers[0].cache == "int8"

@@ -1,9 +1,18 @@
 """KV caches: they own memory and positions, nothing else."""
 
-from headwise.caches.choice import Cache, CacheChoice
+from headwise.caches.choice import CacheChoice
 from headwise.caches.contiguous import ContiguousCache
 from headwise.caches.paged import PagedCache
+from headwise.caches.protocol import Cache, CacheKind
 from headwise.caches.quantized import QuantizedCache
 from headwise.caches.window import WindowCache
 
-__all__ = ["Cache", "CacheChoice", "ContiguousCache", "PagedCache", "QuantizedCache", "WindowCache"]
+__all__ = [
+    "Cache",
+    "CacheChoice",
+    "CacheKind",
+    "ContiguousCache",
+    "PagedCache",
+    "QuantizedCache",
+    "WindowCache",
+]

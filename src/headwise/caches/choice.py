@@ -3,16 +3,16 @@
 import re
 from dataclasses import dataclass
 
-from headwise.caches.contiguous import ContiguousCache
-from headwise.caches.paged import PagedCache
-from headwise.caches.quantized import QuantizedCache
-from headwise.caches.window import WindowCache
+from headwise.caches import contiguous, paged, quantized, window
+from headwise.caches.protocol import Cache, CacheKind
 from headwise.errors import OptionError
 
-Cache = ContiguousCache | PagedCache | QuantizedCache | WindowCache
-
-_PAGE_SIZE = 64
-_FORMS = "contiguous, paged, paged:PAGE_SIZE, int8, int4, window:W or window:W,sinks=S"
+KINDS = {
+    kind.name: kind
+    for kind in (contiguous.KIND, paged.KIND, quantized.INT8, quantized.INT4, window.KIND)
+}
+_FORMS = ", ".join(form for kind in KINDS.values() for form in kind.forms)
+_EXPECTED = " or ".join(_FORMS.rsplit(", ", 1))
 
 
 @dataclass(frozen=True)
@@ -37,49 +37,37 @@ class CacheChoice:
             OptionError: says what is expected.
         """
         if not isinstance(text, str):
-            raise OptionError(f"cache is a {type(text).__name__}, expected a name: {_FORMS}")
-        found = re.fullmatch(
-            r"(contiguous|int8|int4|paged|window)(?::(\d+)(?:,sinks=(\d+))?)?", text
-        )
-        kind, size, sinks = found.groups() if found else ("", None, None)
-        whole = kind == "paged" or (size is None) != (kind == "window")
-        if not kind or not whole or (sinks is not None and kind != "window"):
-            raise OptionError(f"cache is {text!r}, expected one of {_FORMS}")
-        choice = cls(kind, int(size or (_PAGE_SIZE if kind == "paged" else 0)), int(sinks or 0))
-        if kind == "paged" and (choice.size < 1 or choice.size & (choice.size - 1)):
-            raise OptionError(
-                f"cache is {text!r}: pages hold a power of two of tokens, as paged:16"
-            )
-        if kind == "window" and not 1 <= choice.size < 2**31:
-            raise OptionError(f"cache is {text!r}, expected a window of 1 to 2**31 - 1 tokens")
+            raise OptionError(f"cache is a {type(text).__name__}, expected a name: {_EXPECTED}")
+        match = re.fullmatch(r"(\w+)(?::(\d+)(?:,sinks=(\d+))?)?", text, re.ASCII)
+        name, size, sinks = match.groups() if match else ("", None, None)
+        kind = KINDS.get(name)
+        # a size is given where the kind has none to fall back on, and only where it takes one
+        whole = kind is not None and (kind.size is not None if size is None else kind.size != 0)
+        if kind is None or not whole or (sinks is not None and not kind.takes_sinks):
+            raise OptionError(f"cache is {text!r}, expected one of {_EXPECTED}")
+        choice = cls(name, int(size or kind.size or 0), int(sinks or 0))
+        obstacle = kind.obstacle(choice.size)
+        if obstacle is not None:
+            raise OptionError(f"cache is {text!r}{obstacle}")
         return choice
+
+    @property
+    def declared(self) -> CacheKind:
+        """The kind, as its file declares it."""
+        return KINDS[self.kind]
 
     @property
     def words(self) -> str:
         """What it is, for a report.
 
         >>> CacheChoice.parse("paged:16").words
-        'paged, 16 tokens a page'
+        'paged, 16 tokens per page'
         """
-        if self.kind == "paged":
-            return f"paged, {self.size} tokens a page"
-        if self.kind == "window":
-            sinks = f" and the first {self.sinks}" if self.sinks else ""
-            return f"the last {self.size} tokens{sinks}"
-        return {
-            "int8": "int8, a scale a row",
-            "int4": "int4, rotated, a scale for 32 elements",
-        }.get(self.kind, "contiguous, grown in place")
+        return self.declared.words(self.size, self.sinks)
 
     def make(self) -> Cache:
         """An empty cache of this kind."""
-        if self.kind == "paged":
-            return PagedCache(self.size)
-        if self.kind == "window":
-            return WindowCache(self.size, self.sinks)
-        if self.kind in ("int8", "int4"):
-            return QuantizedCache(8 if self.kind == "int8" else 4)
-        return ContiguousCache()
+        return self.declared.make(self.size, self.sinks)
 
     def __str__(self) -> str:
         name = f"{self.kind}:{self.size}" if self.size else self.kind

@@ -3,19 +3,22 @@
 It covers memory and positions, not attention: it hands out strided views of what it holds.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from headwise.caches.holders import alias, others_hold
 from headwise.caches.large_pages import advise_large_pages
-from headwise.errors import CapacityError, ShapeError, UnsupportedError
+from headwise.caches.protocol import Cache, CacheKind, check_crop, check_index, check_pair
+from headwise.errors import CapacityError, ShapeError
 
 # Below this many bytes a full buffer doubles; above, it grows to 1.25 times what it must hold.
 _DOUBLE_BELOW = 64 * 2**20
 _FIRST_CAPACITY = 16
 
 
-class ContiguousCache:
+class ContiguousCache(Cache):
     """Two tensors [B, heads, L, dim] side by side: (key, value), or MLA's (latent, rope key).
 
     Example:
@@ -38,6 +41,7 @@ class ContiguousCache:
         self._buffers: tuple[Tensor, Tensor] | None = None
         self.length = 0
         self._dropped = False  # whether views may reach rows behind the last token
+        self._like: tuple[Any, ...] = ()  # the last tokens that fitted
 
     def __copy__(self) -> "ContiguousCache":
         twin = type(self).__new__(type(self))
@@ -58,9 +62,14 @@ class ContiguousCache:
         return None if self._buffers is None else self._buffers[1][:, :, : self.length]
 
     @property
-    def held(self) -> int:
-        """Tokens that the next one can see: all."""
-        return self.length
+    def name(self) -> str:
+        """contiguous"""
+        return KIND.name
+
+    @property
+    def batch(self) -> int | None:
+        """Sequences; None before any append."""
+        return None if self._buffers is None else self._buffers[0].shape[0]
 
     @property
     def capacity(self) -> int:
@@ -93,23 +102,35 @@ class ContiguousCache:
             UnsupportedError: the tokens need gradients.
             CapacityError: the grown buffer cannot be allocated; the cache is unchanged.
         """
-        check_pair(first, second)
-        if self._buffers is not None:
-            for buffer, tokens in zip(self._buffers, (first, second), strict=True):
-                _check_fits(buffer, tokens)
-        needed = self.length + first.shape[2]
-        if self._buffers is None or needed > self.capacity:
+        self._check(first, second)
+        before, count = self.length, first.shape[2]
+        needed = before + count
+        if self._buffers is None or needed > self._buffers[0].shape[2]:
             self._grow(needed, first, second)
-        elif self._dropped and needed > self.length:
+        elif self._dropped and count:
             if self.viewed:
                 self._grow(needed, first, second)
             self._dropped = False
         assert self._buffers is not None
-        for buffer, tokens in zip(self._buffers, (first, second), strict=True):
-            # .data: for autograd, views that are operands in a graph have not changed
-            buffer.data[:, :, self.length : needed].copy_(tokens)
+        keys, values = self._buffers
+        # .data: for autograd, views that are operands in a graph have not changed
+        keys.data.narrow(2, before, count).copy_(first)
+        values.data.narrow(2, before, count).copy_(second)
         self.length = needed
-        return self._buffers[0][:, :, :needed], self._buffers[1][:, :, :needed]
+        return keys.narrow(2, 0, needed), values.narrow(2, 0, needed)
+
+    def _check(self, first: Tensor, second: Tensor) -> None:
+        """Raise unless the tokens fit; what is like the last ones needs no second look."""
+        whole = isinstance(first, Tensor) and isinstance(second, Tensor)
+        if whole and not torch.is_grad_enabled():
+            like = (first.shape, second.shape, first.dtype, second.dtype, first.device)
+            if like == self._like and second.device == first.device:
+                return
+        check_pair(first, second)
+        if self._buffers is not None:
+            for buffer, tokens in zip(self._buffers, (first, second), strict=True):
+                _check_fits(buffer, tokens)
+        self._like = (first.shape, second.shape, first.dtype, second.dtype, first.device)
 
     def crop(self, length: int) -> None:
         """Keep the first `length` tokens.
@@ -117,8 +138,7 @@ class ContiguousCache:
         Raises:
             ShapeError: `length` is negative or more than is held.
         """
-        if not isinstance(length, int) or not 0 <= length <= self.length:
-            raise ShapeError(f"crop to {length!r} tokens, expected 0 to {self.length}, those held")
+        check_crop(length, self.length)
         self._dropped = self._dropped or length < self.length
         self.length = length
 
@@ -145,28 +165,19 @@ class ContiguousCache:
             for fresh, old in zip(selected, self._buffers, strict=True):
                 held = old[:, :, : self.length].index_select(0, index)
                 fresh[:, :, : self.length].copy_(held)
-            self._buffers, self._dropped = selected, False
-
-    def reorder(self, index: Tensor) -> None:
-        """`select` that keeps the batch size, as beam search does at every step.
-
-        Raises:
-            ShapeError: as `select`, or `index` has another length than the batch.
-        """
-        check_index(index, None if self._buffers is None else self._buffers[0].shape[0])
-        self.select(index)
+            self._buffers, self._dropped, self._like = selected, False, ()
 
     def reset(self) -> None:
         """Forget everything and release the memory."""
         self._buffers = None
-        self.length, self._dropped = 0, False
+        self.length, self._dropped, self._like = 0, False, ()
 
     def to(self, device: torch.device | str) -> None:
         """Move what is held to `device`."""
         if self._buffers is not None:
             with torch.inference_mode(False):
                 first, second = self._buffers
-                self._buffers = (first.to(device), second.to(device))
+                self._buffers, self._like = (first.to(device), second.to(device)), ()
 
     def _bytes_per_token(self) -> int:
         return 0 if self._buffers is None else sum(map(_bytes_per_token, self._buffers))
@@ -222,40 +233,6 @@ def _bytes_per_token(tensor: Tensor) -> int:
     return batch * heads * dim * tensor.element_size()
 
 
-def check_index(index: Tensor, batch: int | None = None) -> None:
-    """Raise `ShapeError` unless `index` is [B'] of integers, one for each of `batch` if given."""
-    if not isinstance(index, Tensor):
-        raise ShapeError(f"index is a {type(index).__name__}, expected a tensor [B'] of integers")
-    if index.ndim != 1 or index.dtype not in (torch.int32, torch.int64):
-        raise ShapeError(
-            f"index has shape {list(index.shape)} and dtype {index.dtype}, expected [B'] of int32 "
-            "or int64"
-        )
-    if batch is not None and len(index) != batch:
-        raise ShapeError(
-            f"index has shape {list(index.shape)}, expected [{batch}], one per sequence held"
-        )
-
-
-def check_pair(first: Tensor, second: Tensor) -> None:
-    """Raise unless both are tokens of the same sequences, [B, heads, S, dim], without gradients."""
-    for name, tokens in (("first", first), ("second", second)):
-        if not isinstance(tokens, Tensor):
-            raise ShapeError(f"{name} is a {type(tokens).__name__}, expected a tensor")
-        if tokens.ndim != 4:
-            raise ShapeError(f"{name} has shape {list(tokens.shape)}, expected [B, heads, S, dim]")
-        if tokens.requires_grad and torch.is_grad_enabled():
-            raise UnsupportedError(
-                f"{name} needs gradients, and a cache appends in place: use torch.no_grad(), or "
-                "train without a cache"
-            )
-    if first.shape[:3] != second.shape[:3] or first.device != second.device:
-        raise ShapeError(
-            f"first has shape {list(first.shape)} on {first.device} and second "
-            f"{list(second.shape)} on {second.device}: B, heads, S and device must agree"
-        )
-
-
 def _check_fits(buffer: Tensor, tokens: Tensor) -> None:
     expected = (buffer.shape[0], buffer.shape[1], buffer.shape[3])
     given = (tokens.shape[0], tokens.shape[1], tokens.shape[3])
@@ -268,3 +245,11 @@ def _check_fits(buffer: Tensor, tokens: Tensor) -> None:
             f"tokens are {tokens.dtype} on {tokens.device}, the cache holds {buffer.dtype} on "
             f"{buffer.device}"
         )
+
+
+KIND = CacheKind(
+    "contiguous",
+    ("contiguous",),
+    lambda size, sinks: ContiguousCache(),
+    lambda size, sinks: "contiguous, grown in place",
+)

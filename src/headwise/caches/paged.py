@@ -5,14 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from headwise.caches.contiguous import check_index, check_pair, grown_capacity
+from headwise.caches.contiguous import grown_capacity
 from headwise.caches.holders import alias, others_hold
 from headwise.caches.large_pages import advise_large_pages
+from headwise.caches.protocol import Cache, CacheKind, check_crop, check_index, check_pair
 from headwise.errors import CapacityError, ShapeError
 from headwise.ops import PagedKV
 
 
-class PagedCache:
+class PagedCache(Cache):
     """Two tensors [B, heads, L, dim] side by side, in pages: (key, value), or MLA's latent and key.
 
     Example:
@@ -41,6 +42,8 @@ class PagedCache:
     Raises:
         ShapeError: a page size that is no power of two, or a capacity below 1.
     """
+
+    gives = "view"
 
     def __init__(self, page_size: int = 64, capacity: int | None = None) -> None:
         if not isinstance(page_size, int) or page_size < 1 or page_size & (page_size - 1):
@@ -80,9 +83,19 @@ class PagedCache:
         return max(self._lengths, default=0)
 
     @property
-    def held(self) -> int:
-        """Tokens that the next one can see: all."""
-        return self.length
+    def name(self) -> str:
+        """As "paged:64"."""
+        return f"{KIND.name}:{self.page_size}"
+
+    @property
+    def batch(self) -> int | None:
+        """Sequences; None before any append."""
+        return None if self._pools is None else len(self._lengths)
+
+    @property
+    def starts(self) -> Sequence[int] | None:
+        """The next position of each sequence where they differ."""
+        return self._lengths if len(set(self._lengths)) > 1 else None
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -172,8 +185,7 @@ class PagedCache:
         Raises:
             ShapeError: `length` is negative or more than is held.
         """
-        if not isinstance(length, int) or not 0 <= length <= self.length:
-            raise ShapeError(f"crop to {length!r} tokens, expected 0 to {self.length}, those held")
+        check_crop(length, self.length)
         self._use(self._table, [min(length, old) for old in self._lengths])
 
     @torch.inference_mode(mode=False)
@@ -196,15 +208,6 @@ class PagedCache:
             )
         table = self._table.index_select(0, index.to(self._table.device))
         self._use(table, [self._lengths[at] for at in chosen])
-
-    def reorder(self, index: Tensor) -> None:
-        """`select` that keeps the batch size, as beam search does at every step.
-
-        Raises:
-            ShapeError: as `select`, or `index` has another length than the batch.
-        """
-        check_index(index, None if self._pools is None else len(self._lengths))
-        self.select(index)
 
     @torch.inference_mode(mode=False)
     def share(self, source: int, length: int, targets: Sequence[int]) -> None:
@@ -382,3 +385,19 @@ class PagedCache:
                 flat.index_copy_(1, slots.flatten(), rows)
             else:
                 flat.index_copy_(1, slots.flatten()[real], rows[:, real])
+
+
+def _obstacle(size: int) -> str | None:
+    whole = size >= 1 and not size & (size - 1)
+    return None if whole else ": pages hold a power of two of tokens, as paged:16"
+
+
+KIND = CacheKind(
+    "paged",
+    ("paged", "paged:PAGE_SIZE"),
+    lambda size, sinks: PagedCache(size),
+    lambda size, sinks: f"paged, {size} tokens per page",
+    size=64,
+    obstacle=_obstacle,
+    layout="paged",
+)

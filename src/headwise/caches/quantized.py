@@ -1,17 +1,17 @@
 """A quantised cache for one layer: rows as integers with scales, in 8 or in 4 bits."""
 
-from collections.abc import Callable
 from copy import copy
 
 import torch
 from torch import Tensor
 
-from headwise.caches.contiguous import ContiguousCache, check_pair
+from headwise.caches.contiguous import ContiguousCache
+from headwise.caches.protocol import Cache, CacheKind, check_pair
 from headwise.errors import CapacityError, ShapeError
 from headwise.ops import Bits, QuantKV, quantize
 
 
-class QuantizedCache:
+class QuantizedCache(Cache):
     """Two tensors [B, heads, L, dim] side by side, as integers: (key, value), or MLA's pair.
 
     Example:
@@ -19,7 +19,7 @@ class QuantizedCache:
         >>> from headwise.caches import QuantizedCache
         >>> cache = QuantizedCache(bits=8)
         >>> kv = cache.append(torch.randn(1, 3, 10, 64), torch.randn(1, 3, 10, 64))
-        >>> cache.length, cache.nbytes  # 64 bytes and a scale of 4 a row
+        >>> cache.length, cache.nbytes  # 64 bytes and a scale of 4 per row
         (10, 4080)
         >>> headwise.attention(torch.randn(1, 9, 1, 64), kv=kv).shape
         torch.Size([1, 9, 1, 64])
@@ -29,11 +29,13 @@ class QuantizedCache:
     appends, as with `ContiguousCache`. No gradient flows through them.
 
     Args:
-        bits: 8 (a scale a row) or 4 (a scale for 32 elements, of an even dim).
+        bits: 8 (one scale per row) or 4 (one scale per 32 elements, of an even dim).
 
     Raises:
         ShapeError: other bits.
     """
+
+    gives = "view"
 
     def __init__(self, bits: Bits = 8) -> None:
         if bits not in (4, 8):
@@ -54,9 +56,14 @@ class QuantizedCache:
         return self._integers.length
 
     @property
-    def held(self) -> int:
-        """Tokens that the next one can see: all."""
-        return self.length
+    def name(self) -> str:
+        """int8 or int4"""
+        return f"int{self.bits}"
+
+    @property
+    def batch(self) -> int | None:
+        """Sequences; None before any append."""
+        return self._integers.batch
 
     @property
     def view(self) -> QuantKV | None:
@@ -133,23 +140,11 @@ class QuantizedCache:
             ShapeError: `index` is not 1-d or names a sequence that is not held.
             CapacityError: the new buffers cannot be allocated; the cache is unchanged.
         """
-        self._both(ContiguousCache.select, index)
-
-    def reorder(self, index: Tensor) -> None:
-        """`select` that keeps the batch size, as beam search does at every step.
-
-        Raises:
-            ShapeError: as `select`, or `index` has another length than the batch.
-            CapacityError: as `select`.
-        """
-        self._both(ContiguousCache.reorder, index)
-
-    def _both(self, change: Callable[[ContiguousCache, Tensor], None], index: Tensor) -> None:
-        """The scales first: of the two, integers are what may not fit, and nothing changes then."""
+        # the scales first: of the two, integers are what may not fit, and nothing changes then
         before = copy(self._scales)
-        change(self._scales, index)
+        self._scales.select(index)
         try:
-            change(self._integers, index)
+            self._integers.select(index)
         except CapacityError:
             self._scales = before
             raise
@@ -164,3 +159,21 @@ class QuantizedCache:
         """Move what is held to `device`."""
         self._integers.to(device)
         self._scales.to(device)
+
+
+INT8 = CacheKind(
+    "int8",
+    ("int8",),
+    lambda size, sinks: QuantizedCache(8),
+    lambda size, sinks: "int8, one scale per row",
+    layout="int8",
+    bits=8,
+)
+INT4 = CacheKind(
+    "int4",
+    ("int4",),
+    lambda size, sinks: QuantizedCache(4),
+    lambda size, sinks: "int4, rotated, one scale per 32 elements",
+    layout="int4",
+    bits=4,
+)

@@ -9,11 +9,12 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from headwise.caches.contiguous import ContiguousCache, check_index
+from headwise.caches.contiguous import ContiguousCache
+from headwise.caches.protocol import Cache, CacheKind
 from headwise.errors import ShapeError, UnsupportedError
 
 
-class WindowCache:
+class WindowCache(Cache):
     """Two tensors [B, heads, L, dim] side by side, of which the last `window` - 1 tokens are kept.
 
     Example:
@@ -44,12 +45,14 @@ class WindowCache:
         ShapeError: `window` is below 1, or `sinks` below 0.
     """
 
+    gives = "part"
+
     def __init__(self, window: int, sinks: int = 0) -> None:
         if window < 1:
             raise ShapeError(f"window is {window}, expected at least 1")
         if sinks < 0:
             raise ShapeError(f"sinks is {sinks}, expected 0 or more")
-        self.window = window
+        self.window: int = window
         self.sinks = sinks
         self.length = 0
         self._recording = False
@@ -86,6 +89,17 @@ class WindowCache:
     def second(self) -> Tensor | None:
         """What is kept of the second tensor, [B, heads, held, dim]; None at first."""
         return self._kept(self._buffer.second, 1)
+
+    @property
+    def name(self) -> str:
+        """As "window:2048,sinks=4"."""
+        name = f"{KIND.name}:{self.window}"
+        return f"{name},sinks={self.sinks}" if self.sinks else name
+
+    @property
+    def batch(self) -> int | None:
+        """Sequences; None before any append."""
+        return self._buffer.batch
 
     @property
     def held(self) -> int:
@@ -193,16 +207,6 @@ class WindowCache:
             first, second = (t.index_select(0, index.to(t.device)) for t in self._sinks)
             self._sinks = first, second
 
-    def reorder(self, index: Tensor) -> None:
-        """`select` that keeps the batch size, as beam search does at every step.
-
-        Raises:
-            ShapeError: as `select`, or `index` has another length than the batch.
-        """
-        first = self._buffer.first
-        check_index(index, None if first is None else first.shape[0])
-        self.select(index)
-
     def reset(self) -> None:
         """Forget everything and release the memory."""
         self.length = 0
@@ -260,3 +264,22 @@ class WindowCache:
             moved.append(self._from(first, passed, 0), self._from(second, passed, 1))
         self._buffer = moved
         self._lead = self.sinks
+
+
+def _words(size: int, sinks: int) -> str:
+    return f"the last {size} tokens" + (f" and the first {sinks}" if sinks else "")
+
+
+def _obstacle(size: int) -> str | None:
+    return None if 1 <= size < 2**31 else ", expected a window of 1 to 2**31 - 1 tokens"
+
+
+KIND = CacheKind(
+    "window",
+    ("window:W", "window:W,sinks=S"),
+    WindowCache,
+    _words,
+    size=None,
+    takes_sinks=True,
+    obstacle=_obstacle,
+)

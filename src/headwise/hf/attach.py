@@ -414,10 +414,10 @@ def _require_cache(
     specs = [] if spec is None else [at.attention for at in spec.layers if at.attention]
     for at in specs:
         dims = at.cache_rows.dims
-        if choice.kind == "int4" and any(dim % 2 for dim in dims):
+        if choice.declared.bits == 4 and any(dim % 2 for dim in dims):
             raise UnsupportedError(
-                f"cache='int4' packs two numbers a byte, and {type(model).__name__} caches rows of "
-                f"{dims[0]} and {dims[1]}: expected even ones; take int8"
+                f"cache={str(choice)!r} packs two numbers per byte, and {type(model).__name__} "
+                f"caches rows of {dims[0]} and {dims[1]}: expected even ones; take int8"
             )
 
 

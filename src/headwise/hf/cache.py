@@ -164,12 +164,12 @@ class OwnLayer(CacheLayerMixin):
 
 
 class ContiguousLayer(OwnLayer):
-    """A layer that holds every token, in a `ContiguousCache`."""
+    """A layer that holds every token; by default in a `ContiguousCache`."""
 
     is_sliding = False
 
-    def __init__(self) -> None:
-        super().__init__(ContiguousCache())
+    def __init__(self, cache: Any = None) -> None:
+        super().__init__(ContiguousCache() if cache is None else cache)
 
     def get_max_length(self) -> int:
         """No maximum."""
@@ -185,7 +185,7 @@ class ViewLayer(ContiguousLayer):
     cache: PagedCache | QuantizedCache
 
     def __init__(self, cache: PagedCache | QuantizedCache) -> None:
-        OwnLayer.__init__(self, cache)
+        super().__init__(cache)
         self.dtype = torch.float32
 
     def _held(self, which: int) -> Tensor | None:
@@ -209,9 +209,6 @@ class SinksLayer(ContiguousLayer):
     """
 
     cache: WindowCache
-
-    def __init__(self, cache: WindowCache) -> None:
-        OwnLayer.__init__(self, cache)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """All tokens, whether held or not."""
@@ -298,6 +295,8 @@ class WindowLayer(OwnLayer):
 
 
 _DEFAULT = CacheChoice()
+# The layer for a cache, by what the cache gives.
+_LAYERS: dict[str, Any] = {"rows": ContiguousLayer, "view": ViewLayer, "part": SinksLayer}
 
 
 def use_own_layers(cache: Cache, choice: CacheChoice = _DEFAULT) -> Cache:
@@ -319,9 +318,7 @@ def use_own_layers(cache: Cache, choice: CacheChoice = _DEFAULT) -> Cache:
 
 def _full_layer(choice: CacheChoice) -> OwnLayer:
     cache = choice.make()
-    if isinstance(cache, WindowCache):
-        return SinksLayer(cache)
-    return ContiguousLayer() if isinstance(cache, ContiguousCache) else ViewLayer(cache)
+    return _LAYERS[cache.gives](cache)
 
 
 def _own_layer(layer: Any, choice: CacheChoice) -> Any:
@@ -334,14 +331,7 @@ def _own_layer(layer: Any, choice: CacheChoice) -> Any:
 
 def cache_name(layer: Any) -> str:
     """What holds a layer's tokens, by the names that `attach` takes; "none" if it is not ours."""
-    cache = layer.cache if isinstance(layer, OwnLayer) else None
-    if isinstance(cache, WindowCache):
-        return str(CacheChoice("window", cache.window, cache.sinks))
-    if isinstance(cache, PagedCache):
-        return str(CacheChoice("paged", cache.page_size))
-    if isinstance(cache, QuantizedCache):
-        return f"int{cache.bits}"
-    return "none" if cache is None else "contiguous"
+    return str(layer.cache.name) if isinstance(layer, OwnLayer) else "none"
 
 
 def cache_nbytes(cache: Cache) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.caches import Cache, ContiguousCache, PagedCache, WindowCache
+from headwise.caches import Cache
 from headwise.errors import OptionError, ShapeError
 from headwise.nn.rope import Rope, check_positions
 from headwise.ops import check_mask_and_bias, require_tensor
@@ -44,24 +44,22 @@ def check_hidden(name: str, hidden: Any, size: int) -> None:
 
 def check_cache(cache: Any, window: int | None, *, cross: bool = False) -> None:
     """Raise `ShapeError` unless `cache` is None or one that a layer of this window can use."""
-    if cache is None or isinstance(cache, ContiguousCache):
+    if cache is None:
         return
     if not isinstance(cache, Cache):
         raise ShapeError(
             f"cache is a {type(cache).__name__}, expected one of headwise.caches, a new one for "
             "each layer"
         )
-    if cross:
+    if cross and cache.gives != "rows":
         raise ShapeError(
             f"cross-attention was given a {type(cache).__name__}, expected a contiguous one"
         )
-    if not isinstance(cache, WindowCache):
-        return
     if cache.sinks:
         raise ShapeError(
             f"the cache keeps {cache.sinks} first tokens, this layer does not see them"
         )
-    if cache.window != window:
+    if cache.window not in (None, window):
         own = "no window" if window is None else f"a window of {window}"
         raise ShapeError(f"the cache has a window of {cache.window}, this layer {own}")
 
@@ -69,9 +67,11 @@ def check_cache(cache: Any, window: int | None, *, cross: bool = False) -> None:
 def next_positions(cache: Cache | None, hidden: Tensor) -> Tensor:
     """[S] or, where sequences differ in length, [B, S]: positions after what the cache holds."""
     steps = torch.arange(hidden.shape[1], device=hidden.device)
-    if isinstance(cache, PagedCache) and len(set(cache.lengths)) > 1:
-        return torch.tensor(cache.lengths, device=hidden.device)[:, None] + steps
-    return steps if cache is None else steps + cache.length
+    if cache is None:
+        return steps
+    if cache.starts is not None:
+        return torch.tensor(cache.starts, device=hidden.device)[:, None] + steps
+    return steps + cache.length
 
 
 def check_extras(

@@ -1,0 +1,161 @@
+"""What every cache is, and how a kind of cache is declared."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from headwise.errors import ShapeError, UnsupportedError
+from headwise.ops import KV, Bits
+
+# What `append` returns: all rows, a view of all, or those rows alone that the new tokens may see.
+Gives = Literal["rows", "view", "part"]
+
+
+class Cache(ABC):
+    """Keys and values of one layer, or MLA's latents and rope keys: memory and positions.
+
+    Two tensors [B, heads, L, dim] side by side. What it hands out never changes: rows that somebody
+    still holds are not written over. A `copy.copy` shares memory until either of the two appends.
+    Appends are in place, so no gradient flows through them.
+    """
+
+    gives: ClassVar[Gives] = "rows"
+    window: int | None = None
+    sinks: int = 0
+    length: Any  # tokens seen, of the longest sequence
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """How `CacheChoice.parse` reads it, as "paged:64"."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that the held tokens take."""
+
+    @property
+    @abstractmethod
+    def reserved_bytes(self) -> int:
+        """Bytes that are allocated."""
+
+    @property
+    def held(self) -> int:
+        """Tokens that the next one can see: all."""
+        return self.length
+
+    @property
+    @abstractmethod
+    def batch(self) -> int | None:
+        """Sequences; None before any append."""
+
+    @property
+    def starts(self) -> Sequence[int] | None:
+        """The next position of each sequence where they differ; None where it is `length`."""
+        return None
+
+    @abstractmethod
+    def append(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor] | KV:
+        """Add tokens: first [B, heads, S, dim], second [B, heads, S, dim']."""
+
+    @abstractmethod
+    def crop(self, length: int) -> None:
+        """Keep the first `length` tokens."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> None:
+        """Make sequence i what sequence index[i] was: index [B'] int, any order, repeats allowed.
+
+        Raises:
+            ShapeError: `index` is not 1-d or names a sequence that is not held.
+            CapacityError: new buffers cannot be allocated; the cache is unchanged.
+        """
+
+    def reorder(self, index: Tensor) -> None:
+        """`select` that keeps the batch size, as beam search does at every step.
+
+        Raises:
+            ShapeError: as `select`, or `index` has another length than the batch.
+            CapacityError: as `select`.
+        """
+        check_index(index, self.batch)
+        self.select(index)
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget everything and release the memory."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> None:
+        """Move what is held to `device`."""
+
+
+@dataclass(frozen=True)
+class CacheKind:
+    """One kind of cache, as it is asked for by name: `name`, `name:SIZE` or `name:SIZE,sinks=S`.
+
+    Args:
+        name: of the kind.
+        forms: what people may write.
+        make: an empty cache of (size, sinks).
+        words: what it is, for a report, of (size, sinks).
+        size: the default; None where one must be given, 0 where there is none.
+        takes_sinks: whether sinks may be given.
+        obstacle: why it cannot be of this size; None if it can.
+        layout: of what it gives, as a `Problem` names it.
+        bits: of the integers that rows are rounded to; None where they keep their dtype.
+    """
+
+    name: str
+    forms: tuple[str, ...]
+    make: Callable[[int, int], Cache]
+    words: Callable[[int, int], str]
+    size: int | None = 0
+    takes_sinks: bool = False
+    obstacle: Callable[[int], str | None] = lambda size: None
+    layout: str = "dense"
+    bits: Bits | None = None
+
+
+def check_index(index: Tensor, batch: int | None = None) -> None:
+    """Raise `ShapeError` unless `index` is [B'] of integers, one for each of `batch` if given."""
+    if not isinstance(index, Tensor):
+        raise ShapeError(f"index is a {type(index).__name__}, expected a tensor [B'] of integers")
+    if index.ndim != 1 or index.dtype not in (torch.int32, torch.int64):
+        raise ShapeError(
+            f"index has shape {list(index.shape)} and dtype {index.dtype}, expected [B'] of int32 "
+            "or int64"
+        )
+    if batch is not None and len(index) != batch:
+        raise ShapeError(
+            f"index has shape {list(index.shape)}, expected [{batch}], one per sequence held"
+        )
+
+
+def check_crop(length: Any, held: int) -> None:
+    """Raise `ShapeError` unless `length` is an int of 0 to `held`."""
+    if not isinstance(length, int) or not 0 <= length <= held:
+        raise ShapeError(f"crop to {length!r} tokens, expected 0 to {held}, those held")
+
+
+def check_pair(first: Tensor, second: Tensor) -> None:
+    """Raise unless both are tokens of the same sequences, [B, heads, S, dim], without gradients."""
+    for name, tokens in (("first", first), ("second", second)):
+        if not isinstance(tokens, Tensor):
+            raise ShapeError(f"{name} is a {type(tokens).__name__}, expected a tensor")
+        if tokens.ndim != 4:
+            raise ShapeError(f"{name} has shape {list(tokens.shape)}, expected [B, heads, S, dim]")
+        if tokens.requires_grad and torch.is_grad_enabled():
+            raise UnsupportedError(
+                f"{name} needs gradients, and a cache appends in place: use torch.no_grad(), or "
+                "train without a cache"
+            )
+    if first.shape[:3] != second.shape[:3] or first.device != second.device:
+        raise ShapeError(
+            f"first has shape {list(first.shape)} on {first.device} and second "
+            f"{list(second.shape)} on {second.device}: B, heads, S and device must agree"
+        )
