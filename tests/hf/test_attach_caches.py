@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,9 +17,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 import headwise
 from families import MLA, VOCABULARY, WINDOW, make
 from headwise.caches import PagedCache, QuantizedCache, WindowCache
-from headwise.hf import cache_nbytes, interface, latent
-from headwise.hf.owned import NAME
-from headwise.ops import dequantize, quantize
+from headwise.hf import attend, cache_nbytes, latent
+from headwise.hf.module_hook import NAME
+from headwise.ops import AttentionCall, dequantize, quantize
 
 NEW_TOKENS = 16
 # float32 rounding of about 1e-7, through 3 layers whose activations grow to about 10
@@ -223,14 +224,15 @@ def test_a_window_with_sinks_generates_what_that_mask_over_a_whole_context_does(
 ) -> None:
     model, plain = _attached(family, SINKS), _attached(family, "contiguous")
     given = {mode: MODES[mode](model) for mode in MODES}
-    own = interface.attention
+    own = attend.run_call
 
-    def masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> Any:
-        seen = _seen(key.shape[2], 9, 3)[:, :, -query.shape[2] :]
-        mask = seen if options["mask"] is None else seen & options["mask"]
-        return own(query, key, value, **{**options, "mask": mask, "causal": False})
+    def masked(call: AttentionCall) -> Any:
+        seen = _seen(call.key.shape[2], 9, 3)[:, :, -call.query.shape[2] :]
+        mask = seen if call.options.mask is None else seen & call.options.mask
+        options = replace(call.options, mask=mask, causal=False)
+        return own(replace(call, options=options))
 
-    monkeypatch.setattr(interface, "attention", masked)
+    monkeypatch.setattr(attend, "run_call", masked)
     for mode, tokens in given.items():
         assert torch.equal(tokens, MODES[mode](plain)), mode
 

@@ -8,7 +8,7 @@ import torch
 
 import headwise
 from families import DECODERS, ENCODERS, GENERATORS, MLA, VOCABULARY, make
-from headwise.hf import interface
+from headwise.hf import attend
 from rounding import half_precision_error, relative_error
 
 NEW_TOKENS = 24
@@ -136,7 +136,7 @@ def test_attached_models_run_our_attention(family: str, monkeypatch: pytest.Monk
     model = make(family)
     layers = model.config.num_hidden_layers if family != "t5" else 3 + 3 + 3
     calls = []
-    ours = {"attention": interface.attention, "attend_absorbed": interface.attend_absorbed}
+    ours = {"run_call": attend.run_call, "absorb": attend.absorb}
 
     def spy(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -148,7 +148,7 @@ def test_attached_models_run_our_attention(family: str, monkeypatch: pytest.Monk
         return call
 
     for name in ours:
-        monkeypatch.setattr(interface, name, spy(name))
+        monkeypatch.setattr(attend, name, spy(name))
     headwise.attach(model)
     with torch.no_grad():
         _forward(model, input_ids=PROMPT)
@@ -163,7 +163,7 @@ def test_decoding_absorbs_and_never_expands_the_context(
     headwise.attach(model)
     with torch.no_grad():
         cache = model(PROMPT, use_cache=True).cache
-    monkeypatch.setattr(interface, "expand", lambda *_: pytest.fail("expanded the context"))
+    monkeypatch.setattr(attend, "expand", lambda *_: pytest.fail("expanded the context"))
     with torch.no_grad():
         model(PROMPT[:, :1], cache=cache)
 

@@ -11,7 +11,7 @@ import transformers as hf
 
 import headwise
 from families import VOCABULARY, make
-from headwise.hf.owned import NAME
+from headwise.hf.module_hook import NAME
 
 IDS = torch.randint(3, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(8))
 

@@ -220,7 +220,7 @@ def test_a_layer_that_becomes_stock_leaves_its_copy_alone() -> None:
 
 def _places(layer: Any) -> list[int]:
     """Where the rows of a layer lie."""
-    if isinstance(layer.keys, headwise.hf.handed.HandedRows):
+    if isinstance(layer.keys, headwise.hf.cached_rows.CachedRows):
         kv = layer.keys.kv
         names = ("key", "value", "key_scales", "value_scales")
         parts = [getattr(kv, name) for name in names if hasattr(kv, name)]

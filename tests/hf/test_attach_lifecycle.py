@@ -16,7 +16,7 @@ import transformers as hf
 
 import headwise
 from families import FAMILIES, GENERATORS, OWN_FORWARD, VOCABULARY, make
-from headwise.hf.owned import NAME
+from headwise.hf.module_hook import NAME
 
 PROMPT = torch.randint(3, VOCABULARY, (1, 13), generator=torch.Generator().manual_seed(8))
 

@@ -10,7 +10,7 @@ import transformers as hf
 
 import headwise
 from families import OWN_FORWARD, VOCABULARY, make
-from headwise.hf.owned import NAME
+from headwise.hf.module_hook import NAME
 from rounding import half_precision_error, relative_error
 
 # Of models like those below, for the docs.

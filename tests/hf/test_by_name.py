@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 import headwise
 from families import ENCODERS, GENERATORS, OWN_FORWARD, VOCABULARY, make
-from headwise.hf.owned import NAME
+from headwise.hf.module_hook import NAME
 
 IDS = torch.randint(3, VOCABULARY, (2, 19), generator=torch.Generator().manual_seed(5))
 MASK = torch.ones_like(IDS)

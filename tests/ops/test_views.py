@@ -17,7 +17,7 @@ from headwise.ops import (
     explain_problem,
     quantize,
 )
-from headwise.ops.attend.operator import checked_call
+from headwise.ops.attend.operator import make_call
 from headwise.ops.backend import cpu
 from headwise.ops.integers import rounding
 from ops.calls import attention_calls
@@ -167,10 +167,10 @@ def test_the_explanation_says_what_is_done_with_a_view():
     assert words.count("int4 dequantised first") == 2
     with pytest.raises(ShapeError, match="bits is 5, expected 4 or 8"):
         quantize(key, 5)
-    _, wide = checked_call(
+    wide = make_call(
         torch.randn(1, 1, 1, 600), None, None, kv=in_pages(*[torch.randn(1, 1, 3, 600)] * 2, 4)
     )
-    assert explain_problem(wide).chosen == "torch"
+    assert explain_problem(wide.problem()).chosen == "torch"
 
 
 def test_the_operators_pass_opcheck():

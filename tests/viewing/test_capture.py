@@ -8,7 +8,7 @@ import torch
 import families
 import headwise
 from generation.models import LIMIT, make
-from headwise.hf.observe import observing
+from headwise.hf.observer import observing
 from headwise.measure.memory import peak_memory
 from headwise.viewing import LayerView
 from headwise.viewing.capture import Capture, Wanted

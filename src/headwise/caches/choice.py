@@ -65,6 +65,12 @@ class CacheChoice:
         """
         return self.declared.words(self.size, self.sinks)
 
+    @staticmethod
+    def layout(name: str) -> str:
+        """How a `Problem` names what the cache of this name gives; "dense" for any other."""
+        kind = KINDS.get(name.partition(":")[0])
+        return "dense" if kind is None else kind.layout
+
     def make(self) -> Cache:
         """An empty cache of this kind."""
         return self.declared.make(self.size, self.sinks)

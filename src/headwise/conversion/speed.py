@@ -16,7 +16,7 @@ from headwise.generation.attention import select_attention
 from headwise.generation.options import context_limit
 from headwise.generation.session import LOGIT_TOLERANCE
 from headwise.generation.stepper import Stepper
-from headwise.hf.owned import NAME
+from headwise.hf.module_hook import NAME
 from headwise.loading.load import cache_bytes, load_config, load_model
 from headwise.loading.memory import weight_bytes
 from headwise.measure.timing import Ratio, interleaved, ratio

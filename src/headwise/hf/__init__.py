@@ -26,10 +26,10 @@ from headwise.hf.deepseek_mha import (
     DeepseekV3MhaModel,
     register_weights,
 )
+from headwise.hf.families import refuse_name
 from headwise.hf.interface import register
 from headwise.hf.mla_config import HeadwiseMlaConfig
 from headwise.hf.mla_model import HeadwiseMlaForCausalLM, HeadwiseMlaModel
-from headwise.hf.own_forward import refuse_name
 from headwise.hf.report import AttachReport, LayerReport
 
 __all__ = [

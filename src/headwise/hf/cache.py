@@ -25,7 +25,7 @@ from headwise.caches import (
     WindowCache,
 )
 from headwise.errors import ShapeError, UnsupportedError
-from headwise.hf.handed import HandedRows, WindowKV
+from headwise.hf.cached_rows import CachedRows, WindowKV
 
 
 class OwnLayer(CacheLayerMixin):
@@ -149,7 +149,7 @@ class OwnLayer(CacheLayerMixin):
     def _become_stock(self) -> None:
         stock = self._stock()
         keys, values, device = self.keys, self.values, self.device
-        if isinstance(keys, HandedRows) and isinstance(values, HandedRows):
+        if isinstance(keys, CachedRows) and isinstance(values, CachedRows):
             keys, values = keys.dense(), values.dense()
         self.__dict__.clear()
         self.__class__ = type(stock)
@@ -190,14 +190,14 @@ class ViewLayer(ContiguousLayer):
 
     def _held(self, which: int) -> Tensor | None:
         view = self.cache.view
-        return None if view is None else HandedRows(view, self.dtype, is_value=which == 1)
+        return None if view is None else CachedRows(view, self.dtype, is_value=which == 1)
 
     def _append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self.dtype = keys.dtype
         view = self.cache.append(keys, values)
         return (
-            HandedRows(view, self.dtype, is_value=False),
-            HandedRows(view, self.dtype, is_value=True),
+            CachedRows(view, self.dtype, is_value=False),
+            CachedRows(view, self.dtype, is_value=True),
         )
 
 
@@ -239,8 +239,8 @@ class SinksLayer(ContiguousLayer):
             whole=key.shape[2] == cache.length <= cache.window + cache.sinks,
         )
         return (
-            HandedRows(view, key.dtype, is_value=False),
-            HandedRows(view, key.dtype, is_value=True),
+            CachedRows(view, key.dtype, is_value=False),
+            CachedRows(view, key.dtype, is_value=True),
         )
 
     def _stock(self) -> DynamicLayer:

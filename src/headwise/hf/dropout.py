@@ -8,73 +8,64 @@ import sys
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from headwise.errors import UnsupportedError
+from headwise.hf.request import Request
+from headwise.ops import Options
 
 
-def attend_with_dropout(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout: float,
-    options: dict[str, Any],
-    *,
-    eager: bool,
-    weights: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Out [B,S,H,V] and, where `weights` asks for them, the weights [B,H,S,L].
-
-    query [B,H,S,D], key [B,K,L,D], value [B,K,L,V]; options: as `attention` takes them; eager:
-    whether that was the attention before.
-    """
+def attend_with_dropout(request: Request) -> tuple[Tensor, Tensor | None]:
+    """Out [B,S,H,V] and, where asked for, the weights [B,H,S,L]."""
+    module, query, options = request.module, request.query, request.options
+    key, value = request.rows
     mask = _explicit_mask(query, key, options)
-    by_sdpa = not (eager or weights) and options["softcap"] is None and options["sinks"] is None
+    exact = request.eager or request.weights
+    by_sdpa = not exact and options.softcap is None and options.sinks is None
     function: Any = sdpa_attention_forward
-    extra = {"is_causal": False}
+    extra: dict[str, Any] = {"is_causal": False}
     hidden = None
     if not by_sdpa:
-        function, extra = _eager_function(module), {"softcap": options["softcap"]}
+        function, extra = _eager_function(module), {"softcap": options.softcap}
         if mask.dtype == torch.bool:
-            hidden = None if eager else ~mask.any(-1)
+            hidden = None if request.eager else ~mask.any(-1)
             mask = torch.where(mask, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
-    out, weight = function(
-        module, query, key, value, mask, dropout=dropout, scaling=options["scale"], **extra
-    )
+    extra |= {"dropout": request.dropout, "scaling": options.scale}
+    out, weight = function(module, query, key, value, mask, **extra)
     if hidden is not None:
         # what was there before gives 0 where eager averages
         out = out.masked_fill(hidden.transpose(1, 2).unsqueeze(-1), 0.0)
         weight = weight.masked_fill(hidden.unsqueeze(-1), 0.0)
-    return out, weight if weights else None
+    return out, weight if request.weights else None
 
 
-def _eager_function(module: nn.Module) -> Any:
+def _eager_function(module: Any) -> Any:
     """Transformers' eager attention of the module's family, a subclass of a user's included."""
     name = "eager_attention_forward"
     for base in type(module).__mro__:
         names = vars(sys.modules[base.__module__])
         # where one file has several, some are named after their tower
-        found = names.get(name) or next((names[at] for at in names if at.endswith(name)), None)
-        if found is not None:
-            return found
+        others = (function for other, function in names.items() if other.endswith(name))
+        function = names.get(name) or next(others, None)
+        if function is not None:
+            return function
     raise UnsupportedError(
         f"{type(module).__name__} has no eager attention to take dropout from: set its attention "
         "dropout to 0, or call headwise.detach(model)"
     )
 
 
-def _explicit_mask(query: Tensor, key: Tensor, options: dict[str, Any]) -> Tensor:
+def _explicit_mask(query: Tensor, key: Tensor, options: Options) -> Tensor:
     """All that `options` masks or adds, as one [B|1,1|H,S,L]: additive where there is a bias."""
     length, context = query.shape[2], key.shape[2]
     visible = torch.ones(1, 1, length, context, dtype=torch.bool, device=query.device)
-    if options["causal"]:
+    if options.causal:
         visible = visible.tril(context - length)
-    if options["window"] is not None:
-        visible = visible.triu(context - length - options["window"] + 1)
-    if options["mask"] is not None:
-        visible = visible & options["mask"]
-    if options["bias"] is None:
+    if options.window is not None:
+        visible = visible.triu(context - length - options.window + 1)
+    if options.mask is not None:
+        visible = visible & options.mask
+    if options.bias is None:
         return visible
-    return torch.where(visible, options["bias"].to(query.dtype), torch.finfo(query.dtype).min)
+    return torch.where(visible, options.bias.to(query.dtype), torch.finfo(query.dtype).min)

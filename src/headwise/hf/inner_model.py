@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from headwise.errors import UnsupportedError
-from headwise.hf.owned import NAME
+from headwise.hf.module_hook import NAME
 from headwise.spec.families import FAMILIES
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.hf.owned import NAME, Owned
-from headwise.ops import PagedKV, QuantKV, choose_paradigm, latent_attention
+from headwise.hf.module_hook import NAME, ModuleHook
+from headwise.hf.request import Request
+from headwise.ops import choose_paradigm, latent_attention
 
 
-class LatentPassthrough(Owned):
+class LatentPassthrough(ModuleHook):
     """Stands in for a module's `expand_kv`: latent [B,1,L,R] and rope key [B,1,L,P] go through.
 
     Where the user has set another attention since, it is the module's own expansion again.
@@ -51,42 +52,34 @@ def obstacle(module: Any) -> str | None:
     return None
 
 
-def attend_absorbed(
-    module: Any,
-    query: Tensor,
-    latent: Tensor,
-    key_rope: Tensor,
-    kv: PagedKV | QuantKV | None,
-    *,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float,
-    return_lse: bool = False,
-) -> tuple[Tensor, Tensor | None] | None:
+def absorb(request: Request) -> tuple[Tensor, Tensor | None] | None:
     """out [B,H,S,V] and, when asked, lse [B,H,S] by absorption.
 
-    None where the module's own expansion is right or cheaper.
-
-    query [B,H,S,N+P], latent [B,1,L,R], key_rope [B,1,L,P], or in their place a view, `kv`.
+    None where the module's own expansion is right or cheaper. The request has queries [B,H,S,N+P],
+    latents [B,1,L,R] and rope keys [B,1,L,P], or a view of these.
     """
-    rope_dim = key_rope.shape[-1]
-    nope_dim = query.shape[-1] - rope_dim
-    heads, rank = query.shape[1], latent.shape[-1]
+    module: Any = request.module
+    query, latent, options = request.query, request.key, request.options
+    extras = (options.bias, options.softcap, options.sinks, options.window)
+    if request.dropout or request.weights or any(extra is not None for extra in extras):
+        return None
     # an adapter or a quantiser may have wrapped the projection since attach
     if obstacle(module) is not None:
         return None
-    weight = module.kv_b_proj.weight
+    weight: Tensor = module.kv_b_proj.weight
     if torch.is_autocast_enabled(latent.device.type):
         weight = weight.to(latent.dtype)
     if weight.dtype != latent.dtype:
         return None
     if torch.is_grad_enabled() and any(t.requires_grad for t in (query, latent, weight)):
         return None
-    value_dim = weight.shape[0] // heads - nope_dim
+    rope_dim, rank = request.value.shape[-1], latent.shape[-1]
+    batch, heads, length, dim = query.shape
+    nope_dim, value_dim = dim - rope_dim, weight.shape[0] // heads - (dim - rope_dim)
     paradigm = choose_paradigm(
-        batch=query.shape[0],
+        batch=batch,
         heads=heads,
-        query_length=query.shape[2],
+        query_length=length,
         context=latent.shape[2],
         nope_dim=nope_dim,
         rope_dim=rope_dim,
@@ -96,20 +89,22 @@ def attend_absorbed(
     )
     if paradigm == "expanded":
         return None
-    query_nope, query_rope = query.split([nope_dim, rope_dim], dim=-1)
-    w_uk, w_uv = weight.view(heads, -1, rank).split([nope_dim, value_dim], dim=1)
-    given: dict[str, Any] = {"kv": kv, "paradigm": "absorbed", "causal": causal}
-    given |= {"scale": scale, "mask": mask, "return_lse": return_lse}
-    found = latent_attention(
-        query_nope,
-        query_rope,
-        None if kv is not None else latent.squeeze(1),
-        None if kv is not None else key_rope.squeeze(1),
-        w_uk,
-        w_uv,
-        **given,
+    kv, per_head = request.kv, weight.view(heads, -1, rank)
+    result = latent_attention(
+        query[..., :nope_dim],
+        query[..., nope_dim:],
+        latent=None if kv is not None else latent.squeeze(1),
+        key_rope=None if kv is not None else request.value.squeeze(1),
+        w_uk=per_head[:, :nope_dim],
+        w_uv=per_head[:, nope_dim:],
+        kv=kv,
+        paradigm=paradigm,
+        causal=options.causal,
+        scale=options.scale,
+        mask=options.mask,
+        return_lse=options.return_lse,
     )
-    return found if isinstance(found, tuple) else (found, None)
+    return result if isinstance(result, tuple) else (result, None)
 
 
 def absorbed_query(module: Any, query: Tensor, rope_dim: int) -> Tensor:

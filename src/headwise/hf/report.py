@@ -4,15 +4,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.text import Text
 
 from headwise.base.console import as_html
-from headwise.ops import Explanation, Problem, Verdict, explain_problem
+from headwise.ops import Explanation, Verdict
 from headwise.spec import AttentionSpec
-
-# Lengths that stand for a long context in the report; backends decide by shape.
-_CONTEXT = 4096
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,66 +79,6 @@ class AttachReport:
                     for line in str(Explanation(verdicts)).splitlines():
                         seen[f"{phase:<7}  {line}"] = None
         return list(seen)
-
-
-def layer_report(
-    name: str,
-    spec: AttentionSpec | None,
-    dtype: torch.dtype,
-    device: str,
-    note: str,
-    absorbs: bool,
-    cache: str = "none",
-) -> LayerReport:
-    """Ask the backends about decoding and prefill of one layer. `absorbs`: MLA that is absorbed."""
-    if spec is None:
-        return LayerReport(name, None, (), (), note, cache=cache)
-    decode = spec.absorbed() if absorbs else spec
-    kind = cache.partition(":")[0]
-    layout = kind if kind in ("paged", "int8", "int4") else "dense"
-    # with no part of a key that is not rotated, the rope key is the whole key
-    split_key = absorbs and spec.nope_dim > 0
-    one = _problem(decode, 1, dtype, device, split_key=split_key)
-    many = _problem(spec, _CONTEXT, dtype, device, split_key=False)
-    # latents that are expanded are dense from there on
-    one.layout = layout if absorbs or spec.mechanism != "MLA" else "dense"
-    many.layout = layout if spec.mechanism != "MLA" else "dense"
-    return LayerReport(
-        name,
-        spec,
-        explain_problem(one).verdicts,
-        explain_problem(many).verdicts,
-        note,
-        cache=cache,
-    )
-
-
-def left_to_stock(name: str, reason: str) -> LayerReport:
-    """A layer that stays with Transformers."""
-    return LayerReport(name, None, (), (), reason, stock=True)
-
-
-def _problem(
-    spec: AttentionSpec, query_length: int, dtype: torch.dtype, device: str, *, split_key: bool
-) -> Problem:
-    return Problem(
-        batch=1,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        query_length=query_length,
-        context=_CONTEXT,
-        head_dim=spec.head_dim,
-        value_dim=spec.value_dim,
-        dtype=dtype,
-        device=device,
-        causal=spec.causal and not spec.cross,
-        window=spec.window if spec.causal else None,
-        sinks=spec.sinks,
-        softcap=spec.softcap is not None,
-        alibi=spec.alibi,
-        bias=dtype if spec.relative_bias else None,
-        split_key=split_key,
-    )
 
 
 def _parts(name: str) -> tuple[str, str, str]:

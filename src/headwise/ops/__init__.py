@@ -4,11 +4,11 @@ An operator is a folder (attend, latent, integers): what a call of it is, its de
 function. What runs it is a backend, a file in backend.
 """
 
-from headwise.ops.attend.call import Options, Problem
+from headwise.ops.attend.call import AttentionCall, Options, Problem
 from headwise.ops.attend.checks import check_mask_and_bias, require_tensor
-from headwise.ops.attend.operator import attention, explain
+from headwise.ops.attend.operator import attention, explain, explain_call, run_call
 from headwise.ops.attend.visible import visible_keys
-from headwise.ops.attend.weights import attention_weights, score_rows
+from headwise.ops.attend.weights import attention_weights, score_rows, weights_of
 from headwise.ops.backend import BACKENDS, explain_problem
 from headwise.ops.backend.protocol import (
     Accepted,
@@ -27,6 +27,7 @@ from headwise.ops.views import KV, PagedKV, QuantKV
 __all__ = [
     "KV",
     "Accepted",
+    "AttentionCall",
     "Backend",
     "Bits",
     "Explanation",
@@ -45,14 +46,17 @@ __all__ = [
     "choose_paradigm",
     "dequantize",
     "explain",
+    "explain_call",
     "explain_problem",
     "latent_attention",
     "quantize",
     "require_tensor",
     "rotate",
     "row_bytes",
+    "run_call",
     "score_rows",
     "visible_keys",
+    "weights_of",
 ]
 
 

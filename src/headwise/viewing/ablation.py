@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headwise.errors import OptionError, UnsupportedError
 from headwise.generation.stepper import Stepper
-from headwise.hf.observe import observing
+from headwise.hf.observer import observing
 from headwise.viewing.capture import Capture, Wanted
 from headwise.viewing.tokens import Token, describe
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import OptionError, UnsupportedError
-from headwise.hf.observe import Seen
+from headwise.hf.observer import Seen
 from headwise.ops import score_rows
 from headwise.viewing.layer import STATISTICS, LayerView
 from headwise.viewing.pooling import BLOCK, Pool, blocks, statistics, tile_size
@@ -47,8 +47,8 @@ class _Layer:
         self.index, self.all_heads = index, all_heads
         self.kv_heads, self.latent = seen.key.shape[1], seen.latent
         self.head_dim = seen.query.shape[3]
-        self.causal, self.scale = bool(options["causal"]), float(options["scale"])
-        self.softcap, self.window = options.get("softcap"), options.get("window")
+        self.causal, self.scale = bool(options.causal), float(options.scale)
+        self.softcap, self.window = options.softcap, options.window
         self.raw = torch.full(size, math.nan)
         self.added: Tensor | None = None
         self.content = None if seen.content_dim is None else torch.full(size, math.nan)
@@ -100,7 +100,7 @@ class _Layer:
 
 
 class Capture:
-    """An observer (`headwise.hf.observe`) that keeps what `wanted` says of one model's run.
+    """An observer (`headwise.hf.observer`) that keeps what `wanted` says of one model's run.
 
     `silent` maps a layer to heads whose output is replaced by zeros.
     """
@@ -216,24 +216,26 @@ class _Call:
         seen, options = self.seen, self.seen.options
         query = seen.query[0, group.heads][:, rows].to(self.exact)
         extra = {
-            name: None if options.get(name) is None else _part(options[name], group, rows, keys)
+            name: None
+            if getattr(options, name) is None
+            else _part(getattr(options, name), group, rows, keys)
             for name in ("bias", "mask")
         }
         score = score_rows(
             query,
             self.key(group.kv_head)[keys],
             rows + self.context - self.count - keys.start,
-            scale=float(options["scale"]),
-            causal=bool(options["causal"]),
-            window=options.get("window"),
-            softcap=options.get("softcap"),
+            scale=float(options.scale),
+            causal=bool(options.causal),
+            window=options.window,
+            softcap=options.softcap,
             **extra,
         )
         if seen.lse is not None:
             return score, seen.lse[0, group.heads][:, rows].to(self.exact)
-        assert keys.stop - keys.start == self.context or bool(options["causal"])
+        assert keys.stop - keys.start == self.context or bool(options.causal)
         lse = score.logsumexp(dim=-1)
-        sinks = options.get("sinks")
+        sinks = options.sinks
         if sinks is not None:
             lse = torch.logaddexp(lse, sinks[group.heads].to(self.exact)[:, None])
         return score, lse
@@ -254,7 +256,7 @@ class _Call:
         if layer.content is not None and content_dim is not None:
             content = query[..., :content_dim] @ key[:, :content_dim].T
             _put(layer.content, at, content.masked_fill(hidden, math.nan))
-        bias = self.seen.options.get("bias")
+        bias = self.seen.options.bias
         if bias is not None:
             if layer.added is None:
                 layer.added = torch.zeros_like(layer.raw)
@@ -265,7 +267,7 @@ class _Call:
         """All rows of the call in blocks of bounded size."""
         per_row = len(group.heads) * max(1, self.context)
         size = max(1, min(1024, BLOCK // per_row))
-        causal, window = bool(self.seen.options["causal"]), self.seen.options.get("window")
+        causal, window = bool(self.seen.options.causal), self.seen.options.window
         device = self.seen.query.device
         for part in blocks(range(self.start, self.start + self.count), pool.tile, size):
             first, stop = 0, self.context

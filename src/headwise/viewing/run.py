@@ -13,7 +13,7 @@ from headwise.generation.options import Sampling
 from headwise.generation.run import generate
 from headwise.hf import attach, detach
 from headwise.hf.inner_model import inner_models, named_parts
-from headwise.hf.observe import observing
+from headwise.hf.observer import observing
 from headwise.viewing.capture import Capture
 
 

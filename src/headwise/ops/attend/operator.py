@@ -4,7 +4,7 @@ from typing import Any, Literal, overload
 
 from torch import Tensor
 
-from headwise.ops.attend.call import AttentionCall, Options, Problem, check
+from headwise.ops.attend.call import AttentionCall, Options, check
 from headwise.ops.attend.checks import keys_and_values
 from headwise.ops.backend import choose, explain_problem
 from headwise.ops.backend.protocol import Explanation
@@ -126,8 +126,17 @@ def attention(
         return_lse=return_lse,
     )
     call = AttentionCall(query, key, value, options, kv=kv)
-    out, lse = choose(check(call), backend).attend(call)
+    out, lse = run_call(call, backend)
     return out if lse is None else (out, lse)
+
+
+def run_call(call: AttentionCall, backend: str | None = None) -> tuple[Tensor, Tensor | None]:
+    """Check a call and run it: out [B,H,S,V] and, when asked, lse [B,H,S].
+
+    Raises:
+        ShapeError, UnsupportedError: as `attention`.
+    """
+    return choose(check(call), backend).attend(call)
 
 
 def explain(
@@ -150,10 +159,15 @@ def explain(
         TypeError: an option that `attention` does not have.
     """
     options.pop("backend", None)
-    return explain_problem(checked_call(query, key, value, **options)[1])
+    return explain_call(make_call(query, key, value, **options))
 
 
-def checked_call(
+def explain_call(call: AttentionCall) -> Explanation:
+    """`explain` of a call."""
+    return explain_problem(check(call))
+
+
+def make_call(
     query: Tensor,
     key: Tensor | None,
     value: Tensor | None,
@@ -162,13 +176,12 @@ def checked_call(
     kv_lengths: Tensor | None = None,
     scale: float | None = None,
     **options: Any,
-) -> tuple[AttentionCall, Problem]:
-    """The call of `attention` with these arguments, and its facts."""
+) -> AttentionCall:
+    """The call of `attention` with these arguments."""
     key, value, kv_lengths = keys_and_values(key, value, kv, kv_lengths, "key and value")
     scale = _default_scale(query) if scale is None else scale
     made = Options(scale=scale, kv_lengths=kv_lengths, **options)
-    call = AttentionCall(query, key, value, made, kv=kv)
-    return call, check(call)
+    return AttentionCall(query, key, value, made, kv=kv)
 
 
 def _default_scale(query: Any) -> float:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from headwise.ops.attend import reference
-from headwise.ops.attend.operator import checked_call
+from headwise.ops.attend.call import AttentionCall, check
+from headwise.ops.attend.operator import make_call
 from headwise.ops.attend.visible import visible_keys
 
 
@@ -33,8 +34,13 @@ def attention_weights(query: Tensor, key: Tensor | None = None, **options: Any) 
         [B, H, S, L], float32 (float64 for float64 inputs). A row sums to 1; to less with a sink;
         to 0 where it may attend to nothing.
     """
-    weights, _ = reference.weights(checked_call(query, key, key, **options)[0].dense())
-    return weights
+    return weights_of(make_call(query, key, key, **options))
+
+
+def weights_of(call: AttentionCall) -> Tensor:
+    """`attention_weights` of a call."""
+    check(call)
+    return reference.weights(call.dense())[0]
 
 
 def score_rows(

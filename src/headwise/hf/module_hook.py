@@ -30,7 +30,7 @@ class StockConfig:
         return getattr(self.config, name)
 
 
-class Owned:
+class ModuleHook:
     """Holds its owner weakly, so that a model is freed as soon as its last user lets go.
 
     Pickled or copied together with its owner, it belongs to the owner's copy.

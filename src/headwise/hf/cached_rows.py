@@ -1,4 +1,4 @@
-"""What a cache layer hands to the attention function when keys and values are not two tensors."""
+"""What a cache layer gives the attention function where keys and values are not two tensors."""
 
 import copy
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class WindowKV:
         return mask.masked_fill(~visible, torch.finfo(mask.dtype).min)
 
 
-class HandedRows(Tensor):
+class CachedRows(Tensor):
     """Keys or values of a view, with their shape [B,K,L,D] and no memory of their own.
 
     Our attention function takes the view out. Whatever else computes with them, stock attention or
@@ -58,14 +58,14 @@ class HandedRows(Tensor):
     @staticmethod
     def __new__(
         cls, kv: PagedKV | QuantKV | WindowKV, dtype: torch.dtype, *, is_value: bool
-    ) -> "HandedRows":
+    ) -> "CachedRows":
         if isinstance(kv, WindowKV):
             batch, heads, _, dim = kv.key.shape
             context, value_dim = kv.length, kv.value.shape[3]
         else:
             batch, heads, context, dim, value_dim = kv.shape
         size = (batch, heads, context, value_dim if is_value else dim)
-        rows: HandedRows = Tensor._make_wrapper_subclass(
+        rows: CachedRows = Tensor._make_wrapper_subclass(
             cls, size, dtype=dtype, device=kv.key.device
         )
         rows.kv, rows.is_value = kv, is_value
@@ -86,15 +86,15 @@ class HandedRows(Tensor):
             )
         return self.kv.dense(self.dtype)[int(self.is_value)].contiguous()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "HandedRows":
-        return HandedRows(copy.deepcopy(self.kv, memo), self.dtype, is_value=self.is_value)
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CachedRows":
+        return CachedRows(copy.deepcopy(self.kv, memo), self.dtype, is_value=self.is_value)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        for given, value in zip(function._schema.arguments, args, strict=False):
-            if isinstance(value, cls) and given.alias_info and given.alias_info.is_write:
+        for argument, value in zip(function._schema.arguments, args, strict=False):
+            if isinstance(value, cls) and argument.alias_info and argument.alias_info.is_write:
                 raise UnsupportedError(
                     f"{function} writes to keys or values that a cache of headwise holds in pages "
                     'or rounded: use cache="contiguous"'
@@ -108,6 +108,6 @@ class HandedRows(Tensor):
 
 def view_of(key: Tensor, value: Tensor) -> PagedKV | QuantKV | WindowKV | None:
     """The view that both are rows of; None for tensors."""
-    if isinstance(key, HandedRows) and isinstance(value, HandedRows):
+    if isinstance(key, CachedRows) and isinstance(value, CachedRows):
         return key.kv if key.kv is value.kv else None
     return None

@@ -1,0 +1,109 @@
+"""The report of `attach`: every attention layer of a model that is about to be attached."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from headwise.caches import CacheChoice
+from headwise.hf import families
+from headwise.hf.cache import cache_name, use_own_layers
+from headwise.hf.coverage import Coverage
+from headwise.hf.report import AttachReport, LayerReport
+from headwise.ops import Problem, explain_problem
+from headwise.spec import AttentionSpec, ModelSpec
+
+# Lengths that stand for a long context in the report; backends decide by shape.
+_CONTEXT = 4096
+
+
+def report_of(coverage: Coverage, choice: CacheChoice) -> AttachReport:
+    """What will run where."""
+    model, spec = coverage.model, coverage.spec
+    caches = _caches(model, choice) if coverage.grows_cache else ()
+    left = tuple(
+        LayerReport(name, None, (), (), reason, stock=True)
+        for name, reason in coverage.left.items()
+    )
+    if spec is None:
+        family = model.config.model_type
+        note = f"no spec reader for {family!r}: what each call needs is read from its arguments"
+        every = LayerReport("all", None, (), (), note, cache=_joined(caches))
+        words = choice.words if coverage.grows_cache else "none of ours"
+        return AttachReport(type(model).__name__, (every, *left), words)
+    layers = (*_encoder_layers(coverage, spec), *_decoder_layers(coverage, spec, caches))
+    words = "none of ours" if spec.layers else "none (an encoder)"
+    cache = choice.words if caches else words
+    if any(name != str(choice) for name in caches):
+        cache += "; in sliding layers what the window reaches"
+    return AttachReport(type(model).__name__, (*layers, *left), cache)
+
+
+def layer_report(
+    name: str, spec: AttentionSpec, model: PreTrainedModel, note: str, absorbs: bool, cache: str
+) -> LayerReport:
+    """Ask the backends about decoding and prefill of one layer. `absorbs`: MLA that is absorbed."""
+    layout = CacheChoice.layout(cache)
+    where: dict[str, Any] = {
+        "context": _CONTEXT,
+        "dtype": model.dtype,
+        "device": model.device.type,
+    }
+    latent = spec.mechanism == "MLA"
+    decode = Problem.of(
+        spec.absorbed() if absorbs else spec,
+        query_length=1,
+        # with no part of a key that is not rotated, the rope key is the whole key
+        split_key=absorbs and spec.nope_dim > 0,
+        # latents that are expanded are dense from there on
+        layout="dense" if latent and not absorbs else layout,
+        **where,
+    )
+    prefill = Problem.of(spec, query_length=_CONTEXT, layout="dense" if latent else layout, **where)
+    one, many = explain_problem(decode).verdicts, explain_problem(prefill).verdicts
+    return LayerReport(name, spec, one, many, note, cache=cache)
+
+
+def _encoder_layers(coverage: Coverage, spec: ModelSpec) -> list[LayerReport]:
+    return [
+        layer_report(f"encoder.{layer.index}", layer.attention, coverage.model, "", False, "none")
+        for layer in spec.encoder_layers
+        if layer.attention is not None
+    ]
+
+
+def _decoder_layers(
+    coverage: Coverage, spec: ModelSpec, caches: tuple[str, ...]
+) -> list[LayerReport]:
+    model, obstacles = coverage.model, coverage.latent_obstacles
+    reasons = sorted(reason for reason in obstacles if reason is not None)
+    note = f"the latents are expanded at every step: {reasons[0]}" if reasons else ""
+    absorbs = bool(obstacles) and not reasons
+    if coverage.own:
+        note = families.cache_note(next(iter(coverage.own.values())), model.dtype)
+    skipped = {index for index, name in enumerate(coverage.own) if name in coverage.left}
+    layers = []
+    for layer in spec.layers:
+        name, attention = f"decoder.{layer.index}", layer.attention
+        covered = attention is not None and attention.indexer is None
+        if covered and layer.index not in skipped:
+            assert attention is not None
+            cache = caches[min(layer.index, len(caches) - 1)] if caches else "none"
+            layers.append(layer_report(name, attention, model, note, absorbs, cache))
+        if layer.cross_attention is not None:
+            cross = layer.cross_attention
+            layers.append(layer_report(f"{name}.cross", cross, model, "", False, "none"))
+    return layers
+
+
+def _caches(model: PreTrainedModel, choice: CacheChoice) -> tuple[str, ...]:
+    """What each layer of a fresh cache is held in; one for all where Transformers makes them late.
+
+    A kind of layer that is not ours (a recurrent state) counts as none.
+    """
+    cache = use_own_layers(DynamicCache(config=model.config.get_text_config(decoder=True)), choice)
+    return tuple(cache_name(layer) for layer in cache.layers) or (str(choice),)
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    return "; ".join(dict.fromkeys(names)) or "none"

@@ -1,0 +1,134 @@
+"""What `attach` leaves on a model, put on and taken off again."""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from headwise.caches import CacheChoice
+from headwise.hf import families, latent
+from headwise.hf.cache_hooks import ForwardCache, PrepareCache
+from headwise.hf.coverage import Coverage
+from headwise.hf.empty_rows import EAGER
+from headwise.hf.module_hook import NAME, ModuleHook, StockConfig
+from headwise.hf.report import AttachReport
+
+
+class _Before:
+    """What the configs of attached models said: another model may share one, and come later."""
+
+    def __init__(self) -> None:
+        self._said: dict[int, tuple[Any, str | None]] = {}
+
+    def of(self, config: Any, now: str | None) -> str | None:
+        """What a config said before our name, which it says `now`; else what it says."""
+        known = self._said.get(id(config))
+        if now == NAME:
+            return known[1] if known is not None and known[0]() is config else now
+        key = id(config)
+        self._said[key] = weakref.ref(config, lambda _: self._said.pop(key, None)), now
+        return now
+
+
+_BEFORE = _Before()
+
+
+@dataclass
+class Attachment:
+    """What was there before, kept on the model; unpickling it imports headwise.hf.
+
+    previous: every config and its implementation; none where forwards were replaced instead. kept:
+    modules that stay with Transformers by a config of their own, and the one that they had. marked:
+    modules with an attribute of ours, and its name; a part that was attached before has its own.
+    """
+
+    previous: list[tuple[Any, str | None]]
+    kept: list[tuple[Any, Any]]
+    marked: list[tuple[Any, str]]
+    report: AttachReport
+    choice: CacheChoice
+
+
+def put_on(coverage: Coverage, report: AttachReport, choice: CacheChoice) -> None:
+    """Attach all that the coverage says can be."""
+    model = coverage.model
+    previous = [
+        (config, config._attn_implementation)
+        for config in ([] if coverage.own else _configs(model))
+    ]
+    kept = [(module, module.config) for module in coverage.sparse.values()]
+    attachment = Attachment(previous, kept, [], report, choice)
+    for module, config in kept:
+        module.config = StockConfig(config, "sdpa" if model._supports_sdpa else "eager")
+    for module in coverage.own.values():
+        if families.forward_obstacle(module) is None:
+            families.replace_forward(module)
+            attachment.marked.append((module, "forward"))
+    if not coverage.own:
+        _name_configs(coverage, previous)
+    _mark_eager(model, attachment)
+    for module in coverage.latent_modules:
+        if latent.obstacle(module) is None and "expand_kv" not in module.__dict__:
+            module.expand_kv = latent.LatentPassthrough(module)
+            attachment.marked.append((module, "expand_kv"))
+    model._headwise = attachment
+    if coverage.grows_cache:
+        model._prepare_cache_for_generation = PrepareCache(model, choice)
+        model.register_forward_pre_hook(ForwardCache(model, choice), with_kwargs=True)
+
+
+def take_off(model: PreTrainedModel, attachment: Attachment) -> None:
+    """Leave the model as it was before."""
+    for config, implementation in attachment.previous:
+        # a user may have set another one since
+        if config._attn_implementation == NAME:
+            config._attn_implementation_internal = implementation
+    model.__dict__.pop("_prepare_cache_for_generation", None)
+    for module, config in attachment.kept:
+        module.config = config
+    for module, attribute in attachment.marked:
+        # a user may have put something else there since
+        if attribute == EAGER or isinstance(module.__dict__.get(attribute), ModuleHook):
+            module.__dict__.pop(attribute, None)
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if isinstance(hook, ForwardCache):
+            del model._forward_pre_hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _name_configs(coverage: Coverage, previous: list[tuple[Any, str | None]]) -> None:
+    """Put our name into every config but those of parts that cannot be attached."""
+    model = coverage.model
+    # Transformers would not set it on a class of a notebook, whose file it cannot read
+    model.config._attn_implementation_internal = NAME
+    model.set_attn_implementation(NAME)  # on its parts
+    stay = {id(model.get_submodule(name).config) for name in coverage.parts}
+    for config, implementation in previous:
+        if id(config) in stay:
+            config._attn_implementation_internal = implementation
+
+
+def _mark_eager(model: PreTrainedModel, attachment: Attachment) -> None:
+    """Mark the modules whose config said eager: the attention function is given these alone."""
+    averaging = {
+        id(config) for config, was in attachment.previous if _BEFORE.of(config, was) == "eager"
+    }
+    for module in model.modules():
+        if id(module.__dict__.get("config")) in averaging and EAGER not in module.__dict__:
+            setattr(module, EAGER, True)
+            attachment.marked.append((module, EAGER))
+
+
+def _configs(model: PreTrainedModel) -> list[Any]:
+    """Every distinct config in the model that names an attention implementation."""
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        pending = [module.config] if isinstance(module, PreTrainedModel) else []
+        while pending:
+            config = pending.pop()
+            if id(config) not in configs:
+                configs[id(config)] = config
+                parts = (getattr(config, name, None) for name in config.sub_configs)
+                pending.extend(part for part in parts if part is not None)
+    return list(configs.values())

@@ -1,0 +1,49 @@
+"""A request attended to: latents absorbed, keys and values by our operator, dropout by stock."""
+
+from torch import Tensor
+
+from headwise.hf.dropout import attend_with_dropout
+from headwise.hf.latent import absorb, expand, receives_latents
+from headwise.hf.request import Request
+from headwise.ops import run_call, weights_of
+
+# out [B,S,H,V], and where asked for weights [B,H,S,L] and lse [B,H,S].
+Attended = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def attend_latents(request: Request) -> Attended | None:
+    """MLA by absorption; None for other requests, and where expanding is right or cheaper.
+
+    Latents that are not absorbed are expanded in the request.
+    """
+    module = request.module
+    if not receives_latents(module):
+        return None
+    absorbed = absorb(request)
+    if absorbed is None:
+        request.key, request.value = expand(module, request.key, request.value)
+        request.kv = None
+        return None
+    out, lse = absorbed
+    if request.empty is not None:
+        rows = expand(module, request.key, request.value)
+        out = request.empty.fill(out, request.query, *rows)
+    return out.transpose(1, 2).contiguous(), None, lse
+
+
+def attend_rows(request: Request) -> Attended:
+    """Attention over keys and values."""
+    if request.dropout:
+        return *attend_with_dropout(request), None
+    out, lse = run_call(request.call())
+    if request.empty is not None:
+        out = request.empty.fill(out, request.query, *request.rows)
+    out = out.transpose(1, 2).contiguous()
+    return out, _weights(request) if request.weights else None, lse
+
+
+def _weights(request: Request) -> Tensor:
+    weights = weights_of(request.call()).to(request.query.dtype)
+    if request.empty is None:
+        return weights
+    return request.empty.fill_weights(weights, request.query, request.rows[0])

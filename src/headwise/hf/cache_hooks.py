@@ -1,0 +1,86 @@
+"""How an attached model comes to caches of ours: what stands where it would make its own."""
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+
+from headwise.caches import CacheChoice
+from headwise.hf.cache import use_own_layers
+from headwise.hf.module_hook import ModuleHook
+
+# What models call their cache: now, and until Transformers 5.40.
+CACHE_ARGUMENTS = ("cache", "past_key_values")
+
+
+class PrepareCache(ModuleHook):
+    """Stands in for a model's `_prepare_cache_for_generation`: stock's cache, with our layers."""
+
+    def __init__(self, owner: PreTrainedModel, choice: CacheChoice) -> None:
+        super().__init__(owner)
+        self.choice = choice
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "choice": self.choice}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.choice = state["choice"]
+
+    def __call__(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
+        model = self.owner
+        users = any(model_kwargs.get(name) is not None for name in CACHE_ARGUMENTS)
+        stock = type(model)._prepare_cache_for_generation
+        result = stock(model, generation_config, model_kwargs, *args)
+        if not users and not torch.is_grad_enabled():
+            for name in CACHE_ARGUMENTS:
+                if isinstance(model_kwargs.get(name), Cache):
+                    own = use_own_layers(model_kwargs[name], self.choice)
+                    if generation_config.is_assistant:  # stock said so to the layers that it made
+                        own.activate_past_recording()
+        return result
+
+
+class ForwardCache:
+    """Forward pre-hook: where the model would make a cache of its own, give it ours."""
+
+    def __init__(self, model: PreTrainedModel, choice: CacheChoice) -> None:
+        self.choice = choice
+        names = parameters(model)
+        self.argument = next((name for name in CACHE_ARGUMENTS if name in names), None)
+        self.positions = {name: index for index, name in enumerate(names)}
+
+    def __call__(
+        self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # appends in place would break gradients, and a compiler should see stock's own code
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        if any(self._passed(name, args, kwargs) is not None for name in CACHE_ARGUMENTS):
+            return None
+        use_cache = self._passed("use_cache", args, kwargs)
+        config = model.config.get_text_config(decoder=True)
+        if not (getattr(config, "use_cache", False) if use_cache is None else use_cache):
+            return None
+        # a decoder with cross-attention and no encoder of its own makes another kind of cache
+        if not model.config.is_encoder_decoder and kwargs.get("encoder_hidden_states") is not None:
+            return None
+        if self.argument is None or len(args) > self.positions[self.argument]:
+            return None
+        cache: Cache = DynamicCache(config=config)
+        if model.config.is_encoder_decoder:
+            cache = EncoderDecoderCache(cache, DynamicCache(config=config))
+        return args, {**kwargs, self.argument: use_own_layers(cache, self.choice)}
+
+    def _passed(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        position = self.positions.get(name)
+        if position is not None and position < len(args):
+            return args[position]
+        return kwargs.get(name)
+
+
+def parameters(model: PreTrainedModel) -> list[str]:
+    """What the model's forward takes, by name and in order."""
+    return list(inspect.signature(type(model).forward).parameters)[1:]

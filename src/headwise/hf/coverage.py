@@ -1,0 +1,213 @@
+"""What of a model headwise can run, and what stays with Transformers: found before any change."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from headwise.caches import CacheChoice
+from headwise.errors import SpecError, UnsupportedError
+from headwise.hf import families, latent
+from headwise.hf.cache_hooks import CACHE_ARGUMENTS, parameters
+from headwise.hf.inner_model import has_source, refusal, takes_interface
+from headwise.hf.module_hook import NAME
+from headwise.spec import FAMILIES, ModelSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """What `attach` finds in a model.
+
+    own: attention modules that are not on the interface, by name. sparse: modules that attend to
+    chosen tokens. parts: models in the model with a config of their own that cannot be attached,
+    and why. left: names of all that stays with Transformers, and why. spec: None for a family
+    without a reader. grows_cache: whether the model makes a `DynamicCache`, whose layers ours can
+    replace.
+    """
+
+    model: PreTrainedModel
+    own: dict[str, Any]
+    sparse: dict[str, Any]
+    parts: dict[str, str]
+    left: dict[str, str]
+    spec: ModelSpec | None
+    grows_cache: bool
+
+    @property
+    def latent_modules(self) -> list[Any]:
+        """The MLA modules whose `expand_kv` can be replaced, or could but for an obstacle."""
+        family = FAMILIES.get(family_name(self.model))
+        if family is None or not family.passes_latents:
+            return []
+        return [module for module in self.model.modules() if hasattr(module, "expand_kv")]
+
+    @property
+    def latent_obstacles(self) -> set[str | None]:
+        """What keeps each of them from being absorbed; None where nothing does."""
+        return {latent.obstacle(module) for module in self.latent_modules}
+
+
+def cover(model: PreTrainedModel, choice: CacheChoice, *, strict: bool) -> Coverage:
+    """Look through a model.
+
+    Raises:
+        UnsupportedError: nothing (with `strict`: not everything) can be attached, or the cache
+            cannot be used.
+        SpecError: the model's config contradicts itself.
+    """
+    own, sparse = families.off_interface(model), _sparse_modules(model)
+    name = type(model).__name__
+    if not own:
+        _require_interface(model, sparse)
+    parts = {
+        part: reason
+        for part, module in _parts(model).items()
+        if (reason := refusal(type(module), module.config.model_type)) is not None
+    }
+    left = _left_to_stock(model, own, sparse) | parts
+    if own and model.config._attn_implementation == NAME:
+        raise UnsupportedError(
+            f'{name} was loaded with attn_implementation="{NAME}", which is not '
+            "for its family: load it without, then attach it"
+        )
+    first = next((f"{part}: {reason}" for part, reason in left.items()), "")
+    if own and len(left) == len(own):
+        raise UnsupportedError(f"no attention of {name} can be replaced; {first}")
+    if strict and left:
+        raise UnsupportedError(
+            f"strict=True, and {len(left)} layers of {name} would stay with Transformers; {first}"
+        )
+    spec = spec_of(model)
+    require_cache(model, spec, choice)
+    return Coverage(model, own, sparse, parts, left, spec, _grows_a_cache(model, spec))
+
+
+def require_cache(model: PreTrainedModel, spec: ModelSpec | None, choice: CacheChoice) -> None:
+    """Raise `UnsupportedError` where the model cannot use the cache."""
+    if choice != CacheChoice() and not _grows_a_cache(model, spec):
+        raise UnsupportedError(
+            f"cache={str(choice)!r}, and {type(model).__name__} has no cache that grows: leave it "
+            "out"
+        )
+    for layer in () if spec is None else spec.layers:
+        if layer.attention is None:
+            continue
+        dims = layer.attention.cache_rows.dims
+        if choice.declared.bits == 4 and any(dim % 2 for dim in dims):
+            raise UnsupportedError(
+                f"cache={str(choice)!r} packs two numbers per byte, and {type(model).__name__} "
+                f"caches rows of {dims[0]} and {dims[1]}: expected even ones; take int8"
+            )
+
+
+def spec_of(model: PreTrainedModel) -> ModelSpec | None:
+    """The model's spec; None for a family without a reader that runs on SDPA, and so on ours."""
+    try:
+        return ModelSpec.from_config(model.config)
+    except SpecError:
+        family = family_name(model)
+        # a config that holds a known one under another name (ColPali) is of no known family
+        known = model.config.model_type in FAMILIES or hasattr(model.config, "text_config")
+        if known and family in FAMILIES:
+            raise
+        if not model._supports_sdpa:
+            raise UnsupportedError(
+                f"{type(model).__name__}: no spec reader for model_type {family!r}, and no SDPA in "
+                "Transformers either, so that what its attention needs is not known"
+            ) from None
+        return None
+
+
+def family_name(model: PreTrainedModel) -> str:
+    """The model_type of the part that decodes."""
+    return str(model.config.get_text_config(decoder=True).model_type)
+
+
+def _grows_a_cache(model: PreTrainedModel, spec: ModelSpec | None) -> bool:
+    """Whether the model makes a `DynamicCache`, whose layers ours can replace."""
+    takes_one = any(name in parameters(model) for name in CACHE_ARGUMENTS)
+    if not takes_one and not model.can_generate():
+        return False  # another head on a decoder, as BertForMaskedLM's
+    if spec is not None:
+        return any(layer.attention and layer.attention.cached for layer in spec.layers)
+    # of a family without a reader only this is known, and some have caches of their own
+    generates = model.can_generate() and model._supports_default_dynamic_cache()
+    return generates and not _is_encoder(model)
+
+
+def _is_encoder(model: PreTrainedModel) -> bool:
+    """Whether a family with both kinds is run as an encoder: BERT's kin without `is_decoder`.
+
+    The flag alone does not say it, as GPT-NeoX has it too: nothing in an encoder is causal either.
+    """
+    causal = (getattr(module, "is_causal", False) for module in model.modules())
+    return getattr(model.config, "is_decoder", None) is False and not any(causal)
+
+
+def _require_interface(model: PreTrainedModel, sparse: dict[str, Any]) -> None:
+    name = type(model).__name__
+    unread = _attention_without_source(model)
+    if unread is not None:
+        raise UnsupportedError(
+            f"{name} has attention of its own, {unread}, whose source cannot be read, so that how "
+            "it attends is not known: define it in a file"
+        )
+    if not takes_interface(type(model)):
+        raise UnsupportedError(
+            f"{name} does not take its attention from Transformers' attention interface, so "
+            "headwise cannot replace it"
+        )
+    config = model.config.get_text_config(decoder=True)
+    if len(sparse) >= config.num_hidden_layers:
+        raise UnsupportedError(
+            f"every layer of {name} attends to the tokens that an indexer chooses (sparse "
+            "attention), which headwise does not do"
+        )
+    if config.output_attentions:
+        raise UnsupportedError(
+            "config.output_attentions=True works with eager attention only: pass "
+            "output_attentions=True per call instead"
+        )
+
+
+def _parts(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    """The models in a model that have a config of their own."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, PreTrainedModel) and module.config is not model.config
+    }
+
+
+def _attention_without_source(model: PreTrainedModel) -> str | None:
+    """The name of a class of attention that is defined in no file, as in a notebook; or None."""
+    for kind in {type(module) for module in model.modules()}:
+        attends = "Attention" in kind.__name__ and not issubclass(kind, PreTrainedModel)
+        if attends and not has_source(kind):
+            return kind.__name__
+    return None
+
+
+def _sparse_modules(model: PreTrainedModel) -> dict[str, Any]:
+    """Attention to tokens that an indexer chooses: the module's own, or that of a layer before."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if getattr(module, "indexer", None) is not None or getattr(module, "skip_topk", False)
+    }
+
+
+def _left_to_stock(
+    model: PreTrainedModel, own: dict[str, Any], sparse: dict[str, Any]
+) -> dict[str, str]:
+    """The attention that stays with Transformers beside whole parts, and why."""
+    reasons = {name: families.forward_obstacle(module) for name, module in own.items()}
+    chosen = "attends to the tokens that an indexer chooses (sparse attention)"
+    reasons |= dict.fromkeys(sparse, chosen)
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    for index, kind in enumerate(kinds):
+        if kind == "linear_attention":
+            reasons[f"decoder.{index}"] = (
+                "a recurrent or linear attention, which headwise does not run"
+            )
+    return {name: reason for name, reason in reasons.items() if reason is not None}

@@ -1,0 +1,156 @@
+"""What Transformers asks of one attention module, read into one value."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import output_capturing
+
+from headwise.errors import UnsupportedError
+from headwise.hf.cached_rows import WindowKV, view_of
+from headwise.hf.empty_rows import EAGER, EmptyRows, empty_rows
+from headwise.ops import KV, AttentionCall, Options
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One call of our attention function.
+
+    query [B,H,S,D], key [B,K,L,D], value [B,K,L,V], or for MLA latents and rope keys; `kv` the view
+    that stands for both. mask: as it came, or what a window with sinks leaves of it. eager: whether
+    the attention before was eager. empty: the rows that average all values. weights: whether the
+    attention weights are asked for. columns: the keys' positions where a cache has dropped some.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    kv: KV | None
+    options: Options
+    dropout: float
+    mask: Tensor | None = None
+    eager: bool = False
+    empty: EmptyRows | None = None
+    weights: bool = False
+    columns: Tensor | None = None
+
+    def call(self) -> AttentionCall:
+        """The call of our operator."""
+        if self.kv is None:
+            return AttentionCall(self.query, self.key, self.value, self.options)
+        self.options.kv_lengths = self.kv.lengths
+        return AttentionCall(self.query, self.kv.key, self.kv.value, self.options, kv=self.kv)
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Keys and values as tensors."""
+        return (self.key, self.value) if self.kv is None else self.kv.dense(self.query.dtype)
+
+
+def read_request(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    output_attentions: bool | None = None,
+    eager: bool | None = None,
+    indices: Tensor | None = None,
+    block_indices: Tensor | None = None,
+    **others: Any,
+) -> Request:
+    """The request of what Transformers' modules give, under their names.
+
+    eager: whether the attention that ours stands for is eager, whose rules for rows that see
+    nothing then hold; None asks what `attach` left on the module. `others` concern no attention.
+
+    Raises:
+        UnsupportedError: sparse attention.
+    """
+    if indices is not None or block_indices is not None:
+        raise UnsupportedError(
+            f"{type(module).__name__} attends to chosen tokens only (sparse attention), which "
+            "headwise does not: call headwise.detach(model)"
+        )
+    options = Options(
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+        bias=position_bias,
+    )
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    weights = bool(output_attentions) or _weights_are_collected()
+    kv: Any = view_of(key, value)
+    request = Request(module, query, key, value, kv, options, dropout, mask, weights=weights)
+    if isinstance(kv, WindowKV):
+        _read_window(request, kv)
+    if torch.is_autocast_enabled(query.device.type):
+        _lower(request, torch.get_autocast_dtype(query.device.type))
+    options.causal = bool(causal) and request.mask is None  # a mask that arrives is complete
+    if not options.causal or request.columns is not None:
+        options.causal, options.window = False, None
+    if request.mask is not None or dropout:
+        request.eager = getattr(module, EAGER, False) if eager is None else eager
+        _read_mask(request)
+    return request
+
+
+def _read_window(request: Request, kv: WindowKV) -> None:
+    """Take the keys that are left; causality and the window are in the mask, or hide nothing."""
+    request.mask = kv.mask(request.mask, request.query.shape[2])
+    request.key, request.value, request.kv, request.columns = kv.key, kv.value, None, kv.columns
+    bias = request.options.bias
+    if bias is not None and bias.shape[-1] > 1:
+        request.options.bias = bias[..., kv.columns]
+
+
+def _lower(request: Request, low: torch.dtype) -> None:
+    """As SDPA does under autocast; rotary embeddings leave queries and keys in float32."""
+    query, key, value = request.query, request.key, request.value
+    request.query, request.key, request.value = query.to(low), key.to(low), value.to(low)
+    request.kv = None
+
+
+def _read_mask(request: Request) -> None:
+    """Put a mask that arrived into the options, and say which rows it leaves nothing."""
+    options, mask = request.options, request.mask
+    if mask is None:
+        return
+    # the sink takes all the weight of a row whose scores are the lowest number
+    if options.sinks is None:
+        request.empty = empty_rows(
+            mask,
+            eager=request.eager,
+            scale=options.scale,
+            softcap=options.softcap,
+            bias=options.bias,
+        )
+    if mask.dtype == torch.bool:
+        options.mask = mask
+        return
+    if request.empty is not None and not request.dropout:
+        mask = request.empty.unmasked()
+    options.bias = mask if options.bias is None else mask + options.bias
+
+
+def _weights_are_collected() -> bool:
+    """Whether the running forward was called with output_attentions=True.
+
+    GPT-2 and GPT-BigCode do not hand that argument on to the attention function, so ask what
+    collects their outputs. A compiler cannot trace that, and gets the argument alone.
+    """
+    collector = getattr(output_capturing, "_active_collector", None)
+    if collector is None or torch.compiler.is_compiling():
+        return False
+    collected = collector.get() or {}
+    return "attentions" in collected or "cross_attentions" in collected
