@@ -19,6 +19,7 @@ EDITABLE := --no-build-isolation --editable
 LEVELS := "import torch; from headwise.ops.backend import cpu; cpu.available(); \
     print(*cpu.LEVELS[:torch.ops.headwise.best_level() + 1])"
 CPP := CMakeLists.txt $(wildcard csrc/*)
+CPP_FORMAT := $(BIN)/clang-format $(wildcard csrc/*.h csrc/*.cpp tests/csrc/*.cpp)
 
 .PHONY: demo test sweep nightly lint format docs wheel clean help
 .DELETE_ON_ERROR:
@@ -28,8 +29,8 @@ help:
 	@echo "make test     run the tests"
 	@echo "make sweep    run those that take long and are more of the same"
 	@echo "make nightly  run everything with 1 and 2 threads, and the kernels at every level with 4"
-	@echo "make lint     ruff, mypy, import-linter, lines of code"
-	@echo "make format   let ruff rewrite what it can"
+	@echo "make lint     ruff, clang-format, mypy, import-linter, lines of code"
+	@echo "make format   let ruff and clang-format rewrite what they can"
 	@echo "make docs     build the site into docs/_build/html"
 	@echo "make wheel    build dist/*.whl"
 	@echo "make clean    remove what these made, the environment excepted"
@@ -57,6 +58,7 @@ nightly: .venv/.dev
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(CPP_FORMAT) --dry-run --Werror
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python packaging/lines.py
@@ -64,6 +66,7 @@ lint: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(CPP_FORMAT) -i
 
 docs: .venv/.dev
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

@@ -68,9 +68,9 @@ inline int64_t rows_of(const AttendArgs& args) { return group_of(args) * args.qu
 inline int64_t padded(int64_t dim) { return (dim + 31) / 32 * 32; }
 
 // The keys start..stop that some query of a sequence may see, cut into parts of `chunk` keys, and
-// those into segments of `segment`. A task takes a part, or a segment where parts are too few for the
-// threads; sums are the same then, since those of segments are added up to a part's, and those of
-// parts to all, in their order.
+// those into segments of `segment`. A task takes a part, or a segment where parts are too few for
+// the threads; sums are the same then, since those of segments are added up to a part's, and those
+// of parts to all, in their order.
 struct SequencePlan {
   int64_t length, start, stop, chunk, parts, segment;
   int64_t segments;    // of a part that are tasks of their own; 1: the part is one
@@ -81,10 +81,10 @@ struct SequencePlan {
 };
 
 struct Plan {
-  bool tiled;  // by tiles.h, else by rowwise.h
+  bool tiled;                // by tiles.h, else by rowwise.h
   int64_t tile_rows, tiles;  // rows of a task, and such tiles in a kv head's rows
   int64_t tasks, slots, threads;
-  int64_t run;  // tasks that a thread takes at once, one after the other
+  int64_t run;              // tasks that a thread takes at once, one after the other
   SequencePlan* sequences;  // [B]
   int32_t* left;            // [B][K][tiles]: tasks not finished yet
   float* partial;           // [slots][tile_rows]: max, sum, then the V sums of each row
@@ -128,7 +128,8 @@ inline int64_t scratch_bytes(const QuantizeArgs& args) { return 8 * padded(args.
 
 enum Level { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-// Says how rows become tasks: all of `plan` but what depends on the lengths. pairs: as in `Kernels`.
+// Says how rows become tasks: all of `plan` but what depends on the lengths. pairs: as in
+// `Kernels`.
 void plan_rows(const AttendArgs& args, bool pairs, Plan* plan);
 // Fills the sequences of `plan` (which has room for B) for `threads` threads.
 void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan);

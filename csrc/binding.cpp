@@ -1,5 +1,5 @@
-// The kernels as PyTorch operators, by the LibTorch stable ABI: one library for every Python and for
-// every PyTorch from 2.10 on. Everything is checked here, before memory is touched.
+// The kernels as PyTorch operators, by the LibTorch stable ABI: one library for every Python and
+// for every PyTorch from 2.10 on. Everything is checked here, before memory is touched.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -131,9 +131,9 @@ void check_kv(const Tensor& key, const Tensor& value, const std::optional<Tensor
   args->kv_heads = key.size(1);
   STD_TORCH_CHECK(key.size(0) == first, "headwise::attend: key has batch ", key.size(0),
                   ", expected ", first);
-  STD_TORCH_CHECK(value.size(0) == first && value.size(1) == args->kv_heads &&
-                      value.size(2) == key.size(2),
-                  "headwise::attend: value is not [B, K, L, V] with the key's B, K and L");
+  STD_TORCH_CHECK(
+      value.size(0) == first && value.size(1) == args->kv_heads && value.size(2) == key.size(2),
+      "headwise::attend: value is not [B, K, L, V] with the key's B, K and L");
   STD_TORCH_CHECK(args->kv_heads >= 1 && args->heads % args->kv_heads == 0,
                   "headwise::attend: ", args->heads, " query heads are no multiple of ",
                   args->kv_heads, " kv heads");
@@ -149,9 +149,9 @@ void check_kv(const Tensor& key, const Tensor& value, const std::optional<Tensor
   check_rows(*tail, "key_tail");
   STD_TORCH_CHECK(tail->scalar_type() == key.scalar_type(),
                   "headwise::attend: key and the tails differ in dtype");
-  STD_TORCH_CHECK(tail->size(0) == first && tail->size(1) == args->kv_heads &&
-                      tail->size(2) == key.size(2),
-                  "headwise::attend: key_tail is not [B, K, L, P] with the key's B, K and L");
+  STD_TORCH_CHECK(
+      tail->size(0) == first && tail->size(1) == args->kv_heads && tail->size(2) == key.size(2),
+      "headwise::attend: key_tail is not [B, K, L, P] with the key's B, K and L");
   args->key_tail = tail->const_data_ptr();
   take_strides(*tail, &args->key_tail_batch, &args->key_tail_head, &args->key_tail_row);
 }
@@ -161,8 +161,8 @@ void check_dims(const Tensor& query, const Tensor& key, const Tensor& value,
                 const std::optional<Tensor>& tail, headwise::AttendArgs* args) {
   STD_TORCH_CHECK(key.scalar_type() == query.scalar_type(),
                   "headwise::attend: query and key differ in dtype");
-  STD_TORCH_CHECK(key.size(3) == args->dim, "headwise::attend: key has a last dim of ",
-                  key.size(3), ", query ", args->dim);
+  STD_TORCH_CHECK(key.size(3) == args->dim, "headwise::attend: key has a last dim of ", key.size(3),
+                  ", query ", args->dim);
   STD_TORCH_CHECK(!tail.has_value() || tail->size(3) == args->tail_dim,
                   "headwise::attend: key_tail is not [B, K, L, P] with the query's P");
   args->value_dim = value.size(3);
@@ -204,20 +204,18 @@ void check_pages(const Tensor& table, int64_t pages, int64_t page_size,
 int64_t check_scales(const Tensor& rows, const Tensor& scales, const char* name, int64_t bits,
                      headwise::Scales* to) {
   const int64_t dim = rows.size(3) * 8 / bits;
-  const int64_t groups =
-      bits == 8 ? 1 : (dim + headwise::kInt4Group - 1) / headwise::kInt4Group;
+  const int64_t groups = bits == 8 ? 1 : (dim + headwise::kInt4Group - 1) / headwise::kInt4Group;
   STD_TORCH_CHECK(rows.scalar_type() == (bits == 8 ? ScalarType::Char : ScalarType::Byte),
                   "headwise::attend: ", name, " of ", bits, " bits is not ",
                   bits == 8 ? "int8" : "uint8");
   STD_TORCH_CHECK(dim <= kMostDim, "headwise::attend: ", name, " has a dim of ", dim,
                   ", expected 1 to ", kMostDim);
-  STD_TORCH_CHECK(scales.is_cpu() && scales.scalar_type() == ScalarType::Float &&
-                      scales.dim() == 4 && scales.size(0) == rows.size(0) &&
-                      scales.size(1) == rows.size(1) && scales.size(2) == rows.size(2) &&
-                      scales.size(3) == groups &&
-                      (groups <= 1 || scales.stride(3) == 1 || scales.numel() == 0),
-                  "headwise::attend: the scales of ", name, " are not float32 [B, K, L, ", groups,
-                  "]");
+  STD_TORCH_CHECK(
+      scales.is_cpu() && scales.scalar_type() == ScalarType::Float && scales.dim() == 4 &&
+          scales.size(0) == rows.size(0) && scales.size(1) == rows.size(1) &&
+          scales.size(2) == rows.size(2) && scales.size(3) == groups &&
+          (groups <= 1 || scales.stride(3) == 1 || scales.numel() == 0),
+      "headwise::attend: the scales of ", name, " are not float32 [B, K, L, ", groups, "]");
   to->at = static_cast<const float*>(scales.const_data_ptr());
   take_strides(scales, &to->batch, &to->head, &to->row);
   return dim;
@@ -315,16 +313,14 @@ std::tuple<Tensor, Tensor> serve(const Tensor& query, headwise::AttendArgs& args
   const int64_t full[4] = {args.batch, args.heads, args.queries, args.context};
   if (options.bias.has_value()) {
     const Tensor& bias = *options.bias;
-    int64_t* const strides[4] = {&args.bias_batch, &args.bias_head, &args.bias_row,
-                                 &args.bias_key};
+    int64_t* const strides[4] = {&args.bias_batch, &args.bias_head, &args.bias_row, &args.bias_key};
     broadcast(bias, "bias", full, strides);
     args.bias_dtype = dtype_of(bias, "bias");
     args.bias = bias.const_data_ptr();
   }
   if (options.mask.has_value()) {
     const Tensor& mask = *options.mask;
-    int64_t* const strides[4] = {&args.mask_batch, &args.mask_head, &args.mask_row,
-                                 &args.mask_key};
+    int64_t* const strides[4] = {&args.mask_batch, &args.mask_head, &args.mask_row, &args.mask_key};
     STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Bool, "headwise::attend: mask is not bool");
     broadcast(mask, "mask", full, strides);
     args.mask = static_cast<const unsigned char*>(mask.const_data_ptr());
@@ -333,9 +329,8 @@ std::tuple<Tensor, Tensor> serve(const Tensor& query, headwise::AttendArgs& args
   const int64_t shape[4] = {args.batch, args.heads, args.queries, args.value_dim};
   const int64_t none[1] = {0};
   Tensor out = torch::stable::new_empty(query, {shape, 4});
-  Tensor lse = options.return_lse
-                   ? torch::stable::new_empty(query, {shape, 3}, ScalarType::Float)
-                   : torch::stable::new_empty(query, {none, 1}, ScalarType::Float);
+  Tensor lse = options.return_lse ? torch::stable::new_empty(query, {shape, 3}, ScalarType::Float)
+                                  : torch::stable::new_empty(query, {none, 1}, ScalarType::Float);
   if (out.numel() == 0) return {out, lse};
   args.out = out.mutable_data_ptr();
   args.lse = options.return_lse ? static_cast<float*>(lse.mutable_data_ptr()) : nullptr;
@@ -356,18 +351,21 @@ std::tuple<Tensor, Tensor> attend(Tensor query, Tensor key, Tensor value,
   check_dims(query, key, value, key_tail, &args);
   args.context = key.size(2);
   check_lengths(kv_lengths, &args);
-  return serve(query, args,
-               {scale, causal, window, softcap, sinks, alibi_slopes, bias, mask, return_lse, level});
+  return serve(
+      query, args,
+      {scale, causal, window, softcap, sinks, alibi_slopes, bias, mask, return_lse, level});
 }
 
 // key [pages,K,page size,D], value [pages,K,page size,V]; every sequence has `context` keys, or its
 // length of `kv_lengths`.
-std::tuple<Tensor, Tensor> attend_paged(
-    Tensor query, Tensor key, Tensor value, Tensor page_table, int64_t context,
-    std::optional<Tensor> query_tail, std::optional<Tensor> key_tail, double scale, bool causal,
-    int64_t window, double softcap, std::optional<Tensor> sinks, std::optional<Tensor> alibi_slopes,
-    std::optional<Tensor> bias, std::optional<Tensor> mask, std::optional<Tensor> kv_lengths,
-    bool return_lse, int64_t level) {
+std::tuple<Tensor, Tensor> attend_paged(Tensor query, Tensor key, Tensor value, Tensor page_table,
+                                        int64_t context, std::optional<Tensor> query_tail,
+                                        std::optional<Tensor> key_tail, double scale, bool causal,
+                                        int64_t window, double softcap, std::optional<Tensor> sinks,
+                                        std::optional<Tensor> alibi_slopes,
+                                        std::optional<Tensor> bias, std::optional<Tensor> mask,
+                                        std::optional<Tensor> kv_lengths, bool return_lse,
+                                        int64_t level) {
   headwise::AttendArgs args = {};
   check_query(query, query_tail, &args);
   STD_TORCH_CHECK(key.dim() == 4, "headwise::attend: key has ", key.dim(), " dims, expected 4");
@@ -376,8 +374,9 @@ std::tuple<Tensor, Tensor> attend_paged(
   args.context = context;
   check_lengths(kv_lengths, &args);
   check_pages(page_table, key.size(0), key.size(2), &args);
-  return serve(query, args,
-               {scale, causal, window, softcap, sinks, alibi_slopes, bias, mask, return_lse, level});
+  return serve(
+      query, args,
+      {scale, causal, window, softcap, sinks, alibi_slopes, bias, mask, return_lse, level});
 }
 
 // key and value as integers of `bits` bits, [B,K,L,bytes], with their scales.
@@ -404,8 +403,9 @@ std::tuple<Tensor, Tensor> attend_quantized(
                     "headwise::attend: the tails differ in their last dim");
   args.context = key.size(2);
   check_lengths(kv_lengths, &args);
-  return serve(query, args,
-               {scale, causal, window, softcap, sinks, alibi_slopes, bias, mask, return_lse, level});
+  return serve(
+      query, args,
+      {scale, causal, window, softcap, sinks, alibi_slopes, bias, mask, return_lse, level});
 }
 
 // x [B,H,S,N] by weight [H,N,R] where `up`; x [B,H,S,R] by the transpose of weight [H,V,R] else.
@@ -428,12 +428,13 @@ Tensor project(Tensor x, Tensor weight, bool up, int64_t level) {
                   "headwise::project: x and weight differ in dtype, or are float64");
   STD_TORCH_CHECK(weight.size(0) == args.heads && x.size(3) == (up ? args.rows : args.width),
                   "headwise::project: weight does not fit x");
-  STD_TORCH_CHECK(args.batch * args.length <= kMostProjected, "headwise::project: ",
-                  args.batch * args.length, " rows a head, expected at most ", kMostProjected);
-  STD_TORCH_CHECK(x.numel() == 0 || weight.numel() == 0 ||
-                      ((x.stride(3) == 1 || x.size(3) == 1) &&
-                       (weight.stride(2) == 1 || args.width == 1)),
-                  "headwise::project: a last dim is not contiguous");
+  STD_TORCH_CHECK(args.batch * args.length <= kMostProjected,
+                  "headwise::project: ", args.batch * args.length,
+                  " rows a head, expected at most ", kMostProjected);
+  STD_TORCH_CHECK(
+      x.numel() == 0 || weight.numel() == 0 ||
+          ((x.stride(3) == 1 || x.size(3) == 1) && (weight.stride(2) == 1 || args.width == 1)),
+      "headwise::project: a last dim is not contiguous");
   const int64_t shape[4] = {args.batch, args.heads, args.length, up ? args.width : args.rows};
   Tensor out = torch::stable::new_empty(x, {shape, 4});
   if (out.numel() == 0) return out;

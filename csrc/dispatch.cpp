@@ -54,8 +54,7 @@ int best_level() {
                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
   if (!avx512) return kAvx2;
-  const bool bf16 =
-      __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  const bool bf16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   if (!bf16) return kAvx512;
   static const bool tiles = amx_allowed();
   return tiles ? kAmx : kAvx512Bf16;
@@ -68,8 +67,10 @@ Kernels kernels(int level) {
   if (level < kBaseline || level > best_level()) return {nullptr, nullptr, nullptr, false};
 #if defined(HEADWISE_X86)
   if (level == kAmx) return {amx::attend_task, amx::project_task, amx::quantize_task, true};
-  if (level == kAvx512Bf16) return {avx512bf16::attend_task, avx512bf16::project_task, avx512bf16::quantize_task, true};
-  if (level == kAvx512) return {avx512::attend_task, avx512::project_task, avx512::quantize_task, false};
+  if (level == kAvx512Bf16)
+    return {avx512bf16::attend_task, avx512bf16::project_task, avx512bf16::quantize_task, true};
+  if (level == kAvx512)
+    return {avx512::attend_task, avx512::project_task, avx512::quantize_task, false};
   if (level == kAvx2) return {avx2::attend_task, avx2::project_task, avx2::quantize_task, false};
 #endif
   return {baseline::attend_task, baseline::project_task, baseline::quantize_task, false};

@@ -181,8 +181,7 @@ struct Extras {
     }
     if (args->mask != nullptr) {
       const unsigned char* bytes = mask(row, key);
-      for (int j = 0; j < count; ++j)
-        score[j] = bytes[j * args->mask_key] ? score[j] : -kInfinity;
+      for (int j = 0; j < count; ++j) score[j] = bytes[j * args->mask_key] ? score[j] : -kInfinity;
     }
     const int64_t begin = first_key(row) - key, end = stop_key(row) - key;
     const int64_t low = begin < 0 ? 0 : begin < kBlock ? begin : kBlock;

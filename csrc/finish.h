@@ -62,8 +62,7 @@ HEADWISE_INLINE Factors fold(RowSums* to, RowSums from) {
     return {Factors::kCopy, 0.0f, 1.0f};
   }
   const float now = from.top > to->top ? from.top : to->top;
-  const Factors factors = {Factors::kBoth,
-                           to->top == now ? 1.0f : __builtin_expf(to->top - now),
+  const Factors factors = {Factors::kBoth, to->top == now ? 1.0f : __builtin_expf(to->top - now),
                            from.top == now ? 1.0f : __builtin_expf(from.top - now)};
   to->total = rounded(to->total * factors.to) + rounded(from.total * factors.from);
   to->top = now;

@@ -87,9 +87,15 @@ void attend_task(const AttendArgs& args, const Plan& plan, int64_t index, char* 
   // the last tile first: it sees most keys, and the threads end together
   const int64_t tile = plan.tiles - 1 - tiled % plan.tiles, first = tile * plan.tile_rows;
   const int64_t left = rows_of(args) - first;
-  const Extras at = {&args, &sequence, low, tiled / plan.tiles, first,
-                     left < plan.tile_rows ? left : plan.tile_rows, group_of(args),
-                     piece / sequence.segments, piece % sequence.segments,
+  const Extras at = {&args,
+                     &sequence,
+                     low,
+                     tiled / plan.tiles,
+                     first,
+                     left < plan.tile_rows ? left : plan.tile_rows,
+                     group_of(args),
+                     piece / sequence.segments,
+                     piece % sequence.segments,
                      piece + 1 < sequence.pieces() && (index + 1) % plan.run != 0};
   const Task task = {args, at, plan, tile, scratch};
   if (args.bits == 8) {

@@ -56,8 +56,8 @@ void project(const ProjectArgs& args, int64_t head, char* memory) {
   }
 
   for (int64_t row = 0; row < rows; ++row) {
-    T* out = static_cast<T*>(args.out) + row / args.length * args.out_batch +
-             head * args.out_head + row % args.length * args.out_row;
+    T* out = static_cast<T*>(args.out) + row / args.length * args.out_batch + head * args.out_head +
+             row % args.length * args.out_row;
     for (int64_t d = 0; d < outer; ++d) from_float(sum[row * out_pitch + d], out + d);
   }
 }

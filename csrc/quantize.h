@@ -76,7 +76,8 @@ inline void quantize_rows(const QuantizeArgs& args, int64_t first, int64_t count
       const float divisor = scale > 0.0f ? scale : 1.0f;
       for (int64_t d = 0; d < dim; ++d) {
         const float level = nearest(row[d] / divisor);
-        to[d] = (unsigned char)(int8_t(int32_t(level >= -127.0f && level <= 127.0f ? level : 0.0f)));
+        to[d] =
+            (unsigned char)(int8_t(int32_t(level >= -127.0f && level <= 127.0f ? level : 0.0f)));
       }
       continue;
     }

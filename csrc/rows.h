@@ -38,9 +38,7 @@ struct StridedRows {
     for (; length < count && at[1] * page == at[0] * page + rows * stride; ++at) length += rows;
     return length < count ? length : count;
   }
-  static HEADWISE_INLINE const char* address(Row row) {
-    return reinterpret_cast<const char*>(row);
-  }
+  static HEADWISE_INLINE const char* address(Row row) { return reinterpret_cast<const char*>(row); }
   HEADWISE_INLINE int64_t step() const { return bytes(stride); }  // bytes from row to row
   static HEADWISE_INLINE int64_t bytes(int64_t elements) { return elements * int64_t(sizeof(T)); }
   HEADWISE_INLINE float scale(int64_t) const { return 1.0f; }

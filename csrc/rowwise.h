@@ -96,8 +96,8 @@ HEADWISE_INLINE void weigh_tile(const float* weights, const typename Rows::Row* 
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) {
         if (c > 0 && c * Rows::kBytes % 64 == 0) ahead.tick();
-        const vf value = PART ? Rows::load_part(values[j], column, part)
-                              : Rows::load(values[j], column + c * W);
+        const vf value =
+            PART ? Rows::load_part(values[j], column, part) : Rows::load(values[j], column + c * W);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) total[r][c] += weight[r] * value;
       }
@@ -170,8 +170,7 @@ HEADWISE_INLINE void weigh_tile_dot(const bf16* weights, const bf16* const* valu
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int c = 0; c < 2 * C; ++c)
-      total[r][c] = _mm512_setzero_ps();
+    for (int c = 0; c < 2 * C; ++c) total[r][c] = _mm512_setzero_ps();
   for (int j = 0; j < count; j += 2) {
     __m512i value[2 * C];
 #pragma GCC unroll 4
@@ -198,8 +197,8 @@ HEADWISE_INLINE void weigh_tile_dot(const bf16* weights, const bf16* const* valu
 #pragma GCC unroll 8
     for (int c = 0; c < 2 * C; ++c) {
       float* at = sum + r * sum_stride + column + 16 * c;
-      _mm512_storeu_ps(at, _mm512_fmadd_ps(_mm512_loadu_ps(at), _mm512_set1_ps(decay[r]),
-                                           total[r][c]));
+      _mm512_storeu_ps(at,
+                       _mm512_fmadd_ps(_mm512_loadu_ps(at), _mm512_set1_ps(decay[r]), total[r][c]));
     }
 }
 
@@ -372,9 +371,9 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
       if constexpr (kDot) {
         for (int j = 0; j < kBlock; j += 32)
-          _mm512_storeu_si512(weights + row * kBlock + j,
-                              (__m512i)_mm512_cvtne2ps_pbh((__m512)load(s + j + 16),
-                                                           (__m512)load(s + j)));
+          _mm512_storeu_si512(
+              weights + row * kBlock + j,
+              (__m512i)_mm512_cvtne2ps_pbh((__m512)load(s + j + 16), (__m512)load(s + j)));
       }
 #endif
     }
@@ -390,8 +389,8 @@ void attend_rowwise(const Extras& at, const Plan& plan, const KeyRows& keys,
 #endif
 #if defined(__AVX2__)
       if constexpr (kIntegers) {
-        weigh_integers<R.value>(whole + row * kBlock, weights_whole + row, value, (count + 1) / 2 * 2,
-                                value_dim, decay + row, to, width, ahead);
+        weigh_integers<R.value>(whole + row * kBlock, weights_whole + row, value,
+                                (count + 1) / 2 * 2, value_dim, decay + row, to, width, ahead);
         return;
       }
 #endif

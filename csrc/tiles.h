@@ -47,8 +47,7 @@ struct RowVectors {
   HEADWISE_INLINE void add_bias(const B* from, int64_t row, int count, float* score) const {
     for (int lane = 0; lane < W; ++lane) {
       const B* line = from + bias[row + lane];
-      for (int j = 0; j < count; ++j)
-        score[j * W + lane] += to_float(line[j * at->args->bias_key]);
+      for (int j = 0; j < count; ++j) score[j * W + lane] += to_float(line[j * at->args->bias_key]);
     }
   }
 
@@ -61,9 +60,8 @@ struct RowVectors {
       store(score + j * W, x);
     }
     if (args.bias != nullptr)
-      with_bias(args, key * args.bias_key, [&](const auto* from) HEADWISE_LAMBDA {
-        add_bias(from, row, count, score);
-      });
+      with_bias(args, key * args.bias_key,
+                [&](const auto* from) HEADWISE_LAMBDA { add_bias(from, row, count, score); });
     if (args.slopes != nullptr) {
       const vf per_key = load(slope + row);
       vi here;
@@ -103,8 +101,7 @@ struct RowVectors {
 // maximum of -inf.
 template <class Engine>
 HEADWISE_INLINE bool soften_rows(float* score, float scale, float* top, float* total, float* decay,
-                                 [[maybe_unused]] typename Engine::Weight* weights,
-                                 Ahead& ahead) {
+                                 [[maybe_unused]] typename Engine::Weight* weights, Ahead& ahead) {
   vf high = load(score), other = load(score + W);
   for (int j = 2; j < kBlock; j += 2) {
     high = larger(load(score + j * W), high);
@@ -163,8 +160,8 @@ HEADWISE_INLINE bool same_scales(const AttendArgs& args) {
 // The keys first..first + count as the engine's product reads them: in place where it can.
 template <class Engine, class Rows>
 HEADWISE_INLINE Block<typename Engine::Element> key_block(const Rows& rows, int64_t first,
-                                                         int count, int64_t dim,
-                                                         typename Engine::Element* stage) {
+                                                          int count, int64_t dim,
+                                                          typename Engine::Element* stage) {
   typedef typename Engine::Element Element;
   if constexpr (Same<typename Rows::Element, Element>::value) {
     if (count == kBlock && dim % Engine::kAlign == 0 && rows.run(first, kBlock) == kBlock)
@@ -192,8 +189,7 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
   const int64_t query_tile = (key_width + tail_width) * W;  // elements of W queries
   const bool value_is_key = args.value == args.key && value_dim <= dim &&
                             args.value_row == args.key_row && args.value_head == args.key_head &&
-                            args.value_batch == args.key_batch &&
-                            same_scales(args);
+                            args.value_batch == args.key_batch && same_scales(args);
   Engine engine;
   Scratch scratch = {memory};
   float* top = scratch.take<float>(all_rows);
@@ -202,8 +198,8 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
   const RowVectors vectors(at, all_rows, &scratch);
   Element* query = scratch.take<Element>(tiles * query_tile);
   float* score = scratch.take<float>(all_rows * kBlock);
-  Weight* weights = Engine::kPairs ? scratch.take<Weight>(all_rows * kBlock)
-                                   : reinterpret_cast<Weight*>(score);
+  Weight* weights =
+      Engine::kPairs ? scratch.take<Weight>(all_rows * kBlock) : reinterpret_cast<Weight*>(score);
   Element* key_stage = scratch.take<Element>(kBlock * Engine::pitch(dim));
   Element* tail_stage = scratch.take<Element>(kBlock * Engine::pitch(tail_dim));
   Element* value_stage = scratch.take<Element>(Engine::value_elements(value_dim));

@@ -144,8 +144,8 @@ struct FloatEngine {
       }
   }
 
-  static void weigh(const float* weight, int64_t tiles, Block<float> values, int count,
-                    int64_t dim, int64_t width, float* sum, Ahead& ahead) {
+  static void weigh(const float* weight, int64_t tiles, Block<float> values, int count, int64_t dim,
+                    int64_t width, float* sum, Ahead& ahead) {
     constexpr int C = W >= 16 ? 4 : 2;
     const int64_t used = (dim + W - 1) / W * W;
     int64_t column = 0;

@@ -68,7 +68,8 @@ struct PairLayout {
       __m512i line[16];
 #pragma GCC unroll 16
       for (int row = 0; row < 16; ++row)
-        line[row] = row < count ? load_pairs(from + rows[row] + d, dim - d) : _mm512_setzero_si512();
+        line[row] =
+            row < count ? load_pairs(from + rows[row] + d, dim - d) : _mm512_setzero_si512();
       transpose(line);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) _mm512_store_si512(to + (d / 2 + i) * 32, line[i]);
@@ -132,8 +133,7 @@ struct PairEngine : PairLayout {
     for (int k = 0; k < N; ++k)
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v)
-        total[k][v] = first ? _mm512_setzero_ps()
-                            : _mm512_loadu_ps(score + v * kBlock * W + k * W);
+        total[k][v] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(score + v * kBlock * W + k * W);
     for (int64_t d = 0; d < dim; d += 2) {
       if (d % 8 == 0) ahead.tick();
       __m512i row[V];
@@ -223,9 +223,9 @@ struct PairEngine : PairLayout {
 #else  // HEADWISE_AMX
 
 #define HEADWISE_TILE_ZERO(t) asm volatile("tilezero %%tmm" #t ::: "memory")
-#define HEADWISE_TILE_LOAD(t, from, bytes)                                               \
+#define HEADWISE_TILE_LOAD(t, from, bytes) \
   asm volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(from), "r"(int64_t(bytes)) : "memory")
-#define HEADWISE_TILE_STORE(t, to, bytes)                                                \
+#define HEADWISE_TILE_STORE(t, to, bytes) \
   asm volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"(int64_t(bytes)) : "memory")
 // tmm c += tmm a (16 rows of 32) times tmm b (16 pairs of rows of 16)
 #define HEADWISE_TILE_DOT(c, a, b) \

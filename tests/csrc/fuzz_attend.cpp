@@ -20,9 +20,7 @@ namespace {
 
 std::mt19937 rng;
 
-int64_t pick(std::initializer_list<int64_t> from) {
-  return from.begin()[rng() % from.size()];
-}
+int64_t pick(std::initializer_list<int64_t> from) { return from.begin()[rng() % from.size()]; }
 bool some(int tenths) { return int(rng() % 10) < tenths; }
 float normal() { return std::normal_distribution<float>()(rng); }
 
@@ -55,13 +53,17 @@ struct Numbers {
   std::vector<uint16_t> half;
   Dtype dtype;
   Numbers(int64_t count, Dtype dtype) : dtype(dtype) {
-    if (dtype == kFloat32) wide.resize(count);
-    else half.resize(count);
+    if (dtype == kFloat32)
+      wide.resize(count);
+    else
+      half.resize(count);
     for (int64_t i = 0; i < count; ++i) set(i, normal());
   }
   void set(int64_t i, float x) {
-    if (dtype == kFloat32) wide[i] = x;
-    else half[i] = narrow(x, dtype);
+    if (dtype == kFloat32)
+      wide[i] = x;
+    else
+      half[i] = narrow(x, dtype);
   }
   double at(int64_t i) const { return dtype == kFloat32 ? wide[i] : widen(half[i], dtype); }
   void* data() { return dtype == kFloat32 ? (void*)wide.data() : (void*)half.data(); }
@@ -271,14 +273,14 @@ void one(int level) {
                      : key.at(row_at(b, k, j, a.key_batch, a.key_head, a.key_row) + d);
   };
   auto tail_at = [&](int64_t b, int64_t k, int64_t j, int64_t d) {
-    return quantized
-               ? tails.at((b * a.kv_heads + k) * a.context + j, d, a.tail_dim)
-               : key_tail.at(row_at(b, k, j, a.key_tail_batch, a.key_tail_head, a.key_tail_row) + d);
+    return quantized ? tails.at((b * a.kv_heads + k) * a.context + j, d, a.tail_dim)
+                     : key_tail.at(
+                           row_at(b, k, j, a.key_tail_batch, a.key_tail_head, a.key_tail_row) + d);
   };
   auto value_at = [&](int64_t b, int64_t k, int64_t j, int64_t d) {
-    return quantized ? (shared ? keys : values)
-                           .at((b * a.kv_heads + k) * a.context + j, d, a.value_dim)
-                     : used.at(row_at(b, k, j, a.value_batch, a.value_head, a.value_row) + d);
+    return quantized
+               ? (shared ? keys : values).at((b * a.kv_heads + k) * a.context + j, d, a.value_dim)
+               : used.at(row_at(b, k, j, a.value_batch, a.value_head, a.value_row) + d);
   };
   Numbers out(a.batch * a.heads * a.queries * a.value_dim, a.dtype);
   std::vector<float> lse(a.batch * a.heads * a.queries, NAN);
@@ -315,8 +317,7 @@ void one(int level) {
         double total = a.sinks ? exp(double(sinks[h])) : 0.0;
         Rounding rounding(a, sequences[b].start);
         for (int64_t d = 0; d < a.dim; ++d)
-          rounding.query(
-              query.at(b * a.query_batch + h * a.query_head + s * a.query_row + d));
+          rounding.query(query.at(b * a.query_batch + h * a.query_head + s * a.query_row + d));
         for (int64_t j = 0; j < lengths[b]; ++j) {
           if (a.causal && (j > position || (a.window && j <= position - a.window))) continue;
           if (a.mask && !mask[b * a.mask_batch + h * a.mask_head + s * a.mask_row + j * a.mask_key])
@@ -354,9 +355,12 @@ void one(int level) {
           good = good && fabs(out.at(row * a.value_dim + v) - (total > 0 ? sum[v] / total : 0)) <
                              more + eps * (1 + fabs(total > 0 ? sum[v] / total : 0));
         if (!good && ++failures < 5)
-          printf("level %d layout %d bits %d page %ld dtype %d B %ld H %ld K %ld S %ld L %ld D %ld V %ld: row %ld differs\n",
-                 level, layout, a.bits, long(page_size), int(a.dtype), long(a.batch), long(a.heads), long(a.kv_heads),
-                 long(a.queries), long(a.context), long(a.dim), long(a.value_dim), long(row));
+          printf(
+              "level %d layout %d bits %d page %ld dtype %d B %ld H %ld K %ld S %ld L %ld D %ld V "
+              "%ld: row %ld differs\n",
+              level, layout, a.bits, long(page_size), int(a.dtype), long(a.batch), long(a.heads),
+              long(a.kv_heads), long(a.queries), long(a.context), long(a.dim), long(a.value_dim),
+              long(row));
       }
 }
 
@@ -386,7 +390,8 @@ void one_product(int level) {
       const int64_t head = row / a.length % a.heads;
       double sum = 0, size = 0;
       for (int64_t i = 0; i < inner; ++i) {
-        const double w = weight.at(head * a.weight_head + (a.up ? i * a.width + o : o * a.width + i));
+        const double w =
+            weight.at(head * a.weight_head + (a.up ? i * a.width + o : o * a.width + i));
         sum += x.at(row * inner + i) * w;
         size += fabs(x.at(row * inner + i) * w);
       }
