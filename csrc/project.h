@@ -4,7 +4,8 @@
 // by weights. Down: out = x W^T, a product of x with each row of W, as of queries with keys.
 #pragma once
 
-#include "rowwise.h"
+#include "kernels.h"
+#include "rowwise_float.h"
 
 namespace headwise {
 namespace HEADWISE_ISA {

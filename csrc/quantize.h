@@ -2,7 +2,9 @@
 // says the same in PyTorch.
 #pragma once
 
-#include "extras.h"
+#include "kernels.h"
+#include "rotation.h"
+#include "rows.h"
 
 namespace headwise {
 namespace HEADWISE_ISA {

@@ -110,6 +110,17 @@ struct QuantizedRows {
   }
 };
 
+// Calls what(pointer) with `base` in one of the three dtypes that are served.
+template <class What>
+HEADWISE_INLINE void with_dtype(Dtype dtype, const void* base, const What& what) {
+  if (dtype == kFloat32)
+    what(static_cast<const float*>(base));
+  else if (dtype == kBfloat16)
+    what(static_cast<const bf16*>(base));
+  else
+    what(static_cast<const f16*>(base));
+}
+
 // Rows of a block as the products read them, `stride` elements apart.
 template <class T>
 struct Block {

@@ -17,6 +17,11 @@
 #define HEADWISE_INLINE inline __attribute__((always_inline))
 #define HEADWISE_LAMBDA __attribute__((always_inline))
 
+// Products of pairs of bf16.
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#define HEADWISE_PAIRS
+#endif
+
 namespace headwise {
 namespace HEADWISE_ISA {
 
@@ -56,6 +61,8 @@ HEADWISE_INLINE To bits_of(From from) {
   __builtin_memcpy(&to, &from, sizeof to);
   return to;
 }
+
+constexpr float kInfinity = __builtin_inff();
 
 HEADWISE_INLINE vf splat(float x) { return x - vf{}; }
 HEADWISE_INLINE vi splat_int(int32_t x) { return x - vi{}; }

@@ -1,7 +1,8 @@
 // The tile kernel's products by multiply-add of floats; other dtypes are widened block by block.
 #pragma once
 
-#include "extras.h"
+#include "rotation.h"
+#include "rows.h"
 
 namespace headwise {
 namespace HEADWISE_ISA {

@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "attend_args.h"
+#include "kernels.h"
 
 using namespace headwise;
 
@@ -141,6 +141,7 @@ int failures = 0;
 
 void one(int level) {
   AttendArgs a = {};
+  Options& options = a.options;
   a.dtype = Dtype(rng() % 3);
   a.batch = pick({1, 2, 3});
   a.kv_heads = pick({1, 2, 3});
@@ -159,10 +160,10 @@ void one(int level) {
   if (split) a.tail_dim = a.bits == 4 ? pick({2, 8, 34, 64}) : pick({1, 8, 33, 64});
   if (split && some(7)) a.value_dim = a.dim;
   a.scale = 0.3f;
-  a.softcap = some(2) ? 2.0f : 0.0f;
-  a.causal = some(6);
-  a.window = a.causal && some(4) ? pick({1, 2, 64, 100, 10000}) : 0;
-  if (a.window > a.context + a.queries) a.window = a.context + a.queries;
+  options.softcap = some(2) ? 2.0 : 0.0;
+  options.causal = some(6);
+  options.window = options.causal && some(4) ? pick({1, 2, 64, 100, 10000}) : 0;
+  if (options.window > a.context + a.queries) options.window = a.context + a.queries;
   // the heads inside the rows of the cache, with a gap, or apart
   const bool inside = some(5);
   const int64_t gap = pick({0, 3});
@@ -201,24 +202,24 @@ void one(int level) {
   std::vector<float> sinks(a.heads), slopes(a.heads);
   for (float& x : sinks) x = normal();
   for (float& x : slopes) x = fabsf(normal()) / 10;
-  a.sinks = some(2) ? sinks.data() : nullptr;
-  a.slopes = some(2) ? slopes.data() : nullptr;
-  auto extra = [&](int64_t* batch, int64_t* head, int64_t* row, int64_t* column) {
+  options.sinks.data = some(2) ? sinks.data() : nullptr;
+  options.alibi_slopes.data = some(2) ? slopes.data() : nullptr;
+  auto extra = [&](ScoreStrides* to) {
     const bool own[4] = {some(5), some(5), some(5), some(8)};
     int64_t size = 1;
-    *column = own[3] ? size : 0, size *= own[3] ? a.context : 1;
-    *row = own[2] ? size : 0, size *= own[2] ? a.queries : 1;
-    *head = own[1] ? size : 0, size *= own[1] ? a.heads : 1;
-    *batch = own[0] ? size : 0, size *= own[0] ? a.batch : 1;
+    to->key = own[3] ? size : 0, size *= own[3] ? a.context : 1;
+    to->query = own[2] ? size : 0, size *= own[2] ? a.queries : 1;
+    to->head = own[1] ? size : 0, size *= own[1] ? a.heads : 1;
+    to->batch = own[0] ? size : 0, size *= own[0] ? a.batch : 1;
     return size;
   };
-  Numbers bias(extra(&a.bias_batch, &a.bias_head, &a.bias_row, &a.bias_key), Dtype(rng() % 3));
-  a.bias_dtype = bias.dtype;
-  a.bias = some(3) ? bias.data() : nullptr;
-  std::vector<unsigned char> mask(extra(&a.mask_batch, &a.mask_head, &a.mask_row, &a.mask_key));
+  Numbers bias(extra(&options.bias.strides), Dtype(rng() % 3));
+  options.bias.dtype = bias.dtype;
+  options.bias.data = some(3) ? bias.data() : nullptr;
+  std::vector<unsigned char> mask(extra(&options.mask.strides));
   const int shown = pick({1, 6, 10});
   for (auto& m : mask) m = some(shown) && (shown > 1 || some(1));
-  a.mask = some(4) ? mask.data() : nullptr;
+  options.mask.data = some(4) ? mask.data() : nullptr;
   std::vector<int64_t> lengths(a.batch, a.context);
   if (some(4)) {
     for (auto& length : lengths) length = rng() % (a.context + 1);
@@ -253,7 +254,7 @@ void one(int level) {
     to.widen(a.batch * a.kv_heads * a.context, dim);
     *base = to.bytes.data();
     *row = dim * a.bits / 8, *head = a.context * *row, *batch = a.kv_heads * *head;
-    at->at = to.scales.data();
+    at->data = to.scales.data();
     at->row = to.groups, at->head = a.context * at->row, at->batch = a.kv_heads * at->head;
   };
   if (quantized) {
@@ -288,7 +289,7 @@ void one(int level) {
 
   Plan plan = {};
   std::vector<SequencePlan> sequences(a.batch);
-  plan_rows(a, kernels(level).pairs, &plan);
+  plan_rows(a, kernels(level)->pairs, &plan);
   std::vector<int32_t> left(a.batch * a.kv_heads * plan.tiles);
   plan.sequences = sequences.data(), plan.left = left.data();
   plan_tasks(a, pick({1, 2, 5}), &plan);
@@ -302,7 +303,7 @@ void one(int level) {
       for (;;) {
         const int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
         if (task >= plan.tasks) break;
-        kernels(level).attend(a, plan, task, static_cast<char*>(scratch));
+        kernels(level)->attend(a, plan, task, static_cast<char*>(scratch));
       }
       free(scratch);
     });
@@ -314,14 +315,15 @@ void one(int level) {
       for (int64_t s = 0; s < a.queries; ++s) {
         const int64_t k = h / group, position = lengths[b] - a.queries + s;
         std::vector<double> sum(a.value_dim, 0.0);
-        double total = a.sinks ? exp(double(sinks[h])) : 0.0;
+        double total = options.sinks.data ? exp(double(sinks[h])) : 0.0;
         Rounding rounding(a, sequences[b].start);
         for (int64_t d = 0; d < a.dim; ++d)
           rounding.query(query.at(b * a.query_batch + h * a.query_head + s * a.query_row + d));
         for (int64_t j = 0; j < lengths[b]; ++j) {
-          if (a.causal && (j > position || (a.window && j <= position - a.window))) continue;
-          if (a.mask && !mask[b * a.mask_batch + h * a.mask_head + s * a.mask_row + j * a.mask_key])
+          if (options.causal &&
+              (j > position || (options.window && j <= position - options.window)))
             continue;
+          if (options.mask.data && !mask[options.mask.strides.offset(b, h, s, j)]) continue;
           double x = 0, key_size = 0, value_size = 0;
           for (int64_t d = 0; d < a.dim; ++d) {
             x += query.at(b * a.query_batch + h * a.query_head + s * a.query_row + d) *
@@ -333,10 +335,9 @@ void one(int level) {
                                s * a.query_tail_row + d) *
                  tail_at(b, k, j, d);
           x *= a.scale;
-          if (a.softcap > 0) x = a.softcap * tanh(x / a.softcap);
-          if (a.bias)
-            x += bias.at(b * a.bias_batch + h * a.bias_head + s * a.bias_row + j * a.bias_key);
-          if (a.slopes) x += double(slopes[h]) * double(j - position);
+          if (options.softcap > 0) x = options.softcap * tanh(x / options.softcap);
+          if (options.bias.data) x += bias.at(options.bias.strides.offset(b, h, s, j));
+          if (options.alibi_slopes.data) x += double(slopes[h]) * double(j - position);
           const double weight = exp(x);
           total += weight;
           for (int64_t v = 0; v < a.value_dim; ++v) {
@@ -381,7 +382,7 @@ void one_product(int level) {
   a.out_row = outer, a.out_head = a.length * outer, a.out_batch = a.heads * a.out_head;
   const int64_t bytes = (scratch_bytes(a) + 63) / 64 * 64;
   char* scratch = static_cast<char*>(aligned_alloc(64, bytes));
-  for (int64_t head = 0; head < a.heads; ++head) kernels(level).project(a, head, scratch);
+  for (int64_t head = 0; head < a.heads; ++head) kernels(level)->project(a, head, scratch);
   free(scratch);
   const double eps = a.dtype == kFloat32 ? 1e-4 : a.dtype == kBfloat16 ? 2e-2 : 3e-3;
   bool good = true;
@@ -422,8 +423,8 @@ void one_quantize(int level) {
   a.rows = x.data(), a.integers = integers.data(), a.scales = scales.data();
   void* scratch = aligned_alloc(64, (scratch_bytes(a) + 63) / 64 * 64);
   const int64_t half = rows / 2;
-  kernels(level).quantize(a, 0, half, static_cast<char*>(scratch));
-  kernels(level).quantize(a, half, rows - half, static_cast<char*>(scratch));
+  kernels(level)->quantize(a, 0, half, static_cast<char*>(scratch));
+  kernels(level)->quantize(a, half, rows - half, static_cast<char*>(scratch));
   free(scratch);
   const int64_t block = a.bits == 8 ? 1 : a.dim & -a.dim;
   bool good = true;
