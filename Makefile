@@ -19,7 +19,7 @@ EDITABLE := --no-build-isolation --editable
 LEVELS := "import torch; from headwise.ops.backend import cpu; cpu.available(); \
     print(*cpu.LEVELS[:torch.ops.headwise.best_level() + 1])"
 CPP := $(wildcard csrc/*.* csrc/operators/*)
-CPP_FORMAT := $(BIN)/clang-format $(CPP) $(wildcard tests/csrc/*.cpp)
+CPP_FORMAT := $(BIN)/clang-format $(CPP) $(wildcard tests/csrc/*.h tests/csrc/*.cpp)
 
 .PHONY: demo test sweep nightly lint format docs wheel clean help
 .DELETE_ON_ERROR:

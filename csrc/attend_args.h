@@ -16,10 +16,10 @@ struct Scales {
 
 struct AttendArgs {
   const void *query, *key, *value;
-  // a part of query and key that is held apart (absorbed MLA: the rope key); null: none
+  // a second part of query and key, in tensors of its own (absorbed MLA: the rope key); null: none
   const void *query_tail, *key_tail;
   void* out;   // [B,H,S,V], contiguous, of `dtype`
-  float* lse;  // [B,H,S], contiguous; null where nobody asked
+  float* lse;  // [B,H,S], contiguous; null: not asked for
   Dtype dtype;
   int64_t batch, heads, kv_heads, queries, context, dim, tail_dim, value_dim;
   // strides in elements; the last dim of each is contiguous
@@ -33,8 +33,8 @@ struct AttendArgs {
   const int32_t* table;  // null: every sequence has its own rows, one after the other
   int64_t table_row;
   int page_shift;
-  // keys as integers of so many bits, 8 or 4 (two a byte, the low half first); 0: of `dtype`.
-  // Their strides above are in bytes.
+  // bits of a key's integers, 8 or 4 (two per byte, the low half first), whose strides above are
+  // in bytes; 0: keys are of `dtype`
   int bits;
   Scales key_scales, value_scales, key_tail_scales;
   float scale;  // of scores, before every option
@@ -82,8 +82,7 @@ inline int64_t slot_floats(const AttendArgs& args, const Plan& plan) {
   return plan.tile_rows * (padded(args.value_dim) + 2);
 }
 
-// Says how rows become tasks: all of `plan` but what depends on the lengths. pairs: as in
-// `Kernels`.
+// Fills what does not depend on the lengths: how rows become tasks. pairs: as in `Kernels`.
 void plan_rows(const AttendArgs& args, bool pairs, Plan* plan);
 // Fills the sequences of `plan` (which has room for B) for `threads` threads.
 void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan);

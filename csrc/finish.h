@@ -94,7 +94,7 @@ struct Segments {
     sum = scratch->take<float>(rows * width);
   }
 
-  // Adds a segment's sums, and starts those anew. columns(sum, row, v): where 16 of a row's lie,
+  // Adds a segment's sums, and sets those to zero. columns(sum, row, v): where 16 of a row's lie,
   // from the v-th on.
   template <class Columns>
   void end_segment(float* own_top, float* own_total, float* own, const Columns& columns) {

@@ -6,7 +6,7 @@
 
 namespace headwise {
 
-// Products of x with one matrix a head: x W where `up`, else x W^T.
+// Products of x with one matrix per head: x W where `up`, else x W^T.
 struct ProjectArgs {
   const void *x, *weight;  // [B,H,S,rows or width] and [H,rows,width]
   void* out;               // [B,H,S,width or rows]

@@ -40,11 +40,11 @@ struct Mask {
 };
 
 struct Options {
-  bool causal;           // a query sees no key behind its own position
+  bool causal;           // a query sees no key after its own position
   int64_t window;        // keys that a query sees, its own the last
   double softcap;        // scores become softcap * tanh(score / softcap)
   PerHead sinks;         // a score for each head that joins the softmax without a value (finish.h)
-  PerHead alibi_slopes;  // times the distance from query to key, 0 or less, added to a score
+  PerHead alibi_slopes;  // times key minus query position, added to a score
   Bias bias;
   Mask mask;
 

@@ -1,6 +1,6 @@
 // How the rows of K and V are found in memory, widened, and asked for ahead of their use.
 //
-// Rows of a cache held otherwise need another class like these two, not another kernel.
+// Another layout of a cache needs another class like these two, not another kernel.
 #pragma once
 
 #include "attend_args.h"

@@ -1,7 +1,7 @@
 // Products of few rows with int8 keys and values by pairs of 16-bit integers, which a processor
 // with AVX2 multiplies and adds twice as fast as floats.
 //
-// Queries and weights are rounded to 16 bits with a scale a row and a block of keys: an error of
+// Queries and weights are rounded to 16 bits with one scale per row and block of keys: an error of
 // 2^-16 of the largest, where the keys and values themselves were rounded to 2^-8.
 #pragma once
 

@@ -36,7 +36,7 @@ HEADWISE_INLINE void add_bias(const T* bias, int64_t stride, int count, float* s
 }
 
 // Options for the scores of one row and the keys key..key + count, which are scaled. The scores of
-// a block behind those are hidden.
+// the block after those are hidden.
 inline void apply_options(const Task& task, int64_t row, int64_t key, int count, float* score) {
   const Options& options = task.args->options;
   if (options.softcap > 0) {

@@ -341,7 +341,7 @@ HEADWISE_INLINE v4 sums(vf a, vf b, vf c, vf d) {
 #endif
 }
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#if defined(HEADWISE_PAIRS)
 HEADWISE_INLINE __m512i load_pairs(const bf16* from, int64_t left) {
   if (left >= 32) return _mm512_loadu_si512(from);
   return _mm512_maskz_loadu_epi16(__mmask32((uint64_t(1) << left) - 1), from);

@@ -12,7 +12,7 @@ struct Span {
   int64_t begin, end, all_see_from, all_see_to;
   int64_t ahead;  // where the keys end that the thread reads next: of its next task too
 
-  // Keys of the block that starts at `block`; 0 or less behind the end.
+  // Keys of the block that starts at `block`; 0 or less after the end.
   HEADWISE_INLINE int count(int64_t block) const {
     return int(end - block < kBlock ? end - block : kBlock);
   }
@@ -35,7 +35,7 @@ struct Task {
   int64_t batch, kv_head, tile;
   int64_t first_row, rows, group;
   int64_t part, segment;  // of the part: one of its segments, or 0 for all of it
-  bool continues;         // the thread takes the keys behind these next
+  bool continues;         // the thread takes the next keys afterwards
 
   HEADWISE_INLINE int64_t head(int64_t row) const {
     return kv_head * group + (first_row + row) % group;

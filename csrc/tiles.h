@@ -98,7 +98,7 @@ HEADWISE_INLINE Block<typename Engine::Element> key_block(const Rows& rows, int6
   return {stage, pitch};
 }
 
-// The body of a task. The tails are the part of query and key that is held apart, if there is one.
+// The body of a task. The tails are the second part of query and key, if there is one.
 template <class Engine, class KeyRows, class ValueRows>
 void attend_tiles(const Task& task, const KeyRows& keys, const KeyRows& tails,
                   const ValueRows& values, char* memory) {

@@ -94,7 +94,7 @@ struct FloatEngine {
     }
   }
 
-  // query: from the first row tile on, `tile` floats a row tile.
+  // query: from the first row tile on, `tile` floats per row tile.
   static void scores(const float* query, int64_t tile, int64_t tiles, Block<float> keys,
                      int64_t dim, bool first, float* score_at, Ahead& ahead) {
     constexpr int V = W >= 16 ? 4 : 2;

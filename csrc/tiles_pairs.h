@@ -99,7 +99,7 @@ struct PairLayout {
     }
   }
 
-  // The weights of 16 rows for two keys as pairs of bf16, a pair a row.
+  // The weights of 16 rows for two keys as pairs of bf16, one per row.
   static HEADWISE_INLINE __m512i pairs(vf even, vf odd) {
     alignas(64) static const uint16_t kTurns[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                                     21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,

@@ -65,7 +65,7 @@ void read_query(const Call& call, AttendArgs* args) {
   args->query = query.const_data_ptr();
   take_strides(query, &args->query_batch, &args->query_head, &args->query_row);
   if (!call.query_tail.has_value()) return;
-  // a part of query and key that is held apart: [B,H,S,P] and [B,K,L,P]
+  // a second part of query and key: [B,H,S,P] and [B,K,L,P]
   const Tensor& tail = *call.query_tail;
   check_rows(tail, "query_tail");
   STD_TORCH_CHECK(tail.scalar_type() == query.scalar_type(), kAttend,
@@ -218,8 +218,8 @@ void run(const AttendArgs& args, const Kernels& kernels) {
         [&](int64_t task, char* scratch) { kernels.attend(args, plan, task, scratch); });
 }
 
-// The function that the dispatcher calls: it owns the arguments on the stack, and puts out and lse
-// (empty where it was not asked for) in their place.
+// What the dispatcher calls: it takes the arguments off the stack, and puts out and lse in their
+// place. lse is empty where it was not asked for.
 void attend(StableIValue* stack, uint64_t, uint64_t) {
   const Call call = {stack};
   AttendArgs args = {};
