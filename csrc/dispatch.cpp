@@ -1,6 +1,6 @@
 // Which level of the kernels this machine runs.
 
-#include "attend_args.h"
+#include "kernels.h"
 
 #if defined(HEADWISE_X86)
 #include <cpuid.h>
@@ -12,19 +12,22 @@
 
 namespace headwise {
 
-#define HEADWISE_DECLARE(isa)                                                     \
-  namespace isa {                                                                 \
-  void attend_task(const AttendArgs&, const Plan&, int64_t index, char* scratch); \
-  void project_task(const ProjectArgs&, int64_t head, char* scratch);             \
-  void quantize_task(const QuantizeArgs&, int64_t first, int64_t count, char*);   \
-  }
-
-HEADWISE_DECLARE(baseline)
+namespace baseline {
+extern const Kernels kKernels;
+}
 #if defined(HEADWISE_X86)
-HEADWISE_DECLARE(avx2)
-HEADWISE_DECLARE(avx512)
-HEADWISE_DECLARE(avx512bf16)
-HEADWISE_DECLARE(amx)
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
+namespace avx512bf16 {
+extern const Kernels kKernels;
+}
+namespace amx {
+extern const Kernels kKernels;
+}
 
 namespace {
 
@@ -54,8 +57,7 @@ int best_level() {
                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
   if (!avx512) return kAvx2;
-  const bool bf16 =
-      __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  const bool bf16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   if (!bf16) return kAvx512;
   static const bool tiles = amx_allowed();
   return tiles ? kAmx : kAvx512Bf16;
@@ -64,15 +66,15 @@ int best_level() {
 #endif
 }
 
-Kernels kernels(int level) {
-  if (level < kBaseline || level > best_level()) return {nullptr, nullptr, nullptr, false};
+const Kernels* kernels(int level) {
+  if (level < kBaseline || level > best_level()) return nullptr;
 #if defined(HEADWISE_X86)
-  if (level == kAmx) return {amx::attend_task, amx::project_task, amx::quantize_task, true};
-  if (level == kAvx512Bf16) return {avx512bf16::attend_task, avx512bf16::project_task, avx512bf16::quantize_task, true};
-  if (level == kAvx512) return {avx512::attend_task, avx512::project_task, avx512::quantize_task, false};
-  if (level == kAvx2) return {avx2::attend_task, avx2::project_task, avx2::quantize_task, false};
+  static const Kernels* const of_level[] = {&baseline::kKernels, &avx2::kKernels, &avx512::kKernels,
+                                            &avx512bf16::kKernels, &amx::kKernels};
+  return of_level[level];
+#else
+  return &baseline::kKernels;
 #endif
-  return {baseline::attend_task, baseline::project_task, baseline::quantize_task, false};
 }
 
 }  // namespace headwise

@@ -1,7 +1,8 @@
 // From running sums to results: one row at a time, and the merge of the pieces of a context.
 #pragma once
 
-#include "extras.h"
+#include "rotation.h"
+#include "task.h"
 
 namespace headwise {
 namespace HEADWISE_ISA {
@@ -18,8 +19,8 @@ HEADWISE_INLINE void finish_row(const AttendArgs& args, int64_t batch, int64_t h
   // a row that has seen nothing is 0, whatever lies where it may not look
   if (total == 0.0f) __builtin_memset(values, 0, sizeof(float) * args.value_dim);
   float scale = 1.0f;
-  if (args.sinks != nullptr) {
-    const float sink = args.sinks[head];
+  if (args.options.sinks.data != nullptr) {
+    const float sink = args.options.sinks.data[head];
     if (sink != -kInfinity) {
       const float now = sink > top ? sink : top;
       scale = top == -kInfinity ? 0.0f : __builtin_expf(top - now);
@@ -62,8 +63,7 @@ HEADWISE_INLINE Factors fold(RowSums* to, RowSums from) {
     return {Factors::kCopy, 0.0f, 1.0f};
   }
   const float now = from.top > to->top ? from.top : to->top;
-  const Factors factors = {Factors::kBoth,
-                           to->top == now ? 1.0f : __builtin_expf(to->top - now),
+  const Factors factors = {Factors::kBoth, to->top == now ? 1.0f : __builtin_expf(to->top - now),
                            from.top == now ? 1.0f : __builtin_expf(from.top - now)};
   to->total = rounded(to->total * factors.to) + rounded(from.total * factors.from);
   to->top = now;
@@ -94,7 +94,7 @@ struct Segments {
     sum = scratch->take<float>(rows * width);
   }
 
-  // Adds a segment's sums, and starts those anew. columns(sum, row, v): where 16 of a row's lie,
+  // Adds a segment's sums, and sets those to zero. columns(sum, row, v): where 16 of a row's lie,
   // from the v-th on.
   template <class Columns>
   void end_segment(float* own_top, float* own_total, float* own, const Columns& columns) {
@@ -130,12 +130,13 @@ HEADWISE_INLINE RowSums fold_pieces(const float* pieces, int64_t slot, int64_t f
 }
 
 // Merges the pieces of a tile of rows, in their order, and writes the result. values: two rows.
-inline void merge(const Extras& at, const Plan& plan, const float* pieces, float* values) {
-  const AttendArgs& args = *at.args;
-  const SequencePlan& sequence = *at.sequence;
+inline void merge(const Task& task, const float* pieces, float* values) {
+  const AttendArgs& args = *task.args;
+  const Plan& plan = *task.plan;
+  const SequencePlan& sequence = *task.sequence;
   const int64_t width = padded(args.value_dim), slot = slot_floats(args, plan);
   float* of_part = values + width;
-  for (int64_t row = 0; row < at.rows; ++row) {
+  for (int64_t row = 0; row < task.rows; ++row) {
     __builtin_memset(values, 0, sizeof(float) * width);
     RowSums all = {-kInfinity, 0.0f};
     for (int64_t part = 0; part < sequence.parts; ++part) {
@@ -145,36 +146,37 @@ inline void merge(const Extras& at, const Plan& plan, const float* pieces, float
       const Factors factors = fold(&all, own);
       for (int64_t v = 0; v < width; v += 16) fold_values(values + v, of_part + v, factors);
     }
-    finish_row(args, at.batch, at.head(row), at.query(row), values, all.top, all.total);
+    finish_row(args, task.batch, task.head(row), task.query(row), values, all.top, all.total);
   }
 }
 
 // Ends a task: `sums(row, to)` copies the V sums of a row. The last piece to end merges them all.
 // row_sum: two rows.
 template <class Sums>
-HEADWISE_INLINE void finish(const Extras& at, const Plan& plan, int64_t tile, const float* top,
-                            const float* total, const Sums& sums, float* row_sum) {
-  const AttendArgs& args = *at.args;
-  const SequencePlan& sequence = *at.sequence;
+HEADWISE_INLINE void finish(const Task& task, const float* top, const float* total,
+                            const Sums& sums, float* row_sum) {
+  const AttendArgs& args = *task.args;
+  const Plan& plan = *task.plan;
+  const SequencePlan& sequence = *task.sequence;
   const int64_t pieces = sequence.pieces();
   if (pieces == 1) {
-    for (int64_t row = 0; row < at.rows; ++row) {
+    for (int64_t row = 0; row < task.rows; ++row) {
       sums(row, row_sum);
-      finish_row(args, at.batch, at.head(row), at.query(row), row_sum, top[row], total[row]);
+      finish_row(args, task.batch, task.head(row), task.query(row), row_sum, top[row], total[row]);
     }
     return;
   }
   const int64_t width = padded(args.value_dim), slot = slot_floats(args, plan);
-  const int64_t own = at.kv_head * plan.tiles + tile;
+  const int64_t own = task.kv_head * plan.tiles + task.tile;
   float* first = plan.partial + (sequence.first_slot + own * pieces) * slot;
-  float* to = first + (at.part * sequence.segments + at.segment) * slot;
-  for (int64_t row = 0; row < at.rows; ++row) {
+  float* to = first + (task.part * sequence.segments + task.segment) * slot;
+  for (int64_t row = 0; row < task.rows; ++row) {
     to[2 * row] = top[row];
     to[2 * row + 1] = total[row];
     sums(row, to + 2 * plan.tile_rows + row * width);
   }
-  int32_t* left = plan.left + at.batch * args.kv_heads * plan.tiles + own;
-  if (__atomic_sub_fetch(left, 1, __ATOMIC_ACQ_REL) == 0) merge(at, plan, first, row_sum);
+  int32_t* left = plan.left + task.batch * args.kv_heads * plan.tiles + own;
+  if (__atomic_sub_fetch(left, 1, __ATOMIC_ACQ_REL) == 0) merge(task, first, row_sum);
 }
 
 }  // namespace HEADWISE_ISA

@@ -62,15 +62,14 @@ void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan) {
   const int64_t heads = args.kv_heads * plan->tiles;
   for (int64_t b = 0; b < args.batch; ++b) {
     SequencePlan& sequence = plan->sequences[b];
-    sequence.length = args.lengths64   ? args.lengths64[b]
-                      : args.lengths32 ? int64_t(args.lengths32[b])
-                                       : args.context;
+    sequence.length = length_of(args, b);
     sequence.stop = sequence.length;
     sequence.start = 0;
-    if (args.causal && args.window > 0) {
+    const Options& options = args.options;
+    if (options.causal && options.window > 0) {
       // the first query sits at length - S and sees the window that ends there
       const int64_t first = sequence.length - args.queries;
-      if (args.window <= first) sequence.start = first - args.window + 1;
+      if (options.window <= first) sequence.start = first - options.window + 1;
     }
     total += heads * (sequence.stop - sequence.start);
   }

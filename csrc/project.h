@@ -4,7 +4,8 @@
 // by weights. Down: out = x W^T, a product of x with each row of W, as of queries with keys.
 #pragma once
 
-#include "rowwise.h"
+#include "kernels.h"
+#include "rowwise_float.h"
 
 namespace headwise {
 namespace HEADWISE_ISA {
@@ -56,8 +57,8 @@ void project(const ProjectArgs& args, int64_t head, char* memory) {
   }
 
   for (int64_t row = 0; row < rows; ++row) {
-    T* out = static_cast<T*>(args.out) + row / args.length * args.out_batch +
-             head * args.out_head + row % args.length * args.out_row;
+    T* out = static_cast<T*>(args.out) + row / args.length * args.out_batch + head * args.out_head +
+             row % args.length * args.out_row;
     for (int64_t d = 0; d < outer; ++d) from_float(sum[row * out_pitch + d], out + d);
   }
 }

@@ -2,7 +2,9 @@
 // says the same in PyTorch.
 #pragma once
 
-#include "extras.h"
+#include "kernels.h"
+#include "rotation.h"
+#include "rows.h"
 
 namespace headwise {
 namespace HEADWISE_ISA {
@@ -76,7 +78,8 @@ inline void quantize_rows(const QuantizeArgs& args, int64_t first, int64_t count
       const float divisor = scale > 0.0f ? scale : 1.0f;
       for (int64_t d = 0; d < dim; ++d) {
         const float level = nearest(row[d] / divisor);
-        to[d] = (unsigned char)(int8_t(int32_t(level >= -127.0f && level <= 127.0f ? level : 0.0f)));
+        to[d] =
+            (unsigned char)(int8_t(int32_t(level >= -127.0f && level <= 127.0f ? level : 0.0f)));
       }
       continue;
     }

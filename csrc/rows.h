@@ -1,6 +1,6 @@
 // How the rows of K and V are found in memory, widened, and asked for ahead of their use.
 //
-// Rows of a cache held otherwise need another class like these two, not another kernel.
+// Another layout of a cache needs another class like these two, not another kernel.
 #pragma once
 
 #include "attend_args.h"
@@ -38,9 +38,7 @@ struct StridedRows {
     for (; length < count && at[1] * page == at[0] * page + rows * stride; ++at) length += rows;
     return length < count ? length : count;
   }
-  static HEADWISE_INLINE const char* address(Row row) {
-    return reinterpret_cast<const char*>(row);
-  }
+  static HEADWISE_INLINE const char* address(Row row) { return reinterpret_cast<const char*>(row); }
   HEADWISE_INLINE int64_t step() const { return bytes(stride); }  // bytes from row to row
   static HEADWISE_INLINE int64_t bytes(int64_t elements) { return elements * int64_t(sizeof(T)); }
   HEADWISE_INLINE float scale(int64_t) const { return 1.0f; }
@@ -111,6 +109,17 @@ struct QuantizedRows {
       return x * splat(row.scales[at / GROUP]);
   }
 };
+
+// Calls what(pointer) with `base` in one of the three dtypes that are served.
+template <class What>
+HEADWISE_INLINE void with_dtype(Dtype dtype, const void* base, const What& what) {
+  if (dtype == kFloat32)
+    what(static_cast<const float*>(base));
+  else if (dtype == kBfloat16)
+    what(static_cast<const bf16*>(base));
+  else
+    what(static_cast<const f16*>(base));
+}
 
 // Rows of a block as the products read them, `stride` elements apart.
 template <class T>

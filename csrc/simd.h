@@ -17,6 +17,11 @@
 #define HEADWISE_INLINE inline __attribute__((always_inline))
 #define HEADWISE_LAMBDA __attribute__((always_inline))
 
+// Products of pairs of bf16.
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#define HEADWISE_PAIRS
+#endif
+
 namespace headwise {
 namespace HEADWISE_ISA {
 
@@ -56,6 +61,8 @@ HEADWISE_INLINE To bits_of(From from) {
   __builtin_memcpy(&to, &from, sizeof to);
   return to;
 }
+
+constexpr float kInfinity = __builtin_inff();
 
 HEADWISE_INLINE vf splat(float x) { return x - vf{}; }
 HEADWISE_INLINE vi splat_int(int32_t x) { return x - vi{}; }
@@ -137,7 +144,8 @@ HEADWISE_INLINE vf load_integers(const char* from) {
     __builtin_memcpy(&both, from, sizeof both);
     const __m512i bits = _mm512_inserti64x4(_mm512_set1_epi32(int32_t(both)),
                                             _mm256_set1_epi32(int32_t(both >> 32)), 1);
-    const __m512i turns = _mm512_set_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    const __m512i turns =
+        _mm512_set_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
     return (vf)_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_sllv_epi32(bits, turns), 28));
 #elif defined(__AVX2__)
     int32_t all;
@@ -290,8 +298,7 @@ HEADWISE_INLINE vf tanh(vf x) {
 // The sums of the 128-bit quarters, so that lane i holds the sum of the lanes i, i + 4, ...
 HEADWISE_INLINE v4 fold(vf x) {
 #if defined(__AVX512F__)
-  __m256 y = _mm256_add_ps(_mm512_castps512_ps256((__m512)x),
-                           _mm512_extractf32x8_ps((__m512)x, 1));
+  __m256 y = _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
   return (v4)_mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
 #elif defined(__AVX2__)
   return (v4)_mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
@@ -334,7 +341,7 @@ HEADWISE_INLINE v4 sums(vf a, vf b, vf c, vf d) {
 #endif
 }
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#if defined(HEADWISE_PAIRS)
 HEADWISE_INLINE __m512i load_pairs(const bf16* from, int64_t left) {
   if (left >= 32) return _mm512_loadu_si512(from);
   return _mm512_maskz_loadu_epi16(__mmask32((uint64_t(1) << left) - 1), from);
@@ -342,8 +349,8 @@ HEADWISE_INLINE __m512i load_pairs(const bf16* from, int64_t left) {
 
 // The elements of two rows in turn: those of the first 16 columns, and of the other 16.
 HEADWISE_INLINE void interleave(__m512i even, __m512i odd, __m512i* first, __m512i* second) {
-  alignas(64) static const uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,
-                                                37, 6, 38, 7, 39, 8,  40, 9,  41, 10, 42,
+  alignas(64) static const uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+                                                37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
                                                 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   const __m512i low = _mm512_load_si512(kLow);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));

@@ -8,103 +8,23 @@
 #pragma once
 
 #include "finish.h"
+#include "scores.h"
 #include "tiles_float.h"
-#include "tiles_pairs.h"
+#if defined(HEADWISE_AMX)
+#include "tiles_amx.h"
+#elif defined(HEADWISE_PAIRS)
+#include "tiles_dot.h"
+#endif
 
 namespace headwise {
 namespace HEADWISE_ISA {
-
-// What each row of a tile is combined with, a vector of rows at a time.
-struct RowVectors {
-  const Extras* at;
-  int32_t *first, *stop;  // [rows]: the keys that causality and window leave
-  int32_t* position;
-  float* slope;
-  int64_t *mask, *bias;  // offsets of each row's first element
-
-  HEADWISE_INLINE RowVectors(const Extras& extras, int64_t padded_rows, Scratch* scratch)
-      : at(&extras) {
-    first = scratch->take<int32_t>(padded_rows);
-    stop = scratch->take<int32_t>(padded_rows);
-    slope = scratch->take<float>(padded_rows);
-    position = scratch->take<int32_t>(padded_rows);
-    mask = scratch->take<int64_t>(padded_rows);
-    bias = scratch->take<int64_t>(padded_rows);
-    const AttendArgs& args = *at->args;
-    for (int64_t row = 0; row < padded_rows; ++row) {
-      const int64_t real = row < at->rows ? row : at->rows - 1;
-      const int64_t head = at->head(real), query = at->query(real);
-      first[row] = int32_t(at->first_key(real));
-      stop[row] = int32_t(at->stop_key(real));
-      position[row] = int32_t(at->position(real));
-      slope[row] = args.slopes == nullptr ? 0.0f : args.slopes[head];
-      mask[row] = at->batch * args.mask_batch + head * args.mask_head + query * args.mask_row;
-      bias[row] = at->batch * args.bias_batch + head * args.bias_head + query * args.bias_row;
-    }
-  }
-
-  template <class B>
-  HEADWISE_INLINE void add_bias(const B* from, int64_t row, int count, float* score) const {
-    for (int lane = 0; lane < W; ++lane) {
-      const B* line = from + bias[row + lane];
-      for (int j = 0; j < count; ++j)
-        score[j * W + lane] += to_float(line[j * at->args->bias_key]);
-    }
-  }
-
-  // Scale, cap, bias, ALiBi and mask for W rows and the keys key..key + count.
-  void combine(int64_t row, int64_t key, int count, float* score) const {
-    const AttendArgs& args = *at->args;
-    for (int j = 0; j < count; ++j) {
-      vf x = load(score + j * W) * args.scale;
-      if (args.softcap > 0) x = args.softcap * tanh(x / args.softcap);
-      store(score + j * W, x);
-    }
-    if (args.bias != nullptr)
-      with_bias(args, key * args.bias_key, [&](const auto* from) HEADWISE_LAMBDA {
-        add_bias(from, row, count, score);
-      });
-    if (args.slopes != nullptr) {
-      const vf per_key = load(slope + row);
-      vi here;
-      __builtin_memcpy(&here, position + row, sizeof here);
-      for (int j = 0; j < count; ++j) {
-        // as integers: floats hold no position above 2^24
-        const vf distance = __builtin_convertvector(splat_int(int32_t(key + j)) - here, vf);
-        store(score + j * W, load(score + j * W) + per_key * distance);
-      }
-    }
-    if (args.mask != nullptr) {
-      for (int lane = 0; lane < W; ++lane) {
-        const unsigned char* line = args.mask + mask[row + lane] + key * args.mask_key;
-        for (int j = 0; j < count; ++j)
-          if (!line[j * args.mask_key]) score[j * W + lane] = -kInfinity;
-      }
-    }
-  }
-
-  // Hides what causality, window and the end of the context hide.
-  HEADWISE_INLINE void hide(int64_t row, int64_t key, int count, float* score) const {
-    vi from, to;
-    __builtin_memcpy(&from, first + row, sizeof from);
-    __builtin_memcpy(&to, stop + row, sizeof to);
-    const vf hidden = splat(-kInfinity);
-    for (int j = 0; j < count; ++j) {
-      const vi here = splat_int(int32_t(key + j));
-      const vi seen = (vi)(here >= from) & (vi)(here < to);
-      store(score + j * W, select(seen, load(score + j * W), hidden));
-    }
-    for (int j = count; j < kBlock; ++j) store(score + j * W, hidden);
-  }
-};
 
 // Running softmax of W rows: from scores, times `scale` of 0 or more, to weights. `decay` is what
 // earlier sums are multiplied by; true where that is 1 for all. A row that has seen nothing keeps a
 // maximum of -inf.
 template <class Engine>
 HEADWISE_INLINE bool soften_rows(float* score, float scale, float* top, float* total, float* decay,
-                                 [[maybe_unused]] typename Engine::Weight* weights,
-                                 Ahead& ahead) {
+                                 [[maybe_unused]] typename Engine::Weight* weights, Ahead& ahead) {
   vf high = load(score), other = load(score + W);
   for (int j = 2; j < kBlock; j += 2) {
     high = larger(load(score + j * W), high);
@@ -117,7 +37,7 @@ HEADWISE_INLINE bool soften_rows(float* score, float scale, float* top, float* t
   const vf shift = select((vi)(now == -kInfinity), vf{}, now);
   vf added = vf{}, also = vf{};
   if constexpr (Engine::kPairs) {
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#if defined(HEADWISE_PAIRS)
     for (int at = 0; at < kBlock / 2; at += 16) {
       __m512i pair[16];
 #pragma GCC unroll 16
@@ -156,15 +76,15 @@ HEADWISE_INLINE bool soften_rows(float* score, float scale, float* top, float* t
 HEADWISE_INLINE bool same_scales(const AttendArgs& args) {
   if (args.bits == 0) return true;
   const Scales &key = args.key_scales, &value = args.value_scales;
-  return args.value_dim == args.dim && key.at == value.at && key.batch == value.batch &&
+  return args.value_dim == args.dim && key.data == value.data && key.batch == value.batch &&
          key.head == value.head && key.row == value.row;
 }
 
 // The keys first..first + count as the engine's product reads them: in place where it can.
 template <class Engine, class Rows>
 HEADWISE_INLINE Block<typename Engine::Element> key_block(const Rows& rows, int64_t first,
-                                                         int count, int64_t dim,
-                                                         typename Engine::Element* stage) {
+                                                          int count, int64_t dim,
+                                                          typename Engine::Element* stage) {
   typedef typename Engine::Element Element;
   if constexpr (Same<typename Rows::Element, Element>::value) {
     if (count == kBlock && dim % Engine::kAlign == 0 && rows.run(first, kBlock) == kBlock)
@@ -178,32 +98,31 @@ HEADWISE_INLINE Block<typename Engine::Element> key_block(const Rows& rows, int6
   return {stage, pitch};
 }
 
-// The body of a task. The tails are the part of query and key that is held apart, if there is one.
+// The body of a task. The tails are the second part of query and key, if there is one.
 template <class Engine, class KeyRows, class ValueRows>
-void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const KeyRows& tails,
-                  const ValueRows& values, int64_t tile, char* memory) {
+void attend_tiles(const Task& task, const KeyRows& keys, const KeyRows& tails,
+                  const ValueRows& values, char* memory) {
   typedef typename Engine::Element Element;
   typedef typename Engine::Weight Weight;
-  const AttendArgs& args = *at.args;
-  const int64_t rows = at.rows, tiles = (rows + W - 1) / W, all_rows = tiles * W;
+  const AttendArgs& args = *task.args;
+  const int64_t rows = task.rows, tiles = (rows + W - 1) / W, all_rows = tiles * W;
   const int64_t dim = args.dim, tail_dim = args.tail_dim, value_dim = args.value_dim;
   const int64_t width = padded(value_dim);
   const int64_t key_width = Engine::key_width(dim), tail_width = Engine::key_width(tail_dim);
   const int64_t query_tile = (key_width + tail_width) * W;  // elements of W queries
   const bool value_is_key = args.value == args.key && value_dim <= dim &&
                             args.value_row == args.key_row && args.value_head == args.key_head &&
-                            args.value_batch == args.key_batch &&
-                            same_scales(args);
+                            args.value_batch == args.key_batch && same_scales(args);
   Engine engine;
   Scratch scratch = {memory};
   float* top = scratch.take<float>(all_rows);
   float* total = scratch.take<float>(all_rows);
   float* decay = scratch.take<float>(all_rows);
-  const RowVectors vectors(at, all_rows, &scratch);
+  const TileOptions options(task, all_rows, &scratch);
   Element* query = scratch.take<Element>(tiles * query_tile);
   float* score = scratch.take<float>(all_rows * kBlock);
-  Weight* weights = Engine::kPairs ? scratch.take<Weight>(all_rows * kBlock)
-                                   : reinterpret_cast<Weight*>(score);
+  Weight* weights =
+      Engine::kPairs ? scratch.take<Weight>(all_rows * kBlock) : reinterpret_cast<Weight*>(score);
   Element* key_stage = scratch.take<Element>(kBlock * Engine::pitch(dim));
   Element* tail_stage = scratch.take<Element>(kBlock * Engine::pitch(tail_dim));
   Element* value_stage = scratch.take<Element>(Engine::value_elements(value_dim));
@@ -222,9 +141,9 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
     int64_t lines[W], tail_lines[W];
     const int count = int(rows - t * W < W ? rows - t * W : W);
     for (int i = 0; i < count; ++i) {
-      const int64_t head = at.head(t * W + i), index = at.query(t * W + i);
-      lines[i] = at.batch * args.query_batch + head * args.query_head + index * args.query_row;
-      tail_lines[i] = at.batch * args.query_tail_batch + head * args.query_tail_head +
+      const int64_t head = task.head(t * W + i), index = task.query(t * W + i);
+      lines[i] = task.batch * args.query_batch + head * args.query_head + index * args.query_row;
+      tail_lines[i] = task.batch * args.query_tail_batch + head * args.query_tail_head +
                       index * args.query_tail_row;
     }
     // unscaled, which is exact: the scale is applied to the scores
@@ -235,14 +154,14 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
   }
   __builtin_memset(sum, 0, sizeof(float) * all_rows * width);
 
-  const Span span = at.span();
-  const int64_t base = at.base();
-  const bool combined = !at.plain() || !(args.scale >= 0.0f);
+  const Span span = task.span();
+  const int64_t base = task.base();
+  const bool combined = !plain(args.options) || !(args.scale >= 0.0f);
   for (int64_t block = span.begin; block < span.end; block += kBlock) {
     const int count = span.count(block);
-    if (block > span.begin && (block - base) % at.sequence->segment == 0)
+    if (block > span.begin && (block - base) % task.sequence->segment == 0)
       ended.end_segment(top, total, sum, columns);
-    if (!at.visible(block, count)) continue;
+    if (!task.visible(block, count)) continue;
     const int64_t next = block + kBlock;
     Ahead ahead;
     ahead.add(keys, next, span.coming(next), dim);
@@ -260,8 +179,8 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
     const bool edge = span.edge(block);
     for (int64_t t = 0; t < tiles; ++t) {
       float* s = score + t * kBlock * W;
-      if (combined || edge) vectors.combine(t * W, block, count, s);
-      if (edge) vectors.hide(t * W, block, count, s);
+      if (combined || edge) options.apply(t * W, block, count, s);
+      if (edge) options.hide(t * W, block, count, s);
       const bool same =
           soften_rows<Engine>(s, combined || edge ? 1.0f : args.scale, top + t * W, total + t * W,
                               decay + t * W, weights + t * kBlock * W, ahead);
@@ -294,7 +213,7 @@ void attend_tiles(const Extras& at, const Plan& plan, const KeyRows& keys, const
   if (ended.used) ended.end_segment(top, total, sum, columns);
   float* all = ended.used ? ended.sum : sum;
   finish(
-      at, plan, tile, ended.used ? ended.top : top, ended.used ? ended.total : total,
+      task, ended.used ? ended.top : top, ended.used ? ended.total : total,
       [&](int64_t row, float* to) HEADWISE_LAMBDA {
         for (int64_t v = 0; v < width; v += 16)
           __builtin_memcpy(to + v, columns(all, row, v), 16 * sizeof(float));

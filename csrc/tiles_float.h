@@ -1,7 +1,8 @@
 // The tile kernel's products by multiply-add of floats; other dtypes are widened block by block.
 #pragma once
 
-#include "extras.h"
+#include "rotation.h"
+#include "rows.h"
 
 namespace headwise {
 namespace HEADWISE_ISA {
@@ -93,7 +94,7 @@ struct FloatEngine {
     }
   }
 
-  // query: from the first row tile on, `tile` floats a row tile.
+  // query: from the first row tile on, `tile` floats per row tile.
   static void scores(const float* query, int64_t tile, int64_t tiles, Block<float> keys,
                      int64_t dim, bool first, float* score_at, Ahead& ahead) {
     constexpr int V = W >= 16 ? 4 : 2;
@@ -144,8 +145,8 @@ struct FloatEngine {
       }
   }
 
-  static void weigh(const float* weight, int64_t tiles, Block<float> values, int count,
-                    int64_t dim, int64_t width, float* sum, Ahead& ahead) {
+  static void weigh(const float* weight, int64_t tiles, Block<float> values, int count, int64_t dim,
+                    int64_t width, float* sum, Ahead& ahead) {
     constexpr int C = W >= 16 ? 4 : 2;
     const int64_t used = (dim + W - 1) / W * W;
     int64_t column = 0;

@@ -8,137 +8,18 @@
 #include <stdlib.h>
 
 #include <algorithm>
-#include <random>
 #include <thread>
 #include <vector>
 
-#include "attend_args.h"
-
-using namespace headwise;
+#include "random_rows.h"
 
 namespace {
-
-std::mt19937 rng;
-
-int64_t pick(std::initializer_list<int64_t> from) {
-  return from.begin()[rng() % from.size()];
-}
-bool some(int tenths) { return int(rng() % 10) < tenths; }
-float normal() { return std::normal_distribution<float>()(rng); }
-
-uint16_t narrow(float x, Dtype dtype) {
-  uint32_t u;
-  __builtin_memcpy(&u, &x, 4);
-  if (dtype == kBfloat16) return uint16_t(u >> 16);
-  if (x != x) return 0x7e00;
-  // truncation of a normal number, 0 below
-  const int32_t exponent = int32_t(u >> 23 & 255) - 112;
-  const uint32_t sign = u >> 16 & 0x8000;
-  return uint16_t(exponent <= 0 ? sign : sign | uint32_t(exponent) << 10 | (u >> 13 & 0x3ff));
-}
-double widen(uint16_t h, Dtype dtype) {
-  if (dtype == kBfloat16) {
-    uint32_t u = uint32_t(h) << 16;
-    float x;
-    __builtin_memcpy(&x, &u, 4);
-    return x;
-  }
-  const double sign = h & 0x8000 ? -1 : 1;
-  const int exponent = h >> 10 & 31, mantissa = h & 0x3ff;
-  if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
-  return sign * (exponent ? ldexp(1024 + mantissa, exponent - 25) : ldexp(mantissa, -24));
-}
-
-// A buffer of numbers in some dtype, exactly as large as asked.
-struct Numbers {
-  std::vector<float> wide;
-  std::vector<uint16_t> half;
-  Dtype dtype;
-  Numbers(int64_t count, Dtype dtype) : dtype(dtype) {
-    if (dtype == kFloat32) wide.resize(count);
-    else half.resize(count);
-    for (int64_t i = 0; i < count; ++i) set(i, normal());
-  }
-  void set(int64_t i, float x) {
-    if (dtype == kFloat32) wide[i] = x;
-    else half[i] = narrow(x, dtype);
-  }
-  double at(int64_t i) const { return dtype == kFloat32 ? wide[i] : widen(half[i], dtype); }
-  void* data() { return dtype == kFloat32 ? (void*)wide.data() : (void*)half.data(); }
-};
-
-// What the rounding of queries and weights to 16 bits, beside int8 keys and values, may do to a
-// row: each is off by half of what an integer stands for, the largest over `kMost` or so.
-struct Rounding {
-  static constexpr double kMost = 32767;
-  double query_most;
-  bool there;
-  int64_t start, block = -1;
-  double largest = 0, score = 0, scale;  // of the query; what a score may be off by
-  double top = 0, integers = 0, weights = 0, size = 0;
-  Rounding(const AttendArgs& a, int64_t start)
-      : query_most(a.dim > 512 ? 16383 : kMost), there(a.bits == 8), start(start), scale(a.scale) {}
-  void query(double x) { largest = std::max(largest, fabs(x)); }
-  // A key that the row sees: the sum of its magnitudes, its weight, its value's largest magnitude
-  // and scale.
-  void key(int64_t index, double key_size, double weight, double value_size, double value_scale) {
-    if (!there) return;
-    score = std::max(score, 0.5 * largest / query_most * scale * key_size);
-    size = std::max(size, value_size);
-    // the weights of a block of keys, by their values' scales, share what an integer stands for
-    if ((index - start) / kBlock != block) end_block();
-    block = (index - start) / kBlock;
-    top = std::max(top, weight * fabs(value_scale));
-    integers += value_scale != 0 ? value_size / fabs(value_scale) : 0;
-  }
-  void end_block() {
-    weights += 0.5 * top / kMost * integers;
-    top = integers = 0;
-  }
-  // What each element of the result may be off by.
-  double of_result(double total) {
-    end_block();
-    return there ? weights / total + expm1(2 * score) * size : 0;
-  }
-};
-
-// Rows of integers with scales, exactly as large as asked.
-struct Integers {
-  int bits = 8;
-  std::vector<unsigned char> bytes;
-  std::vector<float> scales;
-  int64_t groups = 1;
-  void fill(int64_t rows, int64_t dim) {
-    groups = bits == 8 ? 1 : (dim + kInt4Group - 1) / kInt4Group;
-    bytes.resize(rows * (dim * bits / 8));
-    scales.resize(rows * groups);
-    for (auto& x : bytes) x = (unsigned char)(rng());
-    for (auto& x : scales) x = fabsf(normal()) / (bits == 8 ? 64 : 4);
-  }
-  // What they stand for; of 4 bits times a Hadamard matrix, whose signs count common bits.
-  std::vector<double> wide;
-  void widen(int64_t rows, int64_t dim) {
-    const int64_t block = bits == 8 ? 1 : dim & -dim;
-    wide.assign(rows * dim, 0.0);
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t d = 0; d < dim; ++d)
-        for (int64_t i = 0; i < block; ++i)
-          wide[row * dim + d] += stored(row, d / block * block + i, dim) *
-                                 (__builtin_popcountll(i & d % block) % 2 ? -1 : 1) /
-                                 sqrt(double(block));
-  }
-  double at(int64_t row, int64_t d, int64_t dim) const { return wide[row * dim + d]; }
-  double stored(int64_t row, int64_t d, int64_t dim) const {
-    const unsigned char byte = bytes[row * (dim * bits / 8) + d * bits / 8];
-    const int x = bits == 8 ? int8_t(byte) : int8_t(byte << (d % 2 ? 0 : 4)) >> 4;
-    return x * double(scales[row * groups + (bits == 8 ? 0 : d / kInt4Group)]);
-  }
-};
 
 int failures = 0;
 
 void one(int level) {
   AttendArgs a = {};
+  Options& options = a.options;
   a.dtype = Dtype(rng() % 3);
   a.batch = pick({1, 2, 3});
   a.kv_heads = pick({1, 2, 3});
@@ -157,10 +38,10 @@ void one(int level) {
   if (split) a.tail_dim = a.bits == 4 ? pick({2, 8, 34, 64}) : pick({1, 8, 33, 64});
   if (split && some(7)) a.value_dim = a.dim;
   a.scale = 0.3f;
-  a.softcap = some(2) ? 2.0f : 0.0f;
-  a.causal = some(6);
-  a.window = a.causal && some(4) ? pick({1, 2, 64, 100, 10000}) : 0;
-  if (a.window > a.context + a.queries) a.window = a.context + a.queries;
+  options.softcap = some(2) ? 2.0 : 0.0;
+  options.causal = some(6);
+  options.window = options.causal && some(4) ? pick({1, 2, 64, 100, 10000}) : 0;
+  if (options.window > a.context + a.queries) options.window = a.context + a.queries;
   // the heads inside the rows of the cache, with a gap, or apart
   const bool inside = some(5);
   const int64_t gap = pick({0, 3});
@@ -199,24 +80,24 @@ void one(int level) {
   std::vector<float> sinks(a.heads), slopes(a.heads);
   for (float& x : sinks) x = normal();
   for (float& x : slopes) x = fabsf(normal()) / 10;
-  a.sinks = some(2) ? sinks.data() : nullptr;
-  a.slopes = some(2) ? slopes.data() : nullptr;
-  auto extra = [&](int64_t* batch, int64_t* head, int64_t* row, int64_t* column) {
+  options.sinks.data = some(2) ? sinks.data() : nullptr;
+  options.alibi_slopes.data = some(2) ? slopes.data() : nullptr;
+  auto extra = [&](ScoreStrides* to) {
     const bool own[4] = {some(5), some(5), some(5), some(8)};
     int64_t size = 1;
-    *column = own[3] ? size : 0, size *= own[3] ? a.context : 1;
-    *row = own[2] ? size : 0, size *= own[2] ? a.queries : 1;
-    *head = own[1] ? size : 0, size *= own[1] ? a.heads : 1;
-    *batch = own[0] ? size : 0, size *= own[0] ? a.batch : 1;
+    to->key = own[3] ? size : 0, size *= own[3] ? a.context : 1;
+    to->query = own[2] ? size : 0, size *= own[2] ? a.queries : 1;
+    to->head = own[1] ? size : 0, size *= own[1] ? a.heads : 1;
+    to->batch = own[0] ? size : 0, size *= own[0] ? a.batch : 1;
     return size;
   };
-  Numbers bias(extra(&a.bias_batch, &a.bias_head, &a.bias_row, &a.bias_key), Dtype(rng() % 3));
-  a.bias_dtype = bias.dtype;
-  a.bias = some(3) ? bias.data() : nullptr;
-  std::vector<unsigned char> mask(extra(&a.mask_batch, &a.mask_head, &a.mask_row, &a.mask_key));
+  Numbers bias(extra(&options.bias.strides), Dtype(rng() % 3));
+  options.bias.dtype = bias.dtype;
+  options.bias.data = some(3) ? bias.data() : nullptr;
+  std::vector<unsigned char> mask(extra(&options.mask.strides));
   const int shown = pick({1, 6, 10});
   for (auto& m : mask) m = some(shown) && (shown > 1 || some(1));
-  a.mask = some(4) ? mask.data() : nullptr;
+  options.mask.data = some(4) ? mask.data() : nullptr;
   std::vector<int64_t> lengths(a.batch, a.context);
   if (some(4)) {
     for (auto& length : lengths) length = rng() % (a.context + 1);
@@ -251,7 +132,7 @@ void one(int level) {
     to.widen(a.batch * a.kv_heads * a.context, dim);
     *base = to.bytes.data();
     *row = dim * a.bits / 8, *head = a.context * *row, *batch = a.kv_heads * *head;
-    at->at = to.scales.data();
+    at->data = to.scales.data();
     at->row = to.groups, at->head = a.context * at->row, at->batch = a.kv_heads * at->head;
   };
   if (quantized) {
@@ -271,14 +152,14 @@ void one(int level) {
                      : key.at(row_at(b, k, j, a.key_batch, a.key_head, a.key_row) + d);
   };
   auto tail_at = [&](int64_t b, int64_t k, int64_t j, int64_t d) {
-    return quantized
-               ? tails.at((b * a.kv_heads + k) * a.context + j, d, a.tail_dim)
-               : key_tail.at(row_at(b, k, j, a.key_tail_batch, a.key_tail_head, a.key_tail_row) + d);
+    return quantized ? tails.at((b * a.kv_heads + k) * a.context + j, d, a.tail_dim)
+                     : key_tail.at(
+                           row_at(b, k, j, a.key_tail_batch, a.key_tail_head, a.key_tail_row) + d);
   };
   auto value_at = [&](int64_t b, int64_t k, int64_t j, int64_t d) {
-    return quantized ? (shared ? keys : values)
-                           .at((b * a.kv_heads + k) * a.context + j, d, a.value_dim)
-                     : used.at(row_at(b, k, j, a.value_batch, a.value_head, a.value_row) + d);
+    return quantized
+               ? (shared ? keys : values).at((b * a.kv_heads + k) * a.context + j, d, a.value_dim)
+               : used.at(row_at(b, k, j, a.value_batch, a.value_head, a.value_row) + d);
   };
   Numbers out(a.batch * a.heads * a.queries * a.value_dim, a.dtype);
   std::vector<float> lse(a.batch * a.heads * a.queries, NAN);
@@ -286,7 +167,7 @@ void one(int level) {
 
   Plan plan = {};
   std::vector<SequencePlan> sequences(a.batch);
-  plan_rows(a, kernels(level).pairs, &plan);
+  plan_rows(a, kernels(level)->pairs, &plan);
   std::vector<int32_t> left(a.batch * a.kv_heads * plan.tiles);
   plan.sequences = sequences.data(), plan.left = left.data();
   plan_tasks(a, pick({1, 2, 5}), &plan);
@@ -300,7 +181,7 @@ void one(int level) {
       for (;;) {
         const int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
         if (task >= plan.tasks) break;
-        kernels(level).attend(a, plan, task, static_cast<char*>(scratch));
+        kernels(level)->attend(a, plan, task, static_cast<char*>(scratch));
       }
       free(scratch);
     });
@@ -312,15 +193,15 @@ void one(int level) {
       for (int64_t s = 0; s < a.queries; ++s) {
         const int64_t k = h / group, position = lengths[b] - a.queries + s;
         std::vector<double> sum(a.value_dim, 0.0);
-        double total = a.sinks ? exp(double(sinks[h])) : 0.0;
+        double total = options.sinks.data ? exp(double(sinks[h])) : 0.0;
         Rounding rounding(a, sequences[b].start);
         for (int64_t d = 0; d < a.dim; ++d)
-          rounding.query(
-              query.at(b * a.query_batch + h * a.query_head + s * a.query_row + d));
+          rounding.query(query.at(b * a.query_batch + h * a.query_head + s * a.query_row + d));
         for (int64_t j = 0; j < lengths[b]; ++j) {
-          if (a.causal && (j > position || (a.window && j <= position - a.window))) continue;
-          if (a.mask && !mask[b * a.mask_batch + h * a.mask_head + s * a.mask_row + j * a.mask_key])
+          if (options.causal &&
+              (j > position || (options.window && j <= position - options.window)))
             continue;
+          if (options.mask.data && !mask[options.mask.strides.offset(b, h, s, j)]) continue;
           double x = 0, key_size = 0, value_size = 0;
           for (int64_t d = 0; d < a.dim; ++d) {
             x += query.at(b * a.query_batch + h * a.query_head + s * a.query_row + d) *
@@ -332,10 +213,9 @@ void one(int level) {
                                s * a.query_tail_row + d) *
                  tail_at(b, k, j, d);
           x *= a.scale;
-          if (a.softcap > 0) x = a.softcap * tanh(x / a.softcap);
-          if (a.bias)
-            x += bias.at(b * a.bias_batch + h * a.bias_head + s * a.bias_row + j * a.bias_key);
-          if (a.slopes) x += double(slopes[h]) * double(j - position);
+          if (options.softcap > 0) x = options.softcap * tanh(x / options.softcap);
+          if (options.bias.data) x += bias.at(options.bias.strides.offset(b, h, s, j));
+          if (options.alibi_slopes.data) x += double(slopes[h]) * double(j - position);
           const double weight = exp(x);
           total += weight;
           for (int64_t v = 0; v < a.value_dim; ++v) {
@@ -354,9 +234,12 @@ void one(int level) {
           good = good && fabs(out.at(row * a.value_dim + v) - (total > 0 ? sum[v] / total : 0)) <
                              more + eps * (1 + fabs(total > 0 ? sum[v] / total : 0));
         if (!good && ++failures < 5)
-          printf("level %d layout %d bits %d page %ld dtype %d B %ld H %ld K %ld S %ld L %ld D %ld V %ld: row %ld differs\n",
-                 level, layout, a.bits, long(page_size), int(a.dtype), long(a.batch), long(a.heads), long(a.kv_heads),
-                 long(a.queries), long(a.context), long(a.dim), long(a.value_dim), long(row));
+          printf(
+              "level %d layout %d bits %d page %ld dtype %d B %ld H %ld K %ld S %ld L %ld D %ld V "
+              "%ld: row %ld differs\n",
+              level, layout, a.bits, long(page_size), int(a.dtype), long(a.batch), long(a.heads),
+              long(a.kv_heads), long(a.queries), long(a.context), long(a.dim), long(a.value_dim),
+              long(row));
       }
 }
 
@@ -377,7 +260,7 @@ void one_product(int level) {
   a.out_row = outer, a.out_head = a.length * outer, a.out_batch = a.heads * a.out_head;
   const int64_t bytes = (scratch_bytes(a) + 63) / 64 * 64;
   char* scratch = static_cast<char*>(aligned_alloc(64, bytes));
-  for (int64_t head = 0; head < a.heads; ++head) kernels(level).project(a, head, scratch);
+  for (int64_t head = 0; head < a.heads; ++head) kernels(level)->project(a, head, scratch);
   free(scratch);
   const double eps = a.dtype == kFloat32 ? 1e-4 : a.dtype == kBfloat16 ? 2e-2 : 3e-3;
   bool good = true;
@@ -386,7 +269,8 @@ void one_product(int level) {
       const int64_t head = row / a.length % a.heads;
       double sum = 0, size = 0;
       for (int64_t i = 0; i < inner; ++i) {
-        const double w = weight.at(head * a.weight_head + (a.up ? i * a.width + o : o * a.width + i));
+        const double w =
+            weight.at(head * a.weight_head + (a.up ? i * a.width + o : o * a.width + i));
         sum += x.at(row * inner + i) * w;
         size += fabs(x.at(row * inner + i) * w);
       }
@@ -417,8 +301,8 @@ void one_quantize(int level) {
   a.rows = x.data(), a.integers = integers.data(), a.scales = scales.data();
   void* scratch = aligned_alloc(64, (scratch_bytes(a) + 63) / 64 * 64);
   const int64_t half = rows / 2;
-  kernels(level).quantize(a, 0, half, static_cast<char*>(scratch));
-  kernels(level).quantize(a, half, rows - half, static_cast<char*>(scratch));
+  kernels(level)->quantize(a, 0, half, static_cast<char*>(scratch));
+  kernels(level)->quantize(a, half, rows - half, static_cast<char*>(scratch));
   free(scratch);
   const int64_t block = a.bits == 8 ? 1 : a.dim & -a.dim;
   bool good = true;

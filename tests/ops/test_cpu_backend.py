@@ -203,14 +203,17 @@ def test_hidden_blocks_are_not_read(level):
 
 
 def test_the_operator_passes_opcheck():
+    operator = torch.ops.headwise.attend.default
     query, kv = torch.randn(2, 4, 3, 16), torch.randn(2, 2, 70, 16)
-    rest = (0.25, True, 5, 2.0, torch.randn(4), torch.rand(4), torch.randn(1, 1, 1, 70))
-    rest += (torch.ones(2, 1, 3, 70, dtype=torch.bool), torch.tensor([3, 70]), True, 0)
-    torch.library.opcheck(torch.ops.headwise.attend.default, (query, kv, kv, None, None, *rest))
+    stored = (None, 0, None, None, None)
+    rest = (*stored, torch.tensor([3, 70]), 0.25, True, 0)
+    options = (True, 5, 2.0, torch.randn(4), torch.rand(4), torch.randn(1, 1, 1, 70))
+    options += (torch.ones(2, 1, 3, 70, dtype=torch.bool),)
+    torch.library.opcheck(operator, (query, kv, kv, None, None, *rest, *options))
     tails = (torch.randn(2, 4, 3, 8), torch.randn(2, 2, 70, 8))
-    torch.library.opcheck(torch.ops.headwise.attend.default, (query, kv, kv, *tails, *rest))
-    none = (0.25, False, 0, 0.0, None, None, None, None, None, False, 0)
-    torch.library.opcheck(torch.ops.headwise.attend.default, (query, kv, kv, None, None, *none))
+    torch.library.opcheck(operator, (query, kv, kv, *tails, *rest, *options))
+    plain = (*stored, None, 0.25, False, 0)
+    torch.library.opcheck(operator, (query, kv, kv, None, None, *plain))
 
 
 def test_the_products_pass_opcheck_and_check_what_they_are_given():
@@ -223,7 +226,7 @@ def test_the_products_pass_opcheck_and_check_what_they_are_given():
         "expected 4 and 3": (x, torch.randn(16, 24)),
         "differ in dtype": (x, weight.half()),
         "a last dim is not contiguous": (x, torch.randn(4, 24, 16).mT),
-        "99 rows a head": (torch.randn(1, 4, 99, 16), weight),
+        "99 rows per head": (torch.randn(1, 4, 99, 16), weight),
     }
     for message, arguments in bad.items():
         with pytest.raises(RuntimeError, match=message):
@@ -341,19 +344,18 @@ def raw(**changes):
         "value": kv,
         "query_tail": None,
         "key_tail": None,
-        "scale": 0.25,
-        "causal": True,
-        "window": 0,
-        "softcap": 0.0,
-        "sinks": None,
-        "alibi_slopes": None,
-        "bias": None,
-        "mask": None,
+        "page_table": None,
+        "context": 0,
+        "key_scales": None,
+        "value_scales": None,
+        "key_tail_scales": None,
         "kv_lengths": None,
+        "scale": 0.25,
         "return_lse": False,
         "level": 0,
+        "causal": True,
     }
-    return torch.ops.headwise.attend(*(arguments | changes).values())
+    return torch.ops.headwise.attend(**(arguments | changes))
 
 
 BAD = {
@@ -362,7 +364,7 @@ BAD = {
     "key has a last dim of 8": {"key": torch.randn(2, 2, 70, 8)},
     "last dim of key is not contiguous": {"key": torch.randn(2, 2, 70, 32)[..., ::2]},
     "value is not [B, K, L, V]": {"value": torch.randn(2, 2, 69, 16)},
-    "no multiple of 3 kv heads": {
+    "not a multiple of 3 kv heads": {
         "key": torch.randn(2, 3, 70, 16),
         "value": torch.randn(2, 3, 70, 16),
     },
@@ -390,6 +392,23 @@ BAD = {
     "mask is not bool": {"mask": torch.ones(1, 1, 1, 70)},
     "dim 1 of bias has size 2": {"bias": torch.zeros(1, 2, 1, 70)},
     "bias has no floating dtype": {"bias": torch.zeros(1, 1, 1, 70, dtype=torch.int32)},
+    "context is 70, expected 0 without a page_table": {"context": 70},
+    "scales cannot come together": {
+        "page_table": torch.zeros(2, 5).int(),
+        "key_scales": torch.ones(2, 2, 70, 1),
+    },
+    "page_table[1] names page 9, the pool has pages 0 to 1": {
+        "key": torch.randn(2, 2, 64, 16),
+        "value": torch.randn(2, 2, 64, 16),
+        "page_table": torch.tensor([[0, 1], [0, 9]]).int(),
+        "context": 70,
+    },
+    "neither int8 nor uint8": {"key_scales": torch.ones(2, 2, 70, 1)},
+    "the scales of value are missing": {
+        "key": torch.ones(2, 2, 70, 16).char(),
+        "value": torch.ones(2, 2, 70, 16).char(),
+        "key_scales": torch.ones(2, 2, 70, 1),
+    },
     "window is 3": {"window": 3, "causal": False},
     "level 9 does not run": {"level": 9},
 }

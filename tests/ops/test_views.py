@@ -175,15 +175,18 @@ def test_the_explanation_says_what_is_done_with_a_view():
 
 def test_the_operators_pass_opcheck():
     query, key = torch.randn(2, 4, 3, 16), torch.randn(2, 2, 70, 16)
-    rest = (0.25, True, 5, 2.0, torch.randn(4), torch.rand(4), torch.randn(1, 1, 1, 70))
-    rest += (torch.ones(2, 1, 3, 70, dtype=torch.bool), torch.tensor([3, 70]), True, 0)
+    rest = (torch.tensor([3, 70]), 0.25, True, 0)
+    rest += (True, 5, 2.0, torch.randn(4), torch.rand(4), torch.randn(1, 1, 1, 70))
+    rest += (torch.ones(2, 1, 3, 70, dtype=torch.bool),)
     ops, view = torch.ops.headwise, in_pages(key, key, 16)
-    pages = (query, view.key, view.value, view.page_table, 70, None, None)
-    torch.library.opcheck(ops.attend_paged.default, (*pages, *rest))
+    pages = (view.page_table, 70, None, None, None)
+    arguments = (query, view.key, view.value, None, None, *pages, *rest)
+    torch.library.opcheck(ops.attend.default, arguments)
     for bits in (8, 4):
         kv = as_integers(key, key, bits)
-        integers = (query, kv.key, kv.key_scales, kv.value, kv.value_scales, bits)
-        torch.library.opcheck(ops.attend_quantized.default, (*integers, None, None, None, *rest))
+        scales = (None, 0, kv.key_scales, kv.value_scales, None)
+        arguments = (query, kv.key, kv.value, None, None, *scales, *rest)
+        torch.library.opcheck(ops.attend.default, arguments)
         torch.library.opcheck(ops.quantize.default, (key, bits, 0))
 
 

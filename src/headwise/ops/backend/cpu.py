@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ LEVELS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
 # Set to one of LEVELS, it forces a lower one than the machine has.
 LEVEL_VARIABLE = "HEADWISE_CPU_LEVEL"
 
-# What binding.cpp accepts.
+# What the operators in csrc/operators accept.
 _MOST_DIM = 576
 _MOST_KEYS = 2**31 - 1
 # Rows a head up to which reading the matrix is what a product takes.
@@ -112,8 +112,6 @@ def _load() -> str:
         except OSError as error:
             return f"the C++ library does not load: {str(error).splitlines()[0]}"
         torch.library.register_fake("headwise::attend", _fake)
-        torch.library.register_fake("headwise::attend_paged", _fake_paged)
-        torch.library.register_fake("headwise::attend_quantized", _fake_quantized)
         torch.library.register_fake("headwise::project", _fake_project)
         torch.library.register_fake("headwise::quantize", _fake_quantize)
     _best = torch.ops.headwise.best_level()
@@ -126,50 +124,22 @@ def _fake(
     value: Tensor,
     query_tail: Tensor | None,
     key_tail: Tensor | None,
-    scale: float,
-    causal: bool,
-    window: int,
-    softcap: float,
-    sinks: Tensor | None,
-    alibi_slopes: Tensor | None,
-    bias: Tensor | None,
-    mask: Tensor | None,
+    page_table: Tensor | None,
+    context: int,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
+    key_tail_scales: Tensor | None,
     kv_lengths: Tensor | None,
+    scale: float,
     return_lse: bool,
     level: int,
+    *options: object,
 ) -> tuple[Tensor, Tensor]:
-    out = query.new_empty(*query.shape[:3], value.shape[3])
+    # two integers of 4 bits lie in a byte
+    value_dim = value.shape[3] * (2 if value.dtype == torch.uint8 else 1)
+    out = query.new_empty(*query.shape[:3], value_dim)
     lse = query.new_empty(query.shape[:3] if return_lse else (0,), dtype=torch.float32)
     return out, lse
-
-
-def _fake_paged(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    page_table: Tensor,
-    context: int,
-    query_tail: Tensor | None,
-    key_tail: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, Tensor]:
-    return _fake(query, key, value, query_tail, key_tail, *options)
-
-
-def _fake_quantized(
-    query: Tensor,
-    key: Tensor,
-    key_scales: Tensor,
-    value: Tensor,
-    value_scales: Tensor,
-    bits: int,
-    query_tail: Tensor | None,
-    key_tail: Tensor | None,
-    key_tail_scales: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, Tensor]:
-    wide = query.new_empty(*value.shape[:3], value.shape[3] * 8 // bits)
-    return _fake(query, key, wide, query_tail, key_tail, *options)
 
 
 def _fake_project(x: Tensor, weight: Tensor, up: bool, level: int) -> Tensor:
@@ -216,51 +186,45 @@ def _obstacle(problem: Problem) -> str | None:
 
 
 def _attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-    given = call.options
-    lengths = given.kv_lengths
-    options = (
-        given.scale,
-        given.causal,
-        given.window or 0,
-        given.softcap or 0.0,
-        _vector(given.sinks),
-        _vector(given.alibi_slopes),
-        given.bias,
-        given.mask,
-        None if lengths is None else lengths.contiguous(),
-        given.return_lse,
-        _chosen_level(),
-    )
-    query, tail = _rows(call.query), None if call.query_tail is None else _rows(call.query_tail)
-    key_tail = None if call.key_tail is None else _rows(call.key_tail)
-    kv = call.kv
-    if isinstance(kv, QuantKV):
-        return _attend_quantized(call, kv, query, tail, options)
-    key, value = _rows(call.key), _rows(call.value)
+    kv, options = call.kv, call.options
+    key, value, key_tail = call.key, call.value, call.key_tail
+    page_table, context = None, 0
+    scales: tuple[Tensor | None, ...] = (None, None, None)
     if isinstance(kv, PagedKV):
-        try:
-            out, lse = torch.ops.headwise.attend_paged.default(
-                query, key, value, _rows(kv.page_table), kv.context, tail, key_tail, *options
-            )
-        except RuntimeError:  # pages that do not exist are found there
+        page_table, context = _rows(kv.page_table), kv.context
+    elif isinstance(kv, QuantKV):
+        key, first, second = kv.key, _rows(kv.key_scales), _rows(kv.value_scales)
+        scales = (first, second, None)
+        if call.query_tail is not None:  # the latent is keys and values, the rope key beside it
+            key_tail, scales = kv.value, (first, first, second)
+    try:
+        out, lse = torch.ops.headwise.attend.default(
+            _rows(call.query),
+            _rows(key),
+            _rows(value),
+            None if call.query_tail is None else _rows(call.query_tail),
+            None if key_tail is None else _rows(key_tail),
+            page_table,
+            context,
+            *scales,
+            None if options.kv_lengths is None else options.kv_lengths.contiguous(),
+            options.scale,
+            options.return_lse,
+            _chosen_level(),
+            # in the order of csrc/options.h
+            options.causal,
+            options.window or 0,
+            options.softcap or 0.0,
+            _vector(options.sinks),
+            _vector(options.alibi_slopes),
+            options.bias,
+            options.mask,
+        )
+    except RuntimeError:
+        if isinstance(kv, PagedKV):  # pages that do not exist are found there
             kv.check_pages()
-            raise
-    else:
-        out, lse = torch.ops.headwise.attend.default(query, key, value, tail, key_tail, *options)
-    return out, lse if given.return_lse else None
-
-
-def _attend_quantized(
-    call: AttentionCall, kv: QuantKV, query: Tensor, tail: Tensor | None, options: tuple[Any, ...]
-) -> tuple[Tensor, Tensor | None]:
-    split = tail is not None
-    out, lse = torch.ops.headwise.attend_quantized.default(
-        *(query, _rows(kv.key), _rows(kv.key_scales)),
-        *(_rows(call.value), _rows(kv.key_scales if split else kv.value_scales), kv.bits),
-        *(tail, _rows(kv.value) if split else None, _rows(kv.value_scales) if split else None),
-        *options,
-    )
-    return out, lse if call.options.return_lse else None
+        raise
+    return out, lse if options.return_lse else None
 
 
 def _projects(x: Tensor, weight: Tensor) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 Bits = Literal[4, 8]
-# Elements that share a scale in 4 bits (csrc/attend_args.h has the same).
+# Elements that share a scale in 4 bits (csrc/sizes.h has the same).
 INT4_GROUP = 32
 
 

@@ -1,7 +1,7 @@
 // Products of few rows with int8 keys and values by pairs of 16-bit integers, which a processor
 // with AVX2 multiplies and adds twice as fast as floats.
 //
-// Queries and weights are rounded to 16 bits with a scale a row and a block of keys: an error of
+// Queries and weights are rounded to 16 bits with one scale per row and block of keys: an error of
 // 2^-16 of the largest, where the keys and values themselves were rounded to 2^-8.
 #pragma once
 
@@ -49,14 +49,12 @@ HEADWISE_INLINE float to_integers(const float* from, int64_t count, float most, 
   __m256i total = _mm256_setzero_si256();
   for (int64_t at = 0; at < count; at += 16) {
     const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(from + at), factor));
-    const __m256i next =
-        _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(from + at + 8), factor));
+    const __m256i next = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(from + at + 8), factor));
     total = _mm256_add_epi32(total, _mm256_add_epi32(low, next));
     const __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, next), 0xd8);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + at), both);
   }
-  __m128i part =
-      _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
+  __m128i part = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
   part = _mm_add_epi32(part, _mm_shuffle_epi32(part, 0x4e));
   *sum = _mm_cvtsi128_si32(_mm_add_epi32(part, _mm_shuffle_epi32(part, 0xb1)));
   return top / most;
@@ -64,8 +62,7 @@ HEADWISE_INLINE float to_integers(const float* from, int64_t count, float most, 
 
 // The sums of all lanes of two vectors, as floats.
 HEADWISE_INLINE void store_sums(__m256i a, __m256i b, float* to) {
-  const __m256i both =
-      _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+  const __m256i both = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
   __m128i x = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
   x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_castps_si128(_mm_cvtepi32_ps(x)));
@@ -79,7 +76,8 @@ constexpr float kMostOfWeight = 32767.0f;
 // query: R rows `query_stride` apart, zero-padded.
 template <int R>
 HEADWISE_INLINE void score_integers(const int16_t* query, int64_t query_stride,
-                                    const unsigned char* const* keys, int64_t dim, float* score, Ahead& ahead) {
+                                    const unsigned char* const* keys, int64_t dim, float* score,
+                                    Ahead& ahead) {
   constexpr int N = R > 1 ? 2 : 4;  // sums are to stay in registers
 #pragma GCC unroll 2
   for (int first = 0; first < 4; first += N) {
@@ -103,8 +101,8 @@ HEADWISE_INLINE void score_integers(const int16_t* query, int64_t query_stride,
       __m256i key[N];
 #pragma GCC unroll 4
       for (int k = 0; k < N; ++k)
-        key[k] = _mm256_cvtepi8_epi16(_mm_loadu_si128(
-            reinterpret_cast<const __m128i*>(keys[first + k] + at)));
+        key[k] = _mm256_cvtepi8_epi16(
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(keys[first + k] + at)));
       add(at, key);
     }
     if (at < dim) {
@@ -131,9 +129,8 @@ HEADWISE_INLINE void score_integers(const int16_t* query, int64_t query_stride,
 template <int R, int FIRST, int HALVES, bool PART>
 HEADWISE_INLINE void weigh_integers_tile(const int16_t* weights, const Whole* whole,
                                          const unsigned char* const* values, int count,
-                                         int64_t column, int64_t part,
-                                         const float* decay, float* sum, int64_t sum_stride,
-                                         Ahead& ahead) {
+                                         int64_t column, int64_t part, const float* decay,
+                                         float* sum, int64_t sum_stride, Ahead& ahead) {
   __m256i total[R][2 * HALVES];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
@@ -163,8 +160,8 @@ HEADWISE_INLINE void weigh_integers_tile(const int16_t* weights, const Whole* wh
 #pragma GCC unroll 2
     for (int h = 0; h < HALVES; ++h) {
       // a column of both rows side by side, with 128 added, which makes them positive
-      const __m256i mixed = FIRST + h == 0 ? _mm256_unpacklo_epi8(even, odd)
-                                           : _mm256_unpackhi_epi8(even, odd);
+      const __m256i mixed =
+          FIRST + h == 0 ? _mm256_unpacklo_epi8(even, odd) : _mm256_unpackhi_epi8(even, odd);
       const __m256i bytes = _mm256_xor_si256(mixed, flip);
       const __m256i low = _mm256_unpacklo_epi8(bytes, zero);
       const __m256i high = _mm256_unpackhi_epi8(bytes, zero);

@@ -1,0 +1,74 @@
+// Tensors as the operators check, read and make them. A failed check is a RuntimeError in Python;
+// everything is checked before memory is touched.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include "../kernels.h"
+
+namespace headwise {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// `operation` is what the error begins with, `name` the tensor's.
+inline Dtype dtype_of(const Tensor& tensor, const char* operation, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return kFloat32;
+    case ScalarType::BFloat16:
+      return kBfloat16;
+    case ScalarType::Half:
+      return kFloat16;
+    case ScalarType::Double:
+      return kFloat64;
+    default:
+      STD_TORCH_CHECK(false, operation, ": ", name, " has no floating dtype that is served");
+  }
+}
+
+// What the errors of attention begin with.
+constexpr const char* kAttend = "headwise::attend";
+
+// A tensor of attention has four dims.
+inline void check_tensor(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cpu(), kAttend, ": ", name, " is not on the CPU");
+  STD_TORCH_CHECK(tensor.dim() == 4, kAttend, ": ", name, " has ", tensor.dim(),
+                  " dims, expected 4");
+}
+
+// Whether elements of the last dim lie side by side.
+inline bool contiguous_rows(const Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return tensor.size(last) == 1 || tensor.stride(last) == 1 || tensor.numel() == 0;
+}
+
+inline void take_strides(const Tensor& tensor, int64_t* batch, int64_t* head, int64_t* row) {
+  *batch = tensor.stride(0);
+  *head = tensor.stride(1);
+  *row = tensor.stride(2);
+}
+
+// A new contiguous tensor on the CPU. `new_empty` would take a microsecond more: it goes through
+// the dispatcher.
+template <size_t DIMS>
+Tensor new_tensor(const int64_t (&sizes)[DIMS], ScalarType dtype) {
+  int64_t strides[DIMS], step = 1;
+  for (size_t i = DIMS; i-- > 0; step *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = step;
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      DIMS, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// The kernels of a level, which this machine must have.
+inline const Kernels& kernels_of(int64_t level, const char* operation) {
+  const Kernels* table = kernels(int(level));
+  STD_TORCH_CHECK(table != nullptr, operation, ": level ", level, " does not run on this machine");
+  return *table;
+}
+
+}  // namespace headwise
