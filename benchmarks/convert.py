@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 
 from headwise.base.written import check_writable, write_whole
-from headwise.conversion.quality import Judge
-from headwise.conversion.run import write_converted
+from headwise.conversion.calibration import Sequences
+from headwise.conversion.pipeline import write_converted
 from headwise.conversion.target import Target
-from headwise.conversion.text import Sequences
-from headwise.conversion.tune import Tuning, tune
-from headwise.conversion.verdict import CacheCost
+from headwise.conversion.tuning.distillation import Tuning, tune
+from headwise.conversion.verdict.quality import Judge
+from headwise.conversion.verdict.verdict import CacheCost
 from headwise.loading.load import load_config, load_model, load_tokenizer, model_folder
 from headwise.loading.source import demo_model, find_source
 

@@ -7,8 +7,8 @@ import pytest
 from conversion.verdicts import verdict
 from headwise import conversion
 from headwise.cli import main
-from headwise.conversion.quality import Quality
-from headwise.conversion.speed import Speeds
+from headwise.conversion.verdict.quality import Quality
+from headwise.conversion.verdict.speed import Speeds
 from headwise.errors import OptionError
 from headwise.loading.source import demo_model
 

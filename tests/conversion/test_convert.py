@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 
 import headwise
 from cli.checkpoints import KV_HEADS, save_tiny
-from headwise.conversion import Target, convert, run, walk
-from headwise.conversion.checkpoint import ShardWriter, Weights
-from headwise.conversion.descent import Descent
-from headwise.conversion.source import check
-from headwise.conversion.text import Sequences
-from headwise.conversion.verdict import Verdict
+from headwise.conversion import Target, convert, pipeline
+from headwise.conversion.calibration import Sequences
+from headwise.conversion.checkpoint.weights import ShardWriter, Weights
+from headwise.conversion.coverage import check
+from headwise.conversion.methods import layerwise
+from headwise.conversion.tuning.optimizer import Descent
+from headwise.conversion.verdict.verdict import Verdict
 from headwise.errors import ConversionError, LoadError, OptionError
 
 LENGTH = 40
@@ -173,7 +174,7 @@ def test_a_conversion_that_fails_leaves_nothing(
         raise KeyboardInterrupt
 
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(walk.Walk, "_write", fail)
+    monkeypatch.setattr(layerwise.Walk, "_write", fail)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=tmp_path / "out", **sizes)
     assert sorted(tmp_path.iterdir()) == before
@@ -205,7 +206,7 @@ def test_tuning_brings_the_model_nearer_and_goes_on_after_an_interruption(
 
     made = Descent.step
     monkeypatch.setattr(Descent, "step", stop)
-    monkeypatch.setattr(run, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "_SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mla:50%", out=tmp_path / "out", tune=6, **sizes)
     assert not (tmp_path / "out").exists()
@@ -216,7 +217,7 @@ def test_tuning_brings_the_model_nearer_and_goes_on_after_an_interruption(
     def never(*args: object, **options: object) -> None:
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(run, "write_converted", never)
+    monkeypatch.setattr(pipeline, "write_converted", never)
     convert(model, "mla:50%", out=tmp_path / "out", tune=6, **sizes)
     again = Weights(tmp_path / "out")
     assert all(torch.equal(after[name], again[name]) for name in after)
@@ -231,7 +232,7 @@ def test_an_interrupted_verdict_leaves_the_checkpoint(
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    monkeypatch.setattr(run, "Judge", stop)
+    monkeypatch.setattr(pipeline, "Judge", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=out, tune=tune, **sizes)
     monkeypatch.undo()
@@ -248,7 +249,7 @@ def test_without_a_verdict_nothing_is_measured(
     model: Path, sizes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("Judge", "compare_speed"):
-        monkeypatch.delattr(run, name)
+        monkeypatch.delattr(pipeline, name)
     verdict = convert(model, "mqa", out=tmp_path / "out", verdict=False, **sizes)
     assert (verdict.original, verdict.converted, verdict.speeds.contexts) == (None, None, ())
     assert verdict.conclusion == "mqa keeps 50% of the cache; quality was not measured"
@@ -519,7 +520,7 @@ def test_a_result_is_not_lost_to_its_timing(
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("no\nroom")
 
-    monkeypatch.setattr(run, "compare_speed", fail)
+    monkeypatch.setattr(pipeline, "compare_speed", fail)
     (model / "tokenizer_extra").mkdir()  # a folder among the files that are copied
     verdict = convert(model, "mla", out=tmp_path / "out")
     assert verdict.speeds.note == "decode speed was not measured: no room"
@@ -543,7 +544,7 @@ def test_a_model_that_changed_is_not_gone_on_with(
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "distil", stop)
+    monkeypatch.setattr(pipeline, "distil", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=tmp_path / "out", tune=2, **sizes)
     _damaged(model, lambda at: at["model.layers.1.self_attn.o_proj.weight"].neg_())

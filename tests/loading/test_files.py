@@ -22,8 +22,8 @@ from headwise.base.written import check_writable
 from headwise.comparison import Configuration
 from headwise.comparison.configuration import claim
 from headwise.comparison.text import read as read_corpus
-from headwise.conversion.checkpoint import Weights
-from headwise.conversion.work import file_digest
+from headwise.conversion.checkpoint.weights import Weights
+from headwise.conversion.checkpoint.workspace import file_digest
 from headwise.errors import HeadwiseError, LoadError, OptionError
 from headwise.generation.text import read_document
 from headwise.loading.load import load, model_folder

@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from headwise.conversion.stack import Stack
+from headwise.conversion.methods.decoder import Stack
 from headwise.errors import LoadError
 from headwise.loading.load import load_config, load_model
 from headwise.viewing.models import open_model

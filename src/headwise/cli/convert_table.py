@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 
 from headwise.base.console import one_line
-from headwise.conversion.tables import Rows, made_with, notes, quality_rows, speed_rows
-from headwise.conversion.verdict import Verdict
+from headwise.conversion.verdict.tables import Rows, made_with, notes, quality_rows, speed_rows
+from headwise.conversion.verdict.verdict import Verdict
 
 
 def show(verdict: Verdict, out: Path) -> None:

@@ -8,8 +8,8 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from cli.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, save_tiny
 from headwise import attach, convert
-from headwise.conversion import speed
-from headwise.conversion.speed import compare_speed
+from headwise.conversion.verdict import speed
+from headwise.conversion.verdict.speed import compare_speed
 
 ROUNDS, WARMUP = 5, 3
 

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headwise.conversion.planes import (
+from headwise.conversion.methods.planes import (
     concentrate,
     from_planes,
     plane_energy,
     plane_moments,
     to_planes,
 )
-from headwise.conversion.projections import Projections
-from headwise.conversion.sensitivity import Sensitivity
-from headwise.conversion.whitening import root, shrunk
+from headwise.conversion.methods.projections import Projections
+from headwise.conversion.methods.sensitivity import Sensitivity
+from headwise.conversion.methods.whitening import root, shrunk
 
 # Errors of scores do more than `Sensitivity` says, which takes them for independent: so many times
 # as much, by what measured best on SmolLM2.

@@ -5,8 +5,8 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from headwise.conversion.tables import Rows, made_with, notes, quality_rows, speed_rows
-from headwise.conversion.verdict import Verdict
+from headwise.conversion.verdict.tables import Rows, made_with, notes, quality_rows, speed_rows
+from headwise.conversion.verdict.verdict import Verdict
 
 # Classes of characters that change the order in which a line is read.
 _ORDER_CHANGING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from headwise.conversion.quality import Quality
-from headwise.conversion.verdict import Verdict
+from headwise.conversion.verdict.quality import Quality
+from headwise.conversion.verdict.verdict import Verdict
 
 Rows = list[list[str]]
 """The first row is the header."""

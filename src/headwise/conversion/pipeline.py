@@ -15,25 +15,25 @@ from headwise.base.folders import written_whole
 from headwise.base.memory import gib
 from headwise.base.progress import Progress, silent
 from headwise.base.written import as_json, write_whole
-from headwise.conversion.card import model_card
-from headwise.conversion.checkpoint import ShardWriter, Weights
-from headwise.conversion.companions import companions
-from headwise.conversion.companions import copy_companions as _copy_companions
-from headwise.conversion.expand import expand
-from headwise.conversion.methods import Latent, Merge, Method
-from headwise.conversion.options import check_options
-from headwise.conversion.quality import Judge
-from headwise.conversion.sizes import even_sizes
-from headwise.conversion.source import check, check_head, check_length
-from headwise.conversion.speed import Speeds, compare_speed
-from headwise.conversion.stack import Stack, in_attention
+from headwise.conversion.calibration import Sequences
+from headwise.conversion.checkpoint.companions import companions
+from headwise.conversion.checkpoint.companions import copy_companions as _copy_companions
+from headwise.conversion.checkpoint.weights import ShardWriter, Weights, in_attention
+from headwise.conversion.checkpoint.workspace import Work, file_digest, model_state
+from headwise.conversion.coverage import check, check_head, check_length
+from headwise.conversion.methods.decoder import Stack
+from headwise.conversion.methods.expansion import expand
+from headwise.conversion.methods.latent_sizes import even_sizes
+from headwise.conversion.methods.layerwise import Text, Walk
+from headwise.conversion.methods.method import Latent, Merge, Method
+from headwise.conversion.request import check_options
 from headwise.conversion.target import Target
-from headwise.conversion.text import Sequences
-from headwise.conversion.tune import Tuning
-from headwise.conversion.tune import tune as distil
-from headwise.conversion.verdict import CacheCost, Verdict
-from headwise.conversion.walk import Text, Walk
-from headwise.conversion.work import Work, file_digest, model_state
+from headwise.conversion.tuning.distillation import Tuning
+from headwise.conversion.tuning.distillation import tune as distil
+from headwise.conversion.verdict.card import model_card
+from headwise.conversion.verdict.quality import Judge
+from headwise.conversion.verdict.speed import Speeds, compare_speed
+from headwise.conversion.verdict.verdict import CacheCost, Verdict
 from headwise.errors import (
     CapacityError,
     ConversionError,

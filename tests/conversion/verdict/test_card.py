@@ -5,8 +5,8 @@ import yaml
 from markdown_it import MarkdownIt
 
 from conversion.verdicts import ENVIRONMENT, verdict
-from headwise.conversion.card import model_card
-from headwise.conversion.quality import Quality
+from headwise.conversion.verdict.card import model_card
+from headwise.conversion.verdict.quality import Quality
 
 HOSTILE = "a\n```\n# heading\n<b>bold</b> ````\n| cell |\x1b[31m \u202e \ud800"
 

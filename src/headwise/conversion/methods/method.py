@@ -8,9 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from headwise.conversion import latent, merge
-from headwise.conversion.projections import Moments, Projections
-from headwise.conversion.sensitivity import Sensitivity
+from headwise.conversion.methods import latent
+from headwise.conversion.methods import merging as merge
+from headwise.conversion.methods.projections import Moments, Projections
+from headwise.conversion.methods.sensitivity import Sensitivity
 from headwise.spec import AttentionSpec
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from headwise.base.memory import available_bytes, gib
 from headwise.base.progress import Progress, silent
-from headwise.conversion.checkpoint import Weights
-from headwise.conversion.stack import in_attention
+from headwise.conversion.checkpoint.weights import Weights, in_attention
 from headwise.generation.attention import select_attention
 from headwise.generation.options import context_limit
 from headwise.generation.session import LOGIT_TOLERANCE

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from headwise.conversion import latent, merge
-from headwise.conversion.planes import from_planes, to_planes
-from headwise.conversion.projections import Moments, Projections
-from headwise.conversion.refit import Refit
-from headwise.conversion.sensitivity import Sensitivity
+from headwise.conversion.methods import latent
+from headwise.conversion.methods import merging as merge
+from headwise.conversion.methods.planes import from_planes, to_planes
+from headwise.conversion.methods.projections import Moments, Projections
+from headwise.conversion.methods.refit import Refit
+from headwise.conversion.methods.sensitivity import Sensitivity
 
 HIDDEN, HEADS, KV_HEADS, DIM, LENGTH = 40, 8, 4, 6, 11
 FREQUENCIES = torch.tensor([1.0, 0.3, 0.02])

@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from headwise.conversion import quality
-from headwise.conversion.quality import Judge
+from headwise.conversion.verdict import quality
+from headwise.conversion.verdict.quality import Judge
 from headwise.errors import ConversionError
 
 VOCABULARY, SEQUENCES, LENGTH = 53, 3, 37

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from headwise.base.files import one_line
 from headwise.base.progress import Progress, silent
-from headwise.conversion.descent import Descent
-from headwise.conversion.distillation import backward
-from headwise.conversion.stack import in_attention
-from headwise.conversion.tune_kept import State, TuneKept, digest
+from headwise.conversion.checkpoint.weights import in_attention
+from headwise.conversion.tuning.losses import backward
+from headwise.conversion.tuning.optimizer import Descent
+from headwise.conversion.tuning.states import State, TuneKept, digest
 from headwise.errors import ConversionError, OptionError
 
 # How often progress names the divergence anew: in a log each change of the text is a line.

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from headwise.base.progress import Progress
-from headwise.conversion.checkpoint import ShardWriter
-from headwise.conversion.methods import Method, Seen, attention_tensors
-from headwise.conversion.projections import Moments, Projections
-from headwise.conversion.refit import Refit
-from headwise.conversion.sensitivity import Sensitivity
-from headwise.conversion.stack import PREFIX, Stack, attend, feed_forward, filled
+from headwise.conversion.checkpoint.weights import ShardWriter
+from headwise.conversion.methods.decoder import PREFIX, Stack, attend, feed_forward, filled
+from headwise.conversion.methods.method import Method, Seen, attention_tensors
+from headwise.conversion.methods.projections import Moments, Projections
+from headwise.conversion.methods.refit import Refit
+from headwise.conversion.methods.sensitivity import Sensitivity
 from headwise.errors import ConversionError
 from headwise.spec import AttentionSpec
 

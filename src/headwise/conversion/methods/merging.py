@@ -13,15 +13,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from headwise.conversion.planes import (
+from headwise.conversion.methods.planes import (
     concentrate,
     from_planes,
     plane_energy,
     plane_moments,
     to_planes,
 )
-from headwise.conversion.projections import Moments, Projections
-from headwise.conversion.whitening import root, shrunk
+from headwise.conversion.methods.projections import Moments, Projections
+from headwise.conversion.methods.whitening import root, shrunk
 
 _SWEEPS = 8
 

@@ -7,10 +7,10 @@ import torch
 from transformers import LlamaConfig
 
 from conversion.verdicts import verdict
-from headwise.conversion.quality import Quality
-from headwise.conversion.speed import Speeds
-from headwise.conversion.tables import notes, quality_rows, speed_rows
-from headwise.conversion.verdict import CacheCost, Verdict
+from headwise.conversion.verdict.quality import Quality
+from headwise.conversion.verdict.speed import Speeds
+from headwise.conversion.verdict.tables import notes, quality_rows, speed_rows
+from headwise.conversion.verdict.verdict import CacheCost, Verdict
 
 
 def llama(kv_heads: int, dtype: torch.dtype | None) -> LlamaConfig:

@@ -9,16 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.conversion.checkpoint import Weights
+from headwise.conversion.checkpoint.weights import Weights
 from headwise.errors import LoadError
 from headwise.loading.loaded import check_left
 
 PREFIX = "model.layers.{}."
-
-
-def in_attention(name: str) -> bool:
-    """Whether a parameter is the attention's, by its name: what a conversion touches."""
-    return ".self_attn." in name
 
 
 class Stack:

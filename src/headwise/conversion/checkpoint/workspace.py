@@ -10,7 +10,7 @@ from typing import Any
 
 from headwise.base.files import one_line, read_bytes, read_json, require_file
 from headwise.base.folders import written_whole
-from headwise.conversion.companions import NAMES, copy_companions
+from headwise.conversion.checkpoint.companions import NAMES, copy_companions
 from headwise.errors import LoadError, OptionError
 
 _RECORD = "headwise-work.json"

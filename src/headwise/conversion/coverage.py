@@ -3,7 +3,7 @@
 from collections.abc import Container
 from typing import Any
 
-from headwise.conversion.expand import expanded_config
+from headwise.conversion.methods.expansion import expanded_config
 from headwise.conversion.target import Target
 from headwise.errors import ConversionError, OptionError
 from headwise.generation.options import context_limit

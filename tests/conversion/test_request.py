@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from headwise.conversion.options import check_options
+from headwise.conversion.request import check_options
 from headwise.conversion.target import Target
 from headwise.errors import OptionError
 

@@ -15,6 +15,11 @@ from headwise.loading.weight_files import INDEX, WHOLE, open_weights, weight_fil
 _SHARD_BYTES = 512 * 2**20
 
 
+def in_attention(name: str) -> bool:
+    """Whether a parameter is the attention's, by its name: what a conversion touches."""
+    return ".self_attn." in name
+
+
 class Weights:
     """The tensors of a model folder, by name; each is read when it is asked for.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from headwise.conversion.companions import companions, copy_companions
+from headwise.conversion.checkpoint.companions import companions, copy_companions
 from headwise.errors import LoadError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links need rights there")

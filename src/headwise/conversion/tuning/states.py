@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headwise.base.files import one_line, read_json
 from headwise.base.folders import written_whole
-from headwise.conversion.work import require_same
+from headwise.conversion.checkpoint.workspace import require_same
 from headwise.errors import LoadError
 from headwise.loading.weight_files import open_weights
 

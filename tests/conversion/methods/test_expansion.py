@@ -11,9 +11,9 @@ import headwise
 from cli.checkpoints import save_tiny
 from families import VOCABULARY, make
 from headwise.conversion import Target, convert
-from headwise.conversion.checkpoint import ShardWriter, Weights
-from headwise.conversion.expand import expand
-from headwise.conversion.source import check
+from headwise.conversion.checkpoint.weights import ShardWriter, Weights
+from headwise.conversion.coverage import check
+from headwise.conversion.methods.expansion import expand
 from headwise.errors import ConversionError
 from rounding import half_precision_error, relative_error
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from headwise.conversion.distillation import backward
-from headwise.conversion.tune import Tuning, tune
+from headwise.conversion.tuning.distillation import Tuning, tune
+from headwise.conversion.tuning.losses import backward
 from headwise.errors import ConversionError, LoadError, OptionError
 from headwise.hf import HeadwiseMlaConfig, HeadwiseMlaForCausalLM
 

@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from headwise.conversion.quality import Quality
-from headwise.conversion.speed import DecodeSpeed, Speeds
 from headwise.conversion.target import Target
+from headwise.conversion.verdict.quality import Quality
+from headwise.conversion.verdict.speed import DecodeSpeed, Speeds
 from headwise.measure.environment import environment
 from headwise.measure.timing import Ratio
 from headwise.spec import ModelSpec

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from headwise.base.progress import Progress, silent
-from headwise.conversion.checkpoint import ShardWriter, Weights
-from headwise.conversion.methods import attention_tensors
-from headwise.conversion.projections import Projections, augmented
-from headwise.conversion.stack import PREFIX
+from headwise.conversion.checkpoint.weights import ShardWriter, Weights
+from headwise.conversion.methods.decoder import PREFIX
+from headwise.conversion.methods.method import attention_tensors
+from headwise.conversion.methods.projections import Projections, augmented
 from headwise.errors import ConversionError
 from headwise.loading.load import load_config
 
