@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 import headwise
 from cli.checkpoints import KV_HEADS, save_tiny
 from headwise.conversion import Target, convert, pipeline
-from headwise.conversion.calibration import Sequences
-from headwise.conversion.checkpoint.weights import ShardWriter, Weights
+from headwise.conversion.calibration import Calibration
+from headwise.conversion.checkpoint.weights import ShardWriter, StoredWeights
 from headwise.conversion.coverage import check
 from headwise.conversion.methods import layerwise
-from headwise.conversion.tuning.optimizer import Descent
+from headwise.conversion.tuning import tuned
+from headwise.conversion.tuning.optimizer import ScaledAdam
+from headwise.conversion.verdict import measurement
 from headwise.conversion.verdict.verdict import Verdict
 from headwise.errors import ConversionError, LoadError, OptionError
 
@@ -98,7 +100,7 @@ def test_mqa_is_an_ordinary_checkpoint_that_stock_loads(
     tokenizers = [hf.AutoTokenizer.from_pretrained(folder) for folder in (model, out)]
     assert tokenizers[0]("then").input_ids == tokenizers[1]("then").input_ids
     untouched = "model.layers.1.mlp.up_proj.weight"
-    assert torch.equal(Weights(model)[untouched], Weights(out)[untouched])
+    assert torch.equal(StoredWeights(model)[untouched], StoredWeights(out)[untouched])
 
 
 def test_mla_with_everything_kept_is_the_original(model: Path, tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ def test_the_dtype_of_the_checkpoint_stays(model: Path, sizes: dict, tmp_path: P
     loaded = hf.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     loaded.save_pretrained(model)
     convert(model, "mla:50%", out=tmp_path / "out", **sizes)
-    weights = Weights(tmp_path / "out")
+    weights = StoredWeights(tmp_path / "out")
     dtypes = {weights[name].dtype for name in weights}
     assert dtypes == {torch.bfloat16, torch.int64}
     assert _logits(tmp_path / "out").dtype == torch.bfloat16
@@ -174,7 +176,7 @@ def test_a_conversion_that_fails_leaves_nothing(
         raise KeyboardInterrupt
 
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(layerwise.Walk, "_write", fail)
+    monkeypatch.setattr(layerwise.LayerwiseConversion, "_write_layer", fail)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=tmp_path / "out", **sizes)
     assert sorted(tmp_path.iterdir()) == before
@@ -194,23 +196,25 @@ def test_tuning_brings_the_model_nearer_and_goes_on_after_an_interruption(
         "model.layers.1.mlp.up_proj.weight",
         "model.layers.1.self_attn.q_proj.weight",
     )
-    before, after = Weights(model), Weights(tmp_path / "whole")
+    before, after = StoredWeights(model), StoredWeights(tmp_path / "whole")
     assert torch.equal(before[untouched], after[untouched])
     assert not torch.equal(before[touched], after[touched])
     assert not (tmp_path / ".whole.work").exists()
 
-    def stop(self: Descent, step: int) -> bool:
-        if step == 4:
-            raise KeyboardInterrupt
-        return made(self, step)
+    steps = iter(range(6))
 
-    made = Descent.step
-    monkeypatch.setattr(Descent, "step", stop)
-    monkeypatch.setattr(pipeline, "_SAVE_SECONDS", 0.0)
+    def stop(self: ScaledAdam) -> bool:
+        if next(steps) == 4:
+            raise KeyboardInterrupt
+        return made(self)
+
+    made = ScaledAdam.step
+    monkeypatch.setattr(ScaledAdam, "step", stop)
+    monkeypatch.setattr(tuned, "_SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mla:50%", out=tmp_path / "out", tune=6, **sizes)
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(Descent, "step", made)
+    monkeypatch.setattr(ScaledAdam, "step", made)
     with pytest.raises(OptionError, match=r"holds another conversion .*to mla:50%, now mqa"):
         convert(model, "mqa", out=tmp_path / "out", tune=6, **sizes)
 
@@ -219,7 +223,7 @@ def test_tuning_brings_the_model_nearer_and_goes_on_after_an_interruption(
 
     monkeypatch.setattr(pipeline, "write_converted", never)
     convert(model, "mla:50%", out=tmp_path / "out", tune=6, **sizes)
-    again = Weights(tmp_path / "out")
+    again = StoredWeights(tmp_path / "out")
     assert all(torch.equal(after[name], again[name]) for name in after)
     assert not (tmp_path / ".out.work").exists()
 
@@ -232,7 +236,7 @@ def test_an_interrupted_verdict_leaves_the_checkpoint(
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    monkeypatch.setattr(pipeline, "Judge", stop)
+    monkeypatch.setattr(measurement, "Judge", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=out, tune=tune, **sizes)
     monkeypatch.undo()
@@ -249,7 +253,7 @@ def test_without_a_verdict_nothing_is_measured(
     model: Path, sizes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("Judge", "compare_speed"):
-        monkeypatch.delattr(pipeline, name)
+        monkeypatch.delattr(measurement, name)
     verdict = convert(model, "mqa", out=tmp_path / "out", verdict=False, **sizes)
     assert (verdict.original, verdict.converted, verdict.speeds.contexts) == (None, None, ())
     assert verdict.conclusion == "mqa keeps 50% of the cache; quality was not measured"
@@ -286,7 +290,7 @@ def test_what_a_killed_process_left_is_removed(model: Path, tmp_path: Path) -> N
 
 
 def test_shards_are_what_transformers_reads(model: Path, tmp_path: Path) -> None:
-    weights, folder = Weights(model), tmp_path / "sharded"
+    weights, folder = StoredWeights(model), tmp_path / "sharded"
     folder.mkdir()
     shutil.copyfile(model / "config.json", folder / "config.json")
     writer = ShardWriter(folder, shard_bytes=20_000)
@@ -297,7 +301,7 @@ def test_shards_are_what_transformers_reads(model: Path, tmp_path: Path) -> None
     loaded = hf.AutoModelForCausalLM.from_pretrained(folder)
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, weights[name])
-    again = Weights(folder)
+    again = StoredWeights(folder)
     assert sorted(again) == sorted(weights)
     assert torch.equal(again["model.norm.weight"], weights["model.norm.weight"])
     # and a conversion reads shards as it reads one file
@@ -352,7 +356,7 @@ def test_targets_read_what_they_write(word: str) -> None:
 
 def test_sequences_do_not_overlap(model: Path, text: Path) -> None:
     _, tokenizer = headwise.load(model)
-    found = Sequences.read(text, tokenizer, 400, LENGTH)
+    found = Calibration.read(text, tokenizer, 400, LENGTH)
     assert found.fitted.shape == (10, LENGTH)
     ids = tokenizer(TEXT).input_ids
     assert found.fitted.flatten().tolist() == ids[:400]
@@ -377,7 +381,7 @@ def test_every_sequence_begins_as_the_tokenizer_begins(model: Path, text: Path) 
                 found["input_ids"] = [257, *found["input_ids"]]
             return found
 
-    found = Sequences.read(text, Begins(), 400, LENGTH)
+    found = Calibration.read(text, Begins(), 400, LENGTH)
     for part in (found.fitted, found.probed, found.held_out):
         assert (part[:, 0] == 257).all()
         assert (part[:, 1:] != 257).all()
@@ -388,12 +392,12 @@ def test_texts_that_will_not_do(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "short.txt"
     file.write_text("too short", encoding="utf-8")
     with pytest.raises(OptionError, match="holds 9 tokens, and calibration needs at least 160"):
-        Sequences.read(file, tokenizer, 400, LENGTH)
+        Calibration.read(file, tokenizer, 400, LENGTH)
     with pytest.raises(LoadError, match=r"none\.txt cannot be read"):
-        Sequences.read(tmp_path / "none.txt", tokenizer, 400, LENGTH)
+        Calibration.read(tmp_path / "none.txt", tokenizer, 400, LENGTH)
     file.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(LoadError, match=r"is not UTF-8 text"):
-        Sequences.read(file, tokenizer, 400, LENGTH)
+        Calibration.read(file, tokenizer, 400, LENGTH)
 
 
 def test_streams_one_layer_at_a_time(
@@ -401,19 +405,19 @@ def test_streams_one_layer_at_a_time(
 ) -> None:
     """No tensor is asked for before its layer's turn, and none of a layer that is done is alive."""
     asked: list[str] = []
-    read = Weights.__getitem__
+    read = StoredWeights.__getitem__
 
-    def noted(self: Weights, name: str) -> torch.Tensor:
+    def noted(self: StoredWeights, name: str) -> torch.Tensor:
         if self.folder == model:
             asked.append(name)
         return read(self, name)
 
-    monkeypatch.setattr(Weights, "__getitem__", noted)
+    monkeypatch.setattr(StoredWeights, "__getitem__", noted)
     convert(model, "mqa", out=tmp_path / "out", **sizes)
     layers = [int(name.split(".")[2]) for name in asked if name.startswith("model.layers")]
     assert layers == sorted(layers)
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
-        assert sorted(file.keys()) == sorted(Weights(model))
+        assert sorted(file.keys()) == sorted(StoredWeights(model))
 
 
 def _damaged(model: Path, change: Callable[[dict], None]) -> None:
@@ -438,7 +442,7 @@ def test_rotary_tables_of_old_checkpoints_are_left_out(model: Path, tmp_path: Pa
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     _damaged(model, lambda tensors: tensors.update({name: torch.ones(5)}))
     convert(model, "mla", out=tmp_path / "out")
-    assert name not in Weights(tmp_path / "out")
+    assert name not in StoredWeights(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -520,7 +524,7 @@ def test_a_result_is_not_lost_to_its_timing(
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("no\nroom")
 
-    monkeypatch.setattr(pipeline, "compare_speed", fail)
+    monkeypatch.setattr(measurement, "compare_speed", fail)
     (model / "tokenizer_extra").mkdir()  # a folder among the files that are copied
     verdict = convert(model, "mla", out=tmp_path / "out")
     assert verdict.speeds.note == "decode speed was not measured: no room"
@@ -544,7 +548,7 @@ def test_a_model_that_changed_is_not_gone_on_with(
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "distil", stop)
+    monkeypatch.setattr(tuned, "distil", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=tmp_path / "out", tune=2, **sizes)
     _damaged(model, lambda at: at["model.layers.1.self_attn.o_proj.weight"].neg_())

@@ -5,14 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from headwise.conversion.request import check_options
+from headwise.conversion.request import Request
 from headwise.conversion.target import Target
 from headwise.errors import OptionError
 
 
 def check(to: str, out: Path, **changes: object) -> None:
-    options = {"calibration": "text", "method": "aware", "tokens": 64, "length": 32, "tune": 0}
-    check_options(Target.parse(to), out=out, **options | changes)
+    options = {
+        "calibration": Path("text"),
+        "method": "aware",
+        "tokens": 64,
+        "length": 32,
+        "tune": 0,
+    }
+    Request(target=Target.parse(to), out=out, **options | changes)
 
 
 @pytest.mark.parametrize(

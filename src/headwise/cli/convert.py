@@ -72,7 +72,7 @@ def convert(
                 **options,
             )
     except KeyboardInterrupt:
-        said = f"the same command {'goes on from what is kept' if tune else 'starts anew'}"
+        said = f"the same command {'resumes from what is kept' if tune else 'restarts'}"
         if not before and (out / "config.json").is_file():
             said = f"the checkpoint in {out} is whole, its verdict was not measured"
         typer.echo(one_line(f"headwise: interrupted; {said}"), err=True)

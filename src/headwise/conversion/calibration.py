@@ -1,4 +1,4 @@
-"""The calibration text as sequences of tokens: to fit on, to see errors with, and to judge by."""
+"""The calibration text as sequences of tokens: to fit on, to measure errors with, to judge by."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ _HELD_OUT_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Sequences:
+class Calibration:
     """Token sequences of one text.
 
     Args:
@@ -32,12 +32,12 @@ class Sequences:
     tuned: Tensor
 
     @property
-    def largest(self) -> Tensor:
+    def largest(self) -> int:
         """The largest token of all."""
-        return torch.maximum(self.tuned.max(), self.held_out.max())
+        return max(int(self.tuned.max()), int(self.held_out.max()))
 
     @classmethod
-    def read(cls, file: Path, tokenizer: Any, tokens: int, length: int) -> "Sequences":
+    def read(cls, file: Path, tokenizer: Any, tokens: int, length: int) -> "Calibration":
         """Cut a text file; every sequence begins as the tokenizer begins a text.
 
         Raises:
@@ -47,23 +47,23 @@ class Sequences:
         text = read_text(file)
         first = _first_token(tokenizer)
         body = length - len(first)
-        found = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-        count = -(-tokens // length)
-        available = len(found) // max(1, body)
+        ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        available = len(ids) // max(1, body)
         held_out = min(_HELD_OUT_TOKENS // length or 1, (available - _PROBED) // 2)
-        count = min(count, available - _PROBED - held_out)
+        count = min(-(-tokens // length), available - _PROBED - held_out)
         if count < 1 or held_out < 1:
             raise OptionError(
-                f"{file} holds {len(found)} tokens, and calibration needs at least "
+                f"{file} holds {len(ids)} tokens, and calibration needs at least "
                 f"{(_PROBED + 2) * length}: give a longer text, or sequences shorter than {length}"
             )
-        cut = found[: available * body].view(available, body)
-        begun = torch.cat([torch.tensor(first, dtype=cut.dtype).expand(available, -1), cut], dim=1)
+        bodies = ids[: available * body].view(available, body)
+        begin = torch.tensor(first, dtype=ids.dtype).expand(available, -1)
+        sequences = torch.cat([begin, bodies], dim=1)
         return cls(
-            fitted=begun[:count],
-            probed=begun[count : count + _PROBED],
-            held_out=begun[available - held_out :],
-            tuned=begun[: available - held_out],
+            fitted=sequences[:count],
+            probed=sequences[count : count + _PROBED],
+            held_out=sequences[available - held_out :],
+            tuned=sequences[: available - held_out],
         )
 
 

@@ -11,7 +11,8 @@ import headwise
 from cli.checkpoints import save_tiny
 from families import VOCABULARY, make
 from headwise.conversion import Target, convert
-from headwise.conversion.checkpoint.weights import ShardWriter, Weights
+from headwise.conversion.checkpoint.checkpoint import Checkpoint
+from headwise.conversion.checkpoint.weights import ShardWriter, StoredWeights
 from headwise.conversion.coverage import check
 from headwise.conversion.methods.expansion import expand
 from headwise.errors import ConversionError
@@ -50,7 +51,7 @@ def expanded(model: Any, folder: Path) -> Any:
     """The model, written, expanded and loaded again by Transformers."""
     model.save_pretrained(folder / "mla")
     (folder / "mha").mkdir()
-    expand(folder / "mla", folder / "mha")
+    expand(Checkpoint(folder / "mla"), folder / "mha")
     made, info = hf.AutoModelForCausalLM.from_pretrained(folder / "mha", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -158,7 +159,7 @@ def test_an_expanded_deepseek_is_saved_and_trained_as_any(family: str, tmp_path:
 
 def test_published_weights_one_tensor_an_expert_are_read(tmp_path: Path) -> None:
     make("deepseek_v3").save_pretrained(tmp_path)
-    assert "model.layers.1.mlp.experts.3.up_proj.weight" in Weights(tmp_path)
+    assert "model.layers.1.mlp.experts.3.up_proj.weight" in StoredWeights(tmp_path)
 
 
 def latent_folder(folder: Path, **changes: Any) -> Path:

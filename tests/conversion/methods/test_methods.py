@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from headwise.conversion.methods import latent
-from headwise.conversion.methods import merging as merge
+from headwise.conversion.methods import decomposition, merging, statistics
 from headwise.conversion.methods.planes import from_planes, to_planes
-from headwise.conversion.methods.projections import Moments, Projections
+from headwise.conversion.methods.projections import Projections
 from headwise.conversion.methods.refit import Refit
 from headwise.conversion.methods.sensitivity import Sensitivity
+from headwise.conversion.methods.statistics import LayerStatistics, Moments
 
 HIDDEN, HEADS, KV_HEADS, DIM, LENGTH = 40, 8, 4, 6, 11
 FREQUENCIES = torch.tensor([1.0, 0.3, 0.02])
@@ -86,9 +86,11 @@ def _attention(layer: Projections, inputs: Tensor) -> Tensor:
     return torch.cat(out, dim=-1) @ layer.output.T
 
 
-def _latent_attention(layer: Projections, made: latent.LatentWeights, inputs: Tensor) -> Tensor:
+def _latent_attention(
+    layer: Projections, made: decomposition.LatentWeights, inputs: Tensor
+) -> Tensor:
     """The same for MLA, from the latent and the rotary key alone."""
-    cached, rank = inputs @ made.down.T, made.rank
+    cached, rank = inputs @ made.down.T, made.up.shape[2]
     angle = torch.arange(len(inputs))[:, None] * FREQUENCIES[made.planes]
     turn = torch.polar(torch.ones_like(angle), angle)
     pairs = cached[:, rank:]
@@ -120,50 +122,47 @@ def _moments() -> Moments:
 
 def _decomposition(
     layer: Projections, rotary_scale: float = 1.0, moments: Moments | None = None
-) -> latent.Decomposition:
+) -> decomposition.Decomposition:
     moments = moments or _moments()
-    return latent.Decomposition(
-        layer,
-        moments.second,
-        moments.centred,
-        Sensitivity(torch.linspace(0.5, 1.5, HEADS), torch.linspace(1.5, 0.5, HEADS)),
-        FREQUENCIES,
-        torch.full((LENGTH,), 1 / LENGTH),
-        rotary_scale=rotary_scale,
+    sensitivity = Sensitivity(torch.linspace(0.5, 1.5, HEADS), torch.linspace(1.5, 0.5, HEADS))
+    distances = torch.full((LENGTH,), 1 / LENGTH)
+    return decomposition.aware(
+        layer, LayerStatistics(moments, sensitivity, FREQUENCIES, distances, rotary_scale)
     )
 
 
 def test_related_heads_merge_without_loss_and_pooling_them_does_not() -> None:
     layer, inputs = _related([[0, 1, 2, 3]]), _inputs()
-    merged = merge.aligned(layer, _moments(), 1)
+    merged = merging.aligned(layer, _moments(), 1)
     assert merged.kv_heads == 1
     assert merged.key.shape == (DIM, HIDDEN + 1)
     wanted = _attention(layer, inputs)
     torch.testing.assert_close(_attention(merged, inputs), wanted, rtol=1e-3, atol=1e-2)
-    apart = (_attention(merge.pooled(layer, 1), inputs) - wanted).norm() / wanted.norm()
+    apart = (_attention(merging.pooled(layer, 1), inputs) - wanted).norm() / wanted.norm()
     assert apart > 0.5
 
 
 def test_heads_that_belong_together_are_found() -> None:
     layer, inputs = _related([[0, 2], [1, 3]]), _inputs()
     moments = _moments()
-    assert sorted(merge.grouped(layer, moments.second, 2)) == [[0, 2], [1, 3]]
-    merged, wanted = merge.aligned(layer, moments, 2), _attention(layer, inputs)
+    assert sorted(merging.grouped(layer, moments.second, 2)) == [[0, 2], [1, 3]]
+    merged, wanted = merging.aligned(layer, moments, 2), _attention(layer, inputs)
     # query heads moved with their kv heads, and the output projection's columns with them
     torch.testing.assert_close(_attention(merged, inputs), wanted, rtol=1e-3, atol=1e-2)
 
 
 def test_pooling_is_the_mean() -> None:
     layer = _related([[0], [1], [2], [3]])
-    pooled = merge.pooled(layer, 2)
+    pooled = merging.pooled(layer, 2)
     torch.testing.assert_close(pooled.key[:DIM], (layer.key[:DIM] + layer.key[DIM : 2 * DIM]) / 2)
     assert pooled.query is layer.query
 
 
 def test_exact_latents_give_the_original_output() -> None:
     layer, inputs = _related([[0], [1], [2], [3]]), _inputs()
-    made = latent.exact(layer)
-    assert (made.rank, made.rope_dim, made.up.shape[1]) == (KV_HEADS * DIM, KV_HEADS * DIM, DIM)
+    made = decomposition.exact(layer)
+    assert made.up.shape == (HEADS, DIM, KV_HEADS * DIM)
+    assert 2 * len(made.planes) == KV_HEADS * DIM
     out = _latent_attention(layer, made, inputs)
     torch.testing.assert_close(out, _attention(layer, inputs), rtol=1e-4, atol=1e-3)
 
@@ -185,7 +184,7 @@ def test_what_the_text_never_shows_is_not_all_cut_away(
     def values(inputs: Tensor) -> Tensor:
         """What the output projection makes of all values, whatever the scores are."""
         if mechanism == "mqa":
-            merged = merge.aligned(layer, moments, 1)
+            merged = merging.aligned(layer, moments, 1)
             back = merged.output.view(HIDDEN, HEADS, DIM)
             return torch.einsum("lv,ehv->lhe", inputs @ merged.value.T, back)
         made = _decomposition(layer, moments=moments).weights(DIM, 8)
@@ -197,8 +196,7 @@ def test_what_the_text_never_shows_is_not_all_cut_away(
     value = value.expand(-1, -1, HEADS // KV_HEADS, -1).flatten(1, 2)
     wanted = torch.einsum("lhv,ehv->lhe", value, layer.output.view(HIDDEN, HEADS, DIM))
     aware = values(others)
-    for module in (merge, latent):
-        monkeypatch.setattr(module, "shrunk", lambda covariance: covariance)
+    monkeypatch.setattr(statistics, "shrunk", lambda covariance: covariance)
     trusting = values(others)
     assert (aware - wanted).norm() < 0.8 * (trusting - wanted).norm()
 
@@ -241,7 +239,7 @@ def test_keys_without_position_count_as_yarn_makes_the_rotated_ones_count() -> N
 
 def test_the_naive_cut_of_everything_is_exact_too() -> None:
     layer, inputs = _related([[0], [1], [2], [3]]), _inputs()
-    made = latent.PlainDecomposition(layer).weights(KV_HEADS * DIM, KV_HEADS * DIM)
+    made = decomposition.plain(layer).weights(KV_HEADS * DIM, KV_HEADS * DIM)
     out = _latent_attention(layer, made, inputs)
     torch.testing.assert_close(out, _attention(layer, inputs), rtol=1e-3, atol=1e-2)
 
@@ -304,7 +302,7 @@ def test_a_projection_of_zeros_converts_to_numbers(silent: str) -> None:
     layer = _related([[0], [1], [2], [3]])
     layer = replace(layer, **{silent: torch.zeros_like(getattr(layer, silent))})
     moments = _moments()
-    merged = merge.aligned(layer, moments, 2)
+    merged = merging.aligned(layer, moments, 2)
     assert all(getattr(merged, name).isfinite().all() for name in ("query", "key", "output"))
     made = _decomposition(layer).weights(12, 8)
     assert made.down.isfinite().all()

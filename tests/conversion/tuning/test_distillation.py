@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from headwise.conversion.tuning.distillation import Tuning, tune
+from headwise.conversion.tuning.distillation import Tuning, distil
 from headwise.conversion.tuning.losses import backward
 from headwise.errors import ConversionError, LoadError, OptionError
 from headwise.hf import HeadwiseMlaConfig, HeadwiseMlaForCausalLM
@@ -97,7 +97,7 @@ def test_tuning_brings_the_student_nearer_to_its_teacher_on_other_text(
     with torch.no_grad():
         before = whole_losses(teacher, student, other)
     tuning = Tuning(steps=40, batch=8, learning_rate=0.1, attention_weight=1.0)
-    tune(teacher, student, tokens, tuning)
+    distil(teacher, student, tokens, tuning)
     with torch.no_grad():
         after = whole_losses(teacher, student, other)
     assert after[0] < 0.85 * before[0]
@@ -130,7 +130,7 @@ def test_logits_are_made_for_few_positions_at_a_time(teacher: Any) -> None:
 def test_only_the_attention_is_trained_by_default(teacher: Any, tokens: Tensor) -> None:
     student = student_of(teacher)
     before = deepcopy(student.state_dict())
-    tune(teacher, student, tokens, Tuning(steps=2))
+    distil(teacher, student, tokens, Tuning(steps=2))
     changed = {name for name, at in student.state_dict().items() if not at.equal(before[name])}
     assert changed == {name for name in before if ".self_attn." in name}
 
@@ -139,14 +139,14 @@ def test_parameters_are_trained_by_choice(teacher: Any, tokens: Tensor) -> None:
     student = student_of(teacher)
     before = deepcopy(student.state_dict())
     names = {"lm_head.weight", "model.layers.1.mlp.up_proj.weight"}
-    tune(teacher, student, tokens, Tuning(steps=2), trained=names.__contains__)
+    distil(teacher, student, tokens, Tuning(steps=2), trained=names.__contains__)
     assert {at for at, held in student.state_dict().items() if not held.equal(before[at])} == names
 
 
 def test_nothing_but_weights_is_left_behind(teacher: Any, tokens: Tensor) -> None:
     student = student_of(teacher)
     student.model.norm.weight.requires_grad_(False)
-    tune(teacher, student, tokens, Tuning(steps=2))
+    distil(teacher, student, tokens, Tuning(steps=2))
     fixed = [name for name, at in student.named_parameters() if not at.requires_grad]
     assert fixed == ["model.norm.weight"]
     assert all(at.grad is None for at in student.parameters())
@@ -158,7 +158,7 @@ def test_gradients_from_before_do_not_count(teacher: Any, tokens: Tensor) -> Non
     used = deepcopy(clean)
     used(tokens, labels=tokens).loss.backward()
     for student in (clean, used):
-        tune(teacher, student, tokens, Tuning(steps=1))
+        distil(teacher, student, tokens, Tuning(steps=1))
     assert same_bits(clean, used)
 
 
@@ -168,7 +168,7 @@ def test_each_sequence_is_met_once_before_any_is_met_again(teacher: Any) -> None
     teacher.model.embed_tokens.register_forward_pre_hook(
         lambda _, given: met.extend(given[0][:, 0].tolist())
     )
-    tune(teacher, student_of(teacher), tokens, Tuning(steps=5, batch=2))
+    distil(teacher, student_of(teacher), tokens, Tuning(steps=5, batch=2))
     assert sorted(met[:5]) == sorted(met[5:]) == [0, 1, 2, 3, 4]
     assert met[:5] != met[5:]
 
@@ -177,7 +177,7 @@ def test_a_bfloat16_student_is_trained_in_float32(
     teacher: Any, tokens: Tensor, tmp_path: Any
 ) -> None:
     student = student_of(teacher).bfloat16()
-    tune(teacher.bfloat16(), student, tokens, Tuning(steps=3), kept=tmp_path / "kept")
+    distil(teacher.bfloat16(), student, tokens, Tuning(steps=3), folder=tmp_path / "kept")
     name = "model.layers.1.self_attn.v_proj.weight"
     held = load_file(tmp_path / "kept" / "step-3" / "state.safetensors")[f"{name}.weight"]
     weight = student.state_dict()[name]
@@ -210,15 +210,21 @@ def test_an_interrupted_tuning_ends_with_the_bits_of_one_that_was_not(
 ) -> None:
     teacher, first = teacher.to(dtype), student_of(teacher, kind).to(dtype)
     second, third = deepcopy(first), deepcopy(first)
-    tuning, kept = Tuning(steps=9), tmp_path / "kept"
-    whole = tune(teacher, first, tokens, tuning)
+    tuning, folder = Tuning(steps=9), tmp_path / "kept"
+    whole = distil(teacher, first, tokens, tuning)
     with pytest.raises(KeyboardInterrupt):
-        tune(
-            teacher, second, tokens, tuning, kept=kept, save_seconds=0.0, progress=Interrupt(step=5)
+        distil(
+            teacher,
+            second,
+            tokens,
+            tuning,
+            folder=folder,
+            save_seconds=0.0,
+            progress=Interrupt(step=5),
         )
     seen: list[int] = []
-    resumed = tune(
-        teacher, third, tokens, tuning, kept=kept, progress=lambda *call: seen.append(call[1])
+    resumed = distil(
+        teacher, third, tokens, tuning, folder=folder, progress=lambda *call: seen.append(call[1])
     )
     assert seen == [5, 6, 7, 8, 9]
     assert resumed == whole
@@ -230,14 +236,14 @@ def test_a_finished_tuning_is_taken_from_its_folder(
 ) -> None:
     first = student_of(teacher)
     second = deepcopy(first)
-    done = tune(teacher, first, tokens, Tuning(steps=3), kept=tmp_path)
+    done = distil(teacher, first, tokens, Tuning(steps=3), folder=tmp_path)
     seen: list[int] = []
-    again = tune(
+    again = distil(
         teacher,
         second,
         tokens,
         Tuning(steps=3),
-        kept=tmp_path,
+        folder=tmp_path,
         progress=lambda *call: seen.append(call[1]),
     )
     assert seen == [3]
@@ -255,12 +261,12 @@ def test_one_state_is_kept_and_only_as_often_as_asked(
 
     student = student_of(teacher)
     again = deepcopy(student)
-    tune(teacher, student, tokens, Tuning(steps=2), kept=tmp_path, progress=progress)
+    distil(teacher, student, tokens, Tuning(steps=2), folder=tmp_path, progress=progress)
     assert names == [[], [], ["step-2"]]  # well before 120 seconds
     names.clear()
     tuning = Tuning(steps=2, seed=3)
     (tmp_path / "step-2").rename(tmp_path / "other")
-    tune(teacher, again, tokens, tuning, kept=tmp_path, save_seconds=0.0, progress=progress)
+    distil(teacher, again, tokens, tuning, folder=tmp_path, save_seconds=0.0, progress=progress)
     assert names == [["other"], ["other", "step-1"], ["other", "step-2"]]
 
 
@@ -279,9 +285,9 @@ def test_the_folder_of_another_tuning_is_refused(
 ) -> None:
     student = student_of(teacher)
     again = deepcopy(student)
-    tune(teacher, student, tokens, Tuning(steps=3), kept=tmp_path)
+    distil(teacher, student, tokens, Tuning(steps=3), folder=tmp_path)
     with pytest.raises(OptionError, match=rf"{field}.*\bremove the folder") as caught:
-        tune(teacher, again, tokens, Tuning(**{"steps": 3} | changes), kept=tmp_path)
+        distil(teacher, again, tokens, Tuning(**{"steps": 3} | changes), folder=tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -291,7 +297,7 @@ def test_the_folder_of_other_data_is_refused(
 ) -> None:
     student = student_of(teacher)
     again = deepcopy(student)
-    tune(teacher, student, tokens, Tuning(steps=1), kept=tmp_path)
+    distil(teacher, student, tokens, Tuning(steps=1), folder=tmp_path)
     with torch.no_grad():
         if changed == "tokens":
             tokens[10, 28] = (tokens[10, 28] + 1) % 97
@@ -299,7 +305,7 @@ def test_the_folder_of_other_data_is_refused(
             model = teacher if changed == "teacher" else again
             model.model.layers[2].self_attn.o_proj.weight[47, 47] += 1
     with pytest.raises(OptionError, match=rf"\({changed} \w+, now \w+\)"):
-        tune(teacher, again, tokens, Tuning(steps=1), kept=tmp_path)
+        distil(teacher, again, tokens, Tuning(steps=1), folder=tmp_path)
 
 
 @pytest.mark.parametrize("file", ["state.json", "state.safetensors"])
@@ -308,11 +314,11 @@ def test_a_damaged_state_is_one_line(
 ) -> None:
     student = student_of(teacher)
     again = deepcopy(student)
-    tune(teacher, student, tokens, Tuning(steps=1), kept=tmp_path)
+    distil(teacher, student, tokens, Tuning(steps=1), folder=tmp_path)
     path = tmp_path / "step-1" / file
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(LoadError, match=r"step-1 cannot be read.* to tune anew"):
-        tune(teacher, again, tokens, Tuning(steps=1), kept=tmp_path)
+    with pytest.raises(LoadError, match=r"step-1 cannot be read.* to restart the tuning"):
+        distil(teacher, again, tokens, Tuning(steps=1), folder=tmp_path)
 
 
 def test_a_state_without_an_identity_is_damaged(
@@ -320,10 +326,10 @@ def test_a_state_without_an_identity_is_damaged(
 ) -> None:
     student = student_of(teacher)
     again = deepcopy(student)
-    tune(teacher, student, tokens, Tuning(steps=1), kept=tmp_path)
+    distil(teacher, student, tokens, Tuning(steps=1), folder=tmp_path)
     (tmp_path / "step-1" / "state.json").write_text(json.dumps({"losses": []}))
     with pytest.raises(LoadError, match="cannot be read"):
-        tune(teacher, again, tokens, Tuning(steps=1), kept=tmp_path)
+        distil(teacher, again, tokens, Tuning(steps=1), folder=tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_the_first_step(
@@ -333,7 +339,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_first_step(
     student = student_of(teacher)
     before = deepcopy(student)
     with pytest.raises(LoadError, match="cannot keep the tuning in"):
-        tune(teacher, student, tokens, Tuning(steps=1), kept=tmp_path / "file")
+        distil(teacher, student, tokens, Tuning(steps=1), folder=tmp_path / "file")
     assert same_bits(student, before)
 
 
@@ -344,7 +350,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_weights_before_it(
     student.model.layers[1].mlp.up_proj.weight.data[5, 7] = torch.inf
     before = deepcopy(student)
     with pytest.raises(ConversionError, match=r"step 1 of 3.* not finite") as caught:
-        tune(teacher, student, tokens, Tuning(steps=3), kept=tmp_path)
+        distil(teacher, student, tokens, Tuning(steps=3), folder=tmp_path)
     assert "\n" not in str(caught.value)
     assert same_bits(student, before)
     assert list(tmp_path.iterdir()) == []
@@ -352,7 +358,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_weights_before_it(
 
 def test_progress_counts_steps_and_names_the_divergence(teacher: Any, tokens: Tensor) -> None:
     told: list[tuple[str, int, int]] = []
-    tuned = tune(
+    tuned = distil(
         teacher,
         student_of(teacher),
         tokens,
@@ -363,14 +369,14 @@ def test_progress_counts_steps_and_names_the_divergence(teacher: Any, tokens: Te
     assert {stage for stage, done, _ in told if done < 2} == {"tuning"}
     first = sum(tuned.divergence[:2]) / 2
     assert {stage for stage, done, _ in told if done in (2, 3)} == {
-        f"tuning, {first:.3f} nats a token from the original"
+        f"tuning, {first:.3f} nats per token from the original"
     }
     assert len({stage for stage, _, _ in told}) == 11
 
 
 def test_training_nothing_is_refused(teacher: Any, tokens: Tensor) -> None:
     with pytest.raises(OptionError, match="no parameter"):
-        tune(teacher, student_of(teacher), tokens, Tuning(steps=1), trained=lambda name: False)
+        distil(teacher, student_of(teacher), tokens, Tuning(steps=1), trained=lambda name: False)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from cli.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, save_tiny
 from headwise import attach, convert
+from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.verdict import speed
 from headwise.conversion.verdict.speed import compare_speed
 
@@ -15,11 +16,11 @@ ROUNDS, WARMUP = 5, 3
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("tiny"))
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(save_tiny(tmp_path_factory.mktemp("tiny")))
 
 
-def test_both_models_are_timed_at_each_context_that_they_reach(tiny: Path) -> None:
+def test_both_models_are_timed_at_each_context_that_they_reach(tiny: Checkpoint) -> None:
     found = compare_speed(tiny, tiny, contexts=[97, 31, 1009], rounds=ROUNDS)
     assert [at.context for at in found.contexts] == [31, 97]
     for at in found.contexts:
@@ -30,11 +31,11 @@ def test_both_models_are_timed_at_each_context_that_they_reach(tiny: Path) -> No
 
 
 def test_what_the_conversion_did_not_touch_is_in_memory_once(
-    tiny: Path, tmp_path: Path, monkeypatch
+    tiny: Checkpoint, tmp_path: Path, monkeypatch
 ) -> None:
-    convert(tiny, "mla", out=tmp_path / "latent")
-    monkeypatch.setattr(speed, "_measure", lambda models, *_: models)
-    models = compare_speed(tiny, tmp_path / "latent", contexts=[31], rounds=ROUNDS)
+    convert(tiny.folder, "mla", out=tmp_path / "latent")
+    monkeypatch.setattr(speed, "_measure", lambda models, *_: list(models.values()))
+    models = compare_speed(tiny, Checkpoint(tmp_path / "latent"), contexts=[31], rounds=ROUNDS)
     original, converted = (at.state_dict(keep_vars=True) for at in models)
     own = {name: at for name, at in converted.items() if at is not original.get(name)}
     assert {name for name in converted if ".self_attn." in name} == set(own)
@@ -42,11 +43,11 @@ def test_what_the_conversion_did_not_touch_is_in_memory_once(
     cache = 31 * LAYERS * 2 * KV_HEADS * HEAD_DIM * 4
     monkeypatch.setattr(speed, "available_bytes", lambda device: 0)
     monkeypatch.setattr(speed, "gib", str)
-    refused = compare_speed(tiny, tmp_path / "latent", contexts=[31], rounds=ROUNDS)
+    refused = compare_speed(tiny, Checkpoint(tmp_path / "latent"), contexts=[31], rounds=ROUNDS)
     assert f"both models and their caches need {weights + 2 * (cache + cache)}, and" in refused.note
 
 
-def test_the_last_tokens_of_a_context_are_timed_on_headwise(tiny: Path, monkeypatch) -> None:
+def test_the_last_tokens_of_a_context_are_timed_on_headwise(tiny: Checkpoint, monkeypatch) -> None:
     timed: list[tuple[str, int]] = []
     real = speed._steps
 
@@ -90,7 +91,7 @@ def test_layers_that_keep_a_window_hold_the_context_too(tmp_path: Path) -> None:
 
 
 def test_the_ratio_is_how_many_times_as_fast_the_converted_model_is(
-    tiny: Path, tmp_path: Path, monkeypatch
+    tiny: Checkpoint, tmp_path: Path, monkeypatch
 ) -> None:
     clock = iter(range(10_000))
     monkeypatch.setattr("headwise.measure.timing.time.perf_counter", lambda: slow[0] + next(clock))
@@ -115,7 +116,7 @@ def test_the_ratio_is_how_many_times_as_fast_the_converted_model_is(
     assert (at.original, at.converted, at.ratio.median) == (6, 2, 3)
 
 
-def test_models_whose_positions_are_too_few_are_not_timed(tiny: Path) -> None:
+def test_models_whose_positions_are_too_few_are_not_timed(tiny: Checkpoint) -> None:
     found = compare_speed(tiny, tiny)
     assert found.contexts == ()
     assert found.note == (
@@ -123,16 +124,16 @@ def test_models_whose_positions_are_too_few_are_not_timed(tiny: Path) -> None:
     )
 
 
-def test_two_models_that_do_not_fit_in_memory_are_not_loaded(tiny: Path, monkeypatch) -> None:
+def test_two_models_that_do_not_fit_in_memory_are_not_loaded(tiny: Checkpoint, monkeypatch) -> None:
     monkeypatch.setattr(speed, "available_bytes", lambda device: 1000)
-    monkeypatch.setattr(speed, "load_model", None)
+    monkeypatch.setattr(Checkpoint, "load", None)
     found = compare_speed(tiny, tiny, contexts=[31], rounds=ROUNDS)
     assert found.contexts == ()
     assert found.note.startswith("decode speed was not measured: both models and their caches need")
     assert found.note.endswith("and 1000 bytes of memory is free")
 
 
-def test_logits_that_attaching_changes_are_not_timed(tiny: Path, monkeypatch) -> None:
+def test_logits_that_attaching_changes_are_not_timed(tiny: Checkpoint, monkeypatch) -> None:
     real = speed.select_attention
 
     def breaks(model, attention):

@@ -85,7 +85,7 @@ def test_figures_stand_in_a_column_for_each_model() -> None:
     rows = quality_rows(verdict(1.5, tuned=Quality(17.6, 0.9, "")))
     assert rows == [
         ["", "original", "converted", "tuned"],
-        ["cache bytes a token", "23,040", "7,680", "7,680"],
+        ["cache bytes per token", "23,040", "7,680", "7,680"],
         ["perplexity", "16.00", "24.00", "17.60"],
         ["  times the original's", "1.00", "1.50", "1.10"],
         ["original's likeliest token", "100.0%", "62.5%", "90.0%"],
@@ -100,6 +100,6 @@ def test_figures_stand_in_a_column_for_each_model() -> None:
 
 def test_what_was_not_measured_has_no_rows_and_a_note() -> None:
     made = verdict(original=None, converted=None, positions=0, speeds=Speeds(note="why not"))
-    assert [row[0] for row in quality_rows(made)] == ["", "cache bytes a token"]
+    assert [row[0] for row in quality_rows(made)] == ["", "cache bytes per token"]
     assert len(speed_rows(made)) == 1
     assert notes(made) == ["cache in bfloat16", "why not"]

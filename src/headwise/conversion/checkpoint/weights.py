@@ -13,6 +13,16 @@ from headwise.errors import LoadError
 from headwise.loading.weight_files import INDEX, WHOLE, open_weights, weight_files
 
 _SHARD_BYTES = 512 * 2**20
+_LAYERS = "model.layers."
+
+
+def layer_prefix(index: int) -> str:
+    """What the names of a decoder layer's tensors begin with.
+
+    >>> layer_prefix(3)
+    'model.layers.3.'
+    """
+    return f"{_LAYERS}{index}."
 
 
 def in_attention(name: str) -> bool:
@@ -20,7 +30,7 @@ def in_attention(name: str) -> bool:
     return ".self_attn." in name
 
 
-class Weights:
+class StoredWeights:
     """The tensors of a model folder, by name; each is read when it is asked for.
 
     Raises:
@@ -50,13 +60,22 @@ class Weights:
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 
-    def below(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `prefix`, without it, in float32."""
+    def layer(self, index: int) -> dict[str, Tensor]:
+        """The tensors of a decoder layer by their names within it, in float32."""
+        prefix = layer_prefix(index)
         return {
             name.removeprefix(prefix): self[name].to(torch.float32)
-            for name in self._files
+            for name in self
             if name.startswith(prefix)
         }
+
+    def outside_layers(self) -> Iterator[tuple[str, Tensor]]:
+        """The name and the tensor of every weight that belongs to no decoder layer."""
+        return ((name, self[name]) for name in self if not name.startswith(_LAYERS))
+
+    def attention_dtype(self, index: int) -> torch.dtype:
+        """The dtype that the attention of a decoder layer is stored in."""
+        return self[f"{layer_prefix(index)}self_attn.q_proj.weight"].dtype
 
 
 class ShardWriter:
@@ -68,7 +87,7 @@ class ShardWriter:
         >>> writer = ShardWriter(folder)
         >>> writer.add("weight", torch.ones(2))
         >>> writer.close()
-        >>> Weights(folder)["weight"]
+        >>> StoredWeights(folder)["weight"]
         tensor([1., 1.])
     """
 
@@ -76,15 +95,15 @@ class ShardWriter:
         self.folder, self.shard_bytes = folder, shard_bytes
         self._pending: dict[str, Tensor] = {}
         self._shards: list[list[str]] = []
-        self._total = 0
+        self._pending_bytes = self._total_bytes = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take a tensor; it is written when enough of them have come together."""
-        size = tensor.numel() * tensor.element_size()
-        if self._pending and self._pending_bytes() + size > self.shard_bytes:
+        """Take a tensor; it is written once enough of them have come together."""
+        if self._pending and self._pending_bytes + tensor.nbytes > self.shard_bytes:
             self._flush()
         self._pending[name] = tensor.detach().contiguous()
-        self._total += size
+        self._pending_bytes += tensor.nbytes
+        self._total_bytes += tensor.nbytes
 
     def close(self) -> None:
         """Write what is left, give the files their names and list them in an index."""
@@ -94,20 +113,18 @@ class ShardWriter:
         if count == 1:
             self._part(0).rename(self.folder / WHOLE)
             return
-        names = [f"model-{at + 1:05d}-of-{count:05d}.safetensors" for at in range(count)]
-        for at, name in enumerate(names):
-            self._part(at).rename(self.folder / name)
-        held = {tensor: names[at] for at, shard in enumerate(self._shards) for tensor in shard}
-        index = {"metadata": {"total_size": self._total}, "weight_map": held}
+        places: dict[str, str] = {}
+        for number, shard in enumerate(self._shards):
+            file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            self._part(number).rename(self.folder / file)
+            places |= dict.fromkeys(shard, file)
+        index = {"metadata": {"total_size": self._total_bytes}, "weight_map": places}
         (self.folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
-    def _pending_bytes(self) -> int:
-        return sum(at.numel() * at.element_size() for at in self._pending.values())
-
-    def _part(self, at: int) -> Path:
-        return self.folder / f"part-{at}.safetensors"
+    def _part(self, number: int) -> Path:
+        return self.folder / f"part-{number}.safetensors"
 
     def _flush(self) -> None:
         save_file(self._pending, self._part(len(self._shards)), metadata={"format": "pt"})
         self._shards.append(list(self._pending))
-        self._pending = {}
+        self._pending, self._pending_bytes = {}, 0

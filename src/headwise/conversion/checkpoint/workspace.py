@@ -1,96 +1,77 @@
-"""What an interrupted conversion with tuning goes on from: a hidden folder beside its result."""
+"""What an interrupted conversion with tuning resumes from: a hidden folder beside its result."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from headwise.base.files import one_line, read_bytes, read_json, require_file
+from headwise.base.files import one_line, read_bytes, require_file
 from headwise.base.folders import written_whole
 from headwise.conversion.checkpoint.companions import NAMES, copy_companions
-from headwise.errors import LoadError, OptionError
+from headwise.conversion.checkpoint.record import read_record, write_record
+from headwise.errors import LoadError
 
 _RECORD = "headwise-work.json"
 
 
-class Work:
+class Workspace:
     """The folder .NAME.work beside the folder NAME that will be made.
 
     Args:
         out: the result's folder.
-        asked: everything that the conversion follows from, as values that JSON keeps.
+        identity: everything that the conversion follows from, as values that JSON keeps.
     """
 
-    def __init__(self, out: Path, asked: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
         self.folder = out.parent / f".{out.name}.work"
-        self.asked = dict(asked)
+        self.identity = identity
+        self.converted, self.tuning = self.folder / "converted", self.folder / "tuning"
 
-    @property
-    def tuning(self) -> Path:
-        """Where the tuning keeps its state."""
-        return self.folder / "tuning"
+    def convert(self, write: Callable[[Path], list[float]]) -> list[float]:
+        """Have `write` fill the folder `converted` where that has not been done, atomically.
 
-    def converted(self, make: Callable[[Path], list[float]]) -> tuple[Path, list[float]]:
-        """The converted checkpoint's folder and its layers' errors; made where it is not yet.
+        Returns:
+            the errors of the layers, as `write` gave them.
 
         Raises:
             OptionError: the folder is another conversion's.
             LoadError: its record cannot be read.
         """
-        entry = self.folder / "converted"
-        if entry.is_dir():
+        record = self.converted / _RECORD
+        if self.converted.is_dir():
+            work = "conversion that was interrupted"
             try:
-                record = read_json(entry / _RECORD)
-                with one_line(f"{entry / _RECORD} is no record of a conversion"):
-                    what = "conversion that was interrupted"
-                    require_same(self.folder, what, record["asked"], self.asked)
-                    return entry, [float(error) for error in record["errors"]]
+                values = read_record(record, self.identity, folder=self.folder, work=work)
+                with one_line(f"{record} is no record of a conversion"):
+                    return [float(error) for error in values["errors"]]
             except LoadError as error:
-                raise LoadError(f"{error}; remove {self.folder} to start anew") from error
-        with written_whole(entry) as part:
-            errors = make(part)
-            record = {"asked": self.asked, "errors": errors}
-            (part / _RECORD).write_text(json.dumps(record), encoding="utf-8")
-        return entry, errors
+                raise LoadError(f"{error}; remove {self.folder} to restart") from error
+        with written_whole(self.converted) as part:
+            errors = write(part)
+            write_record(part / _RECORD, self.identity, errors=errors)
+        return errors
 
     def copy_to(self, part: Path) -> None:
-        """Everything of the converted checkpoint but its weights and the record."""
-        copy_companions(self.folder / "converted", part, ("config.json", *NAMES))
+        """Copy everything of the converted checkpoint but its weights and the record."""
+        copy_companions(self.converted, part, ("config.json", *NAMES))
 
     def remove(self) -> None:
-        """Nothing is left to go on from."""
+        """Leave nothing to resume from."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def require_same(
-    folder: Path, what: str, before: Mapping[str, Any], now: Mapping[str, Any]
-) -> None:
-    """Raise OptionError where `folder` was begun `before` with other arguments than `now`'s."""
-    other = [
-        f"{name} {before.get(name)}, now {value}"
-        for name, value in now.items()
-        if before.get(name) != value
-    ]
-    if other:
-        raise OptionError(
-            f"{folder} holds another {what} ({'; '.join(other)}): ask for the same to go on with "
-            "it, or remove the folder to start anew"
-        )
-
-
 def model_state(folder: Path) -> str:
-    """16 hex digits of what a model's folder holds now, and of what converts it.
+    """16 hex digits of what a model's folder contains now, and of what converts it.
 
-    Of its config and of names, sizes and times of its weight files.
+    They follow from its config and from the names, sizes and times of its weight files.
     """
     sha = hashlib.sha256(read_bytes(folder / "config.json"))
     sha.update(version("headwise").encode())
     for file in sorted(folder.glob("*.safetensors")):
-        found = file.stat()
-        sha.update(f"{file.name} {found.st_size} {found.st_mtime_ns}\n".encode())
+        status = file.stat()
+        sha.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return sha.hexdigest()[:16]
 
 

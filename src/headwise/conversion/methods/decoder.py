@@ -1,43 +1,34 @@
-"""A decoder taken apart: one layer in memory at a time, in float32.
+"""A decoder that is streamed: one layer in memory at a time, in float32.
 
 For models built as Llama is: norm, attention, sum, norm, MLP, sum.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
-from headwise.conversion.checkpoint.weights import Weights
+from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.errors import LoadError
 from headwise.loading.loaded import check_left
 
-PREFIX = "model.layers.{}."
 
-
-class Stack:
+class StreamedDecoder:
     """The layers of a checkpoint, each made and filled when it is asked for.
-
-    Args:
-        folder: with config and safetensors.
-        config: its Transformers config.
 
     Raises:
         LoadError: weights that the config's model would not use.
     """
 
-    def __init__(self, folder: Path, config: Any) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self.config, self.weights = config, Weights(folder)
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config, self.weights = checkpoint.config, checkpoint.weights
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-        check_left(folder, set(self.weights) - set(model.state_dict()), model)
-        outline = model.model
-        self.layer_class = type(outline.layers[0])
+            model = AutoModelForCausalLM.from_config(self.config, attn_implementation="sdpa")
+        check_left(checkpoint.folder, set(self.weights) - set(model.state_dict()), model)
+        self.layer_class = type(model.model.layers[0])
         self._table = self.weights["model.embed_tokens.weight"]
-        self._rotary = type(outline.rotary_emb)(config)
+        self._rotary = type(model.model.rotary_emb)(self.config)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [B, S] to the first layer's input [B, S, E]."""
@@ -46,14 +37,14 @@ class Stack:
     def positions(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [1, S, D] for hidden [B, S, E]."""
         index = torch.arange(hidden.shape[1])[None]
-        found: tuple[Tensor, Tensor] = self._rotary(hidden, position_ids=index)
-        return found
+        cos, sin = self._rotary(hidden, position_ids=index)
+        return cos, sin
 
     @property
     def frequencies(self) -> Tensor:
-        """[D/2], radians a token."""
-        found: Tensor = self._rotary.inv_freq
-        return found
+        """[D/2], in radians per token."""
+        frequencies: Tensor = self._rotary.inv_freq
+        return frequencies
 
     @property
     def rotary_scale(self) -> float:
@@ -62,8 +53,7 @@ class Stack:
 
     def layer(self, index: int) -> Any:
         """The decoder layer, with its weights."""
-        tensors = self.weights.below(PREFIX.format(index))
-        return filled(self.layer_class, self.config, index, tensors)
+        return filled(self.layer_class, self.config, index, self.weights.layer(index))
 
 
 def filled(kind: Any, config: Any, index: int, tensors: dict[str, Tensor]) -> Any:
@@ -79,10 +69,10 @@ def filled(kind: Any, config: Any, index: int, tensors: dict[str, Tensor]) -> An
         layer: nn.Module = kind(config, index)
     own = layer.state_dict()
     for name, tensor in own.items():
-        found = None if name not in tensors else list(tensors[name].shape)
-        if found != list(tensor.shape):
+        shape = list(tensors[name].shape) if name in tensors else "missing"
+        if shape != list(tensor.shape):
             raise LoadError(
-                f"layer {index}: {name} is {'missing' if found is None else found}, and the "
+                f"layer {index}: {name} is {shape}, and the "
                 f"model's config.json asks for {list(tensor.shape)}"
             )
     layer.load_state_dict({name: tensors[name] for name in own}, assign=True)
@@ -91,9 +81,9 @@ def filled(kind: Any, config: Any, index: int, tensors: dict[str, Tensor]) -> An
 
 def attend(layer: Any, hidden: Tensor, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """A layer's attention on its input [B, S, E]: heads' outputs [B, S, H*V], and [B, S, E]."""
-    seen: list[Tensor] = []
+    heads: list[Tensor] = []
     attention = layer.self_attn
-    handle = attention.o_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    handle = attention.o_proj.register_forward_pre_hook(lambda _, inputs: heads.append(*inputs))
     try:
         out = attention(
             hidden_states=layer.input_layernorm(hidden),
@@ -102,7 +92,7 @@ def attend(layer: Any, hidden: Tensor, positions: tuple[Tensor, Tensor]) -> tupl
         )[0]
     finally:
         handle.remove()
-    return seen[0], out
+    return heads[0], out
 
 
 def feed_forward(layer: Any, hidden: Tensor) -> Tensor:

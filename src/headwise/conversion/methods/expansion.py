@@ -8,44 +8,24 @@ are, under a model type of ours that caches keys and values in place of the late
 """
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
+from transformers import GenerationConfig, GlmConfig
+from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from headwise.base.progress import Progress, silent
-from headwise.conversion.checkpoint.weights import ShardWriter, Weights
-from headwise.conversion.methods.decoder import PREFIX
-from headwise.conversion.methods.method import attention_tensors
+from headwise.conversion.checkpoint.checkpoint import Checkpoint
+from headwise.conversion.checkpoint.weights import ShardWriter, layer_prefix
+from headwise.conversion.families import families, kind_of
+from headwise.conversion.methods.method import adapted_config
 from headwise.conversion.methods.projections import Projections, augmented
 from headwise.errors import ConversionError
-from headwise.loading.load import load_config
-
-# Families whose latents are normalised, which keep their weights.
-NORMALISED = ("deepseek_v2", "deepseek_v3")
-FAMILIES = ("headwise_mla", *NORMALISED)
-
-# What a config of GLM's has in common with Llama's.
-_KEPT = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_act",
-    "attention_dropout",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "use_cache",
-    "tie_word_embeddings",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-)
+from headwise.hf.deepseek_mha import MHA_CONFIGS
 
 
 def expanded_config(config: Any) -> Any:
@@ -54,30 +34,18 @@ def expanded_config(config: Any) -> Any:
     Raises:
         ConversionError: no such model is known; says why.
     """
-    family = config.model_type
-    if family in NORMALISED:
-        from headwise.hf.deepseek_mha import MHA_CONFIGS
-
-        kind = MHA_CONFIGS[family]
-        left_out = ("model_type", "architectures", "transformers_version", "dtype")
-        given = {name: at for name, at in config.to_dict().items() if name not in left_out}
-        made = kind(**given)
-        made.architectures = [f"{kind.__name__.removesuffix('Config')}ForCausalLM"]
-    elif family == "headwise_mla":
-        made = _glm_config(config)
-    else:
-        raise ConversionError(
-            f"model_type {family!r} is not covered: expected {', '.join(FAMILIES)} to make mha of"
-        )
-    made.dtype = config.dtype
-    return made
+    kind = kind_of(config.model_type)
+    if kind == "normalised":
+        return adapted_config(MHA_CONFIGS[config.model_type], config)
+    if kind == "latent":
+        return _glm_config(config)
+    raise ConversionError(
+        f"model_type {config.model_type!r} is not covered: expected "
+        f"{families('latent', 'normalised')} to make mha of"
+    )
 
 
 def _glm_config(config: Any) -> Any:
-    from transformers import GlmConfig
-    from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
     for name in ("attention_bias", "mlp_bias"):
         if getattr(config, name):
             raise ConversionError(
@@ -88,14 +56,15 @@ def _glm_config(config: Any) -> Any:
             f"v_head_dim is {config.v_head_dim}: expected at most {2 * config.head_dim}, twice "
             "head_dim, which the expanded heads have"
         )
-    made = GlmConfig(
-        **{name: getattr(config, name) for name in _KEPT},
+    made = adapted_config(
+        GlmConfig,
+        config,
+        like=GlmConfig,
         num_key_value_heads=config.num_attention_heads,
         head_dim=2 * config.head_dim,
         attention_bias=config.query_key_bias,
         rope_parameters={**config.rope_parameters, "partial_rotary_factor": 0.5},
     )
-    made.architectures = ["GlmForCausalLM"]
     old, new = LlamaRotaryEmbedding(config), GlmRotaryEmbedding(made)
     same = old.inv_freq.shape == new.inv_freq.shape and torch.allclose(old.inv_freq, new.inv_freq)
     if not same or old.attention_scaling != new.attention_scaling:
@@ -106,51 +75,52 @@ def _glm_config(config: Any) -> Any:
     return made
 
 
-def expand(folder: Path, part: Path, progress: Progress = silent) -> None:
-    """Write the MHA model that equals the MLA checkpoint in `folder` into the folder `part`.
+def expand(original: Checkpoint, part: Path, progress: Progress = silent) -> None:
+    """Write the MHA model that equals an MLA checkpoint into the folder `part`.
 
     One layer is in memory at a time. The weights have the dtype of those that they are made of.
 
     Raises:
         ConversionError: as `expanded_config`.
     """
-    from transformers import GenerationConfig
-
-    config = load_config(folder)
+    config, weights = original.config, original.weights
     expanded_config(config).save_pretrained(part)
     # GLM's config has ends of its own where it is given none
     GenerationConfig.from_model_config(config).save_pretrained(part)
-    weights, writer = Weights(folder), ShardWriter(part)
-    layers = 0 if config.model_type in NORMALISED else config.num_hidden_layers
-    for index in range(layers):
-        progress("expanding layers", index, layers)
-        prefix = PREFIX.format(index)
-        stored = weights[f"{prefix}self_attn.q_proj.weight"].dtype
-        for name, tensor in _glm_layer(weights.below(prefix), config, index).items():
-            writer.add(prefix + name, tensor.to(stored))
-    for name in weights:
-        if not (layers and name.startswith(PREFIX.partition("{")[0])):
+    writer = ShardWriter(part)
+    if kind_of(config.model_type) == "normalised":
+        for name in weights:
             writer.add(name, weights[name])
+    else:
+        layers = config.num_hidden_layers
+        for index in range(layers):
+            progress("expanding layers", index, layers)
+            dtype = weights.attention_dtype(index)
+            for name, tensor in _glm_layer(weights.layer(index), config, index).items():
+                writer.add(layer_prefix(index) + name, tensor.to(dtype))
+        for name, tensor in weights.outside_layers():
+            writer.add(name, tensor)
+        progress("expanding layers", layers, layers)
     writer.close()
-    progress("expanding layers", layers, layers)
 
 
-def _glm_layer(layer: Mapping[str, Tensor], config: Any, index: int) -> dict[str, Tensor]:
+def _glm_layer(layer: dict[str, Tensor], config: Any, index: int) -> dict[str, Tensor]:
     """A layer's tensors by GLM's names, of those of `headwise_mla`."""
-    attention = _attention(attention_tensors(layer), config, index)
-    made = {"o_proj.weight": attention.output}
-    for name in ("query", "key", "value"):
-        made |= attention.split(f"{name[0]}_proj", getattr(attention, name))
-    gate_up = torch.cat([layer["mlp.gate_proj.weight"], layer["mlp.up_proj.weight"]])
-    kept = ("input_layernorm", "post_attention_layernorm", "mlp.down_proj")
-    return {
-        **{f"self_attn.{name}": tensor for name, tensor in made.items()},
-        "mlp.gate_up_proj.weight": gate_up,
-        **{f"{name}.weight": layer[f"{name}.weight"] for name in kept},
+    attention = {
+        name.removeprefix("self_attn."): tensor
+        for name, tensor in layer.items()
+        if name.startswith("self_attn.")
     }
+    tensors = _attention(attention, config, index).tensors
+    tensors = {f"self_attn.{name}": tensor for name, tensor in tensors.items()}
+    gate_up = [layer["mlp.gate_proj.weight"], layer["mlp.up_proj.weight"]]
+    tensors["mlp.gate_up_proj.weight"] = torch.cat(gate_up)
+    for name in ("input_layernorm", "post_attention_layernorm", "mlp.down_proj"):
+        tensors[f"{name}.weight"] = layer[f"{name}.weight"]
+    return tensors
 
 
-def _attention(tensors: Mapping[str, Tensor], config: Any, index: int) -> Projections:
+def _attention(tensors: dict[str, Tensor], config: Any, index: int) -> Projections:
     """Queries, keys and values of 2D dims a head, the first D of them rotated."""
     heads, dim, value_dim = config.num_attention_heads, config.head_dim, config.v_head_dim
     rank, nope = config.kv_lora_rank[index], config.qk_nope_head_dim[index]

@@ -1,4 +1,4 @@
-"""How large the latents become: R and P of every layer, under one budget of cached elements."""
+"""The sizes of latents: R and P of every layer, under one budget of cached elements."""
 
 from headwise.conversion.target import Target
 from headwise.errors import ConversionError

@@ -7,23 +7,43 @@ take up how their key was turned and scaled. Values keep the D dims that matter 
 output projection makes of them, and the way back is folded into that projection.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cache
+from itertools import combinations, product
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from headwise.conversion.methods.planes import (
-    concentrate,
-    from_planes,
-    plane_energy,
-    plane_moments,
-    to_planes,
-)
-from headwise.conversion.methods.projections import Moments, Projections
-from headwise.conversion.methods.whitening import root, shrunk
+from headwise.conversion.methods.planes import concentrate, from_planes, plane_moments, to_planes
+from headwise.conversion.methods.projections import Projections
+from headwise.conversion.methods.sensitivity import Sensitivity
+from headwise.conversion.methods.statistics import LayerStatistics, Moments
+from headwise.conversion.methods.whitening import root
 
 _SWEEPS = 8
+# Groups of heads are changed for no smaller gain.
+_LEAST_GAIN = 1e-9
+Group = frozenset[int]
+
+
+class MergingMethod:
+    """Fewer kv heads, in the same architecture."""
+
+    def __init__(self, config: Any, kv_heads: int, layer_class: Any) -> None:
+        self.config = copy.deepcopy(config)
+        self.config.num_key_value_heads = kv_heads
+        self.layer_class, self.kv_heads = layer_class, kv_heads
+
+    def convert(
+        self, index: int, layer: Projections, statistics: LayerStatistics | None
+    ) -> dict[str, Tensor]:
+        """Llama's four projections."""
+        if statistics is None:
+            return pooled(layer, self.kv_heads).tensors
+        return aligned(layer, statistics.moments, self.kv_heads).tensors
 
 
 def pooled(layer: Projections, kv_heads: int) -> Projections:
@@ -35,36 +55,34 @@ def pooled(layer: Projections, kv_heads: int) -> Projections:
 
 def aligned(layer: Projections, moments: Moments, kv_heads: int) -> Projections:
     """Merge to `kv_heads` so that scores and outputs change least for inputs like these."""
-    second = moments.second
-    likely = second - moments.centred + shrunk(moments.centred)
+    second, likely = moments.second, moments.general
     size = layer.kv_heads // kv_heads
-    order = [head for group in grouped(layer, second, size) for head in group]
-    layer = layer.permuted(order)
+    layer = layer.permuted([head for group in grouped(layer, second, size) for head in group])
     query, key = to_planes(layer.query, layer.heads), to_planes(layer.key, layer.kv_heads)
-    weight = _query_weight(layer, query, second)
-    queries, keys, values, outputs = [], [], [], []
-    per_group = layer.heads // kv_heads
+    even = Sensitivity.even(layer.heads)
+    key_weight = even.key_weight(layer, second)
+    roots, inverses = root(even.value_moments(layer))
+    values = roots @ layer.value.view(layer.kv_heads, layer.value_dim, -1)
     output = layer.output.view(len(layer.output), layer.heads, layer.value_dim)
-    roots, inverses = root(_value_moments(layer))
-    whole = _weighted_values(layer, roots)
-    for at in range(kv_heads):
-        heads = slice(at * size, (at + 1) * size)
-        _, encode, decode = concentrate(plane_moments(key[heads], second), weight[heads])
-        keys.append(torch.einsum("fi,ifx->fx", encode[:, 0], key[heads])[None])
+    merged_queries, merged_keys, merged_values, merged_outputs = [], [], [], []
+    for kv_head in range(kv_heads):
+        group = slice(kv_head * size, (kv_head + 1) * size)
+        served = slice(group.start * layer.group_size, group.stop * layer.group_size)
+        _, encode, decode = concentrate(plane_moments(key[group], second), key_weight[group])
+        merged_keys.append(torch.einsum("fi,ifx->fx", encode[:, 0], key[group])[None])
         # the score of a query with k_i = decode_i k* is that of conj(decode_i) q with k*
         turn = decode[:, :, 0].conj().T.repeat_interleave(layer.group_size, dim=0)
-        served = slice(at * per_group, (at + 1) * per_group)
-        queries.append(query[served] * turn[:, :, None])
-        value, back = _merged_values(whole[heads], inverses[heads], likely)
+        merged_queries.append(query[served] * turn[:, :, None])
+        value, back = _merged_values(values[group], inverses[group], likely)
         back = back.repeat_interleave(layer.group_size, dim=0)
-        values.append(value)
-        outputs.append(torch.einsum("ehv,hvw->ehw", output[:, served], back))
+        merged_values.append(value)
+        merged_outputs.append(torch.einsum("ehv,hvw->ehw", output[:, served], back))
     return replace(
         layer,
-        query=from_planes(torch.cat(queries)),
-        key=from_planes(torch.cat(keys)),
-        value=torch.cat(values),
-        output=torch.cat(outputs, dim=1).flatten(1),
+        query=from_planes(torch.cat(merged_queries)),
+        key=from_planes(torch.cat(merged_keys)),
+        value=torch.cat(merged_values),
+        output=torch.cat(merged_outputs, dim=1).flatten(1),
         kv_heads=kv_heads,
     )
 
@@ -75,70 +93,47 @@ def grouped(layer: Projections, second: Tensor, size: int) -> list[list[int]]:
     Of keys and of values each the share of the energy that no merged head can hold.
     """
     count = layer.kv_heads // size
-    groups = [list(range(at * size, (at + 1) * size)) for at in range(count)]
-    if count == 1 or size == 1:
-        return groups
-    key = to_planes(layer.key, layer.kv_heads)
-    weight = _query_weight(layer, to_planes(layer.query, layer.heads), second)
-    moments = plane_moments(key, second) * (weight.T[:, :, None] * weight.T[:, None, :])
-    whole = _weighted_values(layer, root(_value_moments(layer))[0]).flatten(0, 1)
-    spread = whole @ second @ whole.T
-    spread = spread.view(layer.kv_heads, layer.value_dim, layer.kv_heads, layer.value_dim)
+    groups = [frozenset(range(first * size, (first + 1) * size)) for first in range(count)]
+    even = Sensitivity.even(layer.heads)
+    weight = even.key_weight(layer, second).T
+    moments = plane_moments(to_planes(layer.key, layer.kv_heads), second)
+    moments = moments * (weight[:, :, None] * weight[:, None, :])
+    values = root(even.value_moments(layer))[0] @ layer.value.view(
+        layer.kv_heads, layer.value_dim, -1
+    )
+    values = values.flatten(0, 1)
+    spread = values @ second @ values.T
     total_key = moments.diagonal(dim1=1, dim2=2).real.sum().clamp(min=1e-30)
-    total_value = spread.flatten(0, 1).flatten(1).trace().clamp(min=1e-30)
-    known: dict[frozenset[int], float] = {}
+    total_value = spread.trace().clamp(min=1e-30)
+    spread = spread.view(layer.kv_heads, layer.value_dim, layer.kv_heads, layer.value_dim)
 
-    def loss(group: list[int]) -> float:
-        name = frozenset(group)
-        if name not in known:
-            heads = torch.tensor(sorted(group))
-            keys = torch.linalg.eigvalsh(moments[:, heads][:, :, heads])[:, :-1].sum()
-            block = spread[heads][:, :, heads].flatten(0, 1).flatten(1)
-            values = torch.linalg.eigvalsh(block)[: -layer.value_dim].sum()
-            known[name] = float(keys / total_key + values / total_value)
-        return known[name]
+    @cache
+    def loss(group: Group) -> float:
+        heads = torch.tensor(sorted(group))
+        key_loss = torch.linalg.eigvalsh(moments[:, heads][:, :, heads])[:, :-1].sum()
+        block = spread[heads][:, :, heads].flatten(0, 1).flatten(1)
+        value_loss = torch.linalg.eigvalsh(block)[: -layer.value_dim].sum()
+        return float(key_loss / total_key + value_loss / total_value)
 
-    for _ in range(_SWEEPS):
-        before = sum(map(loss, groups))
-        for one in range(count):
-            for other in range(one + 1, count):
-                _swap_best(groups, one, other, loss)
-        if sum(map(loss, groups)) > before - 1e-9:
+    def losses(some: Iterable[Group]) -> float:
+        return sum(map(loss, some))
+
+    for _ in range(_SWEEPS if 1 < size < layer.kv_heads else 0):
+        before = losses(groups)
+        for one, other in combinations(range(count), 2):
+            pair = groups[one], groups[other]
+            best = min(_swaps(*pair), key=losses)
+            if losses(best) < losses(pair) - _LEAST_GAIN:
+                groups[one], groups[other] = best
+        if losses(groups) > before - _LEAST_GAIN:
             break
     return [sorted(group) for group in groups]
 
 
-def _swap_best(
-    groups: list[list[int]], one: int, other: int, loss: Callable[[list[int]], float]
-) -> None:
-    """Swap the pair of heads between two groups that lowers the loss most, if any does."""
-    best, found = loss(groups[one]) + loss(groups[other]), None
-    for a in groups[one]:
-        for b in groups[other]:
-            first = [b if head == a else head for head in groups[one]]
-            second = [a if head == b else head for head in groups[other]]
-            now = loss(first) + loss(second)
-            if now < best - 1e-9:
-                best, found = now, (first, second)
-    if found is not None:
-        groups[one], groups[other] = found
-
-
-def _query_weight(layer: Projections, query: Tensor, second: Tensor) -> Tensor:
-    """[K, D/2]: the root of the energy of the queries that meet each plane of each kv head."""
-    energy = plane_energy(query, second).view(layer.kv_heads, layer.group_size, -1).sum(1)
-    return energy.clamp(min=max(float(energy.max()) * 1e-9, 1e-30)).sqrt()
-
-
-def _weighted_values(layer: Projections, roots: Tensor) -> Tensor:
-    """Values [K, V, E+1] in coordinates whose length is that of the output."""
-    return roots @ layer.value.view(layer.kv_heads, layer.value_dim, -1)
-
-
-def _value_moments(layer: Projections) -> Tensor:
-    """[K, V, V]: what the output projection makes of each head's values, as a metric on them."""
-    output = layer.output.view(-1, layer.kv_heads, layer.group_size, layer.value_dim)
-    return torch.einsum("ekgv,ekgw->kvw", output, output)
+def _swaps(one: Group, other: Group) -> Iterator[tuple[Group, Group]]:
+    """The two groups after each swap of a head of one with a head of the other."""
+    for a, b in product(sorted(one), sorted(other)):
+        yield one - {a} | {b}, other - {b} | {a}
 
 
 def _merged_values(values: Tensor, inverses: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,7 +141,7 @@ def _merged_values(values: Tensor, inverses: Tensor, second: Tensor) -> tuple[Te
     each of them, [n, V, V].
     """
     count, dim, _ = values.shape
-    whole = values.flatten(0, 1)
-    vectors = torch.linalg.eigh((whole @ second @ whole.T).double())[1]
-    kept = vectors[:, -dim:].float()
-    return kept.T @ whole, inverses @ kept.view(count, dim, dim)
+    rows = values.flatten(0, 1)
+    vectors = torch.linalg.eigh((rows @ second @ rows.T).double())[1]
+    directions = vectors[:, -dim:].float()
+    return directions.T @ rows, inverses @ directions.view(count, dim, dim)

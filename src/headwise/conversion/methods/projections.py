@@ -1,9 +1,4 @@
-"""The four projections of an attention layer, and what calibration says of their inputs.
-
-All maths of the conversion is linear in the layer's input x, so that its second moment stands for
-the calibration text: keys W x have the second moment W E[x x^T] W^T. A bias is a column for an
-input that is always 1.
-"""
+"""The four projections of an attention layer; a bias is a column for an input that is always 1."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -72,10 +67,20 @@ class Projections:
 
     def split(self, name: str, augmented: Tensor) -> dict[str, Tensor]:
         """An augmented matrix as the tensors of a Linear called `name`."""
-        found = {f"{name}.weight": augmented[:, :-1].contiguous()}
+        tensors = {f"{name}.weight": augmented[:, :-1].contiguous()}
         if self.biased:
-            found[f"{name}.bias"] = augmented[:, -1].contiguous()
-        return found
+            tensors[f"{name}.bias"] = augmented[:, -1].contiguous()
+        return tensors
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All four, by Llama's names within its `self_attn`."""
+        return {
+            **self.split("q_proj", self.query),
+            **self.split("k_proj", self.key),
+            **self.split("v_proj", self.value),
+            "o_proj.weight": self.output,
+        }
 
 
 def augmented(tensors: Mapping[str, Tensor], name: str) -> Tensor:
@@ -83,31 +88,3 @@ def augmented(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
     last = weight.new_zeros(len(weight)) if bias is None else bias
     return torch.cat([weight, last[:, None]], dim=1)
-
-
-class Moments:
-    """The second moment of a layer's inputs, [E+1, E+1], summed over batches."""
-
-    def __init__(self, hidden_size: int) -> None:
-        self.sum = torch.zeros(hidden_size + 1, hidden_size + 1)
-        self.count = 0
-
-    def add(self, inputs: Tensor) -> None:
-        """Count inputs [..., E]."""
-        rows = inputs.flatten(0, -2)
-        ones = rows.new_ones(len(rows), 1)
-        rows = torch.cat([rows, ones], dim=1)
-        self.sum += rows.T @ rows
-        self.count += len(rows)
-
-    @property
-    def second(self) -> Tensor:
-        """E[x x^T], [E+1, E+1]."""
-        return self.sum / self.count
-
-    @property
-    def centred(self) -> Tensor:
-        """Cov(x), [E+1, E+1]; zero in the last row and column."""
-        second = self.second
-        mean = second[-1]
-        return second - torch.outer(mean, mean)

@@ -16,8 +16,8 @@ from headwise.base.files import one_line
 from headwise.base.progress import Progress, silent
 from headwise.conversion.checkpoint.weights import in_attention
 from headwise.conversion.tuning.losses import backward
-from headwise.conversion.tuning.optimizer import Descent
-from headwise.conversion.tuning.states import State, TuneKept, digest
+from headwise.conversion.tuning.optimizer import ScaledAdam
+from headwise.conversion.tuning.states import TuningFolder, TuningState, digest
 from headwise.errors import ConversionError, OptionError
 
 # How often progress names the divergence anew: in a log each change of the text is a line.
@@ -30,7 +30,7 @@ class Tuning:
 
     Args:
         steps: of the optimizer.
-        batch: sequences a step.
+        batch: sequences per step.
         learning_rate: at its height, the share of its own root mean square that a parameter moves
             in a step. One value so fits models of any width, and latents of any scale.
         attention_weight: of the attention's errors, beside the divergence in nats.
@@ -61,7 +61,7 @@ class Tuned:
     """What the steps met, each before it changed anything.
 
     Args:
-        divergence: of each step, KL(original || converted) in nats a token.
+        divergence: of each step, KL(original || converted) in nats per token.
         attention_error: of each step, the squared error of the attention's outputs as a share of
             the original's squares, the mean over layers.
     """
@@ -70,14 +70,14 @@ class Tuned:
     attention_error: tuple[float, ...]
 
 
-def tune(
+def distil(
     teacher: Any,
     student: Any,
     tokens: Tensor,
     tuning: Tuning,
     *,
     trained: Callable[[str], bool] = in_attention,
-    kept: Path | None = None,
+    folder: Path | None = None,
     save_seconds: float = 120.0,
     progress: Progress = silent,
 ) -> Tuned:
@@ -99,17 +99,17 @@ def tune(
         tokens: int64 [N, S], the sequences.
         tuning: how.
         trained: which parameters of the student, by name; the others stay as they are.
-        kept: a folder for the state, written at most every `save_seconds` and at the end. The same
-            call goes on from there after an interruption, and ends with the same bits as without
-            one; `student` has to be as it was before the first step. The folder is the caller's to
-            remove.
-        save_seconds: see `kept`.
+        folder: for the state, which is written at most every `save_seconds` and at the end. The
+            same call resumes from there after an interruption, and ends with the same bits as
+            without one; `student` has to be as it was before the first step. The folder is the
+            caller's to remove.
+        save_seconds: see `folder`.
         progress: told of every step.
 
     Raises:
-        OptionError: nothing to train, or `kept` is of another tuning; says what differs.
+        OptionError: nothing to train, or `folder` is of another tuning; says what differs.
         ConversionError: a loss that is not finite; the student then has the last step's weights.
-        LoadError: `kept` cannot be read or written.
+        LoadError: `folder` cannot be read or written.
     """
     assert tokens.ndim == 2
     assert tokens.numel() > 0
@@ -122,15 +122,15 @@ def tune(
         raise OptionError("no parameter of the model is to be trained; choose some with `trained`")
     for model in (teacher, student):
         model.eval()
-    descent = Descent(parameters, tuning.learning_rate, tuning.steps)
-    folder = None
+    adam = ScaledAdam(parameters, tuning.learning_rate, tuning.steps)
+    states = None
     losses: list[tuple[float, float]] = []
-    if kept is not None:
-        folder = TuneKept(kept, asdict(tuning) | _digests(teacher, student, tokens))
-        if state := folder.newest():
+    if folder is not None:
+        states = TuningFolder(folder, asdict(tuning) | _digests(teacher, student, tokens))
+        if state := states.newest():
             losses = state.losses
-            with one_line(f"{kept} does not hold this tuning's state; remove it to tune anew"):
-                descent.restore(state.tensors, len(losses))
+            with one_line(f"{folder} holds no state of this tuning; remove it to restart"):
+                adam.restore(state.tensors, len(losses))
     order = _order(len(tokens), tuning)
     saved = monotonic()
     with _gradients_for(student, parameters.values()):
@@ -138,15 +138,15 @@ def tune(
             progress(_stage(losses, tuning.steps), step, tuning.steps)
             ids = tokens[order[step]].to(student.device)
             loss = backward(teacher, student, ids, tuning.attention_weight)
-            if not (all(map(math.isfinite, loss)) and descent.step(step)):
+            if not (all(map(math.isfinite, loss)) and adam.step()):
                 raise ConversionError(
                     f"tuning stopped at step {step + 1} of {tuning.steps}: the loss or its "
                     "gradient is not finite; the converted model cannot be taught as it is"
                 )
             losses.append(loss)
             finished = len(losses) == tuning.steps
-            if folder and (finished or monotonic() - saved >= save_seconds):
-                folder.keep(State(losses, descent.state()))
+            if states and (finished or monotonic() - saved >= save_seconds):
+                states.write(TuningState(losses, adam.state()))
                 saved = monotonic()
     progress(_stage(losses, tuning.steps), tuning.steps, tuning.steps)
     divergence, attention_error = zip(*losses)
@@ -168,7 +168,7 @@ def _stage(losses: Sequence[tuple[float, float]], steps: int) -> str:
     if not whole:
         return "tuning"
     met = fmean(divergence for divergence, _ in losses[whole - part : whole])
-    return f"tuning, {met:.3f} nats a token from the original"
+    return f"tuning, {met:.3f} nats per token from the original"
 
 
 def _digests(teacher: Any, student: Any, tokens: Tensor) -> dict[str, str]:

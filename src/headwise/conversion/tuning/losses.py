@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-# Positions whose logits are held at once: six float32 copies or so, 150 MB at 49152 tokens.
+# Positions whose logits are in memory at once: six float32 copies or so, 150 MB at 49152 tokens.
 _SLICE = 128
 
 
@@ -18,7 +18,7 @@ def backward(
     """Add the gradients of both losses on tokens [B, S] to the student's parameters.
 
     Returns:
-        KL(teacher || student) in nats a token, the mean over all positions (Hinton et al. 2015,
+        KL(teacher || student) in nats per token, the mean over all positions (Hinton et al. 2015,
         arXiv 1503.02531); and the squared error of the o_proj outputs as a share of the teacher's
         squares, the mean over layers, which counts `attention_weight` times.
     """
@@ -46,8 +46,8 @@ def _divergence(
         with torch.no_grad():
             expected = teacher_head(wanted).float().log_softmax(-1)
         with torch.enable_grad():
-            found = student_head(leaf).float().log_softmax(-1)
-            loss = kl_div(found, expected, reduction="sum", log_target=True) / count
+            actual = student_head(leaf).float().log_softmax(-1)
+            loss = kl_div(actual, expected, reduction="sum", log_target=True) / count
         loss.backward()
         total += loss.item()
         slopes.append(leaf.grad)

@@ -1,10 +1,10 @@
-"""A tuning's folder: its newest state, whole at any time, so that an interrupted run goes on."""
+"""The states of a tuning on the disk, each written atomically, so that it can resume."""
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from headwise.base.files import one_line, read_json
+from headwise.base.files import one_line
 from headwise.base.folders import written_whole
-from headwise.conversion.checkpoint.workspace import require_same
+from headwise.conversion.checkpoint.record import read_record, write_record
 from headwise.errors import LoadError
 from headwise.loading.weight_files import open_weights
 
@@ -25,7 +25,7 @@ _TENSORS, _RECORD = "state.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
-class State:
+class TuningState:
     """How far a tuning is.
 
     Args:
@@ -37,7 +37,7 @@ class State:
     tensors: dict[str, Tensor]
 
 
-class TuneKept:
+class TuningFolder:
     """The states of one tuning: folders step-N, of which the newest counts.
 
     Args:
@@ -49,14 +49,12 @@ class TuneKept:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self.folder, self.identity = folder, dict(identity)
-        try:
+        self.folder, self.identity = folder, identity
+        with self._writing():
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
 
-    def newest(self) -> State | None:
-        """The state that was kept last, None where there is none.
+    def newest(self) -> TuningState | None:
+        """Read the state that was written last; None where there is none.
 
         Raises:
             OptionError: it is another tuning's.
@@ -66,37 +64,35 @@ class TuneKept:
             return None
         newest = states[max(states)]
         try:
-            record = read_json(newest / _RECORD)
-            with one_line(f"{newest / _RECORD} is no record of a tuning"):
-                require_same(self.folder, "tuning", record["identity"], self.identity)
-                losses = [(float(left), float(right)) for left, right in record["losses"]]
+            record = newest / _RECORD
+            values = read_record(record, self.identity, folder=self.folder, work="tuning")
+            with one_line(f"{record} is no record of a tuning"):
+                losses = [(float(left), float(right)) for left, right in values["losses"]]
             with open_weights(newest / _TENSORS) as file:
                 names = list(file.keys())
-                return State(losses, {name: file.get_tensor(name) for name in names})
+                return TuningState(losses, {name: file.get_tensor(name) for name in names})
         except LoadError as error:
             raise LoadError(
-                f"{newest} cannot be read ({error}); remove {self.folder} to tune anew"
+                f"{newest} cannot be read ({error}); remove {self.folder} to restart the tuning"
             ) from error
 
-    def keep(self, state: State) -> None:
+    def write(self, state: TuningState) -> None:
         """Write a state, and then remove the older ones."""
         older = self._states().values()
-        try:
-            with written_whole(self.folder / f"step-{len(state.losses)}") as part:
-                save_file(state.tensors, part / _TENSORS)
-                record = {"identity": self.identity, "losses": state.losses}
-                (part / _RECORD).write_text(json.dumps(record), encoding="utf-8")
-        except (OSError, SafetensorError) as error:
-            raise self._unwritable(error) from error
+        with self._writing(), written_whole(self.folder / f"step-{len(state.losses)}") as part:
+            save_file(state.tensors, part / _TENSORS)
+            write_record(part / _RECORD, self.identity, losses=state.losses)
         for folder in older:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _states(self) -> dict[int, Path]:
-        found = {path: _STEP.fullmatch(path.name) for path in self.folder.iterdir()}
-        return {int(match[1]): path for path, match in found.items() if match}
+        matches = {path: _STEP.fullmatch(path.name) for path in self.folder.iterdir()}
+        return {int(match[1]): path for path, match in matches.items() if match}
 
-    def _unwritable(self, error: Exception) -> LoadError:
-        return LoadError(f"cannot keep the tuning in {self.folder}: {error}")
+    def _writing(self) -> AbstractContextManager[None]:
+        return one_line(
+            f"cannot keep the tuning in {self.folder}", faults=(OSError, SafetensorError)
+        )
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

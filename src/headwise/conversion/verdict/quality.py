@@ -24,7 +24,7 @@ class Quality:
     """How well a model predicts the held-out text.
 
     Args:
-        perplexity: the exponential of the mean negative log-likelihood of a token.
+        perplexity: the exponential of the mean negative log-likelihood per token.
         agreement: the share of positions at which the likeliest token is the original's.
         continuation: the greedy continuation of the judge's prompt.
     """
@@ -94,14 +94,14 @@ class Judge:
     @torch.no_grad()
     def _continue(self, model: Any) -> str:
         """The greedy continuation of the prompt, up to the end of the text."""
-        stepper, found = Stepper(model), []
+        stepper, tokens = Stepper(model), []
         ids = self._prompt.to(model.device)
         for _ in range(_CONTINUED):
             ids = stepper.read(ids).argmax(-1, keepdim=True)
             if int(ids) == self.tokenizer.eos_token_id:
                 break
-            found.append(int(ids))
-        return self._text(torch.tensor(found))
+            tokens.append(int(ids))
+        return self._text(torch.tensor(tokens))
 
     def _text(self, tokens: Tensor) -> str:
         return str(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True))

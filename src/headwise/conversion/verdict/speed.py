@@ -1,8 +1,7 @@
-"""What a conversion brings in speed: both models' decoding with headwise, timed in turn."""
+"""What a conversion gains in speed: both models' decoding with headwise, timed in turn."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,13 +9,14 @@ from torch import Tensor
 
 from headwise.base.memory import available_bytes, gib
 from headwise.base.progress import Progress, silent
-from headwise.conversion.checkpoint.weights import Weights, in_attention
+from headwise.conversion.checkpoint.checkpoint import Checkpoint
+from headwise.conversion.checkpoint.weights import in_attention
 from headwise.generation.attention import select_attention
 from headwise.generation.options import context_limit
 from headwise.generation.session import LOGIT_TOLERANCE
 from headwise.generation.stepper import Stepper
 from headwise.hf.owned import NAME
-from headwise.loading.load import cache_bytes, load_config, load_model
+from headwise.loading.load import cache_bytes
 from headwise.loading.memory import weight_bytes
 from headwise.measure.timing import Ratio, interleaved, ratio
 
@@ -25,14 +25,13 @@ ROUNDS = 21
 _WARMUP = 3
 # Tokens that are read, to check the decoding and to begin a cache with.
 _START = 256
-_NAMES = ("original", "converted")
 
 
 @dataclass(frozen=True)
 class DecodeSpeed:
-    """One sequence's decoding up to a context of so many tokens.
+    """One sequence's decoding up to a context, in tokens.
 
-    `original` and `converted` are median seconds a token, `ratio` how many times as fast the
+    `original` and `converted` are median seconds per token, `ratio` how many times as fast the
     converted model is.
     """
 
@@ -58,14 +57,14 @@ class Speeds:
 
 
 def compare_speed(
-    original: Path,
-    converted: Path,
+    original: Checkpoint,
+    converted: Checkpoint,
     *,
     contexts: Sequence[int] = CONTEXTS,
     rounds: int = ROUNDS,
     progress: Progress = silent,
 ) -> Speeds:
-    """Load both models from their folders and time their decoding, one token of each in turn.
+    """Load both models and time their decoding, one token of each in turn.
 
     What the conversion did not touch, all weights but the attention's, is in memory once.
 
@@ -76,77 +75,74 @@ def compare_speed(
         LoadError: a folder that is no model.
         OptionError: fewer than 4 rounds.
     """
-    configs = [load_config(folder) for folder in (original, converted)]
+    configs = [checkpoint.config for checkpoint in (original, converted)]
     limits = [limit for limit in map(context_limit, configs) if limit is not None]
     longest = min(limits, default=max(contexts))
-    fitting = sorted({at for at in contexts if rounds + _WARMUP < at <= longest})
-    if not fitting:
-        return Speeds(
-            note=f"decode speed was not measured: the shortest context is {min(contexts):,} tokens "
-            f"and the models take {longest:,}"
+    reached = sorted({context for context in contexts if rounds + _WARMUP < context <= longest})
+    if not reached:
+        return _not_measured(
+            f"the shortest context is {min(contexts):,} tokens and the models take {longest:,}"
         )
-    untouched = {name for name in Weights(original) if not in_attention(name)}
-    needed = weight_bytes(original, None) + weight_bytes(converted, None, without=untouched)
-    needed += sum(2 * cache_bytes(config, fitting[-1], config.dtype) for config in configs)
+    shared = {name for name in original.weights if not in_attention(name)}
+    needed = weight_bytes(original.folder, None)
+    needed += weight_bytes(converted.folder, None, without=shared)
+    needed += sum(2 * cache_bytes(config, reached[-1], config.dtype) for config in configs)
     free = available_bytes(torch.device("cpu"))
     if needed > free:
-        return Speeds(
-            note=f"decode speed was not measured: both models and their caches need {gib(needed)}, "
-            f"and {gib(free)} of memory is free"
+        return _not_measured(
+            f"both models and their caches need {gib(needed)}, and {gib(free)} of memory is free"
         )
-    models = [
-        load_model(folder, config, attention="eager", progress=progress)
-        for folder, config in zip((original, converted), configs, strict=True)
-    ]
-    _share(*models)
+    models = {
+        "original": original.load(progress, attention="eager"),
+        "converted": converted.load(progress, attention="eager"),
+    }
+    _share(**models)
     with torch.no_grad():
-        return _measure(models, fitting, rounds, progress)
+        return _measure(models, reached, rounds, progress)
+
+
+def _not_measured(reason: str) -> Speeds:
+    return Speeds(note=f"decode speed was not measured: {reason}")
 
 
 def _share(original: Any, converted: Any) -> None:
     """Give the converted model the original's own tensors where the conversion left them alone."""
-    kept = dict(original.named_parameters(remove_duplicate=False))
-    for place, module in converted.named_modules():
-        for name, own in list(module.named_parameters(recurse=False)):
-            whole = f"{place}.{name}"
-            same = kept.get(whole)
-            if same is None or in_attention(whole):
-                continue
-            if (same.shape, same.dtype) == (own.shape, own.dtype):
-                setattr(module, name, same)
+    replaced = converted.state_dict()
+    untouched = {
+        name: parameter
+        for name, parameter in original.named_parameters(remove_duplicate=False)
+        if not in_attention(name)
+        and (own := replaced.get(name)) is not None
+        and (own.shape, own.dtype) == (parameter.shape, parameter.dtype)
+    }
+    converted.load_state_dict(untouched, strict=False, assign=True)
 
 
 def _measure(
-    models: Sequence[Any], contexts: Sequence[int], rounds: int, progress: Progress
+    models: dict[str, Any], contexts: Sequence[int], rounds: int, progress: Progress
 ) -> Speeds:
-    named = dict(zip(_NAMES, models, strict=True))
-    start = _tokens(models[0], _START)[:, : contexts[0] - rounds - _WARMUP]
-    ran = []
-    for name, model in named.items():
+    turns = _tokens(models["original"], rounds + _WARMUP)
+    start = _tokens(models["original"], _START)[:, : contexts[0] - turns.shape[1]]
+    layers, speeds = {}, []
+    for name, model in models.items():
         progress(f"checking the decoding of the {name} model", 0, 0)
-        how, error = _attach(model, start)
+        layers[name], error = _attach(model, start)
         if not error <= LOGIT_TOLERANCE[model.dtype]:
-            return Speeds(
-                note=f"decode speed was not measured: the {name} model's logits with headwise "
-                f"differ from those without by {error:.1e}"
+            return _not_measured(
+                f"the {name} model's logits with headwise differ from those without by {error:.1e}"
             )
-        ran.append(how)
-    turns, found = _tokens(models[0], rounds + _WARMUP), []
     for context in contexts:
         progress(f"timing the decoding at {context:,} tokens", 0, 0)
-        decoders = {
-            name: _filled(model, start, context - turns.shape[1], context)
-            for name, model in named.items()
+        length = context - turns.shape[1]
+        steps = {
+            name: _steps(_filled(model, start, length, context), turns)
+            for name, model in models.items()
         }
-        timings = interleaved(
-            {name: _steps(decoder, turns) for name, decoder in decoders.items()},
-            rounds=rounds,
-            warmup=_WARMUP,
-        )
-        slow, fast = (timings[name] for name in _NAMES)
-        found.append(DecodeSpeed(context, slow.median, fast.median, ratio(slow, fast)))
-        del decoders, timings  # before the next ones are made
-    return Speeds(tuple(found), *ran)
+        timings = interleaved(steps, rounds=rounds, warmup=_WARMUP)
+        slow, fast = timings["original"], timings["converted"]
+        speeds.append(DecodeSpeed(context, slow.median, fast.median, ratio(slow, fast)))
+        del steps  # with its caches, before the next ones are made
+    return Speeds(tuple(speeds), **layers)
 
 
 def _tokens(model: Any, count: int) -> Tensor:
@@ -161,16 +157,16 @@ def _attach(model: Any, ids: Tensor) -> tuple[str, float]:
     The distance is the norm of the difference over the norm.
     """
     without = Stepper(model).read(ids).float()
-    layers = select_attention(model, NAME)
-    apart = Stepper(model).read(ids).float() - without
-    ran = "; ".join(f"{at.layers} x {at.mechanism} on {at.backend}" for at in layers)
-    return ran, float(apart.norm() / without.norm())
+    groups = select_attention(model, NAME)
+    difference = Stepper(model).read(ids).float() - without
+    words = "; ".join(f"{group.layers} x {group.mechanism} on {group.backend}" for group in groups)
+    return words, float(difference.norm() / without.norm())
 
 
 def _filled(model: Any, start: Tensor, length: int, context: int) -> Stepper:
-    """A decoder whose cache holds `length` tokens: `start` [1, S], and copies of its rows.
+    """A decoder whose cache contains `length` tokens: `start` [1, S], and copies of its rows.
 
-    It takes no more memory than `context` tokens need, where those are below 64 MiB a layer.
+    It takes no more memory than `context` tokens need, where those are below 64 MiB per layer.
 
     What is in a cache changes nothing in the time of a step, and to read a long context with a
     large model takes long.
@@ -179,10 +175,10 @@ def _filled(model: Any, start: Tensor, length: int, context: int) -> Stepper:
     decoder.read(start)
     for layer in decoder.cache.layers:
         keys, values = layer.keys, layer.values
-        # A buffer that must grow doubles what it then holds: half of the context makes room for
+        # A buffer that must grow doubles what it then has: half of the context makes room for
         # all of it. More steps on the way would each leave a buffer behind.
-        for held in ((context + 1) // 2, length):
-            rows = torch.arange(max(0, held - layer.get_seq_length())) % keys.shape[2]
+        for tokens in ((context + 1) // 2, length):
+            rows = torch.arange(max(0, tokens - layer.get_seq_length())) % keys.shape[2]
             layer.update(keys[:, :, rows], values[:, :, rows])
     decoder.ids = start[:, torch.arange(length) % start.shape[1]]
     return decoder

@@ -1,6 +1,6 @@
-"""What a conversion cost and brought, as data that is written as JSON."""
+"""What a conversion cost and gained, as data that is written as JSON."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from headwise.conversion.target import Target
@@ -49,7 +49,7 @@ class CacheCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One conversion: what it was, what it cost, what it brought.
+    """One conversion: what it was, what it cost, what it gained.
 
     Args:
         model: the original's name.
@@ -90,6 +90,12 @@ class Verdict:
     def title(self) -> str:
         """What was done, in words: "SmolLM2-135M to mqa"."""
         return f"{self.model} to {self.target}"
+
+    @property
+    def qualities(self) -> dict[str, Quality]:
+        """The quality of each model that was measured, by the model's name."""
+        models = {"original": self.original, "converted": self.converted, "tuned": self.tuned}
+        return {name: quality for name, quality in models.items() if quality is not None}
 
     def factor(self, quality: Quality | None) -> float | None:
         """How many times the original's perplexity a model's is; None where it is not known."""
@@ -132,15 +138,12 @@ class Verdict:
         """What `to_dict` made, also after it was JSON."""
         fields = {name: value for name, value in data.items() if name != "conclusion"}
         for name in ("original", "converted", "tuned"):
-            fields[name] = None if data[name] is None else Quality(**data[name])
-        contexts = tuple(
-            DecodeSpeed(**at | {"ratio": Ratio(**at["ratio"])}) for at in data["speeds"]["contexts"]
-        )
-        return cls(
-            **fields
-            | {
-                "cache": CacheCost(**data["cache"]),
-                "layer_errors": tuple(data["layer_errors"]),
-                "speeds": replace(Speeds(**data["speeds"]), contexts=contexts),
-            }
-        )
+            fields[name] = data[name] and Quality(**data[name])
+        contexts = [
+            DecodeSpeed(**speed | {"ratio": Ratio(**speed["ratio"])})
+            for speed in data["speeds"]["contexts"]
+        ]
+        fields["cache"] = CacheCost(**data["cache"])
+        fields["layer_errors"] = tuple(data["layer_errors"])
+        fields["speeds"] = Speeds(**data["speeds"] | {"contexts": tuple(contexts)})
+        return cls(**fields)
