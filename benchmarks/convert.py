@@ -28,7 +28,8 @@ from headwise.base.written import check_writable, write_whole
 from headwise.conversion.calibration import Calibration
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.coverage import check
-from headwise.conversion.methods.converted import write_converted
+from headwise.conversion.methods.layerwise import write_converted
+from headwise.conversion.request import Request
 from headwise.conversion.target import Target
 from headwise.conversion.tuning.distillation import Tuning, distil
 from headwise.conversion.verdict.quality import Judge
@@ -86,11 +87,9 @@ def _points(given: Any, folder: Path, scratch: Path) -> list[dict[str, Any]]:
             out = scratch / "converted"
             out.mkdir()
             began = time.monotonic()
-            naive = method == "naive"
-            spec = check(checkpoint.config, target)
-            errors = write_converted(
-                checkpoint, spec, target, text, out, naive=naive, progress=_say
-            )
+            check(checkpoint.config, target)
+            request = Request(target=target, out=out, calibration=reference, method=method)
+            errors = write_converted(checkpoint, request, text, out, _say)
             seconds = time.monotonic() - began
             point: dict[str, Any] = {"target": word, "method": method, "seconds": seconds}
             point["share"] = CacheCost.between(checkpoint.config, load_config(out)).share

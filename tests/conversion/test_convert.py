@@ -176,7 +176,7 @@ def test_a_conversion_that_fails_leaves_nothing(
         raise KeyboardInterrupt
 
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(layerwise.LayerwiseConversion, "_write_layer", fail)
+    monkeypatch.setattr(layerwise, "_write_layer", fail)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=tmp_path / "out", **sizes)
     assert sorted(tmp_path.iterdir()) == before

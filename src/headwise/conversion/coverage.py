@@ -3,12 +3,12 @@
 from collections.abc import Container
 from typing import Any
 
-from headwise.conversion.families import families, kind_of
+from headwise.conversion.checkpoint.checkpoint import attentions
 from headwise.conversion.methods.expansion import expanded_config
 from headwise.conversion.target import Target
 from headwise.errors import ConversionError, OptionError
 from headwise.generation.options import context_limit
-from headwise.spec import AttentionSpec, ModelSpec
+from headwise.spec import FAMILIES, AttentionSpec
 
 
 def check(config: Any, target: Target) -> AttentionSpec:
@@ -18,7 +18,7 @@ def check(config: Any, target: Target) -> AttentionSpec:
         ConversionError: a family or a target that cannot be; says why.
         SpecError: a config that contradicts itself.
     """
-    family, specs = config.model_type, _attentions(config)
+    family, specs = config.model_type, attentions(config)
     if not specs:
         raise ConversionError(f"model_type {family!r} has no decoder layers to convert")
     if getattr(config, "quantization_config", None) is not None:
@@ -43,9 +43,10 @@ def check(config: Any, target: Target) -> AttentionSpec:
             f"model_type {family!r} normalises queries and keys per head (QK-norm): merged or "
             "latent keys are linear in the hidden state, and such keys are not"
         )
-    if kind_of(family) != "linear":
+    covered = [name for name, each in FAMILIES.items() if each.converts]
+    if family not in covered:
         raise ConversionError(
-            f"model_type {family!r} is not covered: expected {families('linear')}"
+            f"model_type {family!r} is not covered: expected {', '.join(covered)}"
         )
     if target.mechanism == "gqa":
         _check_groups(spec, target)
@@ -79,19 +80,13 @@ def check_length(config: Any, length: int) -> None:
     Raises:
         OptionError: longer than its positions or its windows reach.
     """
-    limits = (context_limit(config), *(attention.window for attention in _attentions(config)))
+    limits = (context_limit(config), *(attention.window for attention in attentions(config)))
     reach = min((limit for limit in limits if limit is not None), default=length)
     if length > reach:
         raise OptionError(
             f"length is {length}, and the model's positions and windows reach {reach} "
             "tokens: give shorter sequences with --length"
         )
-
-
-def _attentions(config: Any) -> list[AttentionSpec]:
-    """The attention of each layer that has one."""
-    layers = ModelSpec.from_config(config).layers
-    return [layer.attention for layer in layers if layer.attention is not None]
 
 
 def _check_groups(spec: AttentionSpec, target: Target) -> None:

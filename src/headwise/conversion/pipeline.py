@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,7 +18,7 @@ from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.checkpoint.companions import companions
 from headwise.conversion.checkpoint.workspace import Workspace
 from headwise.conversion.coverage import check, check_head, check_length
-from headwise.conversion.methods.converted import write_converted
+from headwise.conversion.methods.layerwise import write_converted
 from headwise.conversion.request import Request
 from headwise.conversion.target import Target
 from headwise.conversion.tuning.tuned import write_tuned
@@ -97,37 +96,30 @@ def convert(
     report = progress if progress is not None else silent
     source = find_source(model)
     original = Checkpoint(model_folder(model, progress=report))
-    spec = check(original.config, request.target)
+    check(original.config, request.target)
     check_head(original.weights, original.config)
     companions(original.folder)  # raises what must not be copied
     text = _calibration(original, request)
     request.check_disk(original.folder)
-    write = partial(
-        write_converted,
-        original,
-        spec,
-        request.target,
-        text,
-        naive=request.naive,
-        progress=report,
-    )
+
+    def write(part: Path) -> list[float]:
+        return write_converted(original, request, text, part, report)
+
     workspace = Workspace(request.out, request.identity(original.folder))
-    results = {}
     with _written(request.out) as part:
         if tune and text is not None:
             errors = workspace.convert(write)
-            results["converted"] = Checkpoint(workspace.converted)
-            write_tuned(original, results["converted"], text.tuned, tune, workspace, part, report)
+            write_tuned(original, workspace, text.tuned, tune, part, report)
         else:
             errors = write(part)
-        result = Checkpoint(part)
+        config = Checkpoint(part).config
         made = Verdict(
             model=source.name,
-            model_type=result.config.model_type,
+            model_type=config.model_type,
             base_model=source.place if source.kind == "hub" else None,
             target=str(request.target),
             method=method,
-            cache=CacheCost.between(original.config, result.config),
+            cache=CacheCost.between(original.config, config),
             speeds=Speeds(note="decode speed was not measured"),
             command=command or request.call(source),
             seconds=time.monotonic() - began,
@@ -138,11 +130,16 @@ def convert(
         if verdict:
             result = Checkpoint(request.out)
             if text is not None:
-                results["tuned" if results else "converted"] = result
-                made = _judged(made, original, results, text, report)
-            made = timed(made, original, result, report)
-            made = replace(made, seconds=time.monotonic() - began)
+                results = {"converted": result}
+                if tune:
+                    results = {"converted": workspace.converted, "tuned": result}
+                made = replace(made, **judged(original, results, text.held_out, report))
+            speeds = timed(original, result, report)
+            made = replace(made, speeds=speeds, seconds=time.monotonic() - began)
             _write(made, request.out)
+    except ConversionError:  # no numbers: this is no checkpoint
+        shutil.rmtree(request.out)
+        raise
     finally:
         workspace.remove()
     return made
@@ -160,21 +157,6 @@ def _calibration(original: Checkpoint, request: Request) -> Calibration | None:
             f"{original.config.vocab_size}: they are not of one model"
         )
     return text
-
-
-def _judged(
-    verdict: Verdict,
-    original: Checkpoint,
-    results: dict[str, Checkpoint],
-    text: Calibration,
-    progress: Progress,
-) -> Verdict:
-    """The verdict with quality; a result that gives no numbers is no checkpoint, and is removed."""
-    try:
-        return judged(verdict, original, results, text.held_out, progress)
-    except ConversionError:
-        shutil.rmtree([*results.values()][-1].folder)
-        raise
 
 
 def _write(verdict: Verdict, folder: Path) -> None:

@@ -89,14 +89,9 @@ class Request:
 
     def identity(self, folder: Path) -> dict[str, Any]:
         """Everything that the conversion of the model in `folder` follows from, but its tuning."""
-        return {
-            "model": model_state(folder),
-            "to": str(self.target),
-            "method": self.method,
-            "tokens": self.tokens,
-            "length": self.length,
-            "text": self.calibration and file_digest(self.calibration),
-        }
+        text = self.calibration and file_digest(self.calibration)
+        identity = {"model": model_state(folder), "to": str(self.target), "text": text}
+        return identity | {name: getattr(self, name) for name in ("method", "tokens", "length")}
 
     def call(self, source: Source) -> str:
         """The call of `convert`, for the card: files of this machine by their names alone."""

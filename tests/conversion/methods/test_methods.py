@@ -223,7 +223,7 @@ def test_a_key_without_position_is_scaled_by_the_mean_turn() -> None:
     found = _decomposition(layer)
     distance = torch.arange(LENGTH)
     turn = torch.exp(-1j * distance[:, None] * FREQUENCIES).mean(0)
-    torch.testing.assert_close(found.mean_turn, turn.to(torch.complex64))
+    torch.testing.assert_close(found.statistics.mean_turn, turn.to(torch.complex64))
 
 
 def test_keys_without_position_count_as_yarn_makes_the_rotated_ones_count() -> None:

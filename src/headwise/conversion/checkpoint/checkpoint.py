@@ -7,10 +7,11 @@ from typing import Any
 from headwise.base.progress import Progress, silent
 from headwise.conversion.checkpoint.weights import StoredWeights
 from headwise.loading.load import load_config, load_model, load_tokenizer
+from headwise.spec import AttentionSpec, ModelSpec
 
 
 class Checkpoint:
-    """The config of a model's folder; its weights and its tokenizer, opened when they are needed.
+    """A folder with its config; what else is in it is opened once, when it is needed.
 
     Raises:
         LoadError: a file that is missing or damaged.
@@ -18,6 +19,11 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, load_config(folder)
+
+    @cached_property
+    def attention(self) -> AttentionSpec:
+        """The attention of its layers, which are all alike but for windows."""
+        return attentions(self.config)[0]
 
     @cached_property
     def weights(self) -> StoredWeights:
@@ -40,3 +46,13 @@ class Checkpoint:
         return load_model(
             self.folder, self.config, dtype=dtype, attention=attention, progress=progress
         )
+
+
+def attentions(config: Any) -> list[AttentionSpec]:
+    """The attention of each decoder layer that has one.
+
+    Raises:
+        SpecError: a config that contradicts itself.
+    """
+    mixers = [layer.mixer for layer in ModelSpec.from_config(config).layers]
+    return [mixer for mixer in mixers if isinstance(mixer, AttentionSpec)]

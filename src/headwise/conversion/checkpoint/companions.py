@@ -1,9 +1,9 @@
-"""What a model has beside its weights and config, copied into a result: by name, never by a link.
+"""What a model has beside its weights and config, copied into a result by name, never by a link.
 
-A result is published. A folder that somebody else has made may hold a link to a private file, so a
-link is followed only where it stays in the folder, or leads from a snapshot of the hub's cache to
-the files of the same repository. Weights and configs are read and written anew, not copied: to read
-them through a link is as harmless as to read them where they are.
+A result is published. A folder that somebody else has made may contain a link to a private file. So
+a link is followed only where it stays in the folder, or leads from a snapshot of the hub's cache to
+the files of the same repository. Weights and configs are not copied but written again: to read them
+through a link is as harmless as to read them where they are.
 """
 
 import shutil
@@ -32,13 +32,13 @@ NAMES = (
 
 
 def companions(folder: Path, names: Sequence[str] = NAMES) -> list[Path]:
-    """The files of these names that a model's folder holds.
+    """The files of these names in a model's folder.
 
     Raises:
         LoadError: one is not an ordinary file, or a link to a file that is not the model's.
     """
-    found = [folder / name for name in names if kind_of(folder / name) != "none"]
-    for file in found:
+    files = [folder / name for name in names if kind_of(folder / name) != "none"]
+    for file in files:
         require_file(file)
         with one_line(f"{file} cannot be read"):
             target = file.resolve(strict=True)
@@ -48,7 +48,7 @@ def companions(folder: Path, names: Sequence[str] = NAMES) -> list[Path]:
                 f"{file} is a link to {target}, outside of the model's folder, and would be copied "
                 "into the result: put the file itself in its place if it is the model's"
             )
-    return found
+    return files
 
 
 def _places(folder: Path) -> list[Path]:

@@ -17,6 +17,10 @@ from headwise.loading.loaded import check_left
 class StreamedDecoder:
     """The layers of a checkpoint, each made and filled when it is asked for.
 
+    Attributes:
+        layer_class: Transformers' class of its decoder layers.
+        rotary: Transformers' module that gives cos and sin of positions.
+
     Raises:
         LoadError: weights that the config's model would not use.
     """
@@ -28,28 +32,11 @@ class StreamedDecoder:
         check_left(checkpoint.folder, set(self.weights) - set(model.state_dict()), model)
         self.layer_class = type(model.model.layers[0])
         self._table = self.weights["model.embed_tokens.weight"]
-        self._rotary = type(model.model.rotary_emb)(self.config)
+        self.rotary = type(model.model.rotary_emb)(self.config)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [B, S] to the first layer's input [B, S, E]."""
         return self._table[tokens].to(torch.float32)
-
-    def positions(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [1, S, D] for hidden [B, S, E]."""
-        index = torch.arange(hidden.shape[1])[None]
-        cos, sin = self._rotary(hidden, position_ids=index)
-        return cos, sin
-
-    @property
-    def frequencies(self) -> Tensor:
-        """[D/2], in radians per token."""
-        frequencies: Tensor = self._rotary.inv_freq
-        return frequencies
-
-    @property
-    def rotary_scale(self) -> float:
-        """What cos and sin are multiplied with, 1 for most models."""
-        return float(self._rotary.attention_scaling)
 
     def layer(self, index: int) -> Any:
         """The decoder layer, with its weights."""

@@ -13,18 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headwise.conversion.methods.planes import (
-    concentrate,
-    from_planes,
-    plane_moments,
-    to_planes,
-)
+from headwise.conversion.methods.planes import concentrate, from_planes, plane_moments, to_planes
 from headwise.conversion.methods.projections import Projections
 from headwise.conversion.methods.statistics import LayerStatistics
 from headwise.conversion.methods.whitening import root
 
-# Errors of scores do more than `Sensitivity` says, which takes them for independent: so many times
-# as much, by what measured best on SmolLM2.
+# `Sensitivity` takes errors of scores for independent, and they do more: this many times as much,
+# by what measured best on SmolLM2.
 _SCORES = 4.0
 
 
@@ -63,31 +58,26 @@ def exact(layer: Projections) -> LatentWeights:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Decomposition:
     """One layer's keys and values, ready to be cut to any P and R.
 
     Args:
         layer: the projections.
-        second, centred: E[x x^T] and Cov(x) of the layer's inputs, [E+1, E+1].
+        statistics: of the layer.
         encode, decode: [D/2, K, K], the heads of each plane to components and back; complex.
         order: [D/2 * K], the components, those first that keep their rotation longest.
-        mean_turn: [D/2], what keys without position are multiplied with; complex.
         key_metric, value_metric: a root of what errors count in [K*D, K*D] and [K*V, K*V], and its
             inverse.
-        rotary_scale: what cos and sin are multiplied with (YaRN); 1 mostly.
     """
 
     layer: Projections
-    second: Tensor
-    centred: Tensor
+    statistics: LayerStatistics
     encode: Tensor
     decode: Tensor
     order: Tensor
-    mean_turn: Tensor
     key_metric: tuple[Tensor, Tensor]
     value_metric: tuple[Tensor, Tensor]
-    rotary_scale: float = 1.0
 
     def weights(self, rank: int, rope_dim: int) -> LatentWeights:
         """The layer with a latent of `rank` and a rotary key of `rope_dim`."""
@@ -96,7 +86,7 @@ class Decomposition:
         key, value = key_root @ self._without_position(rope_dim), value_root @ layer.value
         directions = self._directions(key, value, rank)
         for_key, for_value = directions.split([len(key), len(value)])
-        up_key = key_inverse @ for_key * self.rotary_scale**2
+        up_key = key_inverse @ for_key * self.statistics.rotary_scale**2
         heads = (layer.kv_heads, -1, rank)
         up = torch.cat([up_key.view(heads), (value_inverse @ for_value).view(heads)], dim=1)
         chosen = self.order[: rope_dim // 2]
@@ -117,7 +107,9 @@ class Decomposition:
         free = torch.ones(len(self.order), dtype=torch.bool)
         free[self.order[: rope_dim // 2]] = False
         free = free.view(-1, self.layer.kv_heads)
-        project = (self.decode * free[:, None]) @ self.encode * self.mean_turn[:, None, None]
+        project = (
+            (self.decode * free[:, None]) @ self.encode * self.statistics.mean_turn[:, None, None]
+        )
         key = to_planes(self.layer.key, self.layer.kv_heads)
         return from_planes(torch.einsum("fij,jfx->ifx", project, key))
 
@@ -126,11 +118,12 @@ class Decomposition:
 
         Both are given in coordinates in which lengths are errors of the layer's output.
         """
-        centred = self.centred @ key.T
+        second, centred = self.statistics.moments.general, self.statistics.moments.general_centred
+        centred = centred @ key.T
         moment = torch.cat(
             [
                 torch.cat([key @ centred, centred.T @ value.T], dim=1),
-                torch.cat([value @ centred, value @ self.second @ value.T], dim=1),
+                torch.cat([value @ centred, value @ second @ value.T], dim=1),
             ]
         )
         vectors = torch.linalg.eigh(moment.double())[1]
@@ -145,18 +138,10 @@ def aware(layer: Projections, statistics: LayerStatistics) -> Decomposition:
     energy, encode, decode = concentrate(key_moments, key_weight)
     # of a score's variance, what is lost where the component goes without position
     lost = energy * (1 - statistics.mean_turn.abs().square())[:, None] / 2
-    return Decomposition(
-        layer=layer,
-        second=moments.general,
-        centred=moments.general_centred,
-        encode=encode,
-        decode=decode,
-        order=lost.flatten().argsort(descending=True),
-        mean_turn=statistics.mean_turn,
-        key_metric=_metric(_SCORES * sensitivity.key_moments(layer, moments.general)),
-        value_metric=_metric(sensitivity.value_moments(layer)),
-        rotary_scale=statistics.rotary_scale,
-    )
+    order = lost.flatten().argsort(descending=True)
+    key_metric = _metric(_SCORES * sensitivity.key_moments(layer, moments.general))
+    value_metric = _metric(sensitivity.value_moments(layer))
+    return Decomposition(layer, statistics, encode, decode, order, key_metric, value_metric)
 
 
 def plain(layer: Projections) -> Decomposition:
@@ -164,22 +149,13 @@ def plain(layer: Projections) -> Decomposition:
 
     Keys that go without position are taken as they are.
     """
-    even = torch.eye(layer.key.shape[1])
-    even[-1, -1] = 0  # a bias is no direction
+    statistics = LayerStatistics.even(layer)
     key = to_planes(layer.key, layer.kv_heads)
-    energy, encode, decode = concentrate(plane_moments(key, even), torch.ones(key.shape[:2]))
+    key_moments = plane_moments(key, statistics.moments.second)
+    energy, encode, decode = concentrate(key_moments, torch.ones(key.shape[:2]))
+    order = energy.flatten().argsort(descending=True)
     keys, values = torch.eye(len(layer.key)), torch.eye(len(layer.value))
-    return Decomposition(
-        layer=layer,
-        second=even,
-        centred=even,
-        encode=encode,
-        decode=decode,
-        order=energy.flatten().argsort(descending=True),
-        mean_turn=torch.ones(key.shape[1], dtype=key.dtype),
-        key_metric=(keys, keys),
-        value_metric=(values, values),
-    )
+    return Decomposition(layer, statistics, encode, decode, order, (keys, keys), (values, values))
 
 
 def _metric(moments: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,11 +21,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from headwise.base.progress import Progress, silent
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.checkpoint.weights import ShardWriter, layer_prefix
-from headwise.conversion.families import families, kind_of
 from headwise.conversion.methods.method import adapted_config
 from headwise.conversion.methods.projections import Projections, augmented
 from headwise.errors import ConversionError
 from headwise.hf.deepseek_mha import MHA_CONFIGS
+from headwise.spec import FAMILIES
 
 
 def expanded_config(config: Any) -> Any:
@@ -34,15 +34,15 @@ def expanded_config(config: Any) -> Any:
     Raises:
         ConversionError: no such model is known; says why.
     """
-    kind = kind_of(config.model_type)
-    if kind == "normalised":
-        return adapted_config(MHA_CONFIGS[config.model_type], config)
-    if kind == "latent":
+    covered = {name: each.expands for name, each in FAMILIES.items() if each.expands is not None}
+    if config.model_type not in covered:
+        expected = ", ".join(sorted(covered, key=covered.__getitem__))
+        raise ConversionError(
+            f"model_type {config.model_type!r} is not covered: expected {expected} to make mha of"
+        )
+    if covered[config.model_type] == "linear":
         return _glm_config(config)
-    raise ConversionError(
-        f"model_type {config.model_type!r} is not covered: expected "
-        f"{families('latent', 'normalised')} to make mha of"
-    )
+    return adapted_config(MHA_CONFIGS[config.model_type], config)
 
 
 def _glm_config(config: Any) -> Any:
@@ -88,7 +88,7 @@ def expand(original: Checkpoint, part: Path, progress: Progress = silent) -> Non
     # GLM's config has ends of its own where it is given none
     GenerationConfig.from_model_config(config).save_pretrained(part)
     writer = ShardWriter(part)
-    if kind_of(config.model_type) == "normalised":
+    if FAMILIES[config.model_type].expands == "normalised":
         for name in weights:
             writer.add(name, weights[name])
     else:
@@ -106,12 +106,7 @@ def expand(original: Checkpoint, part: Path, progress: Progress = silent) -> Non
 
 def _glm_layer(layer: dict[str, Tensor], config: Any, index: int) -> dict[str, Tensor]:
     """A layer's tensors by GLM's names, of those of `headwise_mla`."""
-    attention = {
-        name.removeprefix("self_attn."): tensor
-        for name, tensor in layer.items()
-        if name.startswith("self_attn.")
-    }
-    tensors = _attention(attention, config, index).tensors
+    tensors = _attention(layer, config, index).tensors
     tensors = {f"self_attn.{name}": tensor for name, tensor in tensors.items()}
     gate_up = [layer["mlp.gate_proj.weight"], layer["mlp.up_proj.weight"]]
     tensors["mlp.gate_up_proj.weight"] = torch.cat(gate_up)
@@ -120,23 +115,23 @@ def _glm_layer(layer: dict[str, Tensor], config: Any, index: int) -> dict[str, T
     return tensors
 
 
-def _attention(tensors: dict[str, Tensor], config: Any, index: int) -> Projections:
+def _attention(layer: dict[str, Tensor], config: Any, index: int) -> Projections:
     """Queries, keys and values of 2D dims a head, the first D of them rotated."""
     heads, dim, value_dim = config.num_attention_heads, config.head_dim, config.v_head_dim
     rank, nope = config.kv_lora_rank[index], config.qk_nope_head_dim[index]
     pairs = config.qk_rope_head_dim[index] // 2
 
-    query = augmented(tensors, "q_proj").unflatten(0, (heads, 2, dim // 2))
+    query = augmented(layer, "self_attn.q_proj").unflatten(0, (heads, 2, dim // 2))
     # GLM's pairs are neighbours: real and imaginary part of one, then those of the next
     query = torch.cat([query.transpose(1, 2).flatten(1, 2), query.flatten(1, 2)], dim=1)
 
-    latent, real, imaginary = augmented(tensors, "kv_a_proj").split([rank, pairs, pairs])
+    latent, real, imaginary = augmented(layer, "self_attn.kv_a_proj").split([rank, pairs, pairs])
     # q m k* = q (m* k)*: what a head's query multiplies is put into its key, and pairs that turn
     # alike meet the same pair of the query, so that their sum is met in their place
-    turning = one_hot(tensors["rope_planes"].long(), dim // 2).T
-    mix = torch.view_as_complex(tensors["rope_mix"]).conj()
+    turning = one_hot(layer["self_attn.rope_planes"].long(), dim // 2).T
+    mix = torch.view_as_complex(layer["self_attn.rope_mix"]).conj()
     rotated = (mix[:, None] * turning) @ torch.complex(real, imaginary)
-    up = tensors["kv_b_proj.weight"].unflatten(0, (heads, nope + value_dim))
+    up = layer["self_attn.kv_b_proj.weight"].unflatten(0, (heads, nope + value_dim))
     content = pad(up[:, :nope] @ latent, (0, 0, 0, dim - nope))
     key = torch.cat([torch.view_as_real(rotated).movedim(-1, 2).flatten(1, 2), content], dim=1)
     # GLM's scores are divided by sqrt(2D)
@@ -144,7 +139,7 @@ def _attention(tensors: dict[str, Tensor], config: Any, index: int) -> Projectio
 
     beyond = 2 * dim - value_dim
     value = pad(up[:, nope:] @ latent, (0, 0, 0, beyond))
-    output = pad(tensors["o_proj.weight"].unflatten(1, (heads, value_dim)), (0, beyond))
+    output = pad(layer["self_attn.o_proj.weight"].unflatten(1, (heads, value_dim)), (0, beyond))
     return Projections(
         query.flatten(0, 1),
         key.flatten(0, 1),

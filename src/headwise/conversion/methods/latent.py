@@ -7,49 +7,43 @@ from transformers import LlamaConfig
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.methods import decomposition
 from headwise.conversion.methods.latent_sizes import even_sizes
-from headwise.conversion.methods.method import adapted_config
+from headwise.conversion.methods.method import Method, adapted_config
 from headwise.conversion.methods.projections import Projections
 from headwise.conversion.methods.statistics import LayerStatistics
 from headwise.conversion.target import Target
 from headwise.hf.mla_config import HeadwiseMlaConfig
 from headwise.hf.mla_model import HeadwiseMlaDecoderLayer
-from headwise.spec import AttentionSpec
 
 
-class LatentMethod:
+def latent(original: Checkpoint, target: Target) -> Method:
     """A latent and a rotary key for all heads, of the sizes that the target says."""
-
-    layer_class = HeadwiseMlaDecoderLayer
-
-    def __init__(self, original: Checkpoint, spec: AttentionSpec, target: Target) -> None:
-        layers = original.config.num_hidden_layers
-        self.sizes = even_sizes(spec, target, layers)
-        whole = [(spec.kv_heads * spec.value_dim, spec.kv_heads * spec.head_dim)] * layers
-        ranks, rope_dims = zip(*(self.sizes or whole))
-        self.config = adapted_config(
-            HeadwiseMlaConfig,
-            original.config,
-            like=LlamaConfig,
-            num_key_value_heads=None,
-            kv_lora_rank=list(ranks),
-            qk_rope_head_dim=list(rope_dims),
-            qk_nope_head_dim=[spec.head_dim if self.sizes else 0] * layers,
-            head_dim=spec.head_dim,
-            v_head_dim=spec.value_dim,
-            attention_scale=spec.scale,
-            query_key_bias="model.layers.0.self_attn.k_proj.bias" in original.weights,
-        )
+    spec, layers = original.attention, original.config.num_hidden_layers
+    sizes = even_sizes(spec, target, layers)
+    whole = [(spec.kv_heads * spec.value_dim, spec.kv_heads * spec.head_dim)] * layers
+    ranks, rope_dims = zip(*(sizes or whole))
+    config = adapted_config(
+        HeadwiseMlaConfig,
+        original.config,
+        like=LlamaConfig,
+        num_key_value_heads=None,
+        kv_lora_rank=list(ranks),
+        qk_rope_head_dim=list(rope_dims),
+        qk_nope_head_dim=[spec.head_dim if sizes else 0] * layers,
+        head_dim=spec.head_dim,
+        v_head_dim=spec.value_dim,
+        attention_scale=spec.scale,
+        query_key_bias="model.layers.0.self_attn.k_proj.bias" in original.weights,
+    )
 
     def convert(
-        self, index: int, layer: Projections, statistics: LayerStatistics | None
+        index: int, layer: Projections, statistics: LayerStatistics | None
     ) -> dict[str, Tensor]:
-        """The projections of `HeadwiseMlaAttention`."""
-        if self.sizes is None:
+        if sizes is None:
             made = decomposition.exact(layer)
         elif statistics is None:
-            made = decomposition.plain(layer).weights(*self.sizes[index])
+            made = decomposition.plain(layer).weights(*sizes[index])
         else:
-            made = decomposition.aware(layer, statistics).weights(*self.sizes[index])
+            made = decomposition.aware(layer, statistics).weights(*sizes[index])
         return {
             **layer.split("q_proj", layer.query),
             **layer.split("kv_a_proj", made.down),
@@ -58,3 +52,5 @@ class LatentMethod:
             "rope_planes": made.planes,
             "rope_mix": torch.view_as_real(made.mix).contiguous(),
         }
+
+    return Method(config, HeadwiseMlaDecoderLayer, convert)

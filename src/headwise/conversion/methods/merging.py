@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwise.conversion.checkpoint.checkpoint import Checkpoint
+from headwise.conversion.methods.method import Method
 from headwise.conversion.methods.planes import concentrate, from_planes, plane_moments, to_planes
 from headwise.conversion.methods.projections import Projections
 from headwise.conversion.methods.sensitivity import Sensitivity
@@ -29,21 +31,19 @@ _LEAST_GAIN = 1e-9
 Group = frozenset[int]
 
 
-class MergingMethod:
+def merging(original: Checkpoint, kv_heads: int, layer_class: Any) -> Method:
     """Fewer kv heads, in the same architecture."""
-
-    def __init__(self, config: Any, kv_heads: int, layer_class: Any) -> None:
-        self.config = copy.deepcopy(config)
-        self.config.num_key_value_heads = kv_heads
-        self.layer_class, self.kv_heads = layer_class, kv_heads
+    config = copy.deepcopy(original.config)
+    config.num_key_value_heads = kv_heads
 
     def convert(
-        self, index: int, layer: Projections, statistics: LayerStatistics | None
+        index: int, layer: Projections, statistics: LayerStatistics | None
     ) -> dict[str, Tensor]:
-        """Llama's four projections."""
         if statistics is None:
-            return pooled(layer, self.kv_heads).tensors
-        return aligned(layer, statistics.moments, self.kv_heads).tensors
+            return pooled(layer, kv_heads).tensors
+        return aligned(layer, statistics.moments, kv_heads).tensors
+
+    return Method(config, layer_class, convert)
 
 
 def pooled(layer: Projections, kv_heads: int) -> Projections:

@@ -1,6 +1,8 @@
 """What every method is: the config of the result, and a layer's new tensors from its old ones."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -11,22 +13,20 @@ from headwise.conversion.methods.statistics import LayerStatistics
 _OF_THE_FILE = {"model_type", "architectures", "transformers_version", "dtype"}
 
 
-class Method(Protocol):
+@dataclass(frozen=True)
+class Method:
     """A way to make another attention of a layer's.
 
-    Attributes:
+    Args:
         config: the result's Transformers config.
         layer_class: its class of decoder layers.
+        convert: makes the tensors of layer `index`'s new `self_attn`; by the weights alone where
+            there are no statistics.
     """
 
     config: Any
     layer_class: Any
-
-    def convert(
-        self, index: int, layer: Projections, statistics: LayerStatistics | None
-    ) -> dict[str, Tensor]:
-        """The tensors of the new `self_attn`, by the weights alone where `statistics` is None."""
-        ...
+    convert: Callable[[int, Projections, LayerStatistics | None], dict[str, Tensor]]
 
 
 def adapted_config(kind: Any, config: Any, like: Any = None, **changes: Any) -> Any:

@@ -54,15 +54,17 @@ class Projections:
     def permuted(self, order: list[int]) -> "Projections":
         """The kv heads, each with its query heads, in another order: the same function."""
         kv = torch.tensor(order)
-        groups = (-1, self.kv_heads, self.group_size, self.value_dim)
-        output = self.output.view(groups)[:, kv].reshape_as(self.output)
-        query = self.query.view(self.kv_heads, -1, self.query.shape[1])[kv]
+
+        def reordered(matrix: Tensor, dim: int) -> Tensor:
+            heads = matrix.unflatten(dim, (self.kv_heads, -1)).index_select(dim, kv)
+            return heads.flatten(dim, dim + 1)
+
         return replace(
             self,
-            query=query.reshape_as(self.query),
-            key=self.key.view(self.kv_heads, self.head_dim, -1)[kv].reshape_as(self.key),
-            value=self.value.view(self.kv_heads, self.value_dim, -1)[kv].reshape_as(self.value),
-            output=output,
+            query=reordered(self.query, 0),
+            key=reordered(self.key, 0),
+            value=reordered(self.value, 0),
+            output=reordered(self.output, 1),
         )
 
     def split(self, name: str, augmented: Tensor) -> dict[str, Tensor]:

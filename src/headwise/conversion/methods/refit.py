@@ -1,4 +1,4 @@
-"""The output projection, fitted anew to what brings hidden states back to the original's.
+"""The output projection, fitted again to what brings hidden states back to the original's.
 
 After keys and values have changed, the heads' outputs z still determine most of what is wanted
 of them, y: W_o is the ridge solution of W_o z = y, drawn to the projection that was folded. How

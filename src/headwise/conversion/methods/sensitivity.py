@@ -26,7 +26,7 @@ class Sensitivity:
 
     @classmethod
     def even(cls, heads: int) -> "Sensitivity":
-        """Where nothing is known: all alike."""
+        """For where nothing is known: all count alike."""
         return cls(torch.ones(heads), torch.ones(heads))
 
     @classmethod

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headwise.conversion.methods.projections import Projections
 from headwise.conversion.methods.sensitivity import Sensitivity
 from headwise.conversion.methods.whitening import shrunk
 
@@ -66,6 +67,16 @@ class LayerStatistics:
     frequencies: Tensor
     distances: Tensor
     rotary_scale: float = 1.0
+
+    @classmethod
+    def even(cls, layer: Projections) -> "LayerStatistics":
+        """For where nothing is known: all count alike, and a query meets its own token alone."""
+        moments = Moments(layer.key.shape[1] - 1)
+        # a bias is no direction
+        moments.sum, moments.count = torch.eye(layer.key.shape[1]), 1
+        moments.sum[-1, -1] = 0
+        frequencies = torch.zeros(layer.head_dim // 2)
+        return cls(moments, Sensitivity.even(layer.heads), frequencies, torch.ones(1))
 
     @property
     def mean_turn(self) -> Tensor:

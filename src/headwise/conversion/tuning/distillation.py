@@ -20,7 +20,7 @@ from headwise.conversion.tuning.optimizer import ScaledAdam
 from headwise.conversion.tuning.states import TuningFolder, TuningState, digest
 from headwise.errors import ConversionError, OptionError
 
-# How often progress names the divergence anew: in a log each change of the text is a line.
+# How often progress updates the divergence: in a log each change of the text is a line.
 _POINTS = 10
 
 
@@ -90,7 +90,7 @@ def distil(
 
     In memory beside both models: for each trained parameter 12 bytes (gradient and two moments), 16
     where the student is not in float32; what the student's backward pass needs of a batch; the
-    teacher's o_proj outputs, [B, S, E] a layer; and the logits of 128 positions, some six float32
+    teacher's o_proj outputs, [B, S, E] per layer; and the logits of 128 positions, some six float32
     copies.
 
     Args:

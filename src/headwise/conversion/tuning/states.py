@@ -16,12 +16,11 @@ from torch import Tensor
 
 from headwise.base.files import one_line
 from headwise.base.folders import written_whole
-from headwise.conversion.checkpoint.record import read_record, write_record
-from headwise.errors import LoadError
+from headwise.conversion.checkpoint.workspace import read_record, resumed, write_record
 from headwise.loading.weight_files import open_weights
 
 _STEP = re.compile(r"step-(\d+)")
-_TENSORS, _RECORD = "state.safetensors", "state.json"
+_TENSORS = "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,25 +62,19 @@ class TuningFolder:
         if not states:
             return None
         newest = states[max(states)]
-        try:
-            record = newest / _RECORD
-            values = read_record(record, self.identity, folder=self.folder, work="tuning")
-            with one_line(f"{record} is no record of a tuning"):
-                losses = [(float(left), float(right)) for left, right in values["losses"]]
+        with resumed(newest, self.folder):
+            record = read_record(newest, self.identity, self.folder, "tuning")
+            losses = [(float(left), float(right)) for left, right in record["losses"]]
             with open_weights(newest / _TENSORS) as file:
                 names = list(file.keys())
                 return TuningState(losses, {name: file.get_tensor(name) for name in names})
-        except LoadError as error:
-            raise LoadError(
-                f"{newest} cannot be read ({error}); remove {self.folder} to restart the tuning"
-            ) from error
 
     def write(self, state: TuningState) -> None:
         """Write a state, and then remove the older ones."""
         older = self._states().values()
         with self._writing(), written_whole(self.folder / f"step-{len(state.losses)}") as part:
             save_file(state.tensors, part / _TENSORS)
-            write_record(part / _RECORD, self.identity, losses=state.losses)
+            write_record(part, self.identity, losses=state.losses)
         for folder in older:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -16,19 +16,19 @@ _SAVE_SECONDS = 120.0
 
 def write_tuned(
     original: Checkpoint,
-    converted: Checkpoint,
+    workspace: Workspace,
     tokens: Tensor,
     steps: int,
-    workspace: Workspace,
     part: Path,
     progress: Progress,
 ) -> None:
-    """Tune the converted checkpoint into the empty folder `part`.
+    """Tune the converted checkpoint of the workspace into the empty folder `part`.
 
     Args:
+        workspace: holds the state, too, that an interrupted tuning resumes from.
         tokens: [T, S], sequences to learn from.
-        workspace: where the converted checkpoint lies, and the state that the tuning resumes from.
     """
+    converted = workspace.converted
     student = converted.load(progress, dtype="float32")
     distil(
         original.load(progress),

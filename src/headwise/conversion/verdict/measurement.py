@@ -1,6 +1,5 @@
 """The measured part of a verdict: the quality and the decode speed of checkpoints."""
 
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -10,18 +9,13 @@ from headwise.base.progress import Progress
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.verdict.quality import Judge
 from headwise.conversion.verdict.speed import Speeds, compare_speed
-from headwise.conversion.verdict.verdict import Verdict
 from headwise.errors import HeadwiseError
 
 
 def judged(
-    verdict: Verdict,
-    original: Checkpoint,
-    results: dict[str, Checkpoint],
-    held_out: Tensor,
-    progress: Progress,
-) -> Verdict:
-    """The verdict with the quality of each model; one model is in memory at a time.
+    original: Checkpoint, results: dict[str, Checkpoint], held_out: Tensor, progress: Progress
+) -> dict[str, Any]:
+    """The fields of a verdict that say the quality; one model is in memory at a time.
 
     Args:
         results: the converted checkpoint and, where there was a tuning, the tuned one, by name.
@@ -33,20 +27,14 @@ def judged(
     model = original.load(progress)
     judge = Judge(model, original.tokenizer, held_out, progress)
     del model
-    fields: dict[str, Any] = {
-        name: judge.judge(result.load(progress), name) for name, result in results.items()
-    }
-    fields |= {"prompt": judge.prompt, "positions": judge.positions, "original": judge.original}
-    return replace(verdict, **fields)
+    fields = {name: judge.judge(result.load(progress), name) for name, result in results.items()}
+    return fields | {name: getattr(judge, name) for name in ("prompt", "positions", "original")}
 
 
-def timed(
-    verdict: Verdict, original: Checkpoint, converted: Checkpoint, progress: Progress
-) -> Verdict:
-    """The verdict with the speeds; that they cannot be measured is no reason to lose the result."""
+def timed(original: Checkpoint, converted: Checkpoint, progress: Progress) -> Speeds:
+    """Decoding before and after; that it cannot be measured is no reason to lose the result."""
     try:
-        speeds = compare_speed(original, converted, progress=progress)
+        return compare_speed(original, converted, progress=progress)
     except (HeadwiseError, RuntimeError) as error:
         cause = reason(error).replace(f"{original.folder.parent}/", "")
-        speeds = Speeds(note=f"decode speed was not measured: {cause}")
-    return replace(verdict, speeds=speeds)
+        return Speeds(note=f"decode speed was not measured: {cause}")
