@@ -140,8 +140,8 @@ def test_a_share_of_the_cache_is_what_is_cached(model: Path, sizes: dict, tmp_pa
     loaded, _ = headwise.load(tmp_path / "out")
     headwise.attach(loaded)
     out = loaded(torch.arange(20)[None], use_cache=True)
-    held = headwise.hf.cache_nbytes(out.past_key_values)
-    assert held == 20 * verdict.cache.converted
+    cached = headwise.hf.cache_nbytes(out.past_key_values)
+    assert cached == 20 * verdict.cache.converted
 
 
 def test_reloads_to_the_bit_in_a_fresh_process(model: Path, sizes: dict, tmp_path: Path) -> None:
@@ -356,15 +356,15 @@ def test_targets_read_what_they_write(word: str) -> None:
 
 def test_sequences_do_not_overlap(model: Path, text: Path) -> None:
     _, tokenizer = headwise.load(model)
-    found = Calibration.read(text, tokenizer, 400, LENGTH)
-    assert found.fitted.shape == (10, LENGTH)
+    sequences = Calibration.read(text, tokenizer, 400, LENGTH)
+    assert sequences.fitted.shape == (10, LENGTH)
     ids = tokenizer(TEXT).input_ids
-    assert found.fitted.flatten().tolist() == ids[:400]
-    assert found.probed.flatten().tolist() == ids[400:480]
+    assert sequences.fitted.flatten().tolist() == ids[:400]
+    assert sequences.probed.flatten().tolist() == ids[400:480]
     cut = len(ids) // LENGTH * LENGTH
-    assert found.held_out.flatten().tolist() == ids[cut - found.held_out.numel() : cut]
-    assert found.held_out.numel() <= cut - 480
-    assert found.tuned.flatten().tolist() == ids[: cut - found.held_out.numel()]
+    assert sequences.held_out.flatten().tolist() == ids[cut - sequences.held_out.numel() : cut]
+    assert sequences.held_out.numel() <= cut - 480
+    assert sequences.tuned.flatten().tolist() == ids[: cut - sequences.held_out.numel()]
 
 
 def test_every_sequence_begins_as_the_tokenizer_begins(model: Path, text: Path) -> None:
@@ -376,13 +376,13 @@ def test_every_sequence_begins_as_the_tokenizer_begins(model: Path, text: Path) 
         bos_token_id = 257
 
         def __call__(self, words: str, *, add_special_tokens: bool = True, verbose: bool = True):
-            found = tokenizer(words, add_special_tokens=False)
+            tokenized = tokenizer(words, add_special_tokens=False)
             if add_special_tokens:
-                found["input_ids"] = [257, *found["input_ids"]]
-            return found
+                tokenized["input_ids"] = [257, *tokenized["input_ids"]]
+            return tokenized
 
-    found = Calibration.read(text, Begins(), 400, LENGTH)
-    for part in (found.fitted, found.probed, found.held_out):
+    sequences = Calibration.read(text, Begins(), 400, LENGTH)
+    for part in (sequences.fitted, sequences.probed, sequences.held_out):
         assert (part[:, 0] == 257).all()
         assert (part[:, 1:] != 257).all()
 
@@ -431,7 +431,8 @@ def test_only_the_files_that_transformers_reads_are_converted(
     model: Path, sizes: dict, tmp_path: Path
 ) -> None:
     tensors = {
-        name: torch.randn_like(at) for name, at in load_file(model / "model.safetensors").items()
+        name: torch.randn_like(tensor)
+        for name, tensor in load_file(model / "model.safetensors").items()
     }
     save_file(tensors, model / "model_old.safetensors")
     convert(model, "mla", out=tmp_path / "out")
@@ -449,17 +450,17 @@ def test_rotary_tables_of_old_checkpoints_are_left_out(model: Path, tmp_path: Pa
     ("change", "error", "said"),
     [
         (
-            lambda at: at.pop("model.layers.2.mlp.up_proj.weight"),
+            lambda tensors: tensors.pop("model.layers.2.mlp.up_proj.weight"),
             LoadError,
             "layer 2: mlp.up_proj.weight is missing",
         ),
         (
-            lambda at: at.update({"model.layers.1.mlp.up_proj.weight": torch.ones(3, 4)}),
+            lambda tensors: tensors.update({"model.layers.1.mlp.up_proj.weight": torch.ones(3, 4)}),
             LoadError,
             r"layer 1: mlp.up_proj.weight is \[3, 4\], and the model's config.json asks for",
         ),
         (
-            lambda at: at["model.layers.1.self_attn.q_proj.weight"].fill_(torch.nan),
+            lambda tensors: tensors["model.layers.1.self_attn.q_proj.weight"].fill_(torch.nan),
             ConversionError,
             "layer 1: hidden states are not finite",
         ),
@@ -551,7 +552,7 @@ def test_a_model_that_changed_is_not_gone_on_with(
     monkeypatch.setattr(tuned, "distil", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=tmp_path / "out", tune=2, **sizes)
-    _damaged(model, lambda at: at["model.layers.1.self_attn.o_proj.weight"].neg_())
+    _damaged(model, lambda tensors: tensors["model.layers.1.self_attn.o_proj.weight"].neg_())
     with pytest.raises(OptionError, match="holds another conversion"):
         convert(model, "mqa", out=tmp_path / "out", tune=2, **sizes)
     # without tuning nothing is gone on with, and what was left is removed

@@ -63,10 +63,10 @@ def same(ours: Any, original: Any) -> None:
     padded, seen = {"input_ids": PROMPT, "attention_mask": PADDING}, PADDING.bool()
     with torch.no_grad():
         for inputs, kept in (({"input_ids": PROMPT}, seen.logical_or(~seen)), (padded, seen)):
-            found, expected = ours(**inputs).logits[kept], original(**inputs).logits[kept]
+            logits, expected = ours(**inputs).logits[kept], original(**inputs).logits[kept]
             # float32 through 3 layers, sums over at most 64 terms
             error = 1e-5 * expected.abs().max().item()
-            torch.testing.assert_close(found, expected, atol=error, rtol=0)
+            torch.testing.assert_close(logits, expected, atol=error, rtol=0)
             tokens = [
                 model.generate(**inputs, max_new_tokens=20, do_sample=False)
                 for model in (ours, original)
@@ -110,10 +110,10 @@ def test_half_precision_stays_and_is_as_close_as_its_rounding(tmp_path: Path) ->
         rounded = stored(PROMPT).logits.float()
         made = expanded(stored, tmp_path)
         assert made.dtype == torch.bfloat16
-        found = made(PROMPT).logits.float()
+        logits = made(PROMPT).logits.float()
     # keys and values are made of rounded weights, where they were made of rounded latents
     bound = half_precision_error(torch.bfloat16, exact.config.num_hidden_layers)
-    assert relative_error(found, truth) <= bound
+    assert relative_error(logits, truth) <= bound
     assert relative_error(rounded, truth) <= bound
 
 
@@ -138,10 +138,10 @@ def test_a_deepseek_caches_keys_and_values_and_has_the_same_output(
     with torch.no_grad():
         cache = made(PROMPT, use_cache=True).cache
     # of each token 6 heads with keys of 12 + 8 and values of 14, in 3 layers, 4 bytes each
-    held = sum(at.keys.nbytes + at.values.nbytes for at in cache.layers)
-    assert held == 2 * 17 * 3 * 6 * (12 + 8 + 14) * 4
+    cached = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert cached == 2 * 17 * 3 * 6 * (12 + 8 + 14) * 4
     spec = headwise.ModelSpec.from_config(made.config)
-    assert held == 2 * 17 * spec.cache_bytes_per_token("float32")
+    assert cached == 2 * 17 * spec.cache_bytes_per_token("float32")
     assert spec.layers[0].attention.mechanism == "MHA"
 
 
@@ -193,10 +193,10 @@ def test_a_grouped_query_model_to_mla_and_to_mha_is_what_it_was(tmp_path: Path) 
     folder = save_tiny(tmp_path / "tiny")
     convert(folder, "mla", out=tmp_path / "mla")
     convert(tmp_path / "mla", "mha", out=tmp_path / "mha")
-    models = [headwise.load(at)[0] for at in (folder, tmp_path / "mha")]
+    models = [headwise.load(path)[0] for path in (folder, tmp_path / "mha")]
     with torch.no_grad():
-        expected, found = (model(torch.arange(30)[None]).logits for model in models)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        expected, logits = (model(torch.arange(30)[None]).logits for model in models)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,11 @@ def _related(groups: list[list[int]], *, kv_heads: int = KV_HEADS) -> Projection
     key = torch.zeros(kv_heads, DIM // 2, HIDDEN + 1, dtype=torch.complex64)
     value = torch.zeros(kv_heads, DIM, HIDDEN + 1)
     for group in groups:
-        shared, held = to_planes(_draw(DIM, HIDDEN + 1), 1), _draw(DIM, HIDDEN + 1)
+        shared, base = to_planes(_draw(DIM, HIDDEN + 1), 1), _draw(DIM, HIDDEN + 1)
         for head in group:
             turn = torch.complex(_draw(DIM // 2, 1), _draw(DIM // 2, 1))
             key[head] = turn * shared[0]
-            value[head] = _draw(DIM, DIM) @ held
+            value[head] = _draw(DIM, DIM) @ base
     return _layer(from_planes(key), value.flatten(0, 1))
 
 
@@ -94,11 +94,11 @@ def _latent_attention(
     angle = torch.arange(len(inputs))[:, None] * FREQUENCIES[made.planes]
     turn = torch.polar(torch.ones_like(angle), angle)
     pairs = cached[:, rank:]
-    rotated = torch.complex(*(at.contiguous() for at in pairs.chunk(2, dim=-1))) * turn
+    rotated = torch.complex(*(half.contiguous() for half in pairs.chunk(2, dim=-1))) * turn
     query = (inputs @ layer.query.T).view(len(inputs), HEADS, DIM)
     out = []
     for head in range(HEADS):
-        planes = torch.complex(*(at.contiguous() for at in query[:, head].chunk(2, dim=-1)))
+        planes = torch.complex(*(half.contiguous() for half in query[:, head].chunk(2, dim=-1)))
         met = planes[:, made.planes] * made.mix[head] * turn
         up_key, up_value = made.up[head].split([made.up.shape[1] - DIM, DIM])
         scores = (met.conj() @ rotated.T).real
@@ -188,9 +188,9 @@ def test_what_the_text_never_shows_is_not_all_cut_away(
             back = merged.output.view(HIDDEN, HEADS, DIM)
             return torch.einsum("lv,ehv->lhe", inputs @ merged.value.T, back)
         made = _decomposition(layer, moments=moments).weights(DIM, 8)
-        found = inputs @ made.down[:DIM].T @ made.up[:, -DIM:].mT
+        heads = inputs @ made.down[:DIM].T @ made.up[:, -DIM:].mT
         output = layer.output.view(HIDDEN, HEADS, DIM)
-        return torch.einsum("hlv,ehv->lhe", found, output)
+        return torch.einsum("hlv,ehv->lhe", heads, output)
 
     value = (others @ layer.value.T).view(LENGTH, KV_HEADS, 1, DIM)
     value = value.expand(-1, -1, HEADS // KV_HEADS, -1).flatten(1, 2)
@@ -204,26 +204,26 @@ def test_what_the_text_never_shows_is_not_all_cut_away(
 def test_a_latent_as_large_as_what_it_holds_loses_nothing() -> None:
     # one key for all heads, and values of one rank: a rope of D and a latent of V are enough
     layer, inputs = _related([[0, 1, 2, 3]]), _inputs()
-    found = _decomposition(layer)
+    cut = _decomposition(layer)
     wanted = _attention(layer, inputs)
-    out = _latent_attention(layer, found.weights(DIM, DIM), inputs)
+    out = _latent_attention(layer, cut.weights(DIM, DIM), inputs)
     torch.testing.assert_close(out, wanted, rtol=1e-2, atol=2e-2)
-    less = _latent_attention(layer, found.weights(DIM - 2, DIM), inputs)
+    less = _latent_attention(layer, cut.weights(DIM - 2, DIM), inputs)
     assert (less - wanted).norm() / wanted.norm() > 0.05
 
 
 def test_slow_planes_go_without_position_first() -> None:
-    found = _decomposition(_related([[0], [1], [2], [3]]))
-    planes = found.weights(8, 6).planes
+    cut = _decomposition(_related([[0], [1], [2], [3]]))
+    planes = cut.weights(8, 6).planes
     assert 2 not in planes  # 0.02 radians a token: over 11 tokens hardly a turn
 
 
 def test_a_key_without_position_is_scaled_by_the_mean_turn() -> None:
     layer = _related([[0], [1], [2], [3]])
-    found = _decomposition(layer)
+    cut = _decomposition(layer)
     distance = torch.arange(LENGTH)
     turn = torch.exp(-1j * distance[:, None] * FREQUENCIES).mean(0)
-    torch.testing.assert_close(found.statistics.mean_turn, turn.to(torch.complex64))
+    torch.testing.assert_close(cut.statistics.mean_turn, turn.to(torch.complex64))
 
 
 def test_keys_without_position_count_as_yarn_makes_the_rotated_ones_count() -> None:
@@ -232,7 +232,7 @@ def test_keys_without_position_count_as_yarn_makes_the_rotated_ones_count() -> N
     _GENERATOR.manual_seed(7)
     _related([[0], [1], [2], [3]])
     scaled = _decomposition(layer, rotary_scale=1.5)  # on queries and on keys
-    ups = [found.weights(20, 8).up for found in (plain, scaled)]
+    ups = [cut.weights(20, 8).up for cut in (plain, scaled)]
     torch.testing.assert_close(ups[1][:, :DIM], 2.25 * ups[0][:, :DIM], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(ups[1][:, DIM:], ups[0][:, DIM:], rtol=1e-3, atol=1e-4)
 
@@ -279,7 +279,7 @@ def test_scores_matter_by_what_their_tokens_would_change() -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, LENGTH, DIM) for heads in (2, 1, 1))
     output = torch.randn(HIDDEN, 2 * DIM)
-    found = Sensitivity.measure(query, key, value, output, DIM**-0.5)
+    sensitivity = Sensitivity.measure(query, key, value, output, DIM**-0.5)
     causal = torch.ones(LENGTH, LENGTH).tril().bool()
 
     def attend(head: int, error: Tensor) -> Tensor:
@@ -294,7 +294,7 @@ def test_scores_matter_by_what_their_tokens_would_change() -> None:
             changed = attend(head, error) - attend(head, torch.zeros(LENGTH, LENGTH))
             changes.append(changed.square().sum(-1).mean() / 1e-4)
         expected = torch.stack(changes).mean()
-        torch.testing.assert_close(found.score[head], expected, rtol=0.15, atol=0)
+        torch.testing.assert_close(sensitivity.score[head], expected, rtol=0.15, atol=0)
 
 
 @pytest.mark.parametrize("silent", ["query", "key", "value", "output"])

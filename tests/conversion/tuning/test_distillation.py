@@ -58,7 +58,9 @@ def tokens() -> Tensor:
 def student_of(teacher: Any, kind: str = "gqa") -> Any:
     """Another attention in the teacher's model, without what a conversion would carry over."""
     student = STUDENTS[kind]()
-    carried = {name: at for name, at in teacher.state_dict().items() if ".self_attn." not in name}
+    carried = {
+        name: tensor for name, tensor in teacher.state_dict().items() if ".self_attn." not in name
+    }
     student.load_state_dict(carried, strict=False)
     return student.eval()
 
@@ -79,8 +81,8 @@ def whole_losses(teacher: Any, student: Any, tokens: Tensor) -> tuple[Tensor, Te
 
     with torch.no_grad():
         expected, wanted = read(teacher)
-    found, got = read(student)
-    divergence = torch.distributions.kl_divergence(expected, found).mean()
+    actual, got = read(student)
+    divergence = torch.distributions.kl_divergence(expected, actual).mean()
     shares = [
         torch.dist(ours, theirs) ** 2 / theirs.norm() ** 2
         for ours, theirs in zip(got, wanted, strict=True)
@@ -113,15 +115,15 @@ def test_losses_and_gradients_are_those_of_whole_logits(teacher: Any) -> None:
     (expected[0] + 0.7 * expected[1]).backward()
     assert divergence == pytest.approx(expected[0].item(), rel=1e-5)
     assert attention == pytest.approx(expected[1].item(), rel=1e-5)
-    for (name, found), wanted in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        error = (found.grad - wanted.grad).norm() / wanted.grad.norm()
+    for (name, parameter), wanted in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        error = (parameter.grad - wanted.grad).norm() / wanted.grad.norm()
         assert error < 1e-4, name  # sums of 155 positions in another order, in float32
 
 
 def test_logits_are_made_for_few_positions_at_a_time(teacher: Any) -> None:
     student, rows = student_of(teacher), []
     for model in (teacher, student):
-        model.lm_head.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[0]))
+        model.lm_head.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0]))
     backward(teacher, student, torch.randint(97, (5, 31)), 1.0)
     assert max(rows) <= 128
     assert sum(rows) == 2 * 5 * 31
@@ -131,7 +133,9 @@ def test_only_the_attention_is_trained_by_default(teacher: Any, tokens: Tensor) 
     student = student_of(teacher)
     before = deepcopy(student.state_dict())
     distil(teacher, student, tokens, Tuning(steps=2))
-    changed = {name for name, at in student.state_dict().items() if not at.equal(before[name])}
+    changed = {
+        name for name, tensor in student.state_dict().items() if not tensor.equal(before[name])
+    }
     assert changed == {name for name in before if ".self_attn." in name}
 
 
@@ -140,17 +144,21 @@ def test_parameters_are_trained_by_choice(teacher: Any, tokens: Tensor) -> None:
     before = deepcopy(student.state_dict())
     names = {"lm_head.weight", "model.layers.1.mlp.up_proj.weight"}
     distil(teacher, student, tokens, Tuning(steps=2), trained=names.__contains__)
-    assert {at for at, held in student.state_dict().items() if not held.equal(before[at])} == names
+    assert {
+        name for name, tensor in student.state_dict().items() if not tensor.equal(before[name])
+    } == names
 
 
 def test_nothing_but_weights_is_left_behind(teacher: Any, tokens: Tensor) -> None:
     student = student_of(teacher)
     student.model.norm.weight.requires_grad_(False)
     distil(teacher, student, tokens, Tuning(steps=2))
-    fixed = [name for name, at in student.named_parameters() if not at.requires_grad]
+    fixed = [name for name, parameter in student.named_parameters() if not parameter.requires_grad]
     assert fixed == ["model.norm.weight"]
-    assert all(at.grad is None for at in student.parameters())
-    assert not any(at._forward_hooks for model in (teacher, student) for at in model.modules())
+    assert all(parameter.grad is None for parameter in student.parameters())
+    assert not any(
+        module._forward_hooks for model in (teacher, student) for module in model.modules()
+    )
 
 
 def test_gradients_from_before_do_not_count(teacher: Any, tokens: Tensor) -> None:
@@ -166,7 +174,7 @@ def test_each_sequence_is_met_once_before_any_is_met_again(teacher: Any) -> None
     tokens = torch.arange(5)[:, None].expand(5, 3).contiguous()
     met: list[int] = []
     teacher.model.embed_tokens.register_forward_pre_hook(
-        lambda _, given: met.extend(given[0][:, 0].tolist())
+        lambda _, inputs: met.extend(inputs[0][:, 0].tolist())
     )
     distil(teacher, student_of(teacher), tokens, Tuning(steps=5, batch=2))
     assert sorted(met[:5]) == sorted(met[5:]) == [0, 1, 2, 3, 4]
@@ -179,12 +187,12 @@ def test_a_bfloat16_student_is_trained_in_float32(
     student = student_of(teacher).bfloat16()
     distil(teacher.bfloat16(), student, tokens, Tuning(steps=3), folder=tmp_path / "kept")
     name = "model.layers.1.self_attn.v_proj.weight"
-    held = load_file(tmp_path / "kept" / "step-3" / "state.safetensors")[f"{name}.weight"]
+    master = load_file(tmp_path / "kept" / "step-3" / "state.safetensors")[f"{name}.weight"]
     weight = student.state_dict()[name]
     assert weight.dtype == torch.bfloat16
-    assert held.dtype == torch.float32
-    assert weight.equal(held.bfloat16())
-    assert not held.equal(weight.float())  # the rest of 24 bits is not lost between steps
+    assert master.dtype == torch.float32
+    assert weight.equal(master.bfloat16())
+    assert not master.equal(weight.float())  # the rest of 24 bits is not lost between steps
 
 
 def same_bits(left: Any, right: Any) -> bool:
@@ -365,7 +373,7 @@ def test_progress_counts_steps_and_names_the_divergence(teacher: Any, tokens: Te
         Tuning(steps=21),
         progress=lambda *call: told.append(call),
     )
-    assert [(done, total) for _, done, total in told] == [(at, 21) for at in range(22)]
+    assert [(done, total) for _, done, total in told] == [(step, 21) for step in range(22)]
     assert {stage for stage, done, _ in told if done < 2} == {"tuning"}
     first = sum(tuned.divergence[:2]) / 2
     assert {stage for stage, done, _ in told if done in (2, 3)} == {

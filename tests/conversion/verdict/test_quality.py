@@ -81,8 +81,8 @@ def test_a_model_agrees_with_itself_and_another_where_its_likeliest_token_is_the
 
 def test_nothing_of_the_original_is_kept_but_its_likeliest_tokens(model, tokens) -> None:
     judge = Judge(model, Numbers(), tokens)
-    assert not any(isinstance(at, torch.nn.Module) for at in vars(judge).values())
-    sizes = [at.numel() for at in vars(judge).values() if isinstance(at, torch.Tensor)]
+    assert not any(isinstance(value, torch.nn.Module) for value in vars(judge).values())
+    sizes = [value.numel() for value in vars(judge).values() if isinstance(value, torch.Tensor)]
     assert max(sizes) == tokens.numel()
 
 
@@ -113,7 +113,7 @@ def test_logits_that_are_no_numbers_are_refused_with_the_models_name(model, toke
 
 def test_progress_counts_the_sequences(model, tokens) -> None:
     seen: list[tuple[str, int, int]] = []
-    judge = Judge(model, Numbers(), tokens, lambda *at: seen.append(at))
+    judge = Judge(model, Numbers(), tokens, lambda *call: seen.append(call))
     judge.judge(model)
     stages = [f"judging the {name} model" for name in ("original", "converted")]
-    assert seen == [(stage, at, SEQUENCES) for stage in stages for at in range(SEQUENCES)]
+    assert seen == [(stage, done, SEQUENCES) for stage in stages for done in range(SEQUENCES)]

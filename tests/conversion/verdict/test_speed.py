@@ -21,13 +21,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def test_both_models_are_timed_at_each_context_that_they_reach(tiny: Checkpoint) -> None:
-    found = compare_speed(tiny, tiny, contexts=[97, 31, 1009], rounds=ROUNDS)
-    assert [at.context for at in found.contexts] == [31, 97]
-    for at in found.contexts:
-        assert min(at.original, at.converted) > 0
-        assert at.ratio.low <= at.ratio.median <= at.ratio.high
-    assert found.original.startswith(f"3 x GQA 6/{KV_HEADS} heads, D {HEAD_DIM} on ")
-    assert found.note == ""
+    speeds = compare_speed(tiny, tiny, contexts=[97, 31, 1009], rounds=ROUNDS)
+    assert [decode.context for decode in speeds.contexts] == [31, 97]
+    for decode in speeds.contexts:
+        assert min(decode.original, decode.converted) > 0
+        assert decode.ratio.low <= decode.ratio.median <= decode.ratio.high
+    assert speeds.original.startswith(f"3 x GQA 6/{KV_HEADS} heads, D {HEAD_DIM} on ")
+    assert speeds.note == ""
 
 
 def test_what_the_conversion_did_not_touch_is_in_memory_once(
@@ -36,10 +36,10 @@ def test_what_the_conversion_did_not_touch_is_in_memory_once(
     convert(tiny.folder, "mla", out=tmp_path / "latent")
     monkeypatch.setattr(speed, "_measure", lambda models, *_: list(models.values()))
     models = compare_speed(tiny, Checkpoint(tmp_path / "latent"), contexts=[31], rounds=ROUNDS)
-    original, converted = (at.state_dict(keep_vars=True) for at in models)
-    own = {name: at for name, at in converted.items() if at is not original.get(name)}
+    original, converted = (each.state_dict(keep_vars=True) for each in models)
+    own = {name: tensor for name, tensor in converted.items() if tensor is not original.get(name)}
     assert {name for name in converted if ".self_attn." in name} == set(own)
-    weights = sum(at.nbytes for at in (*original.values(), *own.values()))
+    weights = sum(tensor.nbytes for tensor in (*original.values(), *own.values()))
     cache = 31 * LAYERS * 2 * KV_HEADS * HEAD_DIM * 4
     monkeypatch.setattr(speed, "available_bytes", lambda device: 0)
     monkeypatch.setattr(speed, "gib", str)
@@ -111,15 +111,15 @@ def test_the_ratio_is_how_many_times_as_fast_the_converted_model_is(
 
     steps.made = []
     monkeypatch.setattr(speed, "_steps", steps)
-    (at,) = compare_speed(tiny, tiny, contexts=[31], rounds=ROUNDS).contexts
+    (decode,) = compare_speed(tiny, tiny, contexts=[31], rounds=ROUNDS).contexts
     # a look at the clock takes 1
-    assert (at.original, at.converted, at.ratio.median) == (6, 2, 3)
+    assert (decode.original, decode.converted, decode.ratio.median) == (6, 2, 3)
 
 
 def test_models_whose_positions_are_too_few_are_not_timed(tiny: Checkpoint) -> None:
-    found = compare_speed(tiny, tiny)
-    assert found.contexts == ()
-    assert found.note == (
+    speeds = compare_speed(tiny, tiny)
+    assert speeds.contexts == ()
+    assert speeds.note == (
         "decode speed was not measured: the shortest context is 512 tokens and the models take 211"
     )
 
@@ -127,22 +127,24 @@ def test_models_whose_positions_are_too_few_are_not_timed(tiny: Checkpoint) -> N
 def test_two_models_that_do_not_fit_in_memory_are_not_loaded(tiny: Checkpoint, monkeypatch) -> None:
     monkeypatch.setattr(speed, "available_bytes", lambda device: 1000)
     monkeypatch.setattr(Checkpoint, "load", None)
-    found = compare_speed(tiny, tiny, contexts=[31], rounds=ROUNDS)
-    assert found.contexts == ()
-    assert found.note.startswith("decode speed was not measured: both models and their caches need")
-    assert found.note.endswith("and 1000 bytes of memory is free")
+    speeds = compare_speed(tiny, tiny, contexts=[31], rounds=ROUNDS)
+    assert speeds.contexts == ()
+    assert speeds.note.startswith(
+        "decode speed was not measured: both models and their caches need"
+    )
+    assert speeds.note.endswith("and 1000 bytes of memory is free")
 
 
 def test_logits_that_attaching_changes_are_not_timed(tiny: Checkpoint, monkeypatch) -> None:
     real = speed.select_attention
 
     def breaks(model, attention):
-        found = real(model, attention)
+        groups = real(model, attention)
         with torch.no_grad():
             model.lm_head.weight.mul_(1.001)
-        return found
+        return groups
 
     monkeypatch.setattr(speed, "select_attention", breaks)
-    found = compare_speed(tiny, tiny, contexts=[31], rounds=ROUNDS)
-    assert found.contexts == ()
-    assert "the original model's logits with headwise differ from those without by" in found.note
+    speeds = compare_speed(tiny, tiny, contexts=[31], rounds=ROUNDS)
+    assert speeds.contexts == ()
+    assert "the original model's logits with headwise differ from those without by" in speeds.note

@@ -30,9 +30,9 @@ def llama(kv_heads: int, dtype: torch.dtype | None) -> LlamaConfig:
 def test_cache_bytes_are_those_of_keys_and_values_in_the_checkpoints_dtype(
     dtype, name: str, size: int
 ) -> None:
-    found = CacheCost.between(llama(3, dtype), llama(1, dtype))
-    assert found == CacheCost(7 * 3 * 2 * 22 * size, 7 * 1 * 2 * 22 * size, name)
-    assert found.share == pytest.approx(1 / 3)
+    cost = CacheCost.between(llama(3, dtype), llama(1, dtype))
+    assert cost == CacheCost(7 * 3 * 2 * 22 * size, 7 * 1 * 2 * 22 * size, name)
+    assert cost.share == pytest.approx(1 / 3)
 
 
 def test_a_verdict_is_the_same_after_json() -> None:
