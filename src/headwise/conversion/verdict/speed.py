@@ -15,7 +15,6 @@ from headwise.generation.attention import select_attention
 from headwise.generation.options import context_limit
 from headwise.generation.session import LOGIT_TOLERANCE
 from headwise.generation.stepper import Stepper
-from headwise.hf.owned import NAME
 from headwise.loading.load import cache_bytes
 from headwise.loading.memory import weight_bytes
 from headwise.measure.timing import Ratio, interleaved, ratio
@@ -157,7 +156,7 @@ def _attach(model: Any, ids: Tensor) -> tuple[str, float]:
     The distance is the norm of the difference over the norm.
     """
     without = Stepper(model).read(ids).float()
-    groups = select_attention(model, NAME)
+    groups = select_attention(model, "headwise")
     difference = Stepper(model).read(ids).float() - without
     words = "; ".join(f"{group.layers} x {group.mechanism} on {group.backend}" for group in groups)
     return words, float(difference.norm() / without.norm())
