@@ -25,12 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 from headwise.base.written import check_writable, write_whole
-from headwise.conversion.quality import Judge
-from headwise.conversion.run import write_converted
+from headwise.conversion.calibration import Calibration
+from headwise.conversion.checkpoint.checkpoint import Checkpoint
+from headwise.conversion.coverage import check
+from headwise.conversion.methods.layerwise import write_converted
+from headwise.conversion.request import Request
 from headwise.conversion.target import Target
-from headwise.conversion.text import Sequences
-from headwise.conversion.tune import Tuning, tune
-from headwise.conversion.verdict import CacheCost
+from headwise.conversion.tuning.distillation import Tuning, distil
+from headwise.conversion.verdict.quality import Judge
+from headwise.conversion.verdict.verdict import CacheCost
 from headwise.loading.load import load_config, load_model, load_tokenizer, model_folder
 from headwise.loading.source import demo_model, find_source
 
@@ -64,11 +67,12 @@ def _points(given: Any, folder: Path, scratch: Path) -> list[dict[str, Any]]:
     # From Z to A: the end of the other order is what the method's constants were chosen on.
     names = sorted(topics.topics, reverse=True)
     reference.write_text("\n\n".join(map(topics.topics.__getitem__, names)))
-    text = Sequences.read(reference, tokenizer, given.tokens, given.length)
+    text = Calibration.read(reference, tokenizer, given.tokens, given.length)
     held_out = {"reference": text.held_out}
     for file in given.also:
-        held_out[file.name] = Sequences.read(file, tokenizer, given.length, given.length).held_out
-    original = _load(folder)
+        held_out[file.name] = Calibration.read(file, tokenizer, given.length, given.length).held_out
+    checkpoint = Checkpoint(folder)
+    original = checkpoint.load()
     judges = {name: Judge(original, tokenizer, ids, _say) for name, ids in held_out.items()}
     points: list[dict[str, Any]] = []
     if given.out.exists():
@@ -83,17 +87,18 @@ def _points(given: Any, folder: Path, scratch: Path) -> list[dict[str, Any]]:
             out = scratch / "converted"
             out.mkdir()
             began = time.monotonic()
-            naive = method == "naive"
-            errors = write_converted(folder, target, text, out, naive=naive, progress=_say)
+            check(checkpoint.config, target)
+            request = Request(target=target, out=out, calibration=reference, method=method)
+            errors = write_converted(checkpoint, request, text, out, _say)
             seconds = time.monotonic() - began
             point: dict[str, Any] = {"target": word, "method": method, "seconds": seconds}
-            point["share"] = CacheCost.between(load_config(folder), load_config(out)).share
+            point["share"] = CacheCost.between(checkpoint.config, load_config(out)).share
             point["layer_errors"], point["tokens"] = errors, text.fitted.numel()
             point["converted"] = _quality(judges, _load(out))
             point |= {"tuned": None, "steps": steps, "tune_seconds": 0.0}
             if steps:
                 began = time.monotonic()
-                tune(original, student := _load(out), text.tuned, Tuning(steps), progress=_say)
+                distil(original, student := _load(out), text.tuned, Tuning(steps), progress=_say)
                 point["tune_seconds"] = time.monotonic() - began
                 point["tuned"] = _quality(judges, student)
             shutil.rmtree(out)

@@ -7,8 +7,8 @@ import pytest
 from conversion.verdicts import verdict
 from headwise import conversion
 from headwise.cli import main
-from headwise.conversion.quality import Quality
-from headwise.conversion.speed import Speeds
+from headwise.conversion.verdict.quality import Quality
+from headwise.conversion.verdict.speed import Speeds
 from headwise.errors import OptionError
 from headwise.loading.source import demo_model
 
@@ -72,7 +72,7 @@ def test_the_verdict_fits_80_columns_and_ends_with_its_conclusion(
     shown = " ".join(" ".join(lines).split())
     for expected in (
         "SmolLM2-135M to mqa",
-        "cache bytes a token 23,040 7,680 7,680",
+        "cache bytes per token 23,040 7,680 7,680",
         "perplexity 16.00 54.40 17.60",
         "8,192 tokens 42.1 ms 23.4 ms 1.80 (1.70-1.90)",
         "0.097 of theirs in the mean of 3 layers, at most 0.23 in layer 1",
@@ -166,9 +166,7 @@ def test_an_interrupted_verdict_says_that_the_checkpoint_is_there(
     assert capsys.readouterr().err == f"headwise: interrupted; {said}\n"
 
 
-@pytest.mark.parametrize(
-    ("tune", "said"), [("0", "starts anew"), ("5", "goes on from what is kept")]
-)
+@pytest.mark.parametrize(("tune", "said"), [("0", "restarts"), ("5", "resumes from what is kept")])
 def test_an_interruption_says_what_the_same_command_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tune: str, said: str
 ) -> None:

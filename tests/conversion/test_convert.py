@@ -16,12 +16,15 @@ from safetensors.torch import load_file, save_file
 
 import headwise
 from cli.checkpoints import KV_HEADS, save_tiny
-from headwise.conversion import Target, convert, run, walk
-from headwise.conversion.checkpoint import ShardWriter, Weights
-from headwise.conversion.descent import Descent
-from headwise.conversion.source import check
-from headwise.conversion.text import Sequences
-from headwise.conversion.verdict import Verdict
+from headwise.conversion import Target, convert, pipeline
+from headwise.conversion.calibration import Calibration
+from headwise.conversion.checkpoint.weights import ShardWriter, StoredWeights
+from headwise.conversion.coverage import check
+from headwise.conversion.methods import layerwise
+from headwise.conversion.tuning import tuned
+from headwise.conversion.tuning.optimizer import ScaledAdam
+from headwise.conversion.verdict import measurement
+from headwise.conversion.verdict.verdict import Verdict
 from headwise.errors import ConversionError, LoadError, OptionError
 
 LENGTH = 40
@@ -97,7 +100,7 @@ def test_mqa_is_an_ordinary_checkpoint_that_stock_loads(
     tokenizers = [hf.AutoTokenizer.from_pretrained(folder) for folder in (model, out)]
     assert tokenizers[0]("then").input_ids == tokenizers[1]("then").input_ids
     untouched = "model.layers.1.mlp.up_proj.weight"
-    assert torch.equal(Weights(model)[untouched], Weights(out)[untouched])
+    assert torch.equal(StoredWeights(model)[untouched], StoredWeights(out)[untouched])
 
 
 def test_mla_with_everything_kept_is_the_original(model: Path, tmp_path: Path) -> None:
@@ -137,8 +140,8 @@ def test_a_share_of_the_cache_is_what_is_cached(model: Path, sizes: dict, tmp_pa
     loaded, _ = headwise.load(tmp_path / "out")
     headwise.attach(loaded)
     out = loaded(torch.arange(20)[None], use_cache=True)
-    held = headwise.hf.cache_nbytes(out.past_key_values)
-    assert held == 20 * verdict.cache.converted
+    cached = headwise.hf.cache_nbytes(out.past_key_values)
+    assert cached == 20 * verdict.cache.converted
 
 
 def test_reloads_to_the_bit_in_a_fresh_process(model: Path, sizes: dict, tmp_path: Path) -> None:
@@ -160,7 +163,7 @@ def test_the_dtype_of_the_checkpoint_stays(model: Path, sizes: dict, tmp_path: P
     loaded = hf.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     loaded.save_pretrained(model)
     convert(model, "mla:50%", out=tmp_path / "out", **sizes)
-    weights = Weights(tmp_path / "out")
+    weights = StoredWeights(tmp_path / "out")
     dtypes = {weights[name].dtype for name in weights}
     assert dtypes == {torch.bfloat16, torch.int64}
     assert _logits(tmp_path / "out").dtype == torch.bfloat16
@@ -173,7 +176,7 @@ def test_a_conversion_that_fails_leaves_nothing(
         raise KeyboardInterrupt
 
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(walk.Walk, "_write", fail)
+    monkeypatch.setattr(layerwise, "_write_layer", fail)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=tmp_path / "out", **sizes)
     assert sorted(tmp_path.iterdir()) == before
@@ -193,32 +196,34 @@ def test_tuning_brings_the_model_nearer_and_goes_on_after_an_interruption(
         "model.layers.1.mlp.up_proj.weight",
         "model.layers.1.self_attn.q_proj.weight",
     )
-    before, after = Weights(model), Weights(tmp_path / "whole")
+    before, after = StoredWeights(model), StoredWeights(tmp_path / "whole")
     assert torch.equal(before[untouched], after[untouched])
     assert not torch.equal(before[touched], after[touched])
     assert not (tmp_path / ".whole.work").exists()
 
-    def stop(self: Descent, step: int) -> bool:
-        if step == 4:
-            raise KeyboardInterrupt
-        return made(self, step)
+    steps = iter(range(6))
 
-    made = Descent.step
-    monkeypatch.setattr(Descent, "step", stop)
-    monkeypatch.setattr(run, "_SAVE_SECONDS", 0.0)
+    def stop(self: ScaledAdam) -> bool:
+        if next(steps) == 4:
+            raise KeyboardInterrupt
+        return made(self)
+
+    made = ScaledAdam.step
+    monkeypatch.setattr(ScaledAdam, "step", stop)
+    monkeypatch.setattr(tuned, "_SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mla:50%", out=tmp_path / "out", tune=6, **sizes)
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(Descent, "step", made)
+    monkeypatch.setattr(ScaledAdam, "step", made)
     with pytest.raises(OptionError, match=r"holds another conversion .*to mla:50%, now mqa"):
         convert(model, "mqa", out=tmp_path / "out", tune=6, **sizes)
 
     def never(*args: object, **options: object) -> None:
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(run, "write_converted", never)
+    monkeypatch.setattr(pipeline, "write_converted", never)
     convert(model, "mla:50%", out=tmp_path / "out", tune=6, **sizes)
-    again = Weights(tmp_path / "out")
+    again = StoredWeights(tmp_path / "out")
     assert all(torch.equal(after[name], again[name]) for name in after)
     assert not (tmp_path / ".out.work").exists()
 
@@ -231,7 +236,7 @@ def test_an_interrupted_verdict_leaves_the_checkpoint(
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    monkeypatch.setattr(run, "Judge", stop)
+    monkeypatch.setattr(measurement, "Judge", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=out, tune=tune, **sizes)
     monkeypatch.undo()
@@ -248,7 +253,7 @@ def test_without_a_verdict_nothing_is_measured(
     model: Path, sizes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("Judge", "compare_speed"):
-        monkeypatch.delattr(run, name)
+        monkeypatch.delattr(measurement, name)
     verdict = convert(model, "mqa", out=tmp_path / "out", verdict=False, **sizes)
     assert (verdict.original, verdict.converted, verdict.speeds.contexts) == (None, None, ())
     assert verdict.conclusion == "mqa keeps 50% of the cache; quality was not measured"
@@ -285,7 +290,7 @@ def test_what_a_killed_process_left_is_removed(model: Path, tmp_path: Path) -> N
 
 
 def test_shards_are_what_transformers_reads(model: Path, tmp_path: Path) -> None:
-    weights, folder = Weights(model), tmp_path / "sharded"
+    weights, folder = StoredWeights(model), tmp_path / "sharded"
     folder.mkdir()
     shutil.copyfile(model / "config.json", folder / "config.json")
     writer = ShardWriter(folder, shard_bytes=20_000)
@@ -296,7 +301,7 @@ def test_shards_are_what_transformers_reads(model: Path, tmp_path: Path) -> None
     loaded = hf.AutoModelForCausalLM.from_pretrained(folder)
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, weights[name])
-    again = Weights(folder)
+    again = StoredWeights(folder)
     assert sorted(again) == sorted(weights)
     assert torch.equal(again["model.norm.weight"], weights["model.norm.weight"])
     # and a conversion reads shards as it reads one file
@@ -351,15 +356,15 @@ def test_targets_read_what_they_write(word: str) -> None:
 
 def test_sequences_do_not_overlap(model: Path, text: Path) -> None:
     _, tokenizer = headwise.load(model)
-    found = Sequences.read(text, tokenizer, 400, LENGTH)
-    assert found.fitted.shape == (10, LENGTH)
+    sequences = Calibration.read(text, tokenizer, 400, LENGTH)
+    assert sequences.fitted.shape == (10, LENGTH)
     ids = tokenizer(TEXT).input_ids
-    assert found.fitted.flatten().tolist() == ids[:400]
-    assert found.probed.flatten().tolist() == ids[400:480]
+    assert sequences.fitted.flatten().tolist() == ids[:400]
+    assert sequences.probed.flatten().tolist() == ids[400:480]
     cut = len(ids) // LENGTH * LENGTH
-    assert found.held_out.flatten().tolist() == ids[cut - found.held_out.numel() : cut]
-    assert found.held_out.numel() <= cut - 480
-    assert found.tuned.flatten().tolist() == ids[: cut - found.held_out.numel()]
+    assert sequences.held_out.flatten().tolist() == ids[cut - sequences.held_out.numel() : cut]
+    assert sequences.held_out.numel() <= cut - 480
+    assert sequences.tuned.flatten().tolist() == ids[: cut - sequences.held_out.numel()]
 
 
 def test_every_sequence_begins_as_the_tokenizer_begins(model: Path, text: Path) -> None:
@@ -371,13 +376,13 @@ def test_every_sequence_begins_as_the_tokenizer_begins(model: Path, text: Path) 
         bos_token_id = 257
 
         def __call__(self, words: str, *, add_special_tokens: bool = True, verbose: bool = True):
-            found = tokenizer(words, add_special_tokens=False)
+            tokenized = tokenizer(words, add_special_tokens=False)
             if add_special_tokens:
-                found["input_ids"] = [257, *found["input_ids"]]
-            return found
+                tokenized["input_ids"] = [257, *tokenized["input_ids"]]
+            return tokenized
 
-    found = Sequences.read(text, Begins(), 400, LENGTH)
-    for part in (found.fitted, found.probed, found.held_out):
+    sequences = Calibration.read(text, Begins(), 400, LENGTH)
+    for part in (sequences.fitted, sequences.probed, sequences.held_out):
         assert (part[:, 0] == 257).all()
         assert (part[:, 1:] != 257).all()
 
@@ -387,12 +392,12 @@ def test_texts_that_will_not_do(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "short.txt"
     file.write_text("too short", encoding="utf-8")
     with pytest.raises(OptionError, match="holds 9 tokens, and calibration needs at least 160"):
-        Sequences.read(file, tokenizer, 400, LENGTH)
+        Calibration.read(file, tokenizer, 400, LENGTH)
     with pytest.raises(LoadError, match=r"none\.txt cannot be read"):
-        Sequences.read(tmp_path / "none.txt", tokenizer, 400, LENGTH)
+        Calibration.read(tmp_path / "none.txt", tokenizer, 400, LENGTH)
     file.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(LoadError, match=r"is not UTF-8 text"):
-        Sequences.read(file, tokenizer, 400, LENGTH)
+        Calibration.read(file, tokenizer, 400, LENGTH)
 
 
 def test_streams_one_layer_at_a_time(
@@ -400,19 +405,19 @@ def test_streams_one_layer_at_a_time(
 ) -> None:
     """No tensor is asked for before its layer's turn, and none of a layer that is done is alive."""
     asked: list[str] = []
-    read = Weights.__getitem__
+    read = StoredWeights.__getitem__
 
-    def noted(self: Weights, name: str) -> torch.Tensor:
+    def noted(self: StoredWeights, name: str) -> torch.Tensor:
         if self.folder == model:
             asked.append(name)
         return read(self, name)
 
-    monkeypatch.setattr(Weights, "__getitem__", noted)
+    monkeypatch.setattr(StoredWeights, "__getitem__", noted)
     convert(model, "mqa", out=tmp_path / "out", **sizes)
     layers = [int(name.split(".")[2]) for name in asked if name.startswith("model.layers")]
     assert layers == sorted(layers)
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
-        assert sorted(file.keys()) == sorted(Weights(model))
+        assert sorted(file.keys()) == sorted(StoredWeights(model))
 
 
 def _damaged(model: Path, change: Callable[[dict], None]) -> None:
@@ -426,7 +431,8 @@ def test_only_the_files_that_transformers_reads_are_converted(
     model: Path, sizes: dict, tmp_path: Path
 ) -> None:
     tensors = {
-        name: torch.randn_like(at) for name, at in load_file(model / "model.safetensors").items()
+        name: torch.randn_like(tensor)
+        for name, tensor in load_file(model / "model.safetensors").items()
     }
     save_file(tensors, model / "model_old.safetensors")
     convert(model, "mla", out=tmp_path / "out")
@@ -437,24 +443,24 @@ def test_rotary_tables_of_old_checkpoints_are_left_out(model: Path, tmp_path: Pa
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     _damaged(model, lambda tensors: tensors.update({name: torch.ones(5)}))
     convert(model, "mla", out=tmp_path / "out")
-    assert name not in Weights(tmp_path / "out")
+    assert name not in StoredWeights(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
         (
-            lambda at: at.pop("model.layers.2.mlp.up_proj.weight"),
+            lambda tensors: tensors.pop("model.layers.2.mlp.up_proj.weight"),
             LoadError,
             "layer 2: mlp.up_proj.weight is missing",
         ),
         (
-            lambda at: at.update({"model.layers.1.mlp.up_proj.weight": torch.ones(3, 4)}),
+            lambda tensors: tensors.update({"model.layers.1.mlp.up_proj.weight": torch.ones(3, 4)}),
             LoadError,
             r"layer 1: mlp.up_proj.weight is \[3, 4\], and the model's config.json asks for",
         ),
         (
-            lambda at: at["model.layers.1.self_attn.q_proj.weight"].fill_(torch.nan),
+            lambda tensors: tensors["model.layers.1.self_attn.q_proj.weight"].fill_(torch.nan),
             ConversionError,
             "layer 1: hidden states are not finite",
         ),
@@ -519,7 +525,7 @@ def test_a_result_is_not_lost_to_its_timing(
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("no\nroom")
 
-    monkeypatch.setattr(run, "compare_speed", fail)
+    monkeypatch.setattr(measurement, "compare_speed", fail)
     (model / "tokenizer_extra").mkdir()  # a folder among the files that are copied
     verdict = convert(model, "mla", out=tmp_path / "out")
     assert verdict.speeds.note == "decode speed was not measured: no room"
@@ -543,10 +549,10 @@ def test_a_model_that_changed_is_not_gone_on_with(
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "distil", stop)
+    monkeypatch.setattr(tuned, "distil", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=tmp_path / "out", tune=2, **sizes)
-    _damaged(model, lambda at: at["model.layers.1.self_attn.o_proj.weight"].neg_())
+    _damaged(model, lambda tensors: tensors["model.layers.1.self_attn.o_proj.weight"].neg_())
     with pytest.raises(OptionError, match="holds another conversion"):
         convert(model, "mqa", out=tmp_path / "out", tune=2, **sizes)
     # without tuning nothing is gone on with, and what was left is removed

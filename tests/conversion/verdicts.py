@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from headwise.conversion.quality import Quality
-from headwise.conversion.speed import DecodeSpeed, Speeds
-from headwise.conversion.verdict import CacheCost, Verdict
+from headwise.conversion.verdict.quality import Quality
+from headwise.conversion.verdict.speed import DecodeSpeed, Speeds
+from headwise.conversion.verdict.verdict import CacheCost, Verdict
 from headwise.measure.timing import Ratio
 
 ENVIRONMENT = {

@@ -22,8 +22,8 @@ from headwise.base.written import check_writable
 from headwise.comparison import Configuration
 from headwise.comparison.configuration import claim
 from headwise.comparison.text import read as read_corpus
-from headwise.conversion.checkpoint import Weights
-from headwise.conversion.work import file_digest
+from headwise.conversion.checkpoint.weights import StoredWeights
+from headwise.conversion.checkpoint.workspace import file_digest
 from headwise.errors import HeadwiseError, LoadError, OptionError
 from headwise.generation.text import read_document
 from headwise.loading.load import load, model_folder
@@ -153,7 +153,7 @@ def test_an_index_names_weight_files_of_its_folder_alone(shard: object, copy: Pa
     index = {"weight_map": {"a": shard}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(lambda: load(copy))
-    refused(lambda: Weights(copy))
+    refused(lambda: StoredWeights(copy))
 
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": 5}, {"weight_map": ["x"]}])

@@ -9,7 +9,8 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from headwise.conversion.stack import Stack
+from headwise.conversion.checkpoint.checkpoint import Checkpoint
+from headwise.conversion.methods.decoder import StreamedDecoder
 from headwise.errors import LoadError
 from headwise.loading.load import load_config, load_model
 from headwise.viewing.models import open_model
@@ -107,7 +108,7 @@ def test_a_conversion_looks_at_weights_that_it_would_leave_out(folder: Path) -> 
     name = "model.layers.0.self_attn.q_proj.bias"
     change(folder, {name: (48,), "model.layers.0.self_attn.rotary_emb.inv_freq": (4,)})
     with pytest.raises(LoadError, match=r"holds 1 weights .* first model\.layers\.0.*q_proj\.bias"):
-        Stack(folder, load_config(folder))
+        StreamedDecoder(Checkpoint(folder))
 
 
 @pytest.fixture

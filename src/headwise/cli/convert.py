@@ -1,4 +1,4 @@
-"""`headwise convert`: a checkpoint moved to a cheaper attention, and what that cost."""
+"""`headwise convert`: a checkpoint moved to a cheaper attention, and what that costs."""
 
 import shlex
 from pathlib import Path
@@ -63,7 +63,7 @@ def convert(
     before = out.exists() and any(out.iterdir())
     try:
         with quiet_transformers(), screen(animated=False) as shown:
-            found = conversion.convert(
+            made = conversion.convert(
                 demo_model() if chosen is None else chosen,
                 to,
                 verdict=verdict,
@@ -72,15 +72,15 @@ def convert(
                 **options,
             )
     except KeyboardInterrupt:
-        said = f"the same command {'goes on from what is kept' if tune else 'starts anew'}"
+        state = f"the same command {'resumes from what is kept' if tune else 'restarts'}"
         if not before and (out / "config.json").is_file():
-            said = f"the checkpoint in {out} is whole, its verdict was not measured"
-        typer.echo(one_line(f"headwise: interrupted; {said}"), err=True)
+            state = f"the checkpoint in {out} is whole, its verdict was not measured"
+        typer.echo(one_line(f"headwise: interrupted; {state}"), err=True)
         return 130
     if as_json:
-        print_json(found.to_dict())
+        print_json(made.to_dict())
     else:
-        show(found, out)
+        show(made, out)
     return 0
 
 

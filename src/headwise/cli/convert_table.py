@@ -1,4 +1,4 @@
-"""What `headwise convert` ends with: what it cost, what it brought, and the conclusion."""
+"""What `headwise convert` ends with: what it cost, what it gained, and the conclusion."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 
 from headwise.base.console import one_line
-from headwise.conversion.tables import Rows, made_with, notes, quality_rows, speed_rows
-from headwise.conversion.verdict import Verdict
+from headwise.conversion.verdict.tables import Rows, made_with, notes, quality_rows, speed_rows
+from headwise.conversion.verdict.verdict import Verdict
 
 
 def show(verdict: Verdict, out: Path) -> None:
@@ -50,10 +50,8 @@ def _lines(verdict: Verdict, out: Path) -> list[str]:
         )
     if verdict.original is not None:
         lines.append(f"continued: {verdict.prompt}")
-    for name in ("original", "converted", "tuned"):
-        quality = getattr(verdict, name)
-        if quality is not None:
-            lines.append(f"{name}: {quality.continuation}")
+    for name, quality in verdict.qualities.items():
+        lines.append(f"{name}: {quality.continuation}")
     lines += [
         f"method {verdict.method}, {verdict.seconds:,.0f} s, {made_with(verdict)}",
         f"in {out}: the checkpoint; README.md has this verdict and how to load it",

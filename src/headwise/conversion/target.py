@@ -6,8 +6,6 @@ from typing import Literal
 
 from headwise.errors import OptionError
 
-Mechanism = Literal["gqa", "mla", "mha"]
-
 _EXPECTED = (
     "expected gqa:2 (2 kv heads), mqa, mla (everything kept), mla:50% (of the cache), "
     "mla:rank=128,rope=48, or mha (from MLA)"
@@ -28,7 +26,7 @@ class Target:
         share: of the elements that the original caches, for "mla"; 1 keeps everything, exactly.
     """
 
-    mechanism: Mechanism
+    mechanism: Literal["gqa", "mla", "mha"]
     kv_heads: int | None = None
     rank: int | None = None
     rope_dim: int | None = None
@@ -51,14 +49,12 @@ class Target:
             return cls("mha")
         if word == "mla":
             return cls("mla", share=1.0)
-        if found := _GROUPS.fullmatch(word):
-            if int(found[1]) > 0:
-                return cls("gqa", kv_heads=int(found[1]))
-        elif found := _SHARE.fullmatch(word):
-            if 0 < float(found[1]) <= 100:
-                return cls("mla", share=float(found[1]) / 100)
-        elif found := _LATENT.fullmatch(word):
-            rank, rope = int(found[1]), int(found[2])
+        if (match := _GROUPS.fullmatch(word)) and int(match[1]) > 0:
+            return cls("gqa", kv_heads=int(match[1]))
+        if (match := _SHARE.fullmatch(word)) and 0 < float(match[1]) <= 100:
+            return cls("mla", share=float(match[1]) / 100)
+        if match := _LATENT.fullmatch(word):
+            rank, rope = map(int, match.groups())
             if rank > 0 and rope > 0 and rope % 2 == 0:
                 return cls("mla", rank=rank, rope_dim=rope)
             raise OptionError(

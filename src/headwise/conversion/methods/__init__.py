@@ -1,0 +1,1 @@
+"""Another attention for each layer: merged heads, latents, and latents expanded again."""

@@ -1,0 +1,101 @@
+"""The states of a tuning on the disk, each written atomically, so that it can resume."""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from headwise.base.files import one_line
+from headwise.base.folders import written_whole
+from headwise.conversion.checkpoint.workspace import read_record, resumed, write_record
+from headwise.loading.weight_files import open_weights
+
+_STEP = re.compile(r"step-(\d+)")
+_TENSORS = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class TuningState:
+    """How far a tuning is.
+
+    Args:
+        losses: of each step that was made, its divergence and its attention's error.
+        tensors: what the next step needs, by name.
+    """
+
+    losses: list[tuple[float, float]]
+    tensors: dict[str, Tensor]
+
+
+class TuningFolder:
+    """The states of one tuning: folders step-N, of which the newest counts.
+
+    Args:
+        folder: it is made where there is none.
+        identity: everything that the result follows from, as values that JSON keeps.
+
+    Raises, in each method:
+        LoadError: the folder cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder, self.identity = folder, identity
+        with self._writing():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def newest(self) -> TuningState | None:
+        """Read the state that was written last; None where there is none.
+
+        Raises:
+            OptionError: it is another tuning's.
+        """
+        states = self._states()
+        if not states:
+            return None
+        newest = states[max(states)]
+        with resumed(newest, self.folder):
+            record = read_record(newest, self.identity, self.folder, "tuning")
+            losses = [(float(left), float(right)) for left, right in record["losses"]]
+            with open_weights(newest / _TENSORS) as file:
+                names = list(file.keys())
+                return TuningState(losses, {name: file.get_tensor(name) for name in names})
+
+    def write(self, state: TuningState) -> None:
+        """Write a state, and then remove the older ones."""
+        older = self._states().values()
+        with self._writing(), written_whole(self.folder / f"step-{len(state.losses)}") as part:
+            save_file(state.tensors, part / _TENSORS)
+            write_record(part, self.identity, losses=state.losses)
+        for folder in older:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _states(self) -> dict[int, Path]:
+        matches = {path: _STEP.fullmatch(path.name) for path in self.folder.iterdir()}
+        return {int(match[1]): path for path, match in matches.items() if match}
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return one_line(
+            f"cannot keep the tuning in {self.folder}", faults=(OSError, SafetensorError)
+        )
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """16 hex digits of the sha256 of named tensors: names, dtypes, shapes and bytes.
+
+    >>> digest([("weight", torch.zeros(2))]) == digest([("weight", torch.zeros(2, 1))])
+    False
+    """
+    sha = hashlib.sha256()
+    for name, tensor in tensors:
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]
