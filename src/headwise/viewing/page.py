@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from headwise.viewing.layer import STATISTICS, LayerView
+from headwise.viewing.program import program
 from headwise.viewing.tokens import Token
 
 if TYPE_CHECKING:
@@ -26,18 +27,14 @@ _ESCAPES = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"}
 def html(view: "View") -> str:
     """The page of a view."""
     folder = files("headwise.viewing") / "assets"
-    data = as_data(json.dumps(_fields(view), separators=(",", ":"), allow_nan=False))
     parts = {
         "STYLE": (folder / "page.css").read_text(encoding="utf-8"),
-        "PROGRAM": (folder / "page.js").read_text(encoding="utf-8"),
-        "DATA": data,
+        "PROGRAM": program(folder / "page"),
+        "DATA": as_data(json.dumps(_fields(view), separators=(",", ":"), allow_nan=False)),
     }
     # split once, so that no part is searched for the marks of another
-    head, *rest = (folder / "page.html").read_text(encoding="utf-8").split("%%")
-    pieces = [head]
-    for index, piece in enumerate(rest):
-        pieces.append(parts[piece] if index % 2 == 0 else piece)
-    return "".join(pieces)
+    pieces = (folder / "page.html").read_text(encoding="utf-8").split("%%")
+    return "".join(parts.get(piece, piece) for piece in pieces)
 
 
 def as_data(text: str) -> str:
