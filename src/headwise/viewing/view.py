@@ -15,9 +15,10 @@ from headwise.errors import OptionError, SpecError, UnsupportedError
 from headwise.spec import ModelSpec
 from headwise.viewing import figure, page, selection
 from headwise.viewing.ablation import Ablation, ablate
-from headwise.viewing.capture import Capture, Wanted
+from headwise.viewing.capture import Capture
+from headwise.viewing.forward_pass import attached, predicts, run
 from headwise.viewing.layer import LayerView
-from headwise.viewing.run import attached, predicts, run
+from headwise.viewing.record import Wanted
 from headwise.viewing.tokens import Token, describe, tokenize
 
 FORMATS = (".html", ".png", ".svg", ".json")
