@@ -21,7 +21,17 @@ LEVELS := "import torch; from headwise.ops.backend import cpu; cpu.available(); 
 CPP := $(wildcard csrc/*.* csrc/operators/*)
 CPP_FORMAT := $(BIN)/clang-format $(CPP) $(wildcard tests/csrc/*.h tests/csrc/*.cpp)
 
-.PHONY: demo test sweep nightly lint format docs wheel clean help
+# The page of `headwise view`: its modules, and the tools for them.
+PAGE := src/headwise/viewing/assets/page
+WEB := web/node_modules/.bin
+PRETTIER := $(WEB)/prettier --config web/package.json --log-level warn $(PAGE) web/eslint.config.js
+OLD_NODE := const [a, b] = process.versions.node.split("."); process.exit(a < 20 || (a == 20 && b < 19) ? 1 : 0)
+HAS_NODE := command -v npm >/dev/null && node -e '$(OLD_NODE)' 2>/dev/null
+# Nothing but these two targets needs Node.js.
+with_node = if $(HAS_NODE); then $(MAKE) -s --no-print-directory $(WEB) && $(1); else \
+    echo "no Node.js 20.19 or newer with npm: the page's JavaScript is left out"; fi
+
+.PHONY: demo test sweep nightly lint lint-page format docs wheel clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -29,8 +39,8 @@ help:
 	@echo "make test     run the tests"
 	@echo "make sweep    run those that take long and are more of the same"
 	@echo "make nightly  run everything with 1 and 2 threads, and the kernels at every level with 4"
-	@echo "make lint     ruff, clang-format, mypy, import-linter, lines of code"
-	@echo "make format   let ruff and clang-format rewrite what they can"
+	@echo "make lint     ruff, clang-format, mypy, import-linter, lines of code; with Node.js the page's JavaScript"
+	@echo "make format   let ruff, clang-format and prettier rewrite what they can"
 	@echo "make docs     build the site into docs/_build/html"
 	@echo "make wheel    build dist/*.whl"
 	@echo "make clean    remove what these made, the environment excepted"
@@ -62,11 +72,20 @@ lint: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python packaging/lines.py
+	@$(MAKE) --no-print-directory lint-page
+
+lint-page:
+	@$(call with_node,$(PRETTIER) --check && $(WEB)/eslint --config web/eslint.config.js $(PAGE) && $(WEB)/tsc -p web)
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(CPP_FORMAT) -i
+	@$(call with_node,$(PRETTIER) --write)
+
+$(WEB): web/package-lock.json
+	cd web && npm ci --silent
+	@touch $@
 
 docs: .venv/.dev
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
@@ -83,7 +102,7 @@ wheel: .venv/.dev
 	    exit 1; fi
 
 clean:
-	rm -rf build dist docs/_build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf build dist docs/_build web/node_modules .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 
 # What a user needs: the package, Transformers, and the weights of the demo models. torch goes first
 # so that its build is settled before anything else asks for it, then what builds the C++ library.

@@ -21,8 +21,9 @@ import headwise
 from headwise.generation.options import Sampling
 from headwise.generation.run import generate
 from headwise.viewing import view
-from headwise.viewing.capture import Capture, Wanted
-from headwise.viewing.run import run
+from headwise.viewing.capture import Capture
+from headwise.viewing.forward_pass import run
+from headwise.viewing.record import Wanted
 
 
 class Numbers:
@@ -66,28 +67,30 @@ def memory(*, overview: bool) -> None:
 
 
 def seconds(rounds: int = 6) -> None:
-    at, ids, new = model(), Numbers()("8192")["input_ids"], 32
-    headwise.attach(at)
+    llama, ids, new = model(), Numbers()("8192")["input_ids"], 32
+    headwise.attach(llama)
     tokens: dict[str, list[int]] = {}
 
     def plain() -> None:
-        tokens["without"] = generate(at, ids, sampling=Sampling(max_new_tokens=new + 1)).tokens[:-1]
+        tokens["without"] = generate(llama, ids, sampling=Sampling(max_new_tokens=new + 1)).tokens[
+            :-1
+        ]
 
     def looked(name: str, overview: bool) -> None:
         wanted = Wanted(tokens=len(ids) + new, rows=(5, 4000, 8191), overview=overview)
-        tokens[name] = run(at, ids, new, Capture(at, wanted), "contiguous")[0]
+        tokens[name] = run(llama, ids, new, Capture(llama, wanted), "contiguous")[0]
 
-    found: dict[str, list[float]] = {"without": [], "three rows": [], "overview": []}
+    times: dict[str, list[float]] = {"without": [], "three rows": [], "overview": []}
     for _ in range(rounds):
-        for name in found:
+        for name in times:
             began = time.process_time()
             plain() if name == "without" else looked(name, name == "overview")
-            found[name].append(time.process_time() - began)
+            times[name].append(time.process_time() - began)
     assert tokens["without"] == tokens["three rows"] == tokens["overview"]
-    for name, times in found.items():
-        ratios = [one / other for one, other in zip(times[1:], found["without"][1:])]
+    for name, each in times.items():
+        ratios = [one / other for one, other in zip(each[1:], times["without"][1:])]
         print(
-            f"{name}: median {statistics.median(times[1:]):.2f} s, "
+            f"{name}: median {statistics.median(each[1:]):.2f} s, "
             f"{statistics.median(ratios):.3f} times as long"
         )
 

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from headwise.cli.options import (
     the_model,
 )
 from headwise.cli.terminal import screen
+
+if TYPE_CHECKING:
+    from headwise.viewing import Ablation, View
 
 SENTENCE = "The animal didn't cross the street because it was too tired"
 
@@ -100,7 +103,7 @@ def view(
             trust_remote_code=trust_remote_code,
             progress=shown,
         )
-        found = viewing.view(
+        seen = viewing.view(
             loaded,
             tokenizer,
             shown_text if pair is None else (shown_text, pair),
@@ -110,50 +113,50 @@ def view(
             progress=shown,
             **options,
         )
-        found.save(out)
+        seen.save(out)
     if as_json:
-        print_json(_summary(found, out))
+        print_json(_summary(seen, out))
         return 0
-    if found.ablation is not None:
-        _show_ablation(found.ablation)
-    if found.not_numbers:
-        first = ".".join(map(str, found.not_numbers[0]))
-        count = _count(len(found.not_numbers), "head")
+    if seen.ablation is not None:
+        _show_ablation(seen.ablation)
+    if seen.not_numbers:
+        first = ".".join(map(str, seen.not_numbers[0]))
+        count = _count(len(seen.not_numbers), "head")
         sys.stdout.write(f"weights are NaN in {count}, first {first}\n")
-    kinds = ", ".join(dict.fromkeys(layer.mechanism for layer in found.layers))
-    heads_seen = sum(len(layer.heads) for layer in found.layers)
+    kinds = ", ".join(dict.fromkeys(layer.mechanism for layer in seen.layers))
+    head_count = sum(len(layer.heads) for layer in seen.layers)
     sys.stdout.write(
         harmless(
-            f"{out}: {found.model}, {_count(len(found.tokens), 'token')}, "
-            f"{_count(len(found.layers), 'layer')}, {_count(heads_seen, 'head')} ({kinds})\n"
+            f"{out}: {seen.model}, {_count(len(seen.tokens), 'token')}, "
+            f"{_count(len(seen.layers), 'layer')}, {_count(head_count, 'head')} ({kinds})\n"
         )
     )
     return 0
 
 
-def _summary(found: Any, out: Path) -> dict[str, Any]:
+def _summary(seen: "View", out: Path) -> dict[str, Any]:
     """What was looked at and where it was written; the numbers themselves are `--out FILE.json`."""
     layers = [
         {"index": layer.index, "mechanism": layer.mechanism, "heads": len(layer.heads)}
-        for layer in found.layers
+        for layer in seen.layers
     ]
-    ablation = None if found.ablation is None else asdict(found.ablation)
-    tokens = [token.text for token in found.tokens]
-    names = {"out": str(out), "model": found.model, "tokens": tokens, "layers": layers}
-    return names | {"not_numbers": found.not_numbers, "ablation": ablation}
+    ablation = None if seen.ablation is None else asdict(seen.ablation)
+    tokens = [token.text for token in seen.tokens]
+    names = {"out": str(out), "model": seen.model, "tokens": tokens, "layers": layers}
+    return names | {"not_numbers": seen.not_numbers, "ablation": ablation}
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _show_ablation(found: Any) -> None:
+def _show_ablation(ablation: "Ablation") -> None:
     """The ten likeliest next tokens, before and after."""
-    names = ", ".join(f"{layer}.{head}" for layer, head in found.heads)
+    names = ", ".join(f"{layer}.{head}" for layer, head in ablation.heads)
     sys.stdout.write(f"next token, with all heads and without {names}:\n")
-    for one, other in zip(found.before, found.after):
+    for one, other in zip(ablation.before, ablation.after):
         sys.stdout.write(
             f"  {one_line(repr(one.token.text)):<16} {one.before:7.2%}   "
             f"{one_line(repr(other.token.text)):<16} {other.after:7.2%}\n"
         )
-    sys.stdout.write(f"  divergence {found.divergence:.4f} bits\n")
+    sys.stdout.write(f"  divergence {ablation.divergence:.4f} bits\n")

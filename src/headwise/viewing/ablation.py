@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.errors import OptionError, UnsupportedError
+from headwise.errors import OptionError
 from headwise.generation.stepper import Stepper
 from headwise.hf.observer import observing
-from headwise.viewing.capture import Capture, Wanted
+from headwise.viewing.capture import Capture
+from headwise.viewing.record import Wanted
 from headwise.viewing.tokens import Token, describe
 
 TOP = 10
@@ -50,18 +51,12 @@ def ablate(
     A head is silenced by zeros in place of its output, at every position.
 
     Raises:
-        UnsupportedError: the model predicts no next token.
         OptionError: no such head.
     """
-    if not model.can_generate():
-        raise UnsupportedError(
-            f"{type(model).__name__} predicts no next token, so that silencing a head has nothing "
-            "to show: take a decoder"
-        )
-    known = isinstance(heads, Sequence) and all(
-        isinstance(at, Sequence) and list(map(type, at)) == [int, int] for at in heads
+    pairs = isinstance(heads, Sequence) and all(
+        isinstance(head, Sequence) and list(map(type, head)) == [int, int] for head in heads
     )
-    if not known:
+    if not pairs:
         raise OptionError(f"without is {heads!r}, expected pairs of layer and head, as [(5, 2)]")
     silent: dict[int, list[int]] = {}
     for layer, head in heads:
@@ -70,10 +65,10 @@ def ablate(
     before = _next(model, ids)
     with observing(capture):
         after = _next(model, ids)
-    there = sorted(capture.indices.values())
-    unknown = sorted(set(silent) - set(there))
+    known = sorted(capture.indices.values())
+    unknown = sorted(set(silent) - set(known))
     if unknown:
-        raise OptionError(f"there is no layer {unknown[0]} to silence a head of; there are {there}")
+        raise OptionError(f"there is no layer {unknown[0]} to silence a head of; there are {known}")
     # a token that had no probability adds nothing, whatever it has after; NaN stays NaN
     terms = (before.exp() * (before - after)).masked_fill(before.isneginf(), 0.0)
     divergence = float(terms.sum()) / math.log(2)

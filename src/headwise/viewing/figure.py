@@ -30,14 +30,15 @@ def draw(
     Raises:
         OptionError: a token, layer or head that the view does not have, or too many tokens.
     """
-    layers = [at for at in view.layers if layer is None or at.index == layer]
-    if not layers or (head is not None and not any(head in at.heads for at in layers)):
+    layers = [each for each in view.layers if layer is None or each.index == layer]
+    if not layers or (head is not None and not any(head in each.heads for each in layers)):
         asked = f"layer {layer}" if head is None else f"head {head}"
         raise OptionError(f"{asked} is not in the view; it has {_available(view)}")
-    single = len(layers) == 1 and (head is not None or len(layers[0].heads) == 1)
-    if token is None and not (single and len(layers[0].rows) > 1):
-        token = layers[0].rows[-1]
-    if token is not None and token not in layers[0].rows:
+    first = layers[0]
+    single = len(layers) == 1 and (head is not None or len(first.heads) == 1)
+    if token is None and not (single and len(first.rows) > 1):
+        token = first.rows[-1]
+    if token is not None and token not in first.rows:
         raise OptionError(f"the weights of token {token} are not in the view; see its tokens")
     if len(view.tokens) > _MOST:
         raise OptionError(
@@ -48,25 +49,24 @@ def draw(
         title = f"What “{_shown(view, token)}” attends to"
         across = "layer" if len(layers) > 1 and head is None else "head"
     else:
-        at = layers[0]
-        place = at.heads.index(head) if head is not None else 0
-        rows = at.weights[place]
-        names = [_shown(view, row) for row in at.rows]
-        title, across = f"Layer {at.index}, head {at.heads[place]}", "token that attends"
+        place = first.heads.index(head) if head is not None else 0
+        rows, names = first.weights[place], [_shown(view, row) for row in first.rows]
+        title, across = f"Layer {first.index}, head {first.heads[place]}", "token that attends"
     return _heat(view, rows, names, title, across, form)
 
 
 def _of_token(layers: list[LayerView], token: int, head: int | None) -> tuple[Tensor, list[str]]:
-    """Weights [rows, tokens] of one token: a row a layer (the mean of its heads), or a head."""
-    if head is not None:
-        kept = [at for at in layers if head in at.heads]
-        found = [at.weights[at.heads.index(head), at.rows.index(token)] for at in kept]
-        return torch.stack(found), [f"{at.index}.{head}" for at in kept]
-    if len(layers) > 1:
-        means = [at.weights[:, at.rows.index(token)].mean(dim=0) for at in layers]
-        return torch.stack(means), [f"{at.index}" for at in layers]
-    at = layers[0]
-    return at.weights[:, at.rows.index(token)], [f"{at.index}.{each}" for each in at.heads]
+    """Weights [rows, tokens] of one token: one row per layer (the mean of its heads), or head."""
+    weights = {layer.index: layer.weights[:, layer.rows.index(token)] for layer in layers}
+    if head is None and len(layers) > 1:
+        return torch.stack([each.mean(dim=0) for each in weights.values()]), list(map(str, weights))
+    rows = {
+        f"{layer.index}.{each}": weights[layer.index][place]
+        for layer in layers
+        for place, each in enumerate(layer.heads)
+        if head in (None, each)
+    }
+    return torch.stack(list(rows.values())), list(rows)
 
 
 def _heat(
@@ -88,7 +88,7 @@ def _heat(
         made = LinearSegmentedColormap.from_list("headwise", _COLOURS)
         colours = made.with_extremes(bad=_FAINT)  # weights that are NaN must not look like none
         image = axes.imshow(rows.numpy(), cmap=colours, norm=PowerNorm(0.5, 0, 1), aspect="auto")
-        texts = [_shown(view, at) for at in range(len(view.tokens))]
+        texts = [_shown(view, token) for token in range(len(view.tokens))]
         literal: Any = {"parse_math": False}
         slanted: Any = {"rotation": 55, "ha": "left", "rotation_mode": "anchor"}
         axes.set_xticks(range(len(texts)), texts, **slanted, **literal)
@@ -97,29 +97,15 @@ def _heat(
         axes.tick_params(length=0, labelsize=8, labelcolor=_INK, pad=3)
         axes.set_ylabel(across, fontsize=8, color=_FAINT)
         axes.spines[:].set_visible(False)
-        axes.set_xticks([at + 0.5 for at in range(len(texts) - 1)], minor=True)
-        axes.set_yticks([at + 0.5 for at in range(len(names) - 1)], minor=True)
+        axes.set_xticks([edge + 0.5 for edge in range(len(texts) - 1)], minor=True)
+        axes.set_yticks([edge + 0.5 for edge in range(len(names) - 1)], minor=True)
         axes.grid(which="minor", color="white", lw=1.2)
         axes.tick_params(which="minor", length=0)
-        figure.text(
-            0.14 / width,
-            1 - 0.14 / height,
-            title,
-            va="top",
-            fontsize=10,
-            color=_INK,
-            fontweight="bold",
-            parse_math=False,
-        )
-        figure.text(
-            0.14 / width,
-            1 - 0.36 / height,
-            plain(view.model),
-            va="top",
-            fontsize=8,
-            color=_FAINT,
-            parse_math=False,
-        )
+        heading: Any = {"fontsize": 10, "color": _INK, "fontweight": "bold"}
+        small: Any = {"fontsize": 8, "color": _FAINT}
+        for text, below, style in ((title, 0.14, heading), (plain(view.model), 0.36, small)):
+            left_edge, top_edge = 0.14 / width, 1 - below / height
+            figure.text(left_edge, top_edge, text, va="top", parse_math=False, **style)
         bar = figure.add_axes((1 - 0.62 / width, bottom / height, 0.1 / width, high / height))
         figure.colorbar(image, cax=bar, ticks=[0, 0.05, 0.25, 0.5, 1])
         bar.tick_params(length=0, labelsize=7, labelcolor=_FAINT)
@@ -129,13 +115,13 @@ def _heat(
     return content.getvalue()
 
 
-def _shown(view: "View", at: int) -> str:
-    text = view.tokens[at].text
+def _shown(view: "View", token: int) -> str:
+    text = view.tokens[token].text
     short = text if len(text) <= 14 else f"{text[:13]}…"
     return plain(short.replace("\n", "⏎")).strip() or "␣"
 
 
 def _available(view: "View") -> str:
-    indices = [at.index for at in view.layers]
-    heads = sorted({head for at in view.layers for head in at.heads})
+    indices = [layer.index for layer in view.layers]
+    heads = sorted({head for layer in view.layers for head in layer.heads})
     return f"layers {indices[0]} to {indices[-1]} and heads {heads[0]} to {heads[-1]}"

@@ -21,7 +21,6 @@ class LayerView:
     """
 
     index: int
-    mechanism: str
     all_heads: int
     kv_heads: int
     head_dim: int
@@ -33,19 +32,26 @@ class LayerView:
     heads: list[int]
     rows: list[int]
     raw: Tensor
-    added: Tensor | None
+    added: Tensor | None = None
     content: Tensor | None
     lse: Tensor
     tile: int
-    tiles_max: Tensor | None
-    tiles_mean: Tensor | None
+    tiles_max: Tensor | None = None
+    tiles_mean: Tensor | None = None
     statistics: Tensor
+
+    @property
+    def mechanism(self) -> str:
+        """MLA, MHA, MQA or GQA."""
+        if self.latent is not None:
+            return "MLA"
+        if self.kv_heads == self.all_heads:
+            return "MHA"
+        return "MQA" if self.kv_heads == 1 else "GQA"
 
     @property
     def kv_head_of(self) -> list[int]:
         """The kv head that each of `heads` reads; for MLA the one latent, 0."""
-        if self.latent is not None:
-            return [0] * len(self.heads)
         return [head // (self.all_heads // self.kv_heads) for head in self.heads]
 
     @property

@@ -10,8 +10,8 @@ from headwise.loading.load import (
     DTYPES,
     find_device,
     known_dtype,
+    load,
     load_config,
-    load_model,
     load_tokenizer,
     model_folder,
     transformers_errors,
@@ -41,30 +41,23 @@ def open_model(
     """
     dtype = known_dtype(dtype)
     target = find_device(device)
-    place = "minilm" if model is None else model
-    name, folder = find_source(place).name, model_folder(place, progress=progress)
+    source = "minilm" if model is None else model
+    name, folder = find_source(source).name, model_folder(source, progress=progress)
     config = load_config(folder, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     if config.is_encoder_decoder:
         raise LoadError(
             f"{name} is an encoder-decoder ({config.model_type}); a view is of an encoder or a "
             "decoder"
         )
+    options: Any = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if not _is_encoder(config):
-        loaded = load_model(
-            folder,
-            config,
-            dtype=dtype,
-            device=target,
-            attention="eager",
-            trust_remote_code=trust_remote_code,
-            progress=progress,
-        )
-        return name, loaded, tokenizer
+        decoder = load(folder, device=device, attention="eager", progress=progress, **options)
+        return name, *decoder
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     check_memory(weight_bytes(folder, DTYPES.get(dtype)), target, "loading the model")
     with transformers_progress(progress, "loading weights"):
-        loaded = _encoder(folder, config, dtype, trust_remote_code)
-    return name, loaded.to(target).eval(), tokenizer
+        encoder = _encoder(folder, config, **options)
+    return name, encoder.to(target).eval(), tokenizer
 
 
 def _is_encoder(config: Any) -> bool:
@@ -79,7 +72,7 @@ def _encoder(folder: Path, config: Any, dtype: str, trust_remote_code: bool) -> 
     from transformers import AutoModel
 
     with transformers_errors(folder, "model"):
-        model, found = AutoModel.from_pretrained(
+        model, loading = AutoModel.from_pretrained(
             folder,
             output_loading_info=True,
             config=config,
@@ -90,5 +83,5 @@ def _encoder(folder: Path, config: Any, dtype: str, trust_remote_code: bool) -> 
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,  # refused by name, as are missing and unexpected weights
         )
-    check_encoder(folder, found, model)
+    check_encoder(folder, loading, model)
     return model

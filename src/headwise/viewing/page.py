@@ -5,39 +5,41 @@ that element; the program sets it as text and never as markup. The page's policy
 """
 
 import base64
-import json
 import math
+from dataclasses import asdict
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from headwise.base.written import as_json
+from headwise.viewing.ablation import Ablation
 from headwise.viewing.layer import STATISTICS, LayerView
-from headwise.viewing.tokens import Token
+from headwise.viewing.program import program
 
 if TYPE_CHECKING:
     from headwise.viewing.view import View
 
 # What could end a script element, start a comment in it, or a line of a program.
 _ESCAPES = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"}
+_FACTS = (
+    *("index", "mechanism", "all_heads", "kv_heads", "kv_head_of", "head_dim", "latent"),
+    *("scale", "softcap", "window", "heads", "rows"),
+)
 
 
 def html(view: "View") -> str:
     """The page of a view."""
     folder = files("headwise.viewing") / "assets"
-    data = as_data(json.dumps(_fields(view), separators=(",", ":"), allow_nan=False))
     parts = {
         "STYLE": (folder / "page.css").read_text(encoding="utf-8"),
-        "PROGRAM": (folder / "page.js").read_text(encoding="utf-8"),
-        "DATA": data,
+        "PROGRAM": program(folder / "page"),
+        "DATA": as_data(as_json(_fields(view))),
     }
     # split once, so that no part is searched for the marks of another
-    head, *rest = (folder / "page.html").read_text(encoding="utf-8").split("%%")
-    pieces = [head]
-    for index, piece in enumerate(rest):
-        pieces.append(parts[piece] if index % 2 == 0 else piece)
-    return "".join(pieces)
+    pieces = (folder / "page.html").read_text(encoding="utf-8").split("%%")
+    return "".join(parts.get(piece, piece) for piece in pieces)
 
 
 def as_data(text: str) -> str:
@@ -55,30 +57,23 @@ def numbers(view: "View") -> str:
     fields["layers"] = [
         {
             **_layer_facts(layer),
-            "weights": _listed(layer.weights.masked_fill(layer.raw.isnan(), math.nan), 7),
-            "raw_scores": _listed(layer.raw, 5),
-            "scores": _listed(layer.scores, 5),
-            "content_scores": None if layer.content is None else _listed(layer.content, 5),
-            "lse": _listed(layer.lse, 5),
-            "statistics": {
-                name: _listed(layer.statistics[:, at], 5) for at, name in enumerate(STATISTICS)
-            },
+            "weights": _rounded(layer.weights.masked_fill(layer.raw.isnan(), math.nan), 7),
+            "raw_scores": _rounded(layer.raw, 5),
+            "scores": _rounded(layer.scores, 5),
+            "content_scores": None if layer.content is None else _rounded(layer.content, 5),
+            "lse": _rounded(layer.lse, 5),
+            "statistics": dict(zip(STATISTICS, _rounded(layer.statistics.T, 5))),
         }
         for layer in view.layers
     ]
-    return json.dumps(fields, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+    return as_json(fields, indent=1) + "\n"
 
 
-def _listed(values: Tensor, digits: int) -> Any:
-    """Nested lists of rounded numbers, None for what is not finite."""
+def _rounded(values: Tensor, digits: int) -> list[Any]:
+    """Nested lists of rounded numbers."""
     if values.ndim > 1:
-        return [_listed(value, digits) for value in values]
-    return [round(value, digits) if math.isfinite(value) else None for value in values.tolist()]
-
-
-def _number(value: float) -> float | None:
-    """The number, None where it is not finite: JSON has no NaN."""
-    return value if math.isfinite(value) else None
+        return [_rounded(value, digits) for value in values]
+    return [round(value, digits) for value in values.tolist()]
 
 
 def _head(view: "View") -> dict[str, Any]:
@@ -86,55 +81,25 @@ def _head(view: "View") -> dict[str, Any]:
         "model": view.model,
         "class": view.kind,
         "dtype": view.dtype,
-        "tokens": [_token(token) for token in view.tokens],
+        "tokens": [asdict(token) for token in view.tokens],
         "prompt": view.prompt,
-        "following": None if view.following is None else _token(view.following),
+        "following": None if view.following is None else asdict(view.following),
         "overview": view.overview,
-        "ablation": None if view.ablation is None else _ablation(view),
-        "not_numbers": [list(head) for head in view.not_numbers],
+        "ablation": None if view.ablation is None else _ablation(view.ablation),
+        "not_numbers": view.not_numbers,
     }
 
 
-def _token(token: Token) -> dict[str, Any]:
-    return {"id": token.id, "text": token.text, "special": token.special}
-
-
-def _ablation(view: "View") -> dict[str, Any]:
-    found = view.ablation
-    assert found is not None
-    fields: dict[str, Any] = {
-        "heads": [list(head) for head in found.heads],
-        "divergence": _number(found.divergence),
-    }
-    for name, guesses in (("before", found.before), ("after", found.after)):
-        fields[name] = [
-            {
-                **_token(guess.token),
-                "before": _number(guess.before),
-                "after": _number(guess.after),
-                "rank_before": guess.rank_before,
-                "rank_after": guess.rank_after,
-            }
-            for guess in guesses
-        ]
+def _ablation(ablation: Ablation) -> dict[str, Any]:
+    """Its fields, with those of each guess's token beside the guess's own."""
+    fields = asdict(ablation)
+    for side in ("before", "after"):
+        fields[side] = [guess.pop("token") | guess for guess in fields[side]]
     return fields
 
 
 def _layer_facts(layer: LayerView) -> dict[str, Any]:
-    return {
-        "index": layer.index,
-        "mechanism": layer.mechanism,
-        "all_heads": layer.all_heads,
-        "kv_heads": layer.kv_heads,
-        "kv_head_of": layer.kv_head_of,
-        "head_dim": layer.head_dim,
-        "latent": None if layer.latent is None else list(layer.latent),
-        "scale": layer.scale,
-        "softcap": layer.softcap,
-        "window": layer.window,
-        "heads": layer.heads,
-        "rows": layer.rows,
-    }
+    return {name: getattr(layer, name) for name in _FACTS}
 
 
 def _fields(view: "View") -> dict[str, Any]:
@@ -147,40 +112,35 @@ def _fields(view: "View") -> dict[str, Any]:
 
 def _layer(layer: LayerView, tokens: int) -> dict[str, Any]:
     spans = _spans(layer.raw)
-    fields = _layer_facts(layer) | {
+    # where every pair is there, the page pools for itself
+    pooled = layer.tile > 1 or len(layer.rows) < tokens
+    return _layer_facts(layer) | {
         "spans": spans,
         "raw": _ragged(layer.raw, spans),
         "added": None if layer.added is None else _ragged(layer.added, spans),
         "content": None if layer.content is None else _ragged(layer.content, spans),
         "lse": _floats(layer.lse),
-        "stats": _listed(layer.statistics, 6),
+        "stats": _rounded(layer.statistics, 6),
         "tile": layer.tile,
-        "tiles": None,
+        "tiles": _tiles(layer.tiles_max, layer.tiles_mean) if pooled else None,
     }
-    # where every pair is there, the page pools for itself
-    if layer.tiles_max is not None and (layer.tile > 1 or len(layer.rows) < tokens):
-        assert layer.tiles_mean is not None
-        lower = not bool(layer.tiles_max.triu(1).any())
-        fields["tiles"] = {
-            "side": layer.tiles_max.shape[1],
-            "lower": lower,
-            "max": _fractions(layer.tiles_max, lower),
-            "mean": _fractions(layer.tiles_mean, lower),
-        }
-    return fields
 
 
-def _spans(raw: Tensor) -> list[list[int]]:
+def _tiles(largest: Tensor | None, mean: Tensor | None) -> dict[str, Any] | None:
+    if largest is None or mean is None:
+        return None
+    lower = not bool(largest.triu(1).any())
+    squares = {"max": _fractions(largest, lower), "mean": _fractions(mean, lower)}
+    return {"side": largest.shape[1], "lower": lower, **squares}
+
+
+def _spans(raw: Tensor) -> list[tuple[int, int]]:
     """For each row the columns from the first to behind the last that any head sees."""
-    visible = (~raw.isnan()).any(dim=0)
-    spans = []
-    for row in visible:
-        columns = row.nonzero()
-        spans.append([int(columns[0]), int(columns[-1]) + 1] if len(columns) else [0, 0])
-    return spans
+    columns = [row.nonzero().flatten().tolist() for row in (~raw.isnan()).any(dim=0)]
+    return [(visible[0], visible[-1] + 1) if visible else (0, 0) for visible in columns]
 
 
-def _ragged(values: Tensor, spans: list[list[int]]) -> str:
+def _ragged(values: Tensor, spans: list[tuple[int, int]]) -> str:
     """Of [h,r,n] each head's rows one after the other, each row's span alone."""
     parts = [head[row, start:stop] for head in values for row, (start, stop) in enumerate(spans)]
     return _floats(torch.cat(parts) if parts else torch.empty(0))
@@ -199,8 +159,8 @@ def _fractions(tiles: Tensor, lower: bool) -> dict[str, Any]:
     peak = tiles.amax(dim=(1, 2)).clamp_min(1e-30)
     parts = (tiles / peak[:, None, None] * 65535).round().int()
     if lower:
-        at = torch.tril_indices(tiles.shape[1], tiles.shape[1])
-        parts = parts[:, at[0], at[1]]
+        rows, columns = torch.tril_indices(tiles.shape[1], tiles.shape[1])
+        parts = parts[:, rows, columns]
     # uint16 by way of int16, whose bits are the same
     return {"peak": peak.tolist(), "data": _bytes(parts.to(torch.int16).contiguous())}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from headwise.viewing.layer import STATISTICS
+from headwise.viewing.layer import STATISTICS, LayerView
 
 # Scores of one block: 16 MiB in float32, whatever the context.
 BLOCK = 2**22
@@ -24,15 +24,14 @@ def tile_size(tokens: int) -> int:
 
 
 class Pool:
-    """Tiles and sums of h heads, to which blocks of weights are added as they come.
+    """All rows of a layer's chosen heads in tiles and sums, to which blocks are added as they come.
 
     sums [h,5] in the order of `STATISTICS`; counts [5], the rows in each.
     """
 
-    def __init__(self, heads: int, tokens: int, tile: int, *, causal: bool) -> None:
-        side = math.ceil(tokens / tile)
-        self.causal = causal
-        self.tokens, self.tile = tokens, tile
+    def __init__(self, layer: LayerView, tokens: int) -> None:
+        heads, side = len(layer.heads), math.ceil(tokens / layer.tile)
+        self.causal, self.tile = layer.causal, layer.tile
         self.max, self.sum = torch.zeros(heads, side, side), torch.zeros(heads, side, side)
         self.sums = torch.zeros(heads, len(STATISTICS), dtype=torch.float64)
         self.counts = torch.zeros(len(STATISTICS), dtype=torch.float64)
@@ -44,39 +43,44 @@ class Pool:
 
         entropy [g,b], in nats. The rows stand one behind the other, in one row of tiles.
         """
-        tile, side = self.tile, self.max.shape[-1]
-        across = int(rows[0]) // tile
-        start = column // tile
+        tile = self.tile
+        across, start = int(rows[0]) // tile, column // tile
         before = column - start * tile
         after = -(before + weights.shape[2]) % tile
         padded = torch.nn.functional.pad(weights, (before, after)) if before or after else weights
-        count = padded.shape[2] // tile
-        assert start + count <= side
+        by_tile = padded.unflatten(2, (-1, tile))
         assert int(rows[-1]) // tile == across
-        by_tile = padded.view(*padded.shape[:2], count, tile)
-        place = (heads, across, slice(start, start + count))
-        highest = by_tile.amax(dim=(1, 3)).cpu()
-        self.max[place] = torch.maximum(self.max[place], highest)
-        by_column = padded.sum(dim=1)
-        self.sum[place] += by_column.view(-1, count, tile).sum(dim=2).cpu()
-        found = statistics(weights, entropy, rows, column, causal=self.causal)
-        self.sums[heads] += found.sum(dim=1).double().cpu()
+        place = (heads, across, slice(start, start + by_tile.shape[2]))
+        self.max[place] = torch.maximum(self.max[place], by_tile.amax(dim=(1, 3)).cpu())
+        self.sum[place] += by_tile.sum(dim=1).sum(dim=2).cpu()
+        figures = statistics(weights, entropy, rows, column, causal=self.causal)
+        self.sums[heads] += figures.sum(dim=1).double().cpu()
         if heads.start == 0:  # the same rows for all heads
-            counted = torch.full((len(STATISTICS),), float(len(rows)))
-            counted[STATISTICS.index("previous")] -= float((rows == 0).sum())
-            self.counts += counted
+            self.counts += row_counts(rows.cpu())
 
-    @property
-    def means(self) -> Tensor:
-        """The figures of each head, [h,5]: the mean over rows."""
-        return (self.sums / self.counts.clamp_min(1)).float()
+    def finished(self, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of `tokens` tokens: the largest and the mean weight of each tile, and the figures.
 
-    @property
-    def mean(self) -> Tensor:
-        """The mean weight of each tile, [h,T,T], over all pairs in it; a hidden one counts as 0."""
-        size = torch.full((self.max.shape[-1],), float(self.tile))
-        size[-1] = self.tokens - self.tile * (len(size) - 1)
-        return self.sum / (size[:, None] * size)
+        The tiles are [h,T,T]; a mean is over all pairs in a tile, of which a hidden one counts as
+        0. The figures of each head, [h,5], are means over rows.
+        """
+        side = math.ceil(tokens / self.tile)
+        size = torch.full((side,), float(self.tile))
+        size[-1] = tokens - self.tile * (side - 1)
+        part = (slice(None), slice(side), slice(side))
+        mean = self.sum[part] / (size[:, None] * size)
+        return self.max[part], mean, (self.sums / self.counts.clamp_min(1)).float()
+
+
+def row_counts(rows: Tensor) -> Tensor:
+    """How many of the rows at these positions each figure is a mean of, [5].
+
+    >>> row_counts(torch.tensor([0, 3, 4]))
+    tensor([3., 3., 3., 2., 3.])
+    """
+    counts = torch.full((len(STATISTICS),), float(len(rows)))
+    counts[STATISTICS.index("previous")] -= float((rows == 0).sum())
+    return counts
 
 
 def statistics(
@@ -103,10 +107,10 @@ def statistics(
     return torch.stack([entropy / math.log(2), distance, *shares], dim=-1)
 
 
-def _share(weights: Tensor, at: Tensor) -> Tensor:
+def _share(weights: Tensor, columns: Tensor) -> Tensor:
     """The weight of one column in each row, [h,b]; 0 where there is no such column."""
-    inside = (at >= 0) & (at < weights.shape[2])
-    index = at.clamp(0, weights.shape[2] - 1).expand(*weights.shape[:2])
+    inside = (columns >= 0) & (columns < weights.shape[2])
+    index = columns.clamp(0, weights.shape[2] - 1).expand(*weights.shape[:2])
     return weights.gather(2, index[..., None]).squeeze(-1) * inside
 
 

@@ -17,7 +17,7 @@ def numbers(name: str, text: str) -> list[int]:
     Raises:
         OptionError: anything else.
     """
-    found: list[int] = []
+    chosen: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
@@ -25,8 +25,8 @@ def numbers(name: str, text: str) -> list[int]:
         start, stop = int(first), int(last) if dash else int(first)
         if not start <= stop < start + 1_000_000:
             raise OptionError(f"{name} is {text!r}; expected ranges from low to high, as 4-6")
-        found += range(start, stop + 1)
-    return found
+        chosen += range(start, stop + 1)
+    return chosen
 
 
 def words(text: str) -> list[int | str]:
@@ -38,18 +38,18 @@ def words(text: str) -> list[int | str]:
     Raises:
         OptionError: an empty part.
     """
-    found: list[int | str] = []
+    chosen: list[int | str] = []
     for part in text.split(","):
         word = part.strip()
         if len(word) > 1 and word[0] == word[-1] == '"':
-            found.append(word[1:-1])
+            chosen.append(word[1:-1])
         elif word.replace("-", "", 1).isdecimal():
-            found += numbers("tokens", word)
+            chosen += numbers("tokens", word)
         elif word:
-            found.append(word)
+            chosen.append(word)
         else:
             raise OptionError(f"tokens is {text!r}; expected positions, ranges and words, as 0,it")
-    return found
+    return chosen
 
 
 def head_name(text: str) -> tuple[int, int]:
@@ -75,15 +75,13 @@ def within(name: str, chosen: Iterable[int] | None, count: int) -> tuple[int, ..
     """
     if chosen is None:
         return None
-    listed = () if isinstance(chosen, str) or not isinstance(chosen, Iterable) else tuple(chosen)
-    if not all(isinstance(at, int) and not isinstance(at, bool) for at in listed) or isinstance(
-        chosen, str
-    ):
+    listed = list(chosen) if isinstance(chosen, Iterable) else []
+    if not isinstance(chosen, Iterable) or not set(map(type, listed)) <= {int}:
         raise OptionError(f"{name} is {chosen!r}, expected numbers, as [0, 4]")
-    found = tuple(sorted(set(listed)))
-    if not found or found[0] < 0 or found[-1] >= count:
-        raise OptionError(f"{name} is {list(found)}; the model has 0 to {count - 1}")
-    return found
+    listed = sorted(set(listed))
+    if not listed or listed[0] < 0 or listed[-1] >= count:
+        raise OptionError(f"{name} is {listed}; the model has 0 to {count - 1}")
+    return tuple(listed)
 
 
 def rows(
@@ -100,28 +98,27 @@ def rows(
     total = len(texts) + new_tokens
     if chosen is None:
         return tuple(range(total - _room(total, heads, PAIRS), total))
-    if isinstance(chosen, str) or not isinstance(chosen, Iterable):
+    is_list = isinstance(chosen, Iterable) and not isinstance(chosen, str)
+    if not is_list or not set(map(type, chosen)) <= {int, str}:
         raise OptionError(f"tokens is {chosen!r}, expected positions and words, as [0, 'it']")
-    found: set[int] = set()
+    places: set[int] = set()
     for token in chosen:
-        if not isinstance(token, int | str) or isinstance(token, bool):
-            raise OptionError(f"tokens has {token!r}, expected positions and words, as [0, 'it']")
         if isinstance(token, int):
             if not 0 <= token < total:
                 raise OptionError(f"tokens has {token}; the text has tokens 0 to {total - 1}")
-            found.add(token)
+            places.add(token)
             continue
-        places = [at for at, text in enumerate(texts) if _plain(text) == _plain(token)]
-        if not places:
+        same = [place for place, text in enumerate(texts) if _plain(text) == _plain(token)]
+        if not same:
             raise OptionError(f"no token of the text is {token!r}; give its position")
-        found.update(places)
+        places.update(same)
     room = _room(total, heads, MOST_PAIRS)
-    if len(found) > room:
+    if len(places) > room:
         raise OptionError(
-            f"{len(found)} tokens of {total} in {heads} heads are more than a page can carry: "
+            f"{len(places)} tokens of {total} in {heads} heads are more than a page can carry: "
             f"choose at most {room}, or fewer layers and heads"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(places))
 
 
 def _plain(text: str) -> str:

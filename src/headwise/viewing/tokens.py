@@ -44,9 +44,9 @@ def tokenize(
         if any("\ud800" <= character <= "\udfff" for character in each):
             raise OptionError("the text is not valid UTF-8 text; check the terminal's encoding")
     # a text that is too long is refused below, in one line
-    found = tokenizer(*texts, verbose=False)
-    ids = [int(token) for token in found["input_ids"]]
-    kinds = found.get("token_type_ids") if len(texts) == 2 else None
+    encoded = tokenizer(*texts, verbose=False)
+    ids = [int(token) for token in encoded["input_ids"]]
+    kinds = encoded.get("token_type_ids") if len(texts) == 2 else None
     if not ids:
         raise OptionError("the text has no tokens; give some text")
     limit = context_limit(model.config)

@@ -1,6 +1,5 @@
 """`view`: one text through one model, and what its heads attended to."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,9 +14,10 @@ from headwise.errors import OptionError, SpecError, UnsupportedError
 from headwise.spec import ModelSpec
 from headwise.viewing import figure, page, selection
 from headwise.viewing.ablation import Ablation, ablate
-from headwise.viewing.capture import Capture, Wanted
+from headwise.viewing.capture import Capture
+from headwise.viewing.forward_pass import attached, predicts, run
 from headwise.viewing.layer import LayerView
-from headwise.viewing.run import attached, predicts, run
+from headwise.viewing.record import Wanted
 from headwise.viewing.tokens import Token, describe, tokenize
 
 FORMATS = (".html", ".png", ".svg", ".json")
@@ -45,7 +45,7 @@ class View:
     @property
     def not_numbers(self) -> tuple[tuple[int, int], ...]:
         """Heads, as (layer, head), some of whose weights are NaN: the model computes no numbers."""
-        return tuple((at.index, head) for at in self.layers for head in at.not_numbers)
+        return tuple((layer.index, head) for layer in self.layers for head in layer.not_numbers)
 
     def save(
         self,
@@ -178,7 +178,18 @@ def view(
                 f"a pair of texts is for encoders, and {type(model).__name__} reads one: give one"
             )
         ids, kinds = tokenize(model, tokenizer, text, generate)
-        wanted = _wanted(model, tokenizer, ids, layers, heads, tokens, generate, overview)
+        layer_count, head_count = _counts(model)
+        layers = selection.within("layers", layers, layer_count)
+        heads = selection.within("heads", heads, head_count)
+        seen_heads = len(layers or range(layer_count)) * len(heads or range(head_count))
+        texts = [token.text for token in describe(tokenizer, ids)]
+        wanted = Wanted(
+            layers=layers,
+            heads=heads,
+            rows=selection.rows(tokens, texts, generate, seen_heads),
+            overview=overview,
+            tokens=len(ids) + generate,
+        )
         capture = Capture(model, wanted)
         decoded, following = run(model, ids, generate, capture, cache, progress, kinds=kinds)
         total = len(ids) + len(decoded)
@@ -199,43 +210,19 @@ def view(
     )
 
 
-def _wanted(
-    model: Any,
-    tokenizer: Any,
-    ids: list[int],
-    layers: Iterable[int] | None,
-    heads: Iterable[int] | None,
-    tokens: Sequence[int | str] | None,
-    generate: int,
-    overview: bool,
-) -> Wanted:
+def _counts(model: Any) -> tuple[int, int]:
+    """The number of layers, and of heads in the layer that has the most."""
     config = model.config.get_text_config(decoder=True)
-    in_model = (int(config.num_hidden_layers), _most_heads(config))
-    chosen = (
-        selection.within("layers", layers, in_model[0]),
-        selection.within("heads", heads, in_model[1]),
-    )
-    count = math.prod(every if some is None else len(some) for some, every in zip(chosen, in_model))
-    texts = [token.text for token in describe(tokenizer, ids)]
-    rows = selection.rows(tokens, texts, generate, count)
-    return Wanted(
-        layers=chosen[0],
-        heads=chosen[1],
-        rows=rows,
-        overview=overview,
-        tokens=len(ids) + generate,
-    )
-
-
-def _most_heads(config: Any) -> int:
+    heads = int(config.num_attention_heads)
     try:
         spec = ModelSpec.from_config(config)
     except SpecError:
-        return int(config.num_attention_heads)
-    attention = [at.attention for at in (*spec.layers, *spec.encoder_layers) if at.attention]
-    return max((at.heads for at in attention), default=int(config.num_attention_heads))
+        return int(config.num_hidden_layers), heads
+    layers = (*spec.layers, *spec.encoder_layers)
+    attention = [layer.attention.heads for layer in layers if layer.attention]
+    return int(config.num_hidden_layers), max(attention, default=heads)
 
 
 def _name(model: Any) -> str:
-    given = str(getattr(model.config, "_name_or_path", "") or "")
-    return Path(given).name or type(model).__name__
+    path = str(getattr(model.config, "_name_or_path", "") or "")
+    return Path(path).name or type(model).__name__

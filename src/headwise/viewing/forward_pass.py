@@ -1,7 +1,8 @@
-"""Run a model once with a capture looking on, and leave the model as it was."""
+"""A model run once while a capture observes it, and left as it was."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,23 +62,20 @@ def run(
     """
     if not predicts(model):
         progress("running the model", 0, 0)
+        inputs = {"input_ids": torch.tensor([ids], device=model.device)}
+        if kinds is not None:
+            inputs["token_type_ids"] = torch.tensor([kinds], device=model.device)
         with torch.no_grad(), observing(capture):
-            given = {"input_ids": torch.tensor([ids], device=model.device)}
-            if kinds is not None:
-                given["token_type_ids"] = torch.tensor([kinds], device=model.device)
-            model(**given)
+            model(**inputs)
         return [], None
     # the token after the last one is decoded too: so the last one is read, and has a row
     sampling = Sampling(max_new_tokens=new_tokens + 1)
-
-    def reading(done: int, total: int) -> None:
-        progress("running the model", done, total)
-
+    reading = partial(progress, "running the model")
     with torch.random.fork_rng(devices=[]), observing(capture):
-        found = generate(model, ids, cache=cache, sampling=sampling, on_prefill=reading)
-    if found.interrupted:
+        result = generate(model, ids, cache=cache, sampling=sampling, on_prefill=reading)
+    if result.interrupted:
         raise KeyboardInterrupt
-    return found.tokens[:-1], found.tokens[-1]
+    return result.tokens[:-1], result.tokens[-1]
 
 
 def predicts(model: Any) -> bool:
