@@ -70,6 +70,22 @@ class Options:
         if self.kv_lengths is not None:
             require_lengths(self.kv_lengths, full[0], full[3], query.device)
 
+    def native(self) -> tuple[object, ...]:
+        """What a native operator takes, in the order of csrc/options.h; 0 where there is none."""
+        return (
+            self.causal,
+            self.window or 0,
+            self.softcap or 0.0,
+            _vector(self.sinks),
+            _vector(self.alibi_slopes),
+            self.bias,
+            self.mask,
+        )
+
+
+def _vector(per_head: Tensor | None) -> Tensor | None:
+    return None if per_head is None else per_head.detach().float().contiguous()
+
 
 def _is_number(value: Any) -> bool:
     # float and int first: asking an abstract class takes a microsecond

@@ -101,14 +101,14 @@ def _load() -> str:
     if not hasattr(torch.ops.headwise, "attend"):
         # an editable install has two folders: the sources, and what was built
         folders = [Path(folder) for folder in sys.modules["headwise"].__path__]
-        found = [folder / _FILE for folder in folders if (folder / _FILE).is_file()]
-        if not found:
+        files = [folder / _FILE for folder in folders if (folder / _FILE).is_file()]
+        if not files:
             return (
                 "the C++ library was not built when headwise was installed (no C++17 compiler, or "
                 "it failed): reinstall with pip install -v to see why"
             )
         try:
-            torch.ops.load_library(found[0])
+            torch.ops.load_library(files[0])
         except OSError as error:
             return f"the C++ library does not load: {str(error).splitlines()[0]}"
         torch.library.register_fake("headwise::attend", _fake)
@@ -211,14 +211,7 @@ def _attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
             options.scale,
             options.return_lse,
             _chosen_level(),
-            # in the order of csrc/options.h
-            options.causal,
-            options.window or 0,
-            options.softcap or 0.0,
-            _vector(options.sinks),
-            _vector(options.alibi_slopes),
-            options.bias,
-            options.mask,
+            *options.native(),
         )
     except RuntimeError:
         if isinstance(kv, PagedKV):  # pages that do not exist are found there
@@ -267,10 +260,6 @@ def quantize(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
-def _vector(per_head: Tensor | None) -> Tensor | None:
-    return None if per_head is None else per_head.detach().float().contiguous()
 
 
 BACKEND = Backend(
