@@ -52,8 +52,8 @@ class ComparisonFolder:
                     continue
                 if (run.mechanism, run.seed) != (mechanism, seed):
                     raise OptionError(
-                        f"{file} is of {run.mechanism}, seed {run.seed}; delete it, and it is made "
-                        "anew"
+                        f"{file} is of {run.mechanism}, seed {run.seed}; delete it to have it made "
+                        "again"
                     )
                 runs.append(run)
         return runs
@@ -73,7 +73,7 @@ class ComparisonFolder:
         return speeds if speeds and known else []
 
     def write_speeds(self, speeds: Sequence[Speed]) -> None:
-        """Write the speeds; to measure them anew, delete the file."""
+        """Write the speeds; to have them measured again, delete the file."""
         _write(self.path / "speed.json", [asdict(speed) for speed in speeds])
 
     def _run_file(self, mechanism: str, seed: int) -> Path:
@@ -109,7 +109,7 @@ def _read(file: Path, make: Callable[[Any], _Record]) -> _Record | None:
             return make(json.loads(read_bytes(file, most=MOST_JSON)))
     except LoadError as error:
         raise OptionError(
-            f"{file} cannot be read ({error}); delete it, and it is made anew"
+            f"{file} cannot be read ({error}); delete it to have it made again"
         ) from error
 
 

@@ -93,9 +93,9 @@ def _layers(plan: Plan) -> Table:
         plan.groups,
         ("layers", lambda group: f"{len(group.layers)}" + (f" {group.stack}" if encoder else "")),
         ("attention", lambda group: group.attention),
-        ("a token", lambda group: _amount(group.bytes_per_token)),
+        ("per token", lambda group: _amount(group.bytes_per_token)),
         ("tokens held", lambda group: _amount(group.cached_tokens)),
-        ("a sequence", lambda group: gib(group.bytes) if group.bytes else "-"),
+        ("per sequence", lambda group: gib(group.bytes) if group.bytes else "-"),
     )
 
 
@@ -104,7 +104,7 @@ def _alternatives(plan: Plan) -> Table:
         f"the same heads with another cache, {plan.context:,} tokens x {plan.batch}",
         plan.alternatives,
         ("", lambda other: other.name),
-        ("a token", lambda other: f"{other.bytes_per_token:,}"),
+        ("per token", lambda other: f"{other.bytes_per_token:,}"),
         ("cache", lambda other: gib(other.bytes)),
         ("a step reads", lambda other: gib(int(other.decode.cost.bytes))),
         ("tokens/s at most", lambda other: f"{other.decode.tokens_per_second:,.1f}"),
@@ -115,7 +115,7 @@ def _alternatives(plan: Plan) -> Table:
 def _answers(plan: Plan) -> Iterable[tuple[str, str]]:
     cache = f"cache ({plan.cache.integers})" if plan.cache.integers else "cache"
     if plan.bytes_per_token:
-        yield f"{cache} a token", f"{plan.bytes_per_token:,} bytes"
+        yield f"{cache} per token", f"{plan.bytes_per_token:,} bytes"
     if plan.cached.needed:
         yield f"{cache} at {plan.context:,} x {plan.batch}", _allocated(plan)
     elif not plan.decode:
@@ -127,7 +127,7 @@ def _answers(plan: Plan) -> Iterable[tuple[str, str]]:
     if plan.decode is not None:
         bound = f"{plan.decode.tokens_per_second:,.1f} tokens/s, by {plan.decode.bound}"
         if plan.batch > 1:
-            bound += f" ({plan.decode.tokens_per_second / plan.batch:,.1f} a sequence)"
+            bound += f" ({plan.decode.tokens_per_second / plan.batch:,.1f} per sequence)"
         yield "a decode step", _step(plan.decode)
         yield "at most", bound
     yield "reading the prompt", _step(plan.prefill)
