@@ -30,22 +30,22 @@ class Allocated:
     headwise: int | None
 
 
-def cache_allocation(model: PlannedModel, load: Workload) -> Allocated:
+def cache_allocation(model: PlannedModel, workload: Workload) -> Allocated:
     """What the model's cache takes.
 
     Raises:
         SpecError: a config of which Transformers makes no cache, or one that does not fit the spec.
     """
-    needed = load.cache_bytes(model.spec)
+    needed = workload.cache_bytes(model.spec)
     if not model.spec.layers:
         return Allocated(0, 0, 0)
     try:
-        return Allocated(needed, stock_bytes(model, load), headwise_bytes(model, load))
+        return Allocated(needed, stock_bytes(model, workload), headwise_bytes(model, workload))
     except UnsupportedError:
         return Allocated(needed, None, None)
 
 
-def stock_bytes(model: PlannedModel, load: Workload) -> int:
+def stock_bytes(model: PlannedModel, workload: Workload) -> int:
     """Bytes that Transformers' own cache has allocated, in the model's dtype.
 
     After a prompt of all tokens but one, and one decode step: a sliding layer still holds the
@@ -57,21 +57,21 @@ def stock_bytes(model: PlannedModel, load: Workload) -> int:
     own, cross = _caches(model)
     # its layers take fields of the config that no reader looks at
     with transformers_takes(model):
-        _fill(model, own, cross, load, stock_heads(model))
+        _fill(model, own, cross, workload, stock_heads(model))
     return allocated(own, cross)
 
 
-def headwise_bytes(model: PlannedModel, load: Workload) -> int:
+def headwise_bytes(model: PlannedModel, workload: Workload) -> int:
     """Bytes that the caches have allocated which `attach` makes, with the room that they grow by.
 
     After a prompt of all tokens but one, and one decode step.
     """
     if model.spec.has_cross_attention and not model.spec.encoder_layers:
         # attach leaves the cache of a decoder that is given an encoder's output to Transformers
-        return stock_bytes(model, load)
+        return stock_bytes(model, workload)
     own, cross = _caches(model)
-    use_own_layers(own, load.cache.choice)
-    _fill(model, own, cross, load, None)
+    use_own_layers(own, workload.cache.choice)
+    _fill(model, own, cross, workload, None)
     return allocated(own, cross)
 
 
@@ -138,38 +138,40 @@ def _check_layers(model: PlannedModel, cache: Any) -> None:
 
 
 @torch.no_grad()
-def _fill(model: PlannedModel, own: Any, cross: Any, load: Workload, heads: int | None) -> None:
+def _fill(model: PlannedModel, own: Any, cross: Any, workload: Workload, heads: int | None) -> None:
     """Append the workload's tokens, those of a decoder with `heads` kv heads if that is given."""
-    steps = (load.context - 1, 1) if load.context > 1 else (load.context,)
+    steps = (workload.context - 1, 1) if workload.context > 1 else (workload.context,)
     for tokens in steps:
         for layer in model.spec.layers:
-            _append(own, layer, load, tokens, heads)
+            _append(own, layer, workload, tokens, heads)
     for layer in model.spec.layers:
         if layer.cross_attention is not None:
-            rows = _rows(layer.cross_attention, load, load.encoder_context, None)
+            rows = _rows(layer.cross_attention, workload, workload.encoder_context, None)
             cross.update(*rows, layer.index)
 
 
-def _append(cache: Any, layer: LayerSpec, load: Workload, tokens: int, heads: int | None) -> None:
-    mixer, dtype = layer.mixer, load.cache.dtype
+def _append(
+    cache: Any, layer: LayerSpec, workload: Workload, tokens: int, heads: int | None
+) -> None:
+    mixer, dtype = layer.mixer, workload.cache.dtype
     if layer.cached is not None:
-        cache.update(*_rows(layer.cached, load, tokens, heads), layer.index)
+        cache.update(*_rows(layer.cached, workload, tokens, heads), layer.index)
         if layer.cached.indexer is not None:
-            keys = _empty(dtype, load.batch, tokens, layer.cached.indexer.dim)
+            keys = _empty(dtype, workload.batch, tokens, layer.cached.indexer.dim)
             cache.update_indexer(keys, layer.index)
     if isinstance(mixer, StateSpec):
         made = cache.layers[layer.index]
-        inputs = _empty(dtype, load.batch, mixer.conv_channels, tokens)
+        inputs = _empty(dtype, workload.batch, mixer.conv_channels, tokens)
         made.update_conv_state(inputs, conv_kernel_size=mixer.conv_width)
         made.update_recurrent_state(
-            _empty("float32", load.batch, mixer.heads, mixer.key_dim, mixer.value_dim)
+            _empty("float32", workload.batch, mixer.heads, mixer.key_dim, mixer.value_dim)
         )
 
 
-def _rows(spec: AttentionSpec, load: Workload, tokens: int, heads: int | None) -> list[Tensor]:
+def _rows(spec: AttentionSpec, workload: Workload, tokens: int, heads: int | None) -> list[Tensor]:
     rows = spec.cache_rows
-    shape = (load.batch, heads or rows.heads, tokens)
-    return [_empty(load.cache.dtype, *shape, dim) for dim in rows.dims]
+    shape = (workload.batch, heads or rows.heads, tokens)
+    return [_empty(workload.cache.dtype, *shape, dim) for dim in rows.dims]
 
 
 def _empty(dtype: str, *shape: int) -> Tensor:

@@ -39,8 +39,8 @@ def alternatives(spec: ModelSpec, estimator: Estimator) -> tuple[Alternative, ..
         Alternative(
             name,
             other,
-            estimator.load.cache.token_bytes(other),
-            estimator.load.cache_bytes(other),
+            estimator.workload.cache.token_bytes(other),
+            estimator.workload.cache_bytes(other),
             estimator.decode(other),
             estimator.largest_context(other),
         )

@@ -6,13 +6,14 @@ All that planning knows of caches by their names stands here.
 from dataclasses import dataclass
 
 from headwise.caches import CacheChoice
+from headwise.caches.choice import KINDS
 from headwise.errors import OptionError, SpecError
 from headwise.ops import Bits, row_bytes
 from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
 from headwise.spec.checks import shown
 from headwise.spec.dtypes import bytes_per_element, dtype_name
 
-_BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
+_BITS = {name: kind.bits for name, kind in KINDS.items() if kind.bits is not None}
 _SERVED = ("bfloat16", "float16", "float32")
 
 
@@ -35,7 +36,7 @@ class CacheFormat:
 
     Args:
         dtype: of the model's numbers.
-        bits: 8 or 4 where rows are held as such integers with scales, None where in `dtype`.
+        bits: of the integers that rows are rounded to, None where they keep `dtype`.
 
     >>> spec = AttentionSpec(heads=32, kv_heads=8, head_dim=128, value_dim=128)
     >>> CacheFormat("bfloat16").row_bytes(spec), CacheFormat("bfloat16", 8).row_bytes(spec)
@@ -57,14 +58,14 @@ class CacheFormat:
         if text is None or (isinstance(text, str) and served_dtype(text) == dtype):
             return cls(dtype)
         raise OptionError(
-            f"cache_dtype is {shown(text)}, expected int8, int4 or the model's own, {dtype}: "
-            "no cache has another"
+            f"cache_dtype is {shown(text)}, expected {', '.join(_BITS)} or the model's own, "
+            f"{dtype}: no cache has another"
         )
 
     @property
     def integers(self) -> str:
         """The name of the integers, as "int8"; "" where rows are in `dtype`."""
-        return "" if self.bits is None else f"int{self.bits}"
+        return next((name for name, bits in _BITS.items() if bits == self.bits), "")
 
     @property
     def choice(self) -> CacheChoice:

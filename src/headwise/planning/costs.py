@@ -22,7 +22,7 @@ class Cost:
         return self.weight_bytes + self.cache_bytes
 
 
-def decode_cost(spec: ModelSpec, weights: Weights, load: Workload) -> Cost:
+def decode_cost(spec: ModelSpec, weights: Weights, workload: Workload) -> Cost:
     """One token for each sequence, on caches that then hold `context` tokens each.
 
     Each weight is read once for the batch, of a mixture of experts those that are expected to be
@@ -30,33 +30,35 @@ def decode_cost(spec: ModelSpec, weights: Weights, load: Workload) -> Cost:
     """
     read, flops = 0.0, 2 * weights.active
     for layer in spec.layers:
-        layer_read, layer_flops = _decode_layer(layer, load)
+        layer_read, layer_flops = _decode_layer(layer, workload)
         read += layer_read
         flops += layer_flops
-    element = bytes_per_element(load.cache.dtype)
-    return Cost(weights.read(load.batch) * element, load.batch * read, load.batch * flops)
+    element = bytes_per_element(workload.cache.dtype)
+    return Cost(
+        weights.read(workload.batch) * element, workload.batch * read, workload.batch * flops
+    )
 
 
-def prefill_cost(spec: ModelSpec, weights: Weights, load: Workload) -> Cost:
+def prefill_cost(spec: ModelSpec, weights: Weights, workload: Workload) -> Cost:
     """`context` tokens of each sequence in one pass, and the writing of their cache.
 
     Of an encoder-decoder: the encoder's tokens and the first token of the decoder. Logits are made
     for the last token only.
     """
-    encoded, batch = load.encoder_context, load.batch
-    source, prompt = encoded or load.context, 1 if spec.encoder_layers else load.context
+    encoded, batch = workload.encoder_context, workload.batch
+    source, prompt = encoded or workload.context, 1 if spec.encoder_layers else workload.context
     flops = 2 * (prompt * (weights.active - weights.head) + weights.head)
     flops += 2 * encoded * (weights.encoder + weights.cross)
     flops += sum(layer.flops(source, source) for layer in spec.encoder_layers)
     flops += sum(layer.flops(prompt, prompt, encoded) for layer in spec.layers)
-    written = load.cache.model_bytes(spec, prompt, batch, encoded)
+    written = workload.cache.model_bytes(spec, prompt, batch, encoded)
     read = weights.read(batch * prompt) + weights.encoder + weights.cross
-    return Cost(read * bytes_per_element(load.cache.dtype), written, batch * flops)
+    return Cost(read * bytes_per_element(workload.cache.dtype), written, batch * flops)
 
 
-def _decode_layer(layer: LayerSpec, load: Workload) -> tuple[float, float]:
+def _decode_layer(layer: LayerSpec, workload: Workload) -> tuple[float, float]:
     """Bytes and operations of one layer for one sequence."""
-    mixer, cache, context = layer.mixer, load.cache, load.context
+    mixer, cache, context = layer.mixer, workload.cache, workload.context
     read = flops = 0.0
     if not isinstance(mixer, AttentionSpec):  # a state is read and written
         read, flops = 2 * mixer.cache_bytes(context, 1, cache.dtype), mixer.flops(1, context)
@@ -65,6 +67,6 @@ def _decode_layer(layer: LayerSpec, load: Workload) -> tuple[float, float]:
         read += context * cache.index_bytes(mixer)
         flops = mixer.decoded().flops(1, context)
     if layer.cross_attention is not None:
-        read += load.encoder_context * cache.row_bytes(layer.cross_attention)
-        flops += layer.cross_attention.flops(1, load.encoder_context)
+        read += workload.encoder_context * cache.row_bytes(layer.cross_attention)
+        flops += layer.cross_attention.flops(1, workload.encoder_context)
     return read, flops

@@ -31,12 +31,12 @@ class Estimator:
 
     device: Device
     weights: Weights
-    load: Workload
+    workload: Workload
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
-        return self.weights.total * bytes_per_element(self.load.cache.dtype)
+        return self.weights.total * bytes_per_element(self.workload.cache.dtype)
 
     @property
     def free(self) -> int:
@@ -45,36 +45,38 @@ class Estimator:
 
     def decode(self, spec: ModelSpec) -> Step:
         """One token for each sequence."""
-        return self._step(decode_cost(spec, self.weights, self.load), self.load.batch)
+        return self._step(decode_cost(spec, self.weights, self.workload), self.workload.batch)
 
     def prefill(self, spec: ModelSpec) -> Step:
         """The prompt of each sequence, or the encoder's tokens where there are both."""
         both = spec.encoder_layers and spec.layers
-        tokens = self.load.encoder_context if both else self.load.context
-        return self._step(prefill_cost(spec, self.weights, self.load), self.load.batch * tokens)
+        tokens = self.workload.encoder_context if both else self.workload.context
+        return self._step(
+            prefill_cost(spec, self.weights, self.workload), self.workload.batch * tokens
+        )
 
     def longest(self, spec: ModelSpec) -> int:
         """The context up to which is searched: the model's limit, or what is asked for beyond."""
         # who asks for more than the model was made for gets an answer, and a note
-        return min(max(self.load.context, spec.max_context or MOST_TOKENS), sys.maxsize - 1)
+        return min(max(self.workload.context, spec.max_context or MOST_TOKENS), sys.maxsize - 1)
 
     def largest_context(self, spec: ModelSpec) -> int | None:
         """The largest context that fits at this batch, 0 if none does; None if nothing grows."""
-        if self.load.cache.token_bytes(spec) == 0:
+        if self.workload.cache.token_bytes(spec) == 0:
             return None
 
         def needed(context: int) -> int:
-            return replace(self.load, context=context).cache_bytes(spec)
+            return replace(self.workload, context=context).cache_bytes(spec)
 
         return bisect_right(range(1, self.longest(spec) + 1), self.free, key=needed)
 
     def largest_batch(self, spec: ModelSpec) -> int | None:
         """The largest batch that fits at this context; None if nothing is cached."""
-        per_sequence = replace(self.load, batch=1).cache_bytes(spec)
+        per_sequence = replace(self.workload, batch=1).cache_bytes(spec)
         return max(0, self.free // per_sequence) if per_sequence else None
 
     def _step(self, cost: Cost, tokens: int) -> Step:
-        device, dtype = self.device, self.load.cache.dtype
+        device, dtype = self.device, self.workload.cache.dtype
         seconds = device.seconds(cost.bytes, cost.flops, dtype)
         by_memory = cost.bytes / device.bytes_per_second >= cost.flops / device.peak(dtype)
         return Step(cost, seconds, tokens / seconds, "bandwidth" if by_memory else "compute")

@@ -134,7 +134,7 @@ def plan(
     planned = find_model(model, progress)
     spec = planned.spec
     dtype = _dtype(planned, dtype)
-    load = Workload.of(
+    workload = Workload.of(
         spec,
         CacheFormat.parse(cache_dtype, dtype),
         context=_number("context", context, units.tokens),
@@ -150,29 +150,29 @@ def plan(
         progress=progress,
     )
     progress("counting weights", 0, 0)
-    estimator = Estimator(machine, count_weights(planned), load)
+    estimator = Estimator(machine, count_weights(planned), workload)
     largest = estimator.largest_context(spec)
     return Plan(
         model=planned,
-        context=load.context,
-        encoder_context=load.encoder_context,
-        batch=load.batch,
+        context=workload.context,
+        encoder_context=workload.encoder_context,
+        batch=workload.batch,
         dtype=dtype,
-        cache=load.cache,
+        cache=workload.cache,
         device=machine,
         memory=machine.memory,
-        groups=layer_groups(spec, replace(load, batch=1)),
+        groups=layer_groups(spec, replace(workload, batch=1)),
         weights=estimator.weights,
         weight_bytes=estimator.weight_bytes,
-        bytes_per_token=load.cache.token_bytes(spec),
-        cached=cache_allocation(planned, load),
+        bytes_per_token=workload.cache.token_bytes(spec),
+        cached=cache_allocation(planned, workload),
         largest_context=largest,
         at_limit=largest is not None and largest == estimator.longest(spec) == spec.max_context,
         largest_batch=estimator.largest_batch(spec),
         decode=estimator.decode(spec) if spec.layers else None,
         prefill=estimator.prefill(spec),
         alternatives=alternatives(spec, estimator),
-        notes=_notes(planned, load.context, asked=context is not None),
+        notes=_notes(planned, workload.context, asked=context is not None),
     )
 
 

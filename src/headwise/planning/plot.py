@@ -1,5 +1,6 @@
 """Cache against context, a line for each mechanism, and where memory runs out."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ _STYLES: dict[str, tuple[str, Any]] = {
 _LEAST = 512
 _POINTS = 65
 _FONT = 9.0
+_BYTES = (" bytes", " KiB", " MiB", " GiB", " TiB")
 
 
 def write_plot(plan: Plan, path: Path) -> None:
@@ -54,9 +56,9 @@ def draw(plan: Plan) -> Any:
     axes.set_yscale("log", base=2)
     axes.set_xlim(contexts[0], contexts[-1])
     _draw_memory(axes, plan, contexts[0], highest)
-    axes.xaxis.set_major_formatter(lambda value, _: _tokens(value))
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value, "", "k", "M"))
     axes.yaxis.set_major_locator(LogLocator(base=4, numticks=9))
-    axes.yaxis.set_major_formatter(lambda value, _: _bytes(value))
+    axes.yaxis.set_major_formatter(lambda value, _: _short(value, *_BYTES))
     axes.yaxis.set_minor_formatter(NullFormatter())
     cache = plan.cache.integers and f", {plan.cache.integers}"
     encoder = f", {plan.encoder_context:,} tokens in the encoder" if plan.encoder_context else ""
@@ -117,24 +119,11 @@ def _draw_memory(axes: Any, plan: Plan, first: int, highest: float) -> None:
     )
 
 
-def _bytes(value: float) -> str:
-    """A size, short.
+def _short(value: float, *units: str) -> str:
+    """A number in the largest of its units, each of which is 1024 of the one before.
 
-    >>> _bytes(2**32), _bytes(2**26)
-    ('4 GiB', '64 MiB')
+    >>> _short(2**20, "", "k", "M"), _short(2**32, *_BYTES)
+    ('1M', '4 GiB')
     """
-    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if value >= 2**power:
-            return f"{value / 2**power:g} {unit}"
-    return f"{value:g}"
-
-
-def _tokens(value: float) -> str:
-    """A number of tokens, short.
-
-    >>> _tokens(2048), _tokens(2**20)
-    ('2k', '1M')
-    """
-    if value >= 2**20:
-        return f"{value / 2**20:g}M"
-    return f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
+    power = max(0, min(math.frexp(value)[1] - 1, 10 * len(units) - 1)) // 10
+    return f"{value / 1024**power:g}{units[power]}"

@@ -91,20 +91,20 @@ def verify(plan: Plan, progress: Progress = silent) -> Verified:
     return Verified(len(small.spec.layers), context, caches, times, notes)
 
 
-def check_caches(model: PlannedModel, load: Workload) -> tuple[CacheCheck, ...]:
+def check_caches(model: PlannedModel, workload: Workload) -> tuple[CacheCheck, ...]:
     """Bytes that the caches of this model take, predicted and measured."""
-    made = _make(model, load.cache.dtype)
-    stock = _run(made, model.spec, load)
-    needed = load.cache_bytes(model.spec)
-    by_stock = CacheCheck("allocated by Transformers", stock_bytes(model, load), _weigh(stock))
+    made = _make(model, workload.cache.dtype)
+    stock = _run(made, model.spec, workload)
+    needed = workload.cache_bytes(model.spec)
+    by_stock = CacheCheck("allocated by Transformers", stock_bytes(model, workload), _weigh(stock))
     try:
-        attach(made, cache=str(load.cache.choice))
+        attach(made, cache=str(workload.cache.choice))
     except UnsupportedError:  # all of it stays with Transformers
         return CacheCheck("needed", needed, cache_nbytes(stock)), by_stock
-    own = _run(made, model.spec, load)
+    own = _run(made, model.spec, workload)
     return (
         CacheCheck("needed", needed, cache_nbytes(own)),
-        CacheCheck("allocated by headwise", headwise_bytes(model, load), _weigh(own)),
+        CacheCheck("allocated by headwise", headwise_bytes(model, workload), _weigh(own)),
         by_stock,
     )
 
@@ -121,19 +121,19 @@ def _make(model: PlannedModel, dtype: str) -> Any:
 
 
 @torch.no_grad()
-def _run(model: Any, spec: ModelSpec, load: Workload) -> Any:
+def _run(model: Any, spec: ModelSpec, workload: Workload) -> Any:
     """The cache that holds the workload's tokens: a prompt, and one decode step."""
-    tokens = torch.zeros(load.batch, load.context, dtype=torch.int64)
+    tokens = torch.zeros(workload.batch, workload.context, dtype=torch.int64)
     options: dict[str, Any] = {"use_cache": True}
     if spec.encoder_layers:
-        source = torch.zeros(load.batch, load.encoder_context, dtype=torch.int64)
+        source = torch.zeros(workload.batch, workload.encoder_context, dtype=torch.int64)
         options["encoder_outputs"] = model.get_encoder()(input_ids=source)
     elif spec.has_cross_attention:
-        size = (load.batch, load.encoder_context, model.config.hidden_size)
+        size = (workload.batch, workload.encoder_context, model.config.hidden_size)
         options["encoder_hidden_states"] = torch.zeros(size, dtype=model.dtype)
     name = "decoder_input_ids" if spec.encoder_layers else "input_ids"
     cache = None
-    for part in tokens.split([load.context - 1, 1], dim=1):
+    for part in tokens.split([workload.context - 1, 1], dim=1):
         if part.shape[1]:
             cache = model(**{name: part}, cache=cache, **options).cache
     return cache

@@ -62,14 +62,14 @@ class Workload:
                 f"encoder_context is {encoder_context}, and {spec.family} has no cross-attention: "
                 "leave it out"
             )
-        load = cls(cache, context, batch, encoder_context or 0)
-        per_token = max(1, replace(load, batch=1).cache_bytes(spec) // context)
-        if batch * max(context, load.encoder_context) * per_token > _MOST_BYTES:
+        workload = cls(cache, context, batch, encoder_context or 0)
+        per_token = max(1, replace(workload, batch=1).cache_bytes(spec) // context)
+        if batch * max(context, workload.encoder_context) * per_token > _MOST_BYTES:
             raise OptionError(
                 f"a cache of {batch:,} x {context:,} tokens takes more bytes than can be counted; "
                 "give less"
             )
-        return load
+        return workload
 
     def cache_bytes(self, spec: ModelSpec) -> int:
         """Bytes that the caches of all layers need."""
