@@ -8,10 +8,10 @@ import pytest
 
 from headwise import comparison
 from headwise.cli import main
-from headwise.comparison import run
+from headwise.comparison import experiment
 
 TINY = ["--steps", "3", "--width", "24", "--heads", "3", "--pairs", "5", "--vocabulary", "22"]
-TINY += ["--batch", "40", "--contexts", "17,31", "--rounds", "4", "--mechanisms", "mha,gqa-1"]
+TINY += ["--batch", "40", "--contexts", "17,31", "--rounds", "4", "--mechanisms", "mha,gqa:1"]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_compare_shows_every_figure_and_says_where_the_files_are(
 def test_an_interrupted_command_shows_what_it_has_and_goes_on_when_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, calls = run.train, []
+    real, calls = experiment.train, []
 
     def stops(*args, **options):
         calls.append(1)
@@ -53,7 +53,7 @@ def test_an_interrupted_command_shows_what_it_has_and_goes_on_when_repeated(
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(run, "train", stops)
+    monkeypatch.setattr(experiment, "train", stops)
     command = ["compare", *TINY, "--out", str(tmp_path / "out")]
     assert main(command) == 130
     captured = capsys.readouterr()
@@ -63,7 +63,7 @@ def test_an_interrupted_command_shows_what_it_has_and_goes_on_when_repeated(
     captured = capsys.readouterr()
     assert "2 of 2 runs" in captured.out
     assert "one seed cannot tell a difference from chance" in " ".join(captured.out.split())
-    assert captured.err.splitlines()[0] == "training 1 of 1: gqa-1, seed 0"
+    assert captured.err.splitlines()[0] == "training 1 of 1: gqa:1, seed 0"
 
 
 def test_a_text_is_judged_by_its_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +85,7 @@ def test_the_defaults_are_those_of_the_library() -> None:
         if name == "document":
             continue  # what the library has as a text
         if name in ("mechanisms", "contexts"):
-            library = getattr(configuration, name, run.CONTEXTS)
+            library = getattr(configuration, name, experiment.CONTEXTS)
             assert parameter.default == ",".join(map(str, library))
         elif name not in ("out", "rounds", "as_json"):
             assert parameter.default == getattr(configuration, name), name
@@ -94,8 +94,8 @@ def test_the_defaults_are_those_of_the_library() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mechanisms", "mha,gqq-2"], "mechanism 'gqq-2' is unknown; did you mean gqa-2?"),
-        (["--mechanisms", "gqa-2"], "gqa-2 has 2 kv heads, which do not divide 3 heads"),
+        (["--mechanisms", "mha,gqq:2"], "mechanism 'gqq:2' is unknown; did you mean gqa:2?"),
+        (["--mechanisms", "gqa:2"], "gqa:2 has 2 kv heads, which do not divide 3 heads"),
         (["--mechanisms", ","], "mechanisms is empty"),
         (["--seeds", "0"], "seeds is 0, expected an integer of at least 1"),
         (["--width", "25"], "width is 25, and 3 heads need a multiple of 12"),

@@ -32,7 +32,7 @@ def test_the_tables_answer_the_questions(wide: None, capsys: Any) -> None:
         "14.96 GiB: 8.03 billion parameters",
         "8,192 tokens (the model's limit) at batch 4; batch 9 at 8,192 tokens",
         "by bandwidth",
-        "GQA-8 (as it is)",
+        "gqa:8 (as it is)",
         "50 GB/s, 200 GFLOP/s",
     ):
         assert part in shown, part
@@ -125,7 +125,7 @@ def test_this_machine_is_measured_once(
 def test_verify_says_what_was_measured(
     monkeypatch: pytest.MonkeyPatch, wide: None, capsys: Any
 ) -> None:
-    monkeypatch.setattr("headwise.planning.verification._CONTEXTS", ())
+    monkeypatch.setattr("headwise.planning.decode_times._CONTEXTS", ())
     assert run("gpt-oss-20b", *GIVEN, "--verify") == 0
     shown = capsys.readouterr().out
     assert shown.count("equal") == 3 and "cache bytes of 2 layers at 144 tokens" in shown

@@ -7,7 +7,7 @@ import pytest
 from headwise.comparison import Comparison, Configuration, DecodeRate, Rate, Run, Speed
 from headwise.comparison.plot import draw, write_figure
 
-NAMES = ("mha", "gqa-4", "gqa-2", "mqa", "mla", "mla-16")
+NAMES = ("mha", "gqa:4", "gqa:2", "mqa", "mla", "mla:16")
 BYTES = (1024, 512, 256, 128, 288, 160)
 
 

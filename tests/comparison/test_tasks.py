@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from headwise import OptionError
 from headwise.comparison import Configuration
-from headwise.comparison.recall import Recall, sequences
+from headwise.comparison.recall import RecallTask, sequences
 from headwise.comparison.task import IGNORED
-from headwise.comparison.text import Text, read
+from headwise.comparison.text import TextTask, read
 
 
 @given(
@@ -36,7 +36,7 @@ def test_every_key_is_asked_once_and_its_target_is_its_value(
 
 
 def test_training_goes_from_few_pairs_to_all_with_the_same_tokens_a_step() -> None:
-    task = Recall(Configuration(pairs=24, steps=12, batch=768))
+    task = RecallTask(Configuration(pairs=24, steps=12, batch=768))
     generator = torch.Generator().manual_seed(0)
     shapes = [tuple(task.batch(step, generator).tokens.shape) for step in range(12)]
     assert shapes[5] == (64, 12)
@@ -46,12 +46,12 @@ def test_training_goes_from_few_pairs_to_all_with_the_same_tokens_a_step() -> No
 
 
 def test_with_few_pairs_every_step_has_them_all() -> None:
-    task = Recall(Configuration(pairs=3, steps=5))
+    task = RecallTask(Configuration(pairs=3, steps=5))
     assert {task.pairs_at(step) for step in range(5)} == {3}
 
 
 def test_held_out_recall_is_the_same_each_time_and_has_all_pairs() -> None:
-    task = Recall(Configuration(pairs=6))
+    task = RecallTask(Configuration(pairs=6))
     first, again = task.held_out(), task.held_out()
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(first, again))
     assert sum(len(batch.tokens) for batch in first) == 512
@@ -64,14 +64,14 @@ def asked(length: int = 10, batch: int = 40) -> Configuration:
 
 def test_text_predicts_the_next_byte() -> None:
     content = bytes(range(256)) * 4
-    batch = Text(content, asked()).batch(0, torch.Generator().manual_seed(0))
+    batch = TextTask(content, asked()).batch(0, torch.Generator().manual_seed(0))
     assert batch.tokens.shape == (4, 10)
     assert torch.equal((batch.tokens + 1) % 256, batch.targets)
 
 
 def test_no_training_window_reaches_into_the_held_out_tenth() -> None:
     content = b"a" * 900 + b"b" * 100
-    task, generator = Text(content, asked()), torch.Generator().manual_seed(0)
+    task, generator = TextTask(content, asked()), torch.Generator().manual_seed(0)
     seen = torch.cat([task.batch(step, generator).targets for step in range(200)])
     assert seen.unique().tolist() == [ord("a")]
     assert torch.cat([at.tokens for at in task.held_out()]).unique().tolist() == [ord("b")]
@@ -79,20 +79,20 @@ def test_no_training_window_reaches_into_the_held_out_tenth() -> None:
 
 def test_held_out_windows_of_a_long_text_are_spread_and_limited() -> None:
     content = bytes(1_000_000) + bytes(range(256)) * 4000
-    held_out = Text(content, asked(length=128, batch=128)).held_out()
+    held_out = TextTask(content, asked(length=128, batch=128)).held_out()
     assert sum(batch.tokens.numel() for batch in held_out) == 2**17
 
 
 def test_the_baseline_of_text_is_its_entropy_by_bytes() -> None:
     # four bytes, equally frequent: 2 bits
-    task = Text(b"abcd" * 100_000, asked())
+    task = TextTask(b"abcd" * 100_000, asked())
     assert task.baseline == pytest.approx(2 * 0.6931, abs=0.005)
 
 
 def test_a_short_text_is_refused_with_what_it_needs() -> None:
     with pytest.raises(OptionError, match="the text has 109 bytes, expected at least 110"):
-        Text(b"x" * 109, asked())
-    assert len(Text(b"x" * 110, asked()).held_out()) == 1
+        TextTask(b"x" * 109, asked())
+    assert len(TextTask(b"x" * 110, asked()).held_out()) == 1
 
 
 def test_a_text_that_is_missing_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from headwise.base.files import read_json, read_text
 from headwise.base.kept import cache_folder
 from headwise.base.written import check_writable
 from headwise.comparison import Configuration
-from headwise.comparison.configuration import claim
+from headwise.comparison.folder import ComparisonFolder
 from headwise.comparison.text import read as read_corpus
 from headwise.conversion.checkpoint.weights import StoredWeights
 from headwise.conversion.checkpoint.workspace import file_digest
@@ -274,7 +274,7 @@ def test_a_comparison_whose_settings_cannot_be_read_is_one_line(
     content: str, tmp_path: Path
 ) -> None:
     (tmp_path / "configuration.json").write_text(content, encoding="latin-1")
-    refused(lambda: claim(tmp_path, Configuration()), "give a new folder")
+    refused(lambda: ComparisonFolder(tmp_path, Configuration()), "give a new folder")
 
 
 def test_a_config_that_names_another_file_of_weights_is_refused(copy: Path) -> None:

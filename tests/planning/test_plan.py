@@ -83,17 +83,17 @@ def test_the_window_of_a_model_lets_any_context_fit() -> None:
 
 def test_the_other_mechanisms_keep_heads_and_change_the_cache() -> None:
     found = plan("llama-3-8b", device="h100", context=4096)
-    assert [other.name for other in found.alternatives] == ["MHA", "GQA-8 (as it is)", "MQA", "MLA"]
+    assert [other.name for other in found.alternatives] == ["mha", "gqa:8 (as it is)", "mqa", "mla"]
     rows = [other.bytes_per_token for other in found.alternatives]
     # 32 layers; an MLA of R = 4 x 128 and P = 64
     assert rows == [32 * 32 * 512, 32 * 8 * 512, 32 * 512, 32 * (512 + 64) * 2]
     times = [other.decode.tokens_per_second for other in found.alternatives]
     assert times[0] < times[1] < times[3] < times[2]
     names = [other.name for other in plan("smollm2-135m", device="h100").alternatives]
-    assert names == ["MHA", "GQA-3 (as it is)", "MQA", "MLA"]
+    assert names == ["mha", "gqa:3 (as it is)", "mqa", "mla"]
     names = [other.name for other in plan("deepseek-v3", device="h100").alternatives]
-    assert names == ["MHA", "GQA-8", "MQA", "MLA (as it is)"]
-    assert plan("qwen3-0.6b", device="h100").alternatives[0].name == "MHA"
+    assert names == ["mha", "gqa:8", "mqa", "mla (as it is)"]
+    assert plan("qwen3-0.6b", device="h100").alternatives[0].name == "mha"
 
 
 def test_experts_are_read_as_they_are_expected_to_be_chosen() -> None:
@@ -200,9 +200,9 @@ def test_t5_v11_has_a_head_of_its_own() -> None:
 
 def test_mechanisms_that_come_to_the_same_are_listed_once() -> None:
     names = [other.name for other in plan("t5-small", device="h100").alternatives]
-    assert names == ["MHA (as it is)", "MQA", "MLA"]
+    assert names == ["mha (as it is)", "mqa", "mla"]
     names = [other.name for other in plan("gemma-3-1b", device="h100").alternatives]
-    assert names == ["MHA", "MQA (as it is)", "MLA"]
+    assert names == ["mha", "mqa (as it is)", "mla"]
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ from families import ENCODERS, FAMILIES, GENERATORS, VOCABULARY, make
 from headwise import OptionError, UnsupportedError
 from headwise.planning import plan, verify
 from headwise.planning.cached import CacheFormat
-from headwise.planning.kernel_rates import KernelRates, _rates, _shapes
-from headwise.planning.model import Model, find_model
+from headwise.planning.decode_times import check_times
+from headwise.planning.kernel_rates import _GROUPS, KernelRates, _shapes
+from headwise.planning.model import PlannedModel, find_model
 from headwise.planning.named_models import named_models
 from headwise.planning.reduced import reduced
-from headwise.planning.verification import _times, check_caches
+from headwise.planning.verification import check_caches
+from headwise.planning.workload import Workload
 from headwise.spec import ModelSpec
 
 _LINEAR = ["linear_attention"]
@@ -60,14 +62,14 @@ _OTHERS: dict[str, Any] = {
 _CONTEXT = 41
 
 
-def model_of(config: Any) -> Model:
+def model_of(config: Any) -> PlannedModel:
     fields = config.to_dict()
-    return Model(config.model_type, ModelSpec.from_config(config), fields)
+    return PlannedModel(config.model_type, ModelSpec.from_config(config), fields)
 
 
-def checked(model: Model, cache: CacheFormat, context: int = _CONTEXT) -> dict[str, Any]:
+def checked(model: PlannedModel, cache: CacheFormat, context: int = _CONTEXT) -> dict[str, Any]:
     encoder = 19 if model.spec.has_cross_attention else 0
-    checks = check_caches(model, cache, context, encoder)
+    checks = check_caches(model, Workload(cache, context, 2, encoder))
     return {check.name: (check.predicted, check.measured) for check in checks}
 
 
@@ -134,14 +136,14 @@ def test_a_reduced_model_has_every_kind_of_layer(name: str) -> None:
 
 def test_rates_are_those_that_the_times_are_made_of() -> None:
     made = KernelRates(
-        overhead=(1e-4, 3e-4),
-        groups={group: (1e-10 * group, 2e-9) for group in (1, 2, 4, 7, 8, 16, 64)},
-        latent={16: 4e-10, 128: 3e-9},
-        folding=1e-10,
+        {"call": 1e-4, "latent call": 3e-4, "folded element": 1e-10}
+        | {f"element, group {group}": 1e-10 * group for group in _GROUPS}
+        | {f"row, group {group}": 2e-9 for group in _GROUPS}
+        | {"latent element, 16 heads": 4e-10, "latent element, 128 heads": 3e-9}
     )
     shapes = _shapes("bfloat16")
     times = [made.seconds(shape.spec, shape.context) for shape in shapes]
-    found = _rates(shapes, times)
+    found = KernelRates.fitted(shapes, times)
     for shape, time in zip(shapes, times):
         assert found.seconds(shape.spec, shape.context) == pytest.approx(time, rel=1e-6)
     between = find_model("qwen2.5-7b").spec.layers[0].attention
@@ -155,28 +157,32 @@ def test_times_are_predicted_for_every_kind_of_layer_and_context(
     monkeypatch.setattr("headwise.planning.kernel_rates._ROUNDS", 4)
     monkeypatch.setattr("headwise.planning.kernel_rates._CACHE_BYTES", 2**20)
     monkeypatch.setattr("headwise.planning.kernel_rates._LONG", 1024)
-    monkeypatch.setattr("headwise.planning.verification._CONTEXTS", (256, 1024))
+    monkeypatch.setattr("headwise.planning.decode_times._CONTEXTS", (256, 1024))
     found = plan("gemma-3-1b", bandwidth=1e9, peak=1e9)
-    times, _ = _times(found, lambda stage, done, total: None)
+    times, _ = check_times(found, lambda stage, done, total: None)
     # at 256 tokens a window of 512 makes no difference
     assert [time.context for time in times] == [256, 1024, 1024]
     assert "window 512" in times[1].attention
     assert "window" not in times[2].attention
     assert all(time.predicted > 0 and 0 < time.low <= time.measured <= time.high for time in times)
-    assert _times(plan("gpt2", device="h100", cache_dtype="int8"), print)[0] == ()
+    assert check_times(plan("gpt2", device="h100", cache_dtype="int8"), print)[0] == ()
 
 
 def test_latents_are_predicted_as_latents() -> None:
     spec = find_model("deepseek-v3").spec.layers[0].attention
     assert spec is not None
-    rates = KernelRates((0.0, 1e-4), {1: (1.0, 1.0)}, {16: 1e-9, 128: 2e-9}, 1e-10)
+    rates = KernelRates(
+        {"call": 0.0, "element, group 1": 1.0, "row, group 1": 1.0}
+        | {"latent call": 1e-4, "folded element": 1e-10}
+        | {"latent element, 16 heads": 1e-9, "latent element, 128 heads": 2e-9}
+    )
     expected = 1e-4 + 1000 * (2 * 512 + 64) * 2e-9 + 128 * 512 * 256 * 1e-10
     assert rates.seconds(spec, 1000) == pytest.approx(expected)
 
 
 def test_verify_reports_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path))
-    monkeypatch.setattr("headwise.planning.verification._CONTEXTS", ())
+    monkeypatch.setattr("headwise.planning.decode_times._CONTEXTS", ())
     found = verify(plan("smollm2-135m", bandwidth=1e9, peak=1e9, memory=2**34))
     assert found.holds and len(found.caches) == 3
     assert found.caches[0].measured == 2 * found.context * found.layers * 768

@@ -14,9 +14,9 @@ def compare(
     mechanisms: Annotated[
         str,
         typer.Option(
-            help="mha, gqa-2 (2 kv heads), mqa, mla, mla-24 (a latent of 24), joined by commas."
+            help="mha, gqa:2 (2 kv heads), mqa, mla, mla:24 (a latent of 24), joined by commas."
         ),
-    ] = "mha,gqa-2,mqa,mla",
+    ] = "mha,gqa:2,mqa,mla",
     task: Annotated[
         Literal["recall", "text"],
         typer.Option(help="Associative recall, or the bytes of a text file."),
@@ -48,7 +48,7 @@ def compare(
     """Train small decoders that differ in the attention alone; show quality, cache and speed."""
     from headwise.base import units
     from headwise.cli.compare_table import show
-    from headwise.comparison import Configuration, Work
+    from headwise.comparison import Configuration, Experiment
     from headwise.comparison.text import read
     from headwise.errors import OptionError
 
@@ -75,17 +75,18 @@ def compare(
         learning_rate=learning_rate,
         threads=threads,
     )
-    work = Work(configuration, content, out, units.token_counts("--contexts", contexts), rounds)
+    counts = units.token_counts("--contexts", contexts)
+    experiment = Experiment(configuration, content, out, counts, rounds)
     interrupted = False
     with screen(animated=False) as shown:
         try:
-            work.carry_out(shown)
+            experiment.carry_out(shown)
         except KeyboardInterrupt:
             interrupted = True
     if as_json:
-        print_json(work.comparison.to_dict())
+        print_json(experiment.comparison.to_dict())
     else:
-        show(work.comparison, out)
+        show(experiment.comparison, out)
     if interrupted:
         typer.echo("headwise: interrupted; the same command goes on from here", err=True)
     return 130 if interrupted else 0

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from headwise.base.console import one_line
 from headwise.comparison import Comparison, Speed
-from headwise.comparison.run import FIGURE
+from headwise.comparison.experiment import FIGURE
 from headwise.comparison.task import Metric
-from headwise.comparison.verdict import Quality
+from headwise.comparison.verdict import SeedScores
 
 _METRICS: tuple[Metric, ...] = ("accuracy", "loss")
 
@@ -96,7 +96,7 @@ def _cells(found: Comparison, cell: Callable[[Speed], str]) -> list[str]:
     return [cell(known[name]) if name in known else "-" for name in found.configuration.mechanisms]
 
 
-def _quality(quality: Quality | None, figure: Callable[[Quality], float | None]) -> str:
+def _quality(quality: SeedScores | None, figure: Callable[[SeedScores], float | None]) -> str:
     number = None if quality is None else figure(quality)
     return "-" if number is None else f"{number:.3f}"
 

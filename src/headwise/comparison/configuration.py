@@ -1,19 +1,17 @@
 """Everything that determines what a comparison finds, as data that is checked and kept with it."""
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from headwise.base.files import kind_of, read_json, reason
-from headwise.base.written import write_whole
-from headwise.comparison.mechanisms import DEFAULT, parse
-from headwise.errors import LoadError, OptionError
+from headwise.errors import OptionError
+from headwise.spec import AttentionSpec
+from headwise.spec.mechanism import mechanism_name, with_mechanism
 
-Task = Literal["recall", "text"]
-TASKS: tuple[Task, ...] = ("recall", "text")
-
-_FILE = "configuration.json"
+DEFAULT = ("mha", "gqa:2", "mqa", "mla")
+TaskName = Literal["recall", "text"]
+# The least that an integer of the configuration can be.
+_LEAST = dict.fromkeys(("steps", "seeds", "width", "heads", "layers", "pairs"), 1)
+_LEAST |= {"vocabulary": 4, "length": 2, "batch": 1, "threads": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +22,7 @@ class Configuration:
     8
 
     Args:
-        mechanisms: names as `mechanisms.parse` takes them.
+        mechanisms: names as `with_mechanism` takes them; "gqa-2" becomes "gqa:2".
         task: "recall" or "text".
         steps: of training, a run.
         seeds: runs of each mechanism, with the seeds 0, 1, ...
@@ -44,7 +42,7 @@ class Configuration:
     """
 
     mechanisms: tuple[str, ...] = DEFAULT
-    task: Task = "recall"
+    task: TaskName = "recall"
     steps: int = 1600
     seeds: int = 1
     width: int = 64
@@ -59,19 +57,17 @@ class Configuration:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise OptionError(f"task is {self.task!r}, expected {' or '.join(TASKS)}")
+        if self.task not in get_args(TaskName):
+            raise OptionError(f"task is {self.task!r}, expected recall or text")
         if (self.task == "text") != (self.text is not None):
             raise OptionError(
                 f"task is {self.task} {'without' if self.text is None else 'with'} a text file; "
                 "a text file goes with the task text, and with it only"
             )
-        least = {"steps": 1, "seeds": 1, "width": 1, "heads": 1, "layers": 1, "pairs": 1}
-        least |= {"vocabulary": 4, "length": 2, "batch": 1, "threads": 1}
-        for name, low in least.items():
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise OptionError(f"{name} is {value!r}, expected an integer of at least {low}")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise OptionError(f"{name} is {value!r}, expected an integer of at least {least}")
         if not isinstance(self.learning_rate, int | float) or not 0 < self.learning_rate < 1:
             raise OptionError(f"learning_rate is {self.learning_rate!r}, expected between 0 and 1")
         if self.width % (4 * self.heads):
@@ -79,13 +75,15 @@ class Configuration:
                 f"width is {self.width}, and {self.heads} heads need a multiple of "
                 f"{4 * self.heads}: the dims of a head, and half of them, are rotated in pairs"
             )
+        object.__setattr__(self, "mechanisms", tuple(map(mechanism_name, self.mechanisms)))
         if not self.mechanisms:
-            raise OptionError("mechanisms is empty; expected some, as mha,gqa-2,mqa,mla")
-        specs = [parse(name, self.heads, self.head_dim) for name in self.mechanisms]
-        for at, spec in enumerate(specs):
-            if spec in specs[:at]:
-                same = self.mechanisms[specs.index(spec)]
-                raise OptionError(f"mechanisms: {self.mechanisms[at]} is the same as {same}")
+            raise OptionError("mechanisms is empty; expected some, as mha,gqa:2,mqa,mla")
+        names: dict[AttentionSpec, str] = {}
+        for name in self.mechanisms:
+            spec = self.attention(name)
+            if spec in names:
+                raise OptionError(f"mechanisms: {name} is the same as {names[spec]}")
+            names[spec] = name
         self._check_sequences()
 
     def _check_sequences(self) -> None:
@@ -109,42 +107,18 @@ class Configuration:
         """Tokens of the longest sequence."""
         return 4 * self.pairs if self.task == "recall" else self.length
 
+    def attention(self, mechanism: str) -> AttentionSpec:
+        """The attention of every layer.
+
+        Raises:
+            OptionError: an unknown mechanism, or one that these heads cannot have.
+        """
+        heads, dim = self.heads, self.head_dim
+        plain = AttentionSpec(heads=heads, kv_heads=heads, head_dim=dim, value_dim=dim)
+        return with_mechanism(plain, mechanism)
+
     def settings(self) -> dict[str, Any]:
         """What this task reads, as JSON has it."""
         unread = ("length", "text") if self.task == "recall" else ("pairs", "vocabulary")
-        found = {name: value for name, value in asdict(self).items() if name not in unread}
-        return found | {"mechanisms": list(self.mechanisms)}
-
-
-def claim(folder: Path, configuration: Configuration) -> None:
-    """Make `folder` the place of this comparison, or see that it is already.
-
-    Raises:
-        OptionError: it holds another comparison (the first setting that differs is named), or
-            something else, or cannot be written.
-    """
-    settings, path = configuration.settings(), folder / _FILE
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        other = kind_of(path) == "none" and any(folder.iterdir())
-    except (LoadError, OSError) as error:
-        raise OptionError(f"{folder}: {reason(error)}; give another folder") from error
-    if other:
-        raise OptionError(f"{folder} is not empty and holds no comparison; give a new folder")
-    if kind_of(path) == "none":
-        write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
-        return
-    try:
-        held = read_json(path)
-    except LoadError as error:
-        raise OptionError(f"{error}; give a new folder") from error
-    for name in dict.fromkeys([*settings, *held]):
-        if held.get(name) != settings.get(name):
-            raise OptionError(
-                f"{folder} holds a comparison with {name} {_shown(held.get(name))}, not "
-                f"{_shown(settings.get(name))}; give another folder, or the same settings"
-            )
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        read = {name: value for name, value in asdict(self).items() if name not in unread}
+        return read | {"mechanisms": list(self.mechanisms)}

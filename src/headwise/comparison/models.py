@@ -3,7 +3,6 @@
 import torch
 
 from headwise.comparison.configuration import Configuration
-from headwise.comparison.mechanisms import parse
 from headwise.errors import OptionError
 from headwise.nn import Decoder
 
@@ -48,8 +47,8 @@ def feed_forward(configuration: Configuration, mechanism: str) -> int:
         OptionError: the attention alone has more parameters than the decoder with MHA.
     """
     one = 3 * configuration.width * configuration.layers  # parameters for one of inner width
-    without = _parameters(configuration, mechanism, 1) - one
-    inner = round((_parameters(configuration, "mha", None) - without) / one)
+    without = parameters(configuration, mechanism, 1) - one
+    inner = round((parameters(configuration, "mha", None) - without) / one)
     if inner < 1:
         raise OptionError(
             f"{mechanism} has more parameters than a whole decoder with MHA at width "
@@ -58,7 +57,8 @@ def feed_forward(configuration: Configuration, mechanism: str) -> int:
     return inner
 
 
-def _parameters(configuration: Configuration, mechanism: str, inner: int | None) -> int:
+def parameters(configuration: Configuration, mechanism: str, inner: int | None) -> int:
+    """Parameters of the decoder whose MLPs have this inner width, by default that of MHA's."""
     with torch.device("meta"):
         model = _decoder(configuration, mechanism, inner)
     return sum(weight.numel() for weight in model.parameters())
@@ -67,7 +67,7 @@ def _parameters(configuration: Configuration, mechanism: str, inner: int | None)
 def _decoder(configuration: Configuration, mechanism: str, inner: int | None) -> Decoder:
     text = configuration.task == "text"
     return Decoder(
-        parse(mechanism, configuration.heads, configuration.head_dim),
+        configuration.attention(mechanism),
         vocabulary=_TEXT_VOCABULARY if text else configuration.vocabulary,
         layers=configuration.layers,
         hidden_size=configuration.width,

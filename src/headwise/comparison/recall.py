@@ -17,7 +17,7 @@ _HELD_OUT = 512
 _HELD_OUT_SEED = 2**40
 
 
-class Recall:
+class RecallTask:
     """Sequences of 4 tokens for each of their pairs, in training first of few pairs.
 
     With all the pairs at once small models stay for long where they know the values of the
@@ -25,7 +25,7 @@ class Recall:
     So half of the steps have 4 pairs (the number halved until it is 4 or less), and the other half
     is split evenly into stages of twice as many, up to all. Each step has as many tokens.
 
-    >>> task = Recall(Configuration(pairs=32, steps=120))
+    >>> task = RecallTask(Configuration(pairs=32, steps=120))
     >>> [task.pairs_at(step) for step in (0, 59, 60, 79, 80, 100, 119)]
     [4, 4, 8, 8, 16, 32, 32]
     """

@@ -9,12 +9,11 @@ from typing import Any
 
 from headwise.base.written import as_json, write_whole
 from headwise.comparison.configuration import Configuration
-from headwise.comparison.mechanisms import parse
-from headwise.comparison.models import build, feed_forward
+from headwise.comparison.models import feed_forward, parameters
 from headwise.comparison.speed import Speed
 from headwise.comparison.task import Metric
-from headwise.comparison.train import Run
-from headwise.comparison.verdict import Quality, state
+from headwise.comparison.training import Run
+from headwise.comparison.verdict import SeedScores, state
 from headwise.measure.environment import environment
 
 
@@ -40,15 +39,16 @@ class Comparison:
         asked = len(self.configuration.mechanisms) * self.configuration.seeds
         return len(self.runs) == asked and len(self.speeds) > 0
 
-    def qualities(self, metric: Metric | None = None) -> list[Quality]:
+    def qualities(self, metric: Metric | None = None) -> list[SeedScores]:
         """A metric (the one to judge by) of each mechanism that has a finished run."""
-        name = metric or self.metric
-        found = []
-        for mechanism in self.configuration.mechanisms:
-            runs = [run for run in self.runs if run.mechanism == mechanism]
-            if runs:
-                found.append(Quality(mechanism, tuple(getattr(run, name) for run in runs)))
-        return found
+        name, values = metric or self.metric, dict[str, list[float]]()
+        for run in self.runs:
+            values.setdefault(run.mechanism, []).append(getattr(run, name))
+        return [
+            SeedScores(mechanism, tuple(values[mechanism]))
+            for mechanism in self.configuration.mechanisms
+            if mechanism in values
+        ]
 
     def verdict(self) -> list[str]:
         """What can be said of each two mechanisms, and what not, as sentences."""
@@ -56,32 +56,29 @@ class Comparison:
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row for each mechanism; None for what is not known yet."""
-        losses = {at.mechanism: at for at in self.qualities("loss")}
-        accuracies = {at.mechanism: at for at in self.qualities("accuracy")}
-        speeds = {at.mechanism: at for at in self.speeds}
-        rows = []
-        for name in self.configuration.mechanisms:
-            row: dict[str, Any] = {"mechanism": name, **self._size(name)}
-            for metric, known in (("loss", losses), ("accuracy", accuracies)):
-                quality = known.get(name)
+        rows = {name: self._size(name) for name in self.configuration.mechanisms}
+        metrics: tuple[Metric, ...] = ("loss", "accuracy")
+        for metric in metrics:
+            qualities = {quality.mechanism: quality for quality in self.qualities(metric)}
+            for name, row in rows.items():
+                quality = qualities.get(name)
                 row["seeds"] = 0 if quality is None else len(quality.values)
                 row[metric] = None if quality is None else quality.mean
                 row[f"{metric}_deviation"] = None if quality is None else quality.deviation
-            row |= _speed(speeds.get(name))
-            rows.append(row)
-        return rows
+        for speed in self.speeds:
+            rows[speed.mechanism].update(speed.row())
+        return list(rows.values())
 
     def write(self, folder: Path) -> None:
-        """Write results.json and results.csv, each whole or not at all.
+        """Write results.json and results.csv, each atomically.
 
         Raises:
             OptionError: a file cannot be written.
         """
         write_whole(folder / "results.json", (as_json(self.to_dict(), indent=1) + "\n").encode())
-        rows = self.rows()
-        table = io.StringIO()
-        columns = dict.fromkeys(name for row in rows for name in row)
-        writer = csv.DictWriter(table, list(columns), lineterminator="\n")
+        rows, table = self.rows(), io.StringIO()
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(table, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_whole(folder / "results.csv", table.getvalue().encode())
@@ -102,20 +99,10 @@ class Comparison:
         }
 
     def _size(self, mechanism: str) -> dict[str, Any]:
-        at = self.configuration
-        model = build(at, mechanism, seed=0)
+        inner = feed_forward(self.configuration, mechanism)
         return {
-            "attention": str(parse(mechanism, at.heads, at.head_dim)),
-            "parameters": sum(weight.numel() for weight in model.parameters()),
-            "feed_forward": feed_forward(at, mechanism),
+            "mechanism": mechanism,
+            "attention": str(self.configuration.attention(mechanism)),
+            "parameters": parameters(self.configuration, mechanism, inner),
+            "feed_forward": inner,
         }
-
-
-def _speed(speed: Speed | None) -> dict[str, Any]:
-    if speed is None:
-        return {}
-    return {
-        "cache_bytes_per_token": speed.cache_bytes_per_token,
-        "training_tokens_per_second": speed.training.tokens_per_second,
-        "peak_memory": speed.peak_memory,
-    } | {f"decode_tokens_per_second_{at.context}": at.rate.tokens_per_second for at in speed.decode}

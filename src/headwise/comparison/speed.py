@@ -8,19 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 
 from headwise.base.memory import available_bytes
+from headwise.base.progress import Progress, silent
 from headwise.caches import ContiguousCache
 from headwise.comparison.configuration import Configuration
-from headwise.comparison.mechanisms import parse
 from headwise.comparison.models import build
-from headwise.comparison.task import Batch, Task
-from headwise.comparison.train import new_optimizer, train_step
+from headwise.comparison.task import Task
+from headwise.comparison.training import new_optimizer, train_step
 from headwise.errors import CapacityError, OptionError
 from headwise.measure.memory import peak_memory
-from headwise.measure.timing import Timing, check_rounds, interleaved
+from headwise.measure.timing import Timing, interleaved
 from headwise.nn import Decoder
 
 ROUNDS = 21
@@ -40,10 +41,16 @@ class Rate:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, tokens: int, timing: Timing) -> "Rate":
+        """The rate of calls that each process so many tokens."""
+        fast, slow = timing.quartiles
+        return cls(tokens / timing.median, tokens / slow, tokens / fast)
+
 
 @dataclass(frozen=True)
 class DecodeRate:
-    """How fast one sequence goes on behind `context` tokens."""
+    """How fast one sequence is decoded after `context` tokens."""
 
     context: int
     rate: Rate
@@ -66,6 +73,18 @@ class Speed:
     decode: tuple[DecodeRate, ...]
     peak_memory: int | None
 
+    def row(self) -> dict[str, Any]:
+        """The medians, flat."""
+        decoded = {
+            f"decode_tokens_per_second_{each.context}": each.rate.tokens_per_second
+            for each in self.decode
+        }
+        return {
+            "cache_bytes_per_token": self.cache_bytes_per_token,
+            "training_tokens_per_second": self.training.tokens_per_second,
+            "peak_memory": self.peak_memory,
+        } | decoded
+
 
 def check_contexts(configuration: Configuration, contexts: Sequence[int]) -> tuple[int, ...]:
     """The contexts in ascending order, each once.
@@ -75,18 +94,15 @@ def check_contexts(configuration: Configuration, contexts: Sequence[int]) -> tup
         CapacityError: the caches of all mechanisms would not fit in memory.
     """
     known = isinstance(contexts, Sequence) and all(
-        isinstance(at, int) and at >= 1 for at in contexts
+        isinstance(context, int) and context >= 1 for context in contexts
     )
     if not contexts or not known:
         raise OptionError(f"contexts is {contexts!r}, expected numbers of tokens from 1")
     ordered = tuple(sorted(set(contexts)))
-    specs = [
-        parse(name, configuration.heads, configuration.head_dim)
-        for name in configuration.mechanisms
-    ]
+    specs = map(configuration.attention, configuration.mechanisms)
     # a cache that grows holds up to twice its tokens, and the old buffer beside the new one
-    held = sum(spec.cache_bytes(ordered[-1], dtype="float32") for spec in specs)
-    needed = 3 * configuration.layers * held
+    tokens = sum(spec.cache_bytes(ordered[-1], dtype="float32") for spec in specs)
+    needed = 3 * configuration.layers * tokens
     free = available_bytes(torch.device("cpu"))
     if needed > free:
         raise CapacityError(
@@ -102,39 +118,41 @@ def measure_speed(
     *,
     contexts: Sequence[int],
     rounds: int = ROUNDS,
-    progress: Callable[[str, int, int], object] = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> list[Speed]:
     """Measure every mechanism of the configuration.
 
     Raises:
         OptionError: fewer than 4 rounds.
     """
-    check_rounds(rounds)
     names = configuration.mechanisms
     models = {name: build(configuration, name, seed=0) for name in names}
     errors = {name: _checked(name, model) for name, model in models.items()}
     # the longest sequences, those of the last step
     batch = task.batch(configuration.steps - 1, torch.Generator().manual_seed(0))
     progress("timing the training", 0, 0)
-    steps = {name: _training(configuration, model, batch) for name, model in models.items()}
+    steps: dict[str, Callable[[], None]] = {}
+    for name, model in models.items():
+        optimizer = new_optimizer(model, configuration.learning_rate)
+        steps[name] = partial(train_step, model, optimizer, batch)
     trained = interleaved(steps, rounds=rounds)
     peaks = {name: _peak(steps[name]) for name in names}
     decoded: dict[str, list[DecodeRate]] = {name: [] for name in names}
     sizes = {}
-    for at, context in enumerate(contexts):
-        progress("timing the decoding", at, len(contexts))
+    for index, context in enumerate(contexts):
+        progress("timing the decoding", index, len(contexts))
         caches = {name: filled(model, context) for name, model in models.items()}
         sizes = {name: bytes_per_token(some) for name, some in caches.items()}
         turns = {name: partial(_decode, models[name], caches[name]) for name in names}
         timings = interleaved(turns, rounds=rounds, before=partial(_crop, caches, context))
         for name, timing in timings.items():
-            decoded[name].append(DecodeRate(context, _rate(_STEPS, timing)))
+            decoded[name].append(DecodeRate(context, Rate.of(_STEPS, timing)))
     return [
         Speed(
             mechanism=name,
             cache_bytes_per_token=sizes[name],
             error=errors[name],
-            training=_rate(batch.tokens.numel(), trained[name]),
+            training=Rate.of(batch.tokens.numel(), trained[name]),
             decode=tuple(decoded[name]),
             peak_memory=peaks[name],
         )
@@ -148,30 +166,21 @@ def filled(model: Decoder, context: int) -> list[ContiguousCache]:
     caches = model.new_caches()
     model(torch.zeros(1, 1, dtype=torch.int64), caches=caches)
     for cache in caches:
-        assert cache.first is not None
-        assert cache.second is not None
-        shapes = [
-            (*held.shape[:2], context - 1, held.shape[3]) for held in (cache.first, cache.second)
-        ]
-        cache.append(*(torch.randn(shape) for shape in shapes))
+        rows = [each for each in (cache.first, cache.second) if each is not None]
+        cache.append(*(torch.randn(*each.shape[:2], context - 1, each.shape[3]) for each in rows))
     return caches
 
 
 def bytes_per_token(caches: Sequence[ContiguousCache]) -> int:
-    """Bytes that all caches together hold for each of their tokens.
+    """Bytes that all caches together hold per token.
 
     >>> model = build(Configuration(width=64, heads=8), "mqa", seed=0)
     >>> bytes_per_token(filled(model, 7))  # 2 layers, key and value of 8 float32
     128
     """
-    held = sum(cache.nbytes for cache in caches)
-    assert held % caches[0].length == 0
-    return held // caches[0].length
-
-
-def _training(configuration: Configuration, model: Decoder, batch: Batch) -> Callable[[], None]:
-    optimizer = new_optimizer(model, configuration.learning_rate)
-    return partial(train_step, model, optimizer, batch)
+    per_token, rest = divmod(sum(cache.nbytes for cache in caches), caches[0].length)
+    assert rest == 0
+    return per_token
 
 
 @torch.no_grad()
@@ -180,9 +189,9 @@ def _checked(name: str, model: Decoder) -> float:
     tokens = torch.randint(
         model.embedding.num_embeddings, (2, _CHECKED), generator=torch.Generator().manual_seed(0)
     )
-    whole, caches = model(tokens), model.new_caches()
+    logits, caches = model(tokens), model.new_caches()
     steps = torch.cat([model(token, caches=caches) for token in tokens.split(1, dim=1)], dim=1)
-    error = ((steps - whole).abs().max() / whole.abs().max()).item()
+    error = ((steps - logits).abs().max() / logits.abs().max()).item()
     assert error < _TOLERANCE, f"{name} decodes other logits than it computes: {error}"
     return error
 
@@ -201,11 +210,5 @@ def _crop(caches: Mapping[str, list[ContiguousCache]], context: int, name: str) 
 
 def _peak(step: Callable[[], object]) -> int | None:
     """The median of a few: what the allocator had kept makes single ones differ."""
-    found = [peak_memory(step)[1] for _ in range(_PEAKS)]
-    known = [each for each in found if each is not None]
-    return round(median(known)) if known else None
-
-
-def _rate(tokens: int, timing: Timing) -> Rate:
-    fast, slow = timing.quartiles
-    return Rate(tokens / timing.median, tokens / slow, tokens / fast)
+    peaks = [peak for peak in (peak_memory(step)[1] for _ in range(_PEAKS)) if peak is not None]
+    return round(median(peaks)) if peaks else None

@@ -31,12 +31,12 @@ def read(path: Path) -> tuple[bytes, str]:
     return content, hashlib.sha256(content).hexdigest()
 
 
-class Text:
+class TextTask:
     """Windows of a file's first 9/10 to train on, and of its last 1/10 to judge by.
 
     `baseline` is the loss of a model that knows how frequent each byte is, and nothing else.
 
-    >>> task = Text(b"ab" * 50_000, Configuration(task="text", text="its SHA-256", length=8))
+    >>> task = TextTask(b"ab" * 50_000, Configuration(task="text", text="its SHA-256", length=8))
     >>> task.batch(0, torch.Generator().manual_seed(0)).tokens.shape
     torch.Size([256, 8])
     >>> round(task.baseline, 2)  # two bytes, equally frequent
@@ -58,33 +58,33 @@ class Text:
                 f"is held out must hold a window of {self.length} and the byte after it"
             )
         # a copy: a tensor over `bytes` could be written to
-        whole = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        self.known, self.other = whole[:split], whole[split:]
-        self.baseline = _cross_entropy(self.known, self.other)
+        content_bytes = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        self.training, self.judging = content_bytes[:split], content_bytes[split:]
+        self.baseline = _cross_entropy(self.training, self.judging)
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         """Windows from anywhere in the part to train on, whatever the step."""
-        starts = torch.randint(len(self.known) - self.length, (self.count,), generator=generator)
-        return self._windows(self.known, starts)
+        starts = torch.randint(len(self.training) - self.length, (self.count,), generator=generator)
+        return self._windows(self.training, starts)
 
     def held_out(self) -> list[Batch]:
         """Windows that do not overlap, of 131,072 bytes at most, spread over the part."""
-        starts = torch.arange(0, len(self.other) - self.length, self.length)
+        starts = torch.arange(0, len(self.judging) - self.length, self.length)
         most = max(1, _HELD_OUT_TOKENS // self.length)
         if len(starts) > most:
             starts = starts[torch.arange(most) * len(starts) // most]
-        return [self._windows(self.other, some) for some in starts.split(_BATCH)]
+        return [self._windows(self.judging, some) for some in starts.split(_BATCH)]
 
     def _windows(self, part: Tensor, starts: Tensor) -> Batch:
-        found = part[starts[:, None] + torch.arange(self.length + 1)].long()
-        return Batch(found[:, :-1], found[:, 1:])
+        windows = part[starts[:, None] + torch.arange(self.length + 1)].long()
+        return Batch(windows[:, :-1], windows[:, 1:])
 
 
-def _cross_entropy(known: Tensor, other: Tensor) -> float:
-    """Nats a byte of `other` by the frequencies in `known`, each byte counted once more."""
-    chances = (torch.bincount(known.int(), minlength=256) + 1).double()
+def _cross_entropy(training: Tensor, judging: Tensor) -> float:
+    """Nats per byte of `judging` by the frequencies in `training`, each byte counted once more."""
+    chances = (torch.bincount(training.int(), minlength=256) + 1).double()
     chances /= chances.sum()
-    frequencies = torch.bincount(other.int(), minlength=256).double() / len(other)
+    frequencies = torch.bincount(judging.int(), minlength=256).double() / len(judging)
     loss = -(frequencies * chances.log()).sum().item()
     assert math.isfinite(loss)
     return loss

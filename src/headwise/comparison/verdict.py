@@ -14,10 +14,10 @@ _FULL = 0.99
 
 
 @dataclass(frozen=True)
-class Quality:
-    """One metric of a mechanism, an entry a seed.
+class SeedScores:
+    """One metric of a mechanism, one entry per seed.
 
-    >>> quality = Quality("mha", (0.5, 0.625, 0.75))
+    >>> quality = SeedScores("mha", (0.5, 0.625, 0.75))
     >>> quality.mean, quality.spread
     (0.625, 0.25)
     """
@@ -55,43 +55,53 @@ class Pair:
     differ: bool | None
 
 
-def pairs(qualities: Sequence[Quality], metric: Metric) -> list[Pair]:
+def pairs(qualities: Sequence[SeedScores], metric: Metric) -> list[Pair]:
     """Every two mechanisms, those that are furthest apart first.
 
-    >>> found = pairs([Quality("mha", (0.9, 0.8)), Quality("mqa", (0.5, 0.7))], "accuracy")
-    >>> found[0].better, round(found[0].difference, 2), round(found[0].spread, 2), found[0].differ
+    >>> qualities = [SeedScores("mha", (0.9, 0.8)), SeedScores("mqa", (0.5, 0.7))]
+    >>> (pair,) = pairs(qualities, "accuracy")
+    >>> pair.better, round(pair.difference, 2), round(pair.spread, 2), pair.differ
     ('mha', 0.25, 0.2, True)
     """
-    found = []
+    judged = []
     for two in combinations(qualities, 2):
-        better, worse = sorted(two, key=lambda at: at.mean, reverse=metric == "accuracy")
+        better, worse = sorted(two, key=lambda each: each.mean, reverse=metric == "accuracy")
         difference, spread = abs(better.mean - worse.mean), max(better.spread, worse.spread)
         seeds = min(len(better.values), len(worse.values))
         differ = None if seeds < 2 else difference > spread
-        found.append(Pair(better.mechanism, worse.mechanism, difference, spread, differ))
-    return sorted(found, key=lambda pair: pair.difference, reverse=True)
+        judged.append(Pair(better.mechanism, worse.mechanism, difference, spread, differ))
+    return sorted(judged, key=lambda pair: pair.difference, reverse=True)
 
 
-def state(qualities: Sequence[Quality], metric: Metric, baseline: float) -> list[str]:
+def state(qualities: Sequence[SeedScores], metric: Metric, baseline: float) -> list[str]:
     """The verdict as sentences: one for each two mechanisms, and what else limits it."""
     lines = []
-    if any(len(at.values) < 2 for at in qualities):
+    if any(len(quality.values) < 2 for quality in qualities):
         lines.append("one seed cannot tell a difference from chance: run 3 or more")
-    learnt = {at.mechanism: _learnt(at, metric, baseline) for at in qualities}
-    full = {at.mechanism for at in qualities if metric == "accuracy" and min(at.values) > _FULL}
+    needed = _LEARNT[metric] * baseline
+    learnt = {
+        quality.mechanism: sum(
+            value > needed if metric == "accuracy" else value < needed for value in quality.values
+        )
+        for quality in qualities
+    }
+    full = {
+        quality.mechanism
+        for quality in qualities
+        if metric == "accuracy" and min(quality.values) > _FULL
+    }
     for pair in pairs(qualities, metric):
-        two = {pair.better, pair.worse}
-        if not any(learnt[name] for name in two):
+        if not learnt[pair.better] and not learnt[pair.worse]:
             lines.append(f"{pair.better} and {pair.worse}: neither has learnt the task")
-        elif two <= full:
+        elif {pair.better, pair.worse} <= full:
             lines.append(f"{pair.better} and {pair.worse}: both have learnt all of it")
         else:
             lines.append(_sentence(pair, metric))
     lines += [
-        f"{at.mechanism}: learnt with {learnt[at.mechanism]} of {len(at.values)} seeds in these "
-        f"steps ({metric} past {_LEARNT[metric] * baseline:.3f})"
-        for at in qualities
-        if learnt[at.mechanism] < len(at.values)
+        f"{quality.mechanism}: learnt with {learnt[quality.mechanism]} of {len(quality.values)} "
+        f"seeds in these steps ({metric} past {needed:.3f})"
+        for quality in qualities
+        if learnt[quality.mechanism] < len(quality.values)
     ]
     if len(full) > 1:
         lines.append("what has learnt all of it could only be set apart by a harder task")
@@ -106,9 +116,3 @@ def _sentence(pair: Pair, metric: Metric) -> str:
     if pair.differ:
         return f"{pair.better} is better than {pair.worse}: {seeds}"
     return f"{pair.better} and {pair.worse}: no difference shown: {seeds}"
-
-
-def _learnt(quality: Quality, metric: Metric, baseline: float) -> int:
-    """Seeds with which the task was learnt at all."""
-    needed = _LEARNT[metric] * baseline
-    return sum(at > needed if metric == "accuracy" else at < needed for at in quality.values)

@@ -1,11 +1,16 @@
 """What a model's cache costs, before it is loaded."""
 
+from headwise.planning.allocation import Allocated
+from headwise.planning.alternatives import Alternative
 from headwise.planning.costs import Cost
+from headwise.planning.decode_times import TimeCheck
 from headwise.planning.devices import DEVICES, Device
+from headwise.planning.estimates import Step
+from headwise.planning.layer_groups import LayerGroup
 from headwise.planning.named_models import NamedModel, named_model, named_models
-from headwise.planning.planner import Allocated, Alternative, LayerGroup, Plan, Step, plan
+from headwise.planning.planner import Plan, plan
 from headwise.planning.plot import write_plot
-from headwise.planning.verification import CacheCheck, TimeCheck, Verified, verify
+from headwise.planning.verification import CacheCheck, Verified, verify
 from headwise.planning.weights import Experts, Weights
 
 __all__ = [

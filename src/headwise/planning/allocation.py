@@ -4,20 +4,48 @@ The very classes that hold the cache at run time are given tensors on the meta d
 shape and no bytes, and are then asked what they hold. Nothing about their growth is written twice.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from headwise.errors import SpecError
+from headwise.errors import SpecError, UnsupportedError
 from headwise.hf.cache import OwnLayer, held_tensors, use_own_layers
-from headwise.planning.cached import CacheFormat
-from headwise.planning.model import Model
-from headwise.planning.weights import transformers_config, transformers_takes
+from headwise.planning.model import PlannedModel
+from headwise.planning.stock_model import transformers_config, transformers_takes
+from headwise.planning.workload import Workload
 from headwise.spec import FAMILIES, AttentionSpec, LayerSpec, StateSpec, config_fields
 
 
-def stock_bytes(model: Model, dtype: str, context: int, batch: int, encoder_context: int) -> int:
+@dataclass(frozen=True)
+class Allocated:
+    """Bytes of the cache: what the architecture needs, what each of the two allocates for it.
+
+    None where Transformers has no such model.
+    """
+
+    needed: int
+    stock: int | None
+    headwise: int | None
+
+
+def cache_allocation(model: PlannedModel, workload: Workload) -> Allocated:
+    """What the model's cache takes.
+
+    Raises:
+        SpecError: a config of which Transformers makes no cache, or one that does not fit the spec.
+    """
+    needed = workload.cache_bytes(model.spec)
+    if not model.spec.layers:
+        return Allocated(0, 0, 0)
+    try:
+        return Allocated(needed, stock_bytes(model, workload), headwise_bytes(model, workload))
+    except UnsupportedError:
+        return Allocated(needed, None, None)
+
+
+def stock_bytes(model: PlannedModel, workload: Workload) -> int:
     """Bytes that Transformers' own cache has allocated, in the model's dtype.
 
     After a prompt of all tokens but one, and one decode step: a sliding layer still holds the
@@ -27,28 +55,23 @@ def stock_bytes(model: Model, dtype: str, context: int, batch: int, encoder_cont
         SpecError: a config of which Transformers makes no cache, or one that does not fit the spec.
     """
     own, cross = _caches(model)
-    heads = stock_heads(model)
     # its layers take fields of the config that no reader looks at
     with transformers_takes(model):
-        _fill(model, own, dtype, context, batch, heads)
-        _fill_cross(model, cross, dtype, batch, encoder_context)
+        _fill(model, own, cross, workload, stock_heads(model))
     return allocated(own, cross)
 
 
-def headwise_bytes(
-    model: Model, cache: CacheFormat, context: int, batch: int, encoder_context: int
-) -> int:
+def headwise_bytes(model: PlannedModel, workload: Workload) -> int:
     """Bytes that the caches have allocated which `attach` makes, with the room that they grow by.
 
     After a prompt of all tokens but one, and one decode step.
     """
     if model.spec.has_cross_attention and not model.spec.encoder_layers:
         # attach leaves the cache of a decoder that is given an encoder's output to Transformers
-        return stock_bytes(model, cache.dtype, context, batch, encoder_context)
+        return stock_bytes(model, workload)
     own, cross = _caches(model)
-    use_own_layers(own, cache.choice)
-    _fill(model, own, cache.dtype, context, batch, None)
-    _fill_cross(model, cross, cache.dtype, batch, encoder_context)
+    use_own_layers(own, workload.cache.choice)
+    _fill(model, own, cross, workload, None)
     return allocated(own, cross)
 
 
@@ -61,31 +84,31 @@ def allocated(*caches: Any) -> int:
                 total += int(layer.cache.reserved_bytes)
                 continue
             storages = map(Tensor.untyped_storage, held_tensors(layer))
-            total += sum({at._cdata: at.nbytes() for at in storages}.values())
+            total += sum({storage._cdata: storage.nbytes() for storage in storages}.values())
     return total
 
 
-def stock_heads(model: Model) -> int | None:
+def stock_heads(model: PlannedModel) -> int | None:
     """kv heads that Transformers caches where these are more than the model has, else None."""
     repeated = FAMILIES[model.spec.family].stock_kv_heads
     return None if repeated is None else repeated(config_fields(model.config))
 
 
-def _caches(model: Model) -> tuple[Any, Any]:
+def _caches(model: PlannedModel) -> tuple[Any, Any]:
+    """Empty caches of Transformers: for the decoder's own tokens, for those of an encoder."""
     from transformers import DynamicCache
 
     config = transformers_config(model)
-    cross = DynamicCache() if model.spec.has_cross_attention else None
     # T5's config describes both its stacks, and its decoder's depth may differ.
-    if cross is not None:
-        return DynamicCache(), cross
+    if model.spec.has_cross_attention:
+        return DynamicCache(), DynamicCache()
     with transformers_takes(model):
         own = DynamicCache(config=config)
     _check_layers(model, own)
-    return own, cross
+    return own, None
 
 
-def _check_layers(model: Model, cache: Any) -> None:
+def _check_layers(model: PlannedModel, cache: Any) -> None:
     """Raise unless each layer of the cache can hold what its layer of the spec caches.
 
     The two are read from different fields where a config contradicts itself: a family whose reader
@@ -99,65 +122,56 @@ def _check_layers(model: Model, cache: Any) -> None:
             f"expected {len(model.spec.layers)}; correct layer_types"
         )
     for layer, made in zip(model.spec.layers, cache.layers, strict=False):
-        cached = layer.cached
-        fits = {
-            "keys and values": cached is None or isinstance(made, CacheLayerMixin),
-            "an indexer's keys": cached is None
-            or cached.indexer is None
-            or hasattr(made, "update_indexer"),
-            "a state": not isinstance(layer.mixer, StateSpec)
-            or isinstance(made, LinearAttentionCacheLayerMixin),
-        }
-        for what, held in fits.items():
-            if not held:
-                raise SpecError(
-                    f"{model.name}: layer {layer.index} caches {what}, and Transformers makes a "
-                    f"{type(made).__name__} of this config, which holds none; correct layer_types"
-                )
+        missing = ""
+        if layer.cached is not None and not isinstance(made, CacheLayerMixin):
+            missing = "keys and values"
+        elif layer.cached and layer.cached.indexer and not hasattr(made, "update_indexer"):
+            missing = "an indexer's keys"
+        state = isinstance(layer.mixer, StateSpec)
+        if state and not isinstance(made, LinearAttentionCacheLayerMixin):
+            missing = "a state"
+        if missing:
+            raise SpecError(
+                f"{model.name}: layer {layer.index} caches {missing}, and Transformers makes a "
+                f"{type(made).__name__} of this config, which holds none; correct layer_types"
+            )
 
 
-def _fill(
-    model: Model, cache: Any, dtype: str, context: int, batch: int, heads: int | None
-) -> None:
-    with torch.no_grad():
-        for tokens in (context - 1, 1) if context > 1 else (context,):
-            for layer in model.spec.layers:
-                _append(cache, layer, dtype, tokens, batch, heads)
+@torch.no_grad()
+def _fill(model: PlannedModel, own: Any, cross: Any, workload: Workload, heads: int | None) -> None:
+    """Append the workload's tokens, those of a decoder with `heads` kv heads if that is given."""
+    steps = (workload.context - 1, 1) if workload.context > 1 else (workload.context,)
+    for tokens in steps:
+        for layer in model.spec.layers:
+            _append(own, layer, workload, tokens, heads)
+    for layer in model.spec.layers:
+        if layer.cross_attention is not None:
+            rows = _rows(layer.cross_attention, workload, workload.encoder_context, None)
+            cross.update(*rows, layer.index)
 
 
 def _append(
-    cache: Any, layer: LayerSpec, dtype: str, tokens: int, batch: int, heads: int | None
+    cache: Any, layer: LayerSpec, workload: Workload, tokens: int, heads: int | None
 ) -> None:
+    mixer, dtype = layer.mixer, workload.cache.dtype
     if layer.cached is not None:
-        cache.update(*_rows(layer.cached, dtype, tokens, batch, heads), layer.index)
+        cache.update(*_rows(layer.cached, workload, tokens, heads), layer.index)
         if layer.cached.indexer is not None:
-            keys = _empty(dtype, batch, tokens, layer.cached.indexer.dim)
+            keys = _empty(dtype, workload.batch, tokens, layer.cached.indexer.dim)
             cache.update_indexer(keys, layer.index)
-    state = layer.mixer
-    if isinstance(state, StateSpec):
-        inputs = _empty(dtype, batch, state.conv_channels, tokens)
-        matrices = _empty("float32", batch, state.heads, state.key_dim, state.value_dim)
-        width = {"conv_kernel_size": state.conv_width}
-        cache.layers[layer.index].update_conv_state(inputs, **width)
-        cache.layers[layer.index].update_recurrent_state(matrices)
+    if isinstance(mixer, StateSpec):
+        made = cache.layers[layer.index]
+        inputs = _empty(dtype, workload.batch, mixer.conv_channels, tokens)
+        made.update_conv_state(inputs, conv_kernel_size=mixer.conv_width)
+        made.update_recurrent_state(
+            _empty("float32", workload.batch, mixer.heads, mixer.key_dim, mixer.value_dim)
+        )
 
 
-def _fill_cross(model: Model, cache: Any, dtype: str, batch: int, encoder_context: int) -> None:
-    if cache is None:
-        return
-    with torch.no_grad():
-        for layer in model.spec.layers:
-            assert layer.cross_attention is not None
-            rows = _rows(layer.cross_attention, dtype, encoder_context, batch, None)
-            cache.update(*rows, layer.index)
-
-
-def _rows(
-    spec: AttentionSpec, dtype: str, tokens: int, batch: int, heads: int | None
-) -> tuple[Tensor, Tensor]:
+def _rows(spec: AttentionSpec, workload: Workload, tokens: int, heads: int | None) -> list[Tensor]:
     rows = spec.cache_rows
-    first, second = (_empty(dtype, batch, heads or rows.heads, tokens, dim) for dim in rows.dims)
-    return first, second
+    shape = (workload.batch, heads or rows.heads, tokens)
+    return [_empty(workload.cache.dtype, *shape, dim) for dim in rows.dims]
 
 
 def _empty(dtype: str, *shape: int) -> Tensor:

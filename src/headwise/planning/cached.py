@@ -1,25 +1,33 @@
-"""How cached rows are stored: numbers of a dtype, or headwise's integers with their scales."""
+"""How cached rows are stored: numbers of a dtype, or headwise's integers with their scales.
+
+All that planning knows of caches by their names stands here.
+"""
 
 from dataclasses import dataclass
 
 from headwise.caches import CacheChoice
-from headwise.errors import OptionError
+from headwise.caches.choice import KINDS
+from headwise.errors import OptionError, SpecError
 from headwise.ops import Bits, row_bytes
 from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
 from headwise.spec.checks import shown
-from headwise.spec.dtypes import bytes_per_element
+from headwise.spec.dtypes import bytes_per_element, dtype_name
 
-# What attach serves, by the names that people type.
-NUMBERS = {
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-    "float16": "float16",
-    "fp16": "float16",
-    "half": "float16",
-    "float32": "float32",
-    "fp32": "float32",
-}
-_BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
+_BITS = {name: kind.bits for name, kind in KINDS.items() if kind.bits is not None}
+_SERVED = ("bfloat16", "float16", "float32")
+
+
+def served_dtype(name: str) -> str | None:
+    """The dtype that a name stands for, None where `attach` does not serve it.
+
+    >>> served_dtype("bf16"), served_dtype("float64")
+    ('bfloat16', None)
+    """
+    try:
+        dtype = dtype_name(name)
+    except SpecError:
+        return None
+    return dtype if dtype in _SERVED else None
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class CacheFormat:
 
     Args:
         dtype: of the model's numbers.
-        bits: 8 or 4 where rows are held as such integers with scales, None where in `dtype`.
+        bits: of the integers that rows are rounded to, None where they keep `dtype`.
 
     >>> spec = AttentionSpec(heads=32, kv_heads=8, head_dim=128, value_dim=128)
     >>> CacheFormat("bfloat16").row_bytes(spec), CacheFormat("bfloat16", 8).row_bytes(spec)
@@ -47,17 +55,22 @@ class CacheFormat:
         """
         if isinstance(text, str) and text in _BITS:
             return cls(dtype, _BITS[text])
-        if text is None or (isinstance(text, str) and NUMBERS.get(text) == dtype):
+        if text is None or (isinstance(text, str) and served_dtype(text) == dtype):
             return cls(dtype)
         raise OptionError(
-            f"cache_dtype is {shown(text)}, expected int8, int4 or the model's own, {dtype}: "
-            "no cache has another"
+            f"cache_dtype is {shown(text)}, expected {', '.join(_BITS)} or the model's own, "
+            f"{dtype}: no cache has another"
         )
+
+    @property
+    def integers(self) -> str:
+        """The name of the integers, as "int8"; "" where rows are in `dtype`."""
+        return next((name for name, bits in _BITS.items() if bits == self.bits), "")
 
     @property
     def choice(self) -> CacheChoice:
         """The cache that `attach` makes of it."""
-        return CacheChoice.parse("contiguous" if self.bits is None else f"int{self.bits}")
+        return CacheChoice.parse(self.integers or "contiguous")
 
     def row_bytes(self, spec: AttentionSpec) -> int:
         """Bytes of one token of one layer, an indexer's key not counted."""
@@ -72,18 +85,24 @@ class CacheFormat:
         """Bytes that one token's key takes in the cache of an indexer."""
         return spec.cache_rows.index_dim * bytes_per_element(self.dtype)
 
+    def token_bytes(self, spec: ModelSpec | LayerSpec) -> int:
+        """Bytes that one more token adds to a layer or to all, while below every window."""
+        if isinstance(spec, ModelSpec):
+            return sum(map(self.token_bytes, spec.layers))
+        cached = spec.cached
+        return 0 if cached is None else self.row_bytes(cached) + self.index_bytes(cached)
+
     def layer_bytes(
         self, layer: LayerSpec, context: int, batch: int = 1, encoder_context: int = 0
     ) -> int:
         """Bytes that a layer holds for `batch` sequences of `context` tokens."""
         total = 0
         if layer.cached is not None:
-            token = self.row_bytes(layer.cached) + self.index_bytes(layer.cached)
-            total += batch * layer.cached.cached_tokens(context) * token
+            total += batch * layer.cached.cached_tokens(context) * self.token_bytes(layer)
+        elif layer.shares is None:
+            total += layer.mixer.cache_bytes(context, batch, self.dtype)
         if layer.cross_attention is not None:
             total += batch * encoder_context * self.row_bytes(layer.cross_attention)
-        if layer.attention is None:
-            total += layer.mixer.cache_bytes(context, batch, self.dtype)
         return total
 
     def model_bytes(
@@ -93,8 +112,3 @@ class CacheFormat:
         return sum(
             self.layer_bytes(layer, context, batch, encoder_context) for layer in spec.layers
         )
-
-    def token_bytes(self, spec: ModelSpec) -> int:
-        """Bytes that one more token adds to all layers, while below every window."""
-        cached = [layer.cached for layer in spec.layers if layer.cached is not None]
-        return sum(self.row_bytes(at) + self.index_bytes(at) for at in cached)

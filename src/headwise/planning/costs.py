@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-from headwise.planning.cached import CacheFormat
 from headwise.planning.weights import Weights
-from headwise.spec import LayerSpec, ModelSpec
+from headwise.planning.workload import Workload
+from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
 from headwise.spec.dtypes import bytes_per_element
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes that have to be read or written, and operations, 2 a multiply-add."""
+    """Bytes that have to be read or written, and operations, 2 per multiply-add."""
 
     weight_bytes: float
     cache_bytes: float
@@ -22,75 +22,51 @@ class Cost:
         return self.weight_bytes + self.cache_bytes
 
 
-def decode_cost(
-    spec: ModelSpec,
-    weights: Weights,
-    cache: CacheFormat,
-    *,
-    context: int,
-    batch: int,
-    dtype: str,
-    encoder_context: int = 0,
-) -> Cost:
-    """One token for each of `batch` sequences, on caches that then hold `context` tokens each.
+def decode_cost(spec: ModelSpec, weights: Weights, workload: Workload) -> Cost:
+    """One token for each sequence, on caches that then hold `context` tokens each.
 
     Each weight is read once for the batch, of a mixture of experts those that are expected to be
     chosen; each cached token once for its sequence. MLA counts as it is decoded, absorbed.
     """
-    read = flops = 0.0
+    read, flops = 0.0, 2 * weights.active
     for layer in spec.layers:
-        nbytes, done = _decode_layer(layer, cache, context, encoder_context)
-        read += batch * nbytes
-        flops += batch * done
-    flops += 2 * batch * weights.active
-    return Cost(weights.read(batch) * bytes_per_element(dtype), read, flops)
+        layer_read, layer_flops = _decode_layer(layer, workload)
+        read += layer_read
+        flops += layer_flops
+    element = bytes_per_element(workload.cache.dtype)
+    return Cost(
+        weights.read(workload.batch) * element, workload.batch * read, workload.batch * flops
+    )
 
 
-def prefill_cost(
-    spec: ModelSpec,
-    weights: Weights,
-    cache: CacheFormat,
-    *,
-    context: int,
-    batch: int,
-    dtype: str,
-    encoder_context: int = 0,
-) -> Cost:
+def prefill_cost(spec: ModelSpec, weights: Weights, workload: Workload) -> Cost:
     """`context` tokens of each sequence in one pass, and the writing of their cache.
 
     Of an encoder-decoder: the encoder's tokens and the first token of the decoder. Logits are made
     for the last token only.
     """
-    flops = 0.0
-    for layer in spec.encoder_layers:
-        tokens = encoder_context or context
-        flops += batch * layer.flops(tokens, tokens)
-    prompt = 1 if spec.encoder_layers else context
-    for layer in spec.layers:
-        flops += batch * layer.flops(prompt, prompt, encoder_context)
-    written = sum(cache.layer_bytes(layer, prompt, batch, encoder_context) for layer in spec.layers)
-    flops += 2 * batch * (prompt * (weights.active - weights.head) + weights.head)
-    flops += 2 * batch * encoder_context * (weights.encoder + weights.cross)
+    encoded, batch = workload.encoder_context, workload.batch
+    source, prompt = encoded or workload.context, 1 if spec.encoder_layers else workload.context
+    flops = 2 * (prompt * (weights.active - weights.head) + weights.head)
+    flops += 2 * encoded * (weights.encoder + weights.cross)
+    flops += sum(layer.flops(source, source) for layer in spec.encoder_layers)
+    flops += sum(layer.flops(prompt, prompt, encoded) for layer in spec.layers)
+    written = workload.cache.model_bytes(spec, prompt, batch, encoded)
     read = weights.read(batch * prompt) + weights.encoder + weights.cross
-    return Cost(read * bytes_per_element(dtype), written, flops)
+    return Cost(read * bytes_per_element(workload.cache.dtype), written, batch * flops)
 
 
-def _decode_layer(
-    layer: LayerSpec, cache: CacheFormat, context: int, encoder_context: int
-) -> tuple[float, float]:
+def _decode_layer(layer: LayerSpec, workload: Workload) -> tuple[float, float]:
     """Bytes and operations of one layer for one sequence."""
-    nbytes = flops = 0.0
-    if layer.attention is not None and layer.attention.cached:
-        decoded = layer.attention.decoded()
-        tokens = decoded.pairs(1, context)
-        nbytes += tokens * cache.row_bytes(layer.attention)
-        if layer.attention.indexer is not None:
-            nbytes += context * cache.index_bytes(layer.attention)
-        flops += decoded.flops(1, context)
+    mixer, cache, context = layer.mixer, workload.cache, workload.context
+    read = flops = 0.0
+    if not isinstance(mixer, AttentionSpec):  # a state is read and written
+        read, flops = 2 * mixer.cache_bytes(context, 1, cache.dtype), mixer.flops(1, context)
+    elif mixer.cached:
+        read = mixer.pairs(1, context) * cache.row_bytes(mixer)
+        read += context * cache.index_bytes(mixer)
+        flops = mixer.decoded().flops(1, context)
     if layer.cross_attention is not None:
-        nbytes += encoder_context * cache.row_bytes(layer.cross_attention)
-        flops += layer.cross_attention.flops(1, encoder_context)
-    if layer.attention is None:
-        nbytes += 2 * layer.mixer.cache_bytes(context, 1, cache.dtype)
-        flops += layer.mixer.flops(1, context)
-    return nbytes, flops
+        read += workload.encoder_context * cache.row_bytes(layer.cross_attention)
+        flops += layer.cross_attention.flops(1, workload.encoder_context)
+    return read, flops

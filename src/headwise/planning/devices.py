@@ -1,17 +1,17 @@
 """What runs the model: this machine, as measured, or a device as its maker describes it."""
 
 import difflib
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import psutil
 import torch
 
+from headwise.base.progress import Progress, silent
 from headwise.errors import OptionError
 from headwise.measure.machine_kept import described, machine_figures
 from headwise.spec.checks import shown
 
-# Bytes, bytes a second and operations a second beyond all machines.
+# Bytes, bytes per second and operations per second beyond all machines.
 _MOST = 2**80
 
 
@@ -46,42 +46,23 @@ class Device:
 
 
 def _gpu(name: str, mib: int, tb: float, half: float, single: float, source: str) -> Device:
-    """A device whose driver reports `mib` of memory."""
+    """A device whose driver reports `mib` of memory; TB/s and TFLOP/s."""
     flops = {"bfloat16": half * 1e12, "float16": half * 1e12, "float32": single * 1e12}
+    source = f"the maker's peaks, without sparsity, by {source}; memory by the driver"
     return Device(name, tb * 1e12, flops, mib * 2**20, source)
 
 
-_DATASHEET = "the maker's peaks, without sparsity, by {}; memory by the driver"
-_KLOCKWOOD = "https://glennklockwood.com/garden/processors/"
+_A100 = "https://glennklockwood.com/garden/processors/A100"
+_H100 = "https://glennklockwood.com/garden/processors/h100"
+_H200 = f"{_H100} and https://www.saulelectric.com/nvidia-h200.html"
+_L40S = "https://www.mullet.se/product.html?product_id=355414"
+_4090 = "https://waredb.com/processor/nvidia-geforce-rtx-4090"
 DEVICES = {
-    "a100-80gb": _gpu(
-        "A100 80 GB SXM", 81_920, 2.039, 312, 19.5, _DATASHEET.format(_KLOCKWOOD + "A100")
-    ),
-    "h100": _gpu("H100 SXM", 81_559, 3.35, 989.4, 66.9, _DATASHEET.format(_KLOCKWOOD + "h100")),
-    "h200": _gpu(
-        "H200 SXM",
-        143_771,
-        4.8,
-        989.4,
-        66.9,
-        _DATASHEET.format(f"{_KLOCKWOOD}h100 and https://www.saulelectric.com/nvidia-h200.html"),
-    ),
-    "l40s": _gpu(
-        "L40S",
-        46_068,
-        0.864,
-        362.05,
-        91.6,
-        _DATASHEET.format("https://www.mullet.se/product.html?product_id=355414"),
-    ),
-    "rtx-4090": _gpu(
-        "RTX 4090",
-        24_564,
-        1.008,
-        165.15,
-        82.58,
-        _DATASHEET.format("https://waredb.com/processor/nvidia-geforce-rtx-4090"),
-    ),
+    "a100-80gb": _gpu("A100 80 GB SXM", 81_920, 2.039, 312, 19.5, _A100),
+    "h100": _gpu("H100 SXM", 81_559, 3.35, 989.4, 66.9, _H100),
+    "h200": _gpu("H200 SXM", 143_771, 4.8, 989.4, 66.9, _H200),
+    "l40s": _gpu("L40S", 46_068, 0.864, 362.05, 91.6, _L40S),
+    "rtx-4090": _gpu("RTX 4090", 24_564, 1.008, 165.15, 82.58, _4090),
 }
 
 
@@ -92,7 +73,7 @@ def find_device(
     bandwidth: float | None = None,
     peak: float | None = None,
     memory: int | None = None,
-    progress: Callable[[str, int, int], object] = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Device:
     """A device by name, this machine where there is none; the figures that are given hold instead.
 
@@ -102,11 +83,15 @@ def find_device(
     Raises:
         OptionError: an unknown name, with those that are near; figures that are not above 0.
     """
-    _check_numbers(memory=memory, bandwidth=bandwidth, peak=peak)
+    for option, value in (("memory", memory), ("bandwidth", bandwidth), ("peak", peak)):
+        if value is not None:
+            _check_number(option, value, whole=option == "memory")
     if not isinstance(name, str | None):
         raise OptionError(f"device is {shown(name)}, expected a name, or none for this machine")
-    if name is None:
-        device = _this_machine(dtype, bandwidth, peak, progress)
+    if name is None and bandwidth is not None and peak is not None:
+        device = Device("a machine as given", 0, {}, _own_memory(), "as given")
+    elif name is None:
+        device = _this_machine(dtype, progress)
     elif name.lower() in DEVICES:
         device = DEVICES[name.lower()]
     else:
@@ -123,31 +108,23 @@ def find_device(
     return device if memory is None else replace(device, memory=memory)
 
 
-def _check_numbers(**given: float | None) -> None:
-    for name, value in given.items():
-        if value is None:
-            continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < _MOST or (name == "memory" and value != int(value)):
-            raise OptionError(f"{name} is {shown(value)}, expected a number above 0")
+def _check_number(option: str, value: float, whole: bool) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < _MOST or (whole and value != int(value)):
+        raise OptionError(f"{option} is {shown(value)}, expected a number above 0")
 
 
-def _this_machine(
-    dtype: str,
-    bandwidth: float | None,
-    peak: float | None,
-    progress: Callable[[str, int, int], object],
-) -> Device:
-    memory = int(psutil.virtual_memory().total)
-    if bandwidth is not None and peak is not None:
-        return Device("a machine as given", bandwidth, {"float32": peak}, memory, "as given")
-    threads = torch.get_num_threads()
+def _own_memory() -> int:
+    return int(psutil.virtual_memory().total)
+
+
+def _this_machine(dtype: str, progress: Progress) -> Device:
     wanted = dict.fromkeys(["float32", dtype])
-    figures, instead = machine_figures(threads, wanted, progress)
+    figures, instead = machine_figures(torch.get_num_threads(), wanted, progress)
     return Device(
         "this machine",
         figures.bytes_per_second,
         {each: figures.peak(each) for each in wanted},
-        memory,
+        _own_memory(),
         described(figures, dtype) + (f"; {instead}, so not used" if instead else ""),
     )

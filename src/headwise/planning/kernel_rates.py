@@ -7,7 +7,8 @@ size, and hardly on anything else. So a few shapes, measured once, predict all o
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,67 +18,93 @@ from headwise.measure import Shape, Timing, interleaved
 from headwise.measure.environment import last_level_cache
 from headwise.measure.inputs import ASSUMED_CACHE, make_inputs
 from headwise.spec import AttentionSpec
+from headwise.spec.mechanism import with_mechanism
 
-# Query heads on a kv head, on both sides of where the kernels change from rows to tiles.
+# Query heads per kv head, on both sides of where the kernels change from rows to tiles.
 _GROUPS = (1, 2, 4, 7, 8, 16, 64)
 _DIMS = (64, 128)
+_LATENT_HEADS = (16, 128)
 _SHORT, _LONG = 512, 8192
 # Bytes of a long cache, so that it streams from memory for some milliseconds.
 _CACHE_BYTES = 32 * 2**20
-_LATENT_HEADS = (16, 128)
 _ROUNDS = 21
 
 
 @dataclass(frozen=True)
 class KernelRates:
-    """Seconds of headwise's decode kernels in one dtype.
+    """Seconds that each unit of `decode_work` takes in one dtype; 0 for what is not named."""
 
-    Args:
-        overhead: of a call, and of one on latents.
-        groups: query heads on a kv head: (seconds an element of key and value, seconds a token).
-        latent: heads: seconds an element that a token's latents are read for, 2 R + P.
-        folding: seconds an element of the two projections that are folded in.
-    """
-
-    overhead: tuple[float, float]
-    groups: dict[int, tuple[float, float]]
-    latent: dict[int, float]
-    folding: float
+    seconds_each: Mapping[str, float]
 
     def seconds(self, spec: AttentionSpec, context: int) -> float:
         """Predicted time of one layer's attention in a decode step, on a cache of this length.
 
-        >>> rates = KernelRates((1e-6, 0.0), {1: (1e-9, 0.0), 8: (2e-9, 0.0)}, {}, 0.0)
+        >>> rates = KernelRates({"call": 1e-6, "element, group 1": 1e-9})
         >>> spec = AttentionSpec(heads=8, kv_heads=8, head_dim=64, value_dim=64)
         >>> round(rates.seconds(spec, 1000), 9)
         0.001025
         """
-        tokens = spec.pairs(1, context)
-        if spec.latent_rank is not None and spec.rope_dim is not None:
-            absorbed = spec.absorbed()
-            elements = absorbed.head_dim + absorbed.value_dim
-            token = elements * _between(self.latent, spec.heads)
-            weights = spec.heads * spec.latent_rank * (spec.nope_dim + spec.value_dim)
-            return self.overhead[1] + tokens * token + weights * self.folding
-        element = _between({size: at[0] for size, at in self.groups.items()}, spec.group_size)
-        token = _between({size: at[1] for size, at in self.groups.items()}, spec.group_size)
-        dims = spec.head_dim + spec.value_dim
-        return self.overhead[0] + tokens * spec.kv_heads * (dims * element + token)
+        work = decode_work(spec, context)
+        return sum(amount * self.seconds_each.get(name, 0.0) for name, amount in work.items())
+
+    @classmethod
+    def fitted(cls, shapes: Sequence[Shape], seconds: Sequence[float]) -> "KernelRates":
+        """The rates, none below 0, with the least relative errors for shapes that took so long."""
+        work = [decode_work(shape.spec, shape.context) for shape in shapes]
+        names, timed = list(dict.fromkeys(itertools.chain(*work))), list(zip(work, seconds))
+        while True:
+            shares = torch.tensor(
+                [[each.get(name, 0.0) / time for name in names] for each, time in timed],
+                dtype=torch.float64,
+            )
+            size = shares.amax(dim=0)  # so that all columns count alike in what is rounded
+            rates = torch.linalg.lstsq(shares / size, torch.ones_like(shares[:, :1])).solution
+            fit = dict(zip(names, (rates[:, 0] / size).tolist()))
+            names = [name for name in names if fit[name] >= 0]
+            if len(names) == len(fit):
+                return cls(fit)
 
 
-def _between(known: dict[int, float], at: int) -> float:
-    """A value between measured ones, on the line; above them in proportion, below as the first.
+def decode_work(spec: AttentionSpec, context: int) -> dict[str, float]:
+    """What a decode step does, in units that take a fixed time each.
 
-    >>> _between({1: 1.0, 3: 2.0}, 2), _between({1: 1.0, 3: 2.0}, 6)
-    (1.5, 4.0)
+    Of heads: the call, elements of keys and values, and rows of them; of latents: the call, the
+    elements that are read of them (2 R + P per token), and those of the two projections that are
+    folded in. What depends on the number of heads is shared out to the numbers that are measured.
     """
-    sizes = sorted(known)
-    if at <= sizes[0]:
-        return known[sizes[0]]
-    for low, high in itertools.pairwise(sizes):
-        if at <= high:
-            return known[low] + (at - low) / (high - low) * (known[high] - known[low])
-    return known[sizes[-1]] * at / sizes[-1]
+    tokens = spec.pairs(1, context)
+    decoded = spec.decoded()
+    elements = tokens * decoded.kv_heads * (decoded.head_dim + decoded.value_dim)
+    if spec.mechanism == "MLA":
+        folded = spec.heads * decoded.value_dim * (spec.nope_dim + spec.value_dim)
+        work = {"latent call": 1.0, "folded element": float(folded)}
+        for heads, share in _shares(spec.heads, _LATENT_HEADS):
+            work[f"latent element, {heads} heads"] = share * elements
+        return work
+    work = {"call": 1.0}
+    for group, share in _shares(spec.group_size, _GROUPS):
+        work[f"element, group {group}"] = share * elements
+        work[f"row, group {group}"] = share * tokens * spec.kv_heads
+    return work
+
+
+def _shares(size: int, known: Sequence[int]) -> Iterator[tuple[int, float]]:
+    """The known sizes beside a size, and how much of it each stands for.
+
+    On the line between two; above them in proportion, below as the first.
+
+    >>> list(_shares(2, (1, 3))), list(_shares(6, (1, 3)))
+    ([(1, 0.5), (3, 0.5)], [(3, 2.0)])
+    """
+    above = bisect_left(known, size)
+    if above == 0:
+        yield known[0], 1.0
+    elif above == len(known):
+        yield known[-1], size / known[-1]
+    else:
+        low, high = known[above - 1 : above + 1]
+        share = (size - low) / (high - low)
+        yield from ((low, 1 - share), (high, share))
 
 
 def measure_rates(
@@ -88,27 +115,22 @@ def measure_rates(
     Returns the rates and the times of the other shapes, all from the same rounds: a busy moment of
     the machine is in all of them.
     """
-    shapes = [*_shapes(dtype), *beside]
-    total = len(shapes) * (_ROUNDS + 1)
-    done = 0
-
+    own = _shapes(dtype)
+    shapes = [*own, *beside]
+    calls = itertools.count()
     # Between two layers' attention a model reads its weights, which leaves nothing in the caches.
     weights = torch.ones(2 * (last_level_cache() or ASSUMED_CACHE) // 4)
 
     def before(name: str) -> None:
-        nonlocal done
-        progress("timing attention", done, total)
+        progress("timing attention", next(calls), len(shapes) * (_ROUNDS + 1))
         weights.sum()
-        done += 1
 
     progress("preparing caches", 0, 0)
     with torch.inference_mode():
-        runs = {str(at): _run(shape, dtype) for at, shape in enumerate(shapes)}
-        timings = interleaved(runs, rounds=_ROUNDS, warmup=1, before=before)
-    found = [timings[str(at)] for at in range(len(shapes))]
-    own = len(shapes) - len(beside)
-    rates = _rates(shapes[:own], [timing.median for timing in found[:own]])
-    return rates, dict(zip(beside, found[own:]))
+        runs = {str(index): _run(shape, dtype) for index, shape in enumerate(shapes)}
+        timings = list(interleaved(runs, rounds=_ROUNDS, warmup=1, before=before).values())
+    rates = KernelRates.fitted(own, [timing.median for timing in timings[: len(own)]])
+    return rates, dict(zip(beside, timings[len(own) :]))
 
 
 def _run(shape: Shape, dtype: str) -> Callable[[], object]:
@@ -119,61 +141,16 @@ def _run(shape: Shape, dtype: str) -> Callable[[], object]:
 
 def _shapes(dtype: str) -> list[Shape]:
     """One group short; all groups long, in both sizes; the latents short and long."""
-    size = getattr(torch, dtype).itemsize
     shapes = [Shape(spec=_heads(32, 8, 128), context=_SHORT)]
     for group, dim in itertools.product(_GROUPS, _DIMS):
-        kv_heads = max(1, _CACHE_BYTES // (_LONG * 2 * dim * size))
+        kv_heads = max(1, _CACHE_BYTES // (_LONG * 2 * dim * getattr(torch, dtype).itemsize))
         shapes.append(Shape(spec=_heads(group * kv_heads, kv_heads, dim), context=_LONG))
-    shapes += [
-        Shape(spec=_latent(heads), context=context)
-        for heads, context in itertools.product(_LATENT_HEADS, (_SHORT, _LONG))
-    ]
+    for heads, context in itertools.product(_LATENT_HEADS, (_SHORT, _LONG)):
+        # DeepSeek's: a latent of 512 and a rope key of 64
+        latent = with_mechanism(_heads(heads, heads, 128), "mla")
+        shapes.append(Shape(spec=latent, context=context))
     return shapes
 
 
 def _heads(heads: int, kv_heads: int, dim: int) -> AttentionSpec:
     return AttentionSpec(heads=heads, kv_heads=kv_heads, head_dim=dim, value_dim=dim)
-
-
-def _latent(heads: int) -> AttentionSpec:
-    return AttentionSpec(
-        heads=heads, kv_heads=heads, head_dim=192, value_dim=128, latent_rank=512, rope_dim=64
-    )
-
-
-def _rates(shapes: Sequence[Shape], seconds: Sequence[float]) -> KernelRates:
-    """The rates that these times, of `_shapes` in their order, are made of."""
-    short, *grouped = seconds[: -2 * len(_LATENT_HEADS)]
-    few_short, few_long, many_short, many_long = seconds[-2 * len(_LATENT_HEADS) :]
-    rows = [shape.context * shape.spec.kv_heads for shape in shapes]
-    # the long shape of the group and dims that the short one has
-    same = 1 + 2 * _GROUPS.index(4) + 1
-    row = (seconds[same] - short) / (rows[same] - rows[0])
-    overhead = max(0.0, short - rows[0] * row)
-    groups = {}
-    for at, group in enumerate(_GROUPS):
-        small, large = (
-            max(0.0, grouped[index] - overhead) / rows[1 + index] for index in (2 * at, 2 * at + 1)
-        )
-        element = max(0.0, (large - small) / (2 * (_DIMS[1] - _DIMS[0])))
-        token = large - 2 * _DIMS[1] * element
-        if token < 0:  # noise: all of it is then the elements'
-            element, token = large / (2 * _DIMS[1]), 0.0
-        groups[group] = (element, token)
-    slopes = [
-        (few_long - few_short) / (_LONG - _SHORT),
-        (many_long - many_short) / (_LONG - _SHORT),
-    ]
-    few, many = few_short - _SHORT * slopes[0], many_short - _SHORT * slopes[1]
-    head = max(0.0, (many - few) / (_LATENT_HEADS[1] - _LATENT_HEADS[0]))
-    latent_overhead = max(0.0, few - _LATENT_HEADS[0] * head)
-    spec = shapes[-1].spec
-    assert spec.latent_rank is not None
-    assert spec.rope_dim is not None
-    elements = 2 * spec.latent_rank + spec.rope_dim
-    return KernelRates(
-        overhead=(overhead, latent_overhead),
-        groups=groups,
-        latent={heads: slope / elements for heads, slope in zip(_LATENT_HEADS, slopes)},
-        folding=head / (spec.latent_rank * (spec.nope_dim + spec.value_dim)),
-    )

@@ -21,7 +21,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Model:
+class PlannedModel:
     """A model as data.
 
     Args:
@@ -41,7 +41,7 @@ class Model:
     notes: tuple[str, ...] = ()
 
 
-def find_model(name: str | Path, progress: Progress = silent) -> Model:
+def find_model(name: str | Path, progress: Progress = silent) -> PlannedModel:
     """Read the config of the model that `name` stands for.
 
     >>> find_model("llama-3-8b").spec.layers[0].attention.mechanism
@@ -68,9 +68,9 @@ def find_model(name: str | Path, progress: Progress = silent) -> Model:
             return _model(path.resolve().parent.name if inner else path.stem, _read(path))
         check_gguf(path)
         progress(f"reading the header of {path.name}", 0, 0)
-        found = _model(path.stem, read_gguf_config(path))
+        planned = _model(path.stem, read_gguf_config(path))
         note = "the file's own quantisation is not counted: weights are in --dtype"
-        return replace(found, notes=(*found.notes, note))
+        return replace(planned, notes=(*planned.notes, note))
     if name in named_models():
         known = named_model(name)
         return _model(known.title, known.config, known.sources)
@@ -104,7 +104,7 @@ def _read(file: Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def _model(name: str, config: dict[str, Any], sources: tuple[str, ...] = ()) -> Model:
+def _model(name: str, config: dict[str, Any], sources: tuple[str, ...] = ()) -> PlannedModel:
     spec, notes = ModelSpec.from_config(config), []
     inner, outer = config.get("text_config"), config
     if isinstance(inner, dict):
@@ -117,4 +117,5 @@ def _model(name: str, config: dict[str, Any], sources: tuple[str, ...] = ()) -> 
         how = quantised.get("quant_method", "quantised")
         notes.append(f"the checkpoint's weights are stored as {how}; they are counted in --dtype")
     fields = {**config, "model_type": spec.family}
-    return Model(name, spec, fields, str(dtypes[0]) if dtypes else None, sources, tuple(notes))
+    dtype = str(dtypes[0]) if dtypes else None
+    return PlannedModel(name, spec, fields, dtype, sources, tuple(notes))

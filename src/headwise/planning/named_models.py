@@ -25,8 +25,8 @@ def named_models() -> tuple[str, ...]:
     >>> "llama-3-8b" in named_models()
     True
     """
-    found = files("headwise.planning").joinpath("named").iterdir()
-    names = (file.name for file in found if file.name.endswith(_SUFFIX))
+    folder = files("headwise.planning").joinpath("named").iterdir()
+    names = (file.name for file in folder if file.name.endswith(_SUFFIX))
     return tuple(sorted(name.removesuffix(_SUFFIX) for name in names))
 
 

@@ -4,29 +4,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from headwise.errors import HeadwiseError
-from headwise.planning.model import Model
-from headwise.planning.weights import transformers_config
-from headwise.spec import LayerSpec, ModelSpec
+from headwise.planning.model import PlannedModel
+from headwise.planning.stock_model import transformers_config
+from headwise.spec import ModelSpec
 
-# What decides neither the attention nor its cache.
-_SMALL: dict[str, Any] = {
-    "vocab_size": 512,
-    "vocab_size_per_layer_input": 512,
-    "hidden_size_per_layer_input": 8,
-    "intermediate_size": 64,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "ffn_hidden_size": 64,
-    "n_inner": 64,
-    "d_ff": 64,
-    "num_local_experts": 4,
-    "num_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
+# Sizes for what decides neither the attention nor its cache.
+_SMALL = {
+    512: ("vocab_size", "vocab_size_per_layer_input"),
+    64: ("intermediate_size", "ffn_hidden_size", "n_inner", "d_ff"),
+    32: ("moe_intermediate_size", "shared_expert_intermediate_size"),
+    8: ("hidden_size_per_layer_input",),
+    4: ("num_local_experts", "num_experts", "n_routed_experts"),
+    2: ("num_experts_per_tok",),
+    1: ("n_group", "topk_group"),
+    0: ("pad_token_id", "bos_token_id", "decoder_start_token_id"),
 }
-_TOKENS = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
 _PER_LAYER = (
     *("layer_types", "mlp_layer_types"),
     *("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"),  # one number in most families
@@ -34,7 +26,7 @@ _PER_LAYER = (
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
 
 
-def reduced(model: Model) -> Model:
+def reduced(model: PlannedModel) -> PlannedModel:
     """The model with few layers, at least one of each kind, and small where attention is not.
 
     >>> from headwise.planning.model import find_model
@@ -53,30 +45,30 @@ def reduced(model: Model) -> Model:
         except HeadwiseError:
             continue
         if _kinds(spec) == wanted:
-            return Model(model.name, spec, fewer)
-    return Model(model.name, ModelSpec.from_config(config), config)
+            return PlannedModel(model.name, spec, fewer)
+    return PlannedModel(model.name, ModelSpec.from_config(config), config)
 
 
-def _narrower(model: Model) -> Iterator[dict[str, Any]]:
+def _narrower(model: PlannedModel) -> Iterator[dict[str, Any]]:
     """With a small hidden size, where the heads' size is given beside it; then with its own."""
     config, known = _without_size(model), transformers_config(model)
-    at = next(
-        at.attention for at in (*model.spec.layers, *model.spec.encoder_layers) if at.attention
-    )
+    layers = (*model.spec.layers, *model.spec.encoder_layers)
+    attention = next(layer.attention for layer in layers if layer.attention)
     small: dict[str, Any] = {
-        name: 8 * at.heads for name in ("hidden_size", "d_model") if name in config
+        name: 8 * attention.heads for name in ("hidden_size", "d_model") if name in config
     }
-    if hasattr(known, "head_dim") and at.latent_rank is None:
-        yield {**config, **small, "head_dim": at.head_dim}
+    if hasattr(known, "head_dim") and attention.mechanism != "MLA":
+        yield {**config, **small, "head_dim": attention.head_dim}
     yield {**config, **small}
     yield config
 
 
-def _without_size(model: Model) -> dict[str, Any]:
+def _without_size(model: PlannedModel) -> dict[str, Any]:
     # All fields, so that those which Transformers has under another name are seen too.
     known = transformers_config(model)
-    changes = {name: value for name, value in _SMALL.items() if hasattr(known, name)}
-    changes |= {name: 0 for name in _TOKENS if hasattr(known, name)}
+    changes: dict[str, Any] = {
+        name: size for size, names in _SMALL.items() for name in names if hasattr(known, name)
+    }
     if hasattr(known, "eos_token_id"):
         changes["eos_token_id"] = None
     config = {**model.config, **changes}
@@ -97,8 +89,5 @@ def _with_depth(config: dict[str, Any], layers: int) -> dict[str, Any]:
 
 
 def _kinds(spec: ModelSpec) -> set[tuple[Any, ...]]:
-    return {_kind(layer) for layer in (*spec.layers, *spec.encoder_layers)}
-
-
-def _kind(layer: LayerSpec) -> tuple[Any, ...]:
-    return layer.mixer, layer.cross_attention, layer.shares is not None
+    layers = (*spec.layers, *spec.encoder_layers)
+    return {(layer.mixer, layer.cross_attention, layer.shares is not None) for layer in layers}

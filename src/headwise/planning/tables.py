@@ -1,6 +1,7 @@
 """A plan for people: its layers, its answers, the other mechanisms, as tables and lines."""
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from rich.table import Table
 from rich.text import Text
@@ -8,33 +9,49 @@ from rich.text import Text
 from headwise.base.console import one_line
 from headwise.base.memory import gib
 from headwise.planning.devices import DEVICES
+from headwise.planning.estimates import Step
+from headwise.planning.layer_groups import mechanism_of
 from headwise.planning.model import find_model
 from headwise.planning.named_models import named_models
+from headwise.planning.planner import Plan
+from headwise.planning.verification import Verified
+from headwise.spec import ModelSpec
+
+_Row = TypeVar("_Row")
+_LEFT = ("", "layers", "attention", "name", "model", "device", "layer")
 
 
 def names_parts() -> list[Any]:
     """The named models with their attention, and the named devices."""
-    models = _table("named models", "name", "model", "attention")
-    for name in named_models():
-        found = find_model(name)
-        models.add_row(name, _safe(found.name), _safe(_mechanisms(found.spec)))
-    devices = _table("named devices", "name", "device", "reads", "computes (16 bits)", "memory")
-    for name, device in DEVICES.items():
-        devices.add_row(
-            name,
-            _safe(device.name),
-            _rate(device.bytes_per_second, "B/s"),
-            _rate(device.peak("bfloat16"), "FLOP/s"),
-            f"{device.memory / 1e9:,.0f} GB",
-        )
+    models = _table(
+        "named models",
+        ((name, find_model(name)) for name in named_models()),
+        ("name", lambda item: item[0]),
+        ("model", lambda item: item[1].name),
+        ("attention", lambda item: _mechanisms(item[1].spec)),
+    )
+    devices = _table(
+        "named devices",
+        DEVICES.items(),
+        ("name", lambda item: item[0]),
+        ("device", lambda item: item[1].name),
+        ("reads", lambda item: _rate(item[1].bytes_per_second, "B/s")),
+        ("computes (16 bits)", lambda item: _rate(item[1].peak("bfloat16"), "FLOP/s")),
+        ("memory", lambda item: f"{item[1].memory / 1e9:,.0f} GB"),
+    )
     return [models, devices]
 
 
-def plan_parts(plan: Any) -> list[Any]:
+def plan_parts(plan: Plan) -> list[Any]:
     """A plan, for `headwise.base.console`: tables, then lines."""
-    tables = [_layers(plan), _answers(plan)]
+    answers = Table(show_header=False)
+    for _ in range(2):
+        answers.add_column(overflow="fold")
+    for name, text in _answers(plan):
+        answers.add_row(name, _safe(text))
+    tables = [_layers(plan), answers]
     if plan.alternatives:
-        tables.append(_others(plan))
+        tables.append(_alternatives(plan))
     device = plan.device
     rates = _rate(device.bytes_per_second, "B/s"), _rate(device.peak(plan.dtype), "FLOP/s")
     lines = [*plan.notes, f"{device.name}: {rates[0]}, {rates[1]} ({device.source})"]
@@ -43,110 +60,91 @@ def plan_parts(plan: Any) -> list[Any]:
     return [*tables, *map(_safe, lines)]
 
 
-def verified_parts(verified: Any) -> list[Any]:
+def verified_parts(verified: Verified) -> list[Any]:
     """What was predicted beside what was measured."""
-    cache = _table(
+    caches = _table(
         f"cache bytes of {verified.layers} layers at {verified.context:,} tokens",
-        "",
-        "predicted",
-        "measured",
-        "",
+        verified.caches,
+        ("", lambda check: check.name),
+        ("predicted", lambda check: f"{check.predicted:,}"),
+        ("measured", lambda check: f"{check.measured:,}"),
+        ("", lambda check: "equal" if check.measured == check.predicted else "DIFFERENT"),
     )
-    for check in verified.caches:
-        verdict = "equal" if check.measured == check.predicted else "DIFFERENT"
-        cache.add_row(check.name, f"{check.predicted:,}", f"{check.measured:,}", verdict)
-    tables = [cache]
-    if verified.times:
-        times = _table(
-            "attention of one decode step on headwise, per layer",
-            "layer",
-            "context",
-            "predicted",
-            "measured",
-            "quartiles",
-            "predicted / measured",
-        )
-        for time in verified.times:
-            times.add_row(
-                _safe(time.attention),
-                f"{time.context:,}",
-                _seconds(time.predicted),
-                _seconds(time.measured),
-                f"{1e3 * time.low:.3g}-{1e3 * time.high:.3g}",
-                f"{time.predicted / time.measured:.2f}",
-            )
-        tables.append(times)
-    return [*tables, *map(_safe, verified.notes)]
+    times = _table(
+        "attention of one decode step on headwise, per layer",
+        verified.times,
+        ("layer", lambda time: time.attention),
+        ("context", lambda time: f"{time.context:,}"),
+        ("predicted", lambda time: _seconds(time.predicted)),
+        ("measured", lambda time: _seconds(time.measured)),
+        ("quartiles", lambda time: f"{1e3 * time.low:.3g}-{1e3 * time.high:.3g}"),
+        ("predicted / measured", lambda time: f"{time.predicted / time.measured:.2f}"),
+    )
+    return [caches, *([times] if verified.times else []), *map(_safe, verified.notes)]
 
 
-def _layers(plan: Any) -> Table:
+def _layers(plan: Plan) -> Table:
     lengths = f"{plan.context:,} tokens"
     if plan.encoder_context:
         lengths += f", {plan.encoder_context:,} in the encoder"
-    table = _table(
+    encoder = plan.model.spec.encoder_layers
+    return _table(
         f"{plan.model.name}, {plan.dtype}, {lengths}",
-        "layers",
-        "attention",
-        "a token",
-        "tokens held",
-        "a sequence",
+        plan.groups,
+        ("layers", lambda group: f"{len(group.layers)}" + (f" {group.stack}" if encoder else "")),
+        ("attention", lambda group: group.attention),
+        ("per token", lambda group: _amount(group.bytes_per_token)),
+        ("tokens held", lambda group: _amount(group.cached_tokens)),
+        ("per sequence", lambda group: gib(group.bytes) if group.bytes else "-"),
     )
-    for group in plan.groups:
-        held = f"{group.cached_tokens:,}" if group.cached_tokens else "-"
-        table.add_row(
-            f"{len(group.layers)} {group.stack if plan.model.spec.encoder_layers else ''}".rstrip(),
-            _safe(group.attention),
-            f"{group.bytes_per_token:,}" if group.bytes_per_token else "-",
-            held,
-            gib(group.bytes) if group.bytes else "-",
-        )
-    return table
 
 
-def _answers(plan: Any) -> Table:
-    table = Table(show_header=False)
-    table.add_column(overflow="fold")
-    table.add_column(overflow="fold")
-    cache = "" if plan.cache.bits is None else f" (int{plan.cache.bits})"
-    at = f"cache{cache} at {plan.context:,} x {plan.batch}"
-    rows: list[tuple[str, str]] = []
+def _alternatives(plan: Plan) -> Table:
+    return _table(
+        f"the same heads with another cache, {plan.context:,} tokens x {plan.batch}",
+        plan.alternatives,
+        ("", lambda other: other.name),
+        ("per token", lambda other: f"{other.bytes_per_token:,}"),
+        ("cache", lambda other: gib(other.bytes)),
+        ("a step reads", lambda other: gib(int(other.decode.cost.bytes))),
+        ("tokens/s at most", lambda other: f"{other.decode.tokens_per_second:,.1f}"),
+        ("largest context", lambda other: _amount(other.largest_context, "none fits")),
+    )
+
+
+def _answers(plan: Plan) -> Iterable[tuple[str, str]]:
+    cache = f"cache ({plan.cache.integers})" if plan.cache.integers else "cache"
     if plan.bytes_per_token:
-        rows.append((f"cache{cache} a token", f"{plan.bytes_per_token:,} bytes"))
+        yield f"{cache} per token", f"{plan.bytes_per_token:,} bytes"
     if plan.cached.needed:
-        rows.append((at, _allocated(plan)))
+        yield f"{cache} at {plan.context:,} x {plan.batch}", _allocated(plan)
     elif not plan.decode:
-        rows.append(("cache", "none (an encoder)"))
-    rows.append(("weights", _weights(plan)))
-    rows.append((f"fits in {gib(plan.memory)}", _fits(plan)))
+        yield "cache", "none (an encoder)"
+    weights = plan.weights
+    chosen = f", {_count(weights.active)} for one token" if weights.experts else ""
+    yield "weights", f"{gib(plan.weight_bytes)}: {_count(weights.total)} parameters{chosen}"
+    yield f"fits in {gib(plan.memory)}", _fits(plan)
     if plan.decode is not None:
-        rows.append(("a decode step", _step(plan.decode)))
-        rows.append(("at most", _bound(plan.decode, plan)))
-    rows.append(("reading the prompt", _step(plan.prefill)))
-    rows.append(("at least", f"{_seconds(plan.prefill.seconds)}, by {plan.prefill.bound}"))
-    for name, text in rows:
-        table.add_row(name, _safe(text))
-    return table
+        bound = f"{plan.decode.tokens_per_second:,.1f} tokens/s, by {plan.decode.bound}"
+        if plan.batch > 1:
+            bound += f" ({plan.decode.tokens_per_second / plan.batch:,.1f} per sequence)"
+        yield "a decode step", _step(plan.decode)
+        yield "at most", bound
+    yield "reading the prompt", _step(plan.prefill)
+    yield "at least", f"{_seconds(plan.prefill.seconds)}, by {plan.prefill.bound}"
 
 
-def _allocated(plan: Any) -> str:
+def _allocated(plan: Plan) -> str:
     cached = plan.cached
     needed = f"{gib(cached.needed)} needed"
-    if cached.stock is None:
+    if cached.stock is None or cached.headwise is None:
         return f"{needed} (Transformers has no such model)"
     return f"{needed}; Transformers holds {gib(cached.stock)}, headwise {gib(cached.headwise)} " + (
         "with the room it grows by" if cached.headwise > cached.needed else ""
     )
 
 
-def _weights(plan: Any) -> str:
-    weights = plan.weights
-    text = f"{gib(plan.weight_bytes)}: {_count(weights.total)} parameters"
-    if weights.experts:
-        text += f", {_count(weights.active)} for one token"
-    return text
-
-
-def _fits(plan: Any) -> str:
+def _fits(plan: Plan) -> str:
     if plan.weight_bytes > plan.memory:
         return f"no: the weights alone take {gib(plan.weight_bytes)}"
     if plan.largest_context is None:
@@ -160,7 +158,7 @@ def _fits(plan: Any) -> str:
     )
 
 
-def _step(step: Any) -> str:
+def _step(step: Step) -> str:
     cost = step.cost
     return (
         f"{gib(int(cost.weight_bytes))} of weights, {gib(int(cost.cache_bytes))} of cache, "
@@ -168,54 +166,29 @@ def _step(step: Any) -> str:
     )
 
 
-def _bound(step: Any, plan: Any) -> str:
-    text = f"{step.tokens_per_second:,.1f} tokens/s, by {step.bound}"
-    if plan.batch > 1:
-        text += f" ({step.tokens_per_second / plan.batch:,.1f} a sequence)"
-    return text
-
-
-def _others(plan: Any) -> Table:
-    table = _table(
-        f"the same heads with another cache, {plan.context:,} tokens x {plan.batch}",
-        "",
-        "a token",
-        "cache",
-        "a step reads",
-        "tokens/s at most",
-        "largest context",
-    )
-    for other in plan.alternatives:
-        step = other.decode
-        table.add_row(
-            other.name,
-            f"{other.bytes_per_token:,}",
-            gib(other.bytes),
-            gib(int(step.cost.bytes)),
-            f"{step.tokens_per_second:,.1f}",
-            f"{other.largest_context:,}" if other.largest_context else "none fits",
-        )
-    return table
-
-
-def _mechanisms(spec: Any) -> str:
+def _mechanisms(spec: ModelSpec) -> str:
     kinds: dict[str, None] = {}
     for layer in (*spec.encoder_layers, *spec.layers):
-        at = layer.attention
-        kinds["linear" if at is None else at.mechanism] = None
-        if at is not None and at.window is not None:
+        kinds[mechanism_of(layer)] = None
+        if layer.attention is not None and layer.attention.window is not None:
             kinds["window"] = None
         if layer.cross_attention is not None:
             kinds["cross"] = None
     return ", ".join(kinds)
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str, rows: Iterable[_Row], *columns: tuple[str, Callable[[_Row], str]]) -> Table:
+    """A table whose columns have a name, and say what stands there for a row."""
     table = Table(title=_safe(title), title_justify="left")
-    for name in columns:
-        left = name in ("", "layers", "attention", "name", "model", "device", "layer")
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
+    for name, _ in columns:
+        table.add_column(name, justify="left" if name in _LEFT else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(_safe(cell(row)) for _, cell in columns))
     return table
+
+
+def _amount(number: int | None, nothing: str = "-") -> str:
+    return f"{number:,}" if number else nothing
 
 
 def _count(number: float) -> str:

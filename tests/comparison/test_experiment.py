@@ -10,11 +10,11 @@ import torch
 
 import headwise
 from headwise import CapacityError, OptionError
-from headwise.comparison import Comparison, Configuration, Work, run
+from headwise.comparison import Comparison, Configuration, Experiment, experiment
 from headwise.comparison.models import build
-from headwise.comparison.recall import Recall
+from headwise.comparison.recall import RecallTask
 from headwise.comparison.speed import check_contexts
-from headwise.comparison.train import train
+from headwise.comparison.training import train
 from headwise.measure.machine import use_threads
 
 TINY: dict[str, Any] = {
@@ -53,7 +53,7 @@ def test_every_run_and_speed_is_there(finished: tuple[Path, Comparison]) -> None
 
 def test_the_same_seed_gives_the_same_losses(finished: tuple[Path, Comparison]) -> None:
     with use_threads(1):
-        again = train(tiny(), Recall(tiny()), "mla", 1)
+        again = train(tiny(), RecallTask(tiny()), "mla", 1)
     assert again in finished[1].runs
     assert len({run.loss for run in finished[1].runs}) == 4
 
@@ -84,8 +84,8 @@ def test_results_are_written_as_json_csv_and_a_figure(finished: tuple[Path, Comp
 def test_a_finished_comparison_is_read_and_not_done_again(
     finished: tuple[Path, Comparison], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "train", None)
-    monkeypatch.setattr(run, "measure_speed", None)
+    monkeypatch.setattr(experiment, "train", None)
+    monkeypatch.setattr(experiment, "measure_speed", None)
     again = headwise.compare(["mha", "mla"], out=finished[0], **SPEED, **TINY)
     assert (again.runs, again.speeds) == (finished[1].runs, finished[1].speeds)
 
@@ -116,6 +116,19 @@ def test_an_interrupted_comparison_keeps_its_runs_and_goes_on(
     assert whole.runs == finished[1].runs
 
 
+def test_a_folder_with_the_old_spelling_of_mechanisms_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = headwise.compare(["gqa:1", "mla:8"], out=tmp_path, **SPEED, **TINY)
+    for path in tmp_path.glob("*.json"):
+        path.write_text(path.read_text().replace("gqa:1", "gqa-1").replace("mla:8", "mla-8"))
+    monkeypatch.setattr(experiment, "train", None)
+    monkeypatch.setattr(experiment, "measure_speed", None)
+    again = headwise.compare(["gqa-1", "mla-8"], out=tmp_path, **SPEED, **TINY)
+    assert (again.runs, again.speeds) == (done.runs, done.speeds)
+    assert [row["mechanism"] for row in again.rows()] == ["gqa:1", "mla:8"]
+
+
 def test_progress_counts_the_steps_of_all_runs() -> None:
     told = []
     headwise.compare(["mha"], progress=lambda *at: told.append(at), **TINY, **SPEED)
@@ -127,7 +140,7 @@ def test_progress_counts_the_steps_of_all_runs() -> None:
 def test_speed_alone_is_measured_anew_at_other_contexts(
     finished: tuple[Path, Comparison], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "train", None)
+    monkeypatch.setattr(experiment, "train", None)
     other = headwise.compare(["mha", "mla"], out=finished[0], contexts=[23], rounds=4, **TINY)
     assert [at.context for at in other.speeds[0].decode] == [23]
     assert other.runs == finished[1].runs
@@ -147,7 +160,7 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(
     folder = finished[0]
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(OptionError, match=message):
-        Work(tiny(**changed), None, folder)
+        Experiment(tiny(**changed), None, folder)
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -156,26 +169,26 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         OptionError, match=r"^[^:]* is not empty and holds no comparison; give a new folder$"
     ):
-        Work(tiny(), None, tmp_path)
+        Experiment(tiny(), None, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(OptionError, match="out: File exists; give another folder"):
-        Work(tiny(), None, tmp_path / "out")
+        Experiment(tiny(), None, tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"steps": 1'])
 def test_a_broken_configuration_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "configuration.json").write_text(content)
     with pytest.raises(OptionError, match=r"configuration\.json .*give a new folder"):
-        Work(tiny(), None, tmp_path)
+        Experiment(tiny(), None, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"loss": 1}'])
 def test_a_broken_run_is_named(tmp_path: Path, content: str) -> None:
-    work = Work(tiny(), None, tmp_path)
+    work = Experiment(tiny(), None, tmp_path)
     (tmp_path / "run-mha-seed0.json").write_text(content)
     with pytest.raises(OptionError, match=r"run-mha-seed0\.json cannot be read .*delete it"):
         work.carry_out()
@@ -200,7 +213,7 @@ def test_another_text_is_another_comparison(tmp_path: Path) -> None:
         ({"seeds": True}, "seeds is True, expected"),
         ({"width": 30}, "width is 30, and 3 heads need a multiple of 12"),
         ({"mechanisms": ()}, "mechanisms is empty"),
-        ({"mechanisms": ("mha", "gqa-3")}, "gqa-3 is the same as mha"),
+        ({"mechanisms": ("mha", "gqa:3")}, "gqa:3 is the same as mha"),
         ({"vocabulary": 11}, "vocabulary is 11, and 5 pairs need at least 12"),
         ({"batch": 19}, "batch is 19 tokens, expected at least the 20 of a sequence"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0, expected between 0 and 1"),
@@ -226,7 +239,7 @@ def test_contexts_that_cannot_be_are_refused() -> None:
 def test_training_learns_what_it_is_given() -> None:
     asked = tiny(steps=150, pairs=2, vocabulary=8, batch=256, learning_rate=0.01)
     with use_threads(1):
-        found = train(asked, Recall(asked), "mha", 0)
+        found = train(asked, RecallTask(asked), "mha", 0)
     # any value of the sequence is right half of the time
     assert found.accuracy > 0.7
     assert found.curve[-1].steps == 150
@@ -234,7 +247,7 @@ def test_training_learns_what_it_is_given() -> None:
 
 def test_more_threads_than_processors_are_refused() -> None:
     with pytest.raises(OptionError, match="threads is 9999; expected 1 to"):
-        Work(tiny(threads=9999), None, None)
+        Experiment(tiny(threads=9999), None, None)
 
 
 def test_training_leaves_the_threads_as_they_were() -> None:

@@ -31,7 +31,7 @@ class Point:
 class Run:
     """A mechanism trained with a seed.
 
-    `loss` (nats a token) and `accuracy` (share of tokens) are of the held-out data at the end,
+    `loss` (nats per token) and `accuracy` (share of tokens) are of the held-out data at the end,
     `curve` of its first batch on the way there. The same configuration and seed give the same
     numbers on the same machine and version of PyTorch.
     """
@@ -60,7 +60,7 @@ def train(
     optimizer = new_optimizer(model, configuration.learning_rate)
     generator = torch.Generator().manual_seed(seed)
     held_out = task.held_out()
-    points = {configuration.steps * at // _POINTS for at in range(1, _POINTS + 1)}
+    points = {configuration.steps * point // _POINTS for point in range(1, _POINTS + 1)}
     curve = []
     for step in range(configuration.steps):
         for group in optimizer.param_groups:
@@ -95,9 +95,9 @@ def judge(model: Decoder, batches: Iterable[Batch]) -> tuple[float, float]:
     for batch in batches:
         logits = model(batch.tokens)
         loss += _loss(logits, batch.targets, "sum").item()
-        at = batch.targets != IGNORED
-        right += int((logits[at].argmax(dim=-1) == batch.targets[at]).sum())
-        asked += int(at.sum())
+        wanted = batch.targets != IGNORED
+        right += int((logits[wanted].argmax(dim=-1) == batch.targets[wanted]).sum())
+        asked += int(wanted.sum())
     return loss / asked, right / asked
 
 

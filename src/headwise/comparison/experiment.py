@@ -2,22 +2,20 @@
 
 import importlib.util
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from headwise.base.files import local_path
 from headwise.base.progress import Progress, silent
-from headwise.comparison.configuration import Configuration, claim
-from headwise.comparison.kept import Kept
-from headwise.comparison.mechanisms import DEFAULT
+from headwise.comparison.configuration import DEFAULT, Configuration
+from headwise.comparison.folder import ComparisonFolder
 from headwise.comparison.models import feed_forward
-from headwise.comparison.recall import Recall
+from headwise.comparison.recall import RecallTask
 from headwise.comparison.results import Comparison
 from headwise.comparison.speed import CONTEXTS, ROUNDS, check_contexts, measure_speed
 from headwise.comparison.task import Task
-from headwise.comparison.text import Text, read
-from headwise.comparison.train import train
+from headwise.comparison.text import TextTask, read
+from headwise.comparison.training import train
 from headwise.errors import OptionError
 from headwise.measure.machine import check_threads, use_threads
 from headwise.measure.timing import check_rounds
@@ -39,7 +37,7 @@ def compare(
 
     Example:
         >>> import headwise
-        >>> found = headwise.compare(
+        >>> comparison = headwise.compare(
         ...     ["mha", "mqa"],
         ...     steps=2,
         ...     seeds=2,
@@ -51,11 +49,11 @@ def compare(
         ...     contexts=[64],
         ...     rounds=4,
         ... )
-        >>> [(row["mechanism"], row["cache_bytes_per_token"]) for row in found.rows()]
+        >>> [(row["mechanism"], row["cache_bytes_per_token"]) for row in comparison.rows()]
         [('mha', 256), ('mqa', 128)]
 
     Args:
-        mechanisms: "mha", "gqa-2" (2 kv heads), "mqa", "mla", "mla-24" (a latent of 24), ...
+        mechanisms: "mha", "gqa:2" (2 kv heads), "mqa", "mla", "mla:24" (a latent of 24), ...
         text: a file to learn, byte by byte; None: associative recall.
         out: a folder for the results; a finished run that it holds is not done again.
         contexts: tokens in the cache when decoding is timed.
@@ -73,14 +71,14 @@ def compare(
         settings.setdefault("task", "text")
     listed = isinstance(mechanisms, Sequence) and not isinstance(mechanisms, str)
     if not (listed and all(isinstance(name, str) for name in mechanisms)):
-        raise OptionError(f"mechanisms is {mechanisms!r}, expected names, as ['mha', 'gqa-2']")
+        raise OptionError(f"mechanisms is {mechanisms!r}, expected names, as ['mha', 'gqa:2']")
     configuration = Configuration(mechanisms=tuple(mechanisms), **settings)
-    work = Work(configuration, content, out, contexts, rounds)
-    work.carry_out(progress)
-    return work.comparison
+    experiment = Experiment(configuration, content, out, contexts, rounds)
+    experiment.carry_out(progress)
+    return experiment.comparison
 
 
-class Work:
+class Experiment:
     """A comparison to carry out; `comparison` has what is finished, also after an interruption.
 
     `content` is the text, for the task text. Everything is checked before any work is done.
@@ -101,14 +99,13 @@ class Work:
         check_rounds(rounds)
         for name in configuration.mechanisms:
             feed_forward(configuration, name)
-        self.contexts = check_contexts(configuration, contexts)
-        self.rounds = rounds
-        self.task: Task = Recall(configuration) if content is None else Text(content, configuration)
-        self.kept: Kept | None = None
+        self.contexts, self.rounds = check_contexts(configuration, contexts), rounds
+        self.task: Task = (
+            RecallTask(configuration) if content is None else TextTask(content, configuration)
+        )
+        self.folder: ComparisonFolder | None = None
         if out is not None:
-            folder = local_path(out, kind=OptionError)
-            claim(folder, configuration)
-            self.kept = Kept(folder)
+            self.folder = ComparisonFolder(local_path(out, kind=OptionError), configuration)
         self.comparison = Comparison(configuration, self.task.metric, self.task.baseline)
 
     def carry_out(self, progress: Progress = silent) -> None:
@@ -118,38 +115,40 @@ class Work:
                 self._train(progress)
                 self._measure(progress)
             finally:
-                if self.kept is not None:
-                    self._write(self.kept.folder)
+                if self.folder is not None:
+                    self._write(self.folder.path)
 
     def _train(self, progress: Progress) -> None:
-        asked, kept, found = self.comparison.configuration, self.kept, self.comparison.runs
+        configuration, runs = self.comparison.configuration, self.comparison.runs
+        runs += [] if self.folder is None else self.folder.runs()
+        finished, steps = {(run.mechanism, run.seed) for run in runs}, configuration.steps
         # seed by seed: an interrupted comparison has something of each mechanism
-        todo = []
-        for seed in range(asked.seeds):
-            for name in asked.mechanisms:
-                run = None if kept is None else kept.run(name, seed)
-                if run is None:
-                    todo.append((name, seed))
-                else:
-                    found.append(run)
-        total = len(todo) * asked.steps
-        for at, (name, seed) in enumerate(todo):
-            stage = f"training {at + 1} of {len(todo)}: {name}, seed {seed}"
-            told = partial(_tell, progress, stage, at * asked.steps, total)
-            run = train(asked, self.task, name, seed, progress=told)
-            if kept is not None:
-                kept.keep_run(run)
-            found.append(run)
+        seeds = range(configuration.seeds)
+        missing = [(name, seed) for seed in seeds for name in configuration.mechanisms]
+        missing = [run for run in missing if run not in finished]
+        for index, (name, seed) in enumerate(missing):
+            stage = f"training {index + 1} of {len(missing)}: {name}, seed {seed}"
+
+            def told(step: int, stage: str = stage, before: int = index * steps) -> None:
+                progress(stage, before + step, len(missing) * steps)
+
+            run = train(configuration, self.task, name, seed, progress=told)
+            if self.folder is not None:
+                self.folder.add_run(run)
+            runs.append(run)
 
     def _measure(self, progress: Progress) -> None:
-        asked, kept = self.comparison.configuration, self.kept
-        speeds = [] if kept is None else kept.speeds(self.contexts)
+        speeds = [] if self.folder is None else self.folder.speeds(self.contexts)
         if not speeds:
             speeds = measure_speed(
-                asked, self.task, contexts=self.contexts, rounds=self.rounds, progress=progress
+                self.comparison.configuration,
+                self.task,
+                contexts=self.contexts,
+                rounds=self.rounds,
+                progress=progress,
             )
-            if kept is not None:
-                kept.keep_speeds(speeds)
+            if self.folder is not None:
+                self.folder.write_speeds(speeds)
         self.comparison.speeds = speeds
 
     def _write(self, folder: Path) -> None:
@@ -158,7 +157,3 @@ class Work:
             from headwise.comparison.plot import write_figure
 
             write_figure(self.comparison, folder / FIGURE)
-
-
-def _tell(progress: Progress, stage: str, before: int, total: int, step: int) -> None:
-    progress(stage, before + step, total)

@@ -1,0 +1,94 @@
+"""Transformers' model and caches of a planned one, made without memory."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from headwise.errors import SpecError, UnsupportedError
+from headwise.planning.model import PlannedModel
+from headwise.spec import FAMILIES
+
+# Characters of what Transformers says about a config, which may repeat all of a field's content.
+_LONGEST = 300
+# What a config says beside the model's shapes; some of it needs packages that are not installed.
+_NOT_SHAPES = {
+    *("_attn_implementation", "attn_implementation", "architectures", "auto_map"),
+    *("dtype", "torch_dtype", "quantization_config", "transformers_version"),
+}
+
+
+def build_on_meta(model: PlannedModel, dtype: str = "bfloat16") -> Any:
+    """Transformers' model for a config, on the meta device: shapes, and no memory.
+
+    Raises:
+        SpecError: Transformers does not take the config.
+        UnsupportedError: a family that Transformers has no model of.
+    """
+    config = transformers_config(model)
+    with torch.device("meta"), transformers_takes(model):
+        made = _model_class(model)
+        # an Auto class, or a class itself
+        build = getattr(made, "from_config", None) or made._from_config
+        return build(config, dtype=getattr(torch, dtype))
+
+
+def transformers_config(model: PlannedModel) -> Any:
+    """The config as Transformers' object.
+
+    Raises:
+        SpecError: Transformers does not take it.
+        UnsupportedError: a family that Transformers has no model of.
+    """
+    from transformers import AutoConfig
+
+    if not FAMILIES[model.spec.family].in_transformers:
+        raise UnsupportedError(f"{model.name}: Transformers has no model of this family to run")
+    fields = {
+        # config classes write into the nested dicts that they are given
+        key: dict(value) if isinstance(value, dict) else value
+        for key, value in model.config.items()
+        if key not in _NOT_SHAPES
+    }
+    with transformers_takes(model):
+        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        padding = getattr(config, "pad_token_id", None)
+        # Fine-tunes have a padding token beyond the vocabulary, and no row for it.
+        if isinstance(padding, int) and padding >= getattr(config, "vocab_size", padding + 1):
+            config.pad_token_id = None
+        return config
+
+
+@contextmanager
+def transformers_takes(model: PlannedModel) -> Iterator[None]:
+    """What Transformers raises for a config that it does not take, as one line.
+
+    Raises:
+        SpecError: in place of what its config classes, modules and caches raise.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (
+        *(ValueError, TypeError, LookupError, AttributeError, AssertionError),
+        *(ImportError, RuntimeError, ArithmeticError, StrictDataclassError),
+    ) as error:
+        line = " ".join(str(error).split()) or type(error).__name__
+        line = line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+        raise SpecError(f"{model.name}: Transformers does not take this config: {line}") from error
+
+
+def _model_class(model: PlannedModel) -> Any:
+    """The class of Transformers that makes such a model: encoder, encoder-decoder or decoder."""
+    import transformers
+
+    if not model.spec.layers:
+        return getattr(transformers, FAMILIES[model.spec.family].encoder_class)
+    if model.spec.encoder_layers:
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM
