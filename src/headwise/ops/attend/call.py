@@ -252,25 +252,25 @@ def check(call: AttentionCall) -> Problem:
     """The facts of `call`, or `ShapeError` on the first thing that does not fit."""
     query, key, value, kv = call.query, call.key, call.value, call.kv
     require_tensor("query", query, 4)
-    if kv is not None:
-        require_like(query)
-        kv.check(query)
-        key_shape = list(kv.shape[:4])
-    else:
+    if kv is None:
         require_tensor("key", key, 4)
         require_tensor("value", value, 4)
         require_like(query, key=key, value=value)
-        key_shape = list(key.shape)
+    else:
+        require_like(query)
+        kv.check(query)
     sizes = batch, heads, length, dim, kv_heads, context, value_dim = call.sizes()
-    if key_shape[0] != batch or key_shape[3] != dim:
+    key_batch, _, _, key_dim = key.shape if kv is None else kv.shape[:4]
+    if key_batch != batch or key_dim != dim:
+        shape = [key_batch, kv_heads, context, key_dim]
         raise ShapeError(
-            f"key has shape {key_shape}, expected [B, K, L, D] with B={batch} and D={dim} as in "
+            f"key has shape {shape}, expected [B, K, L, D] with B={batch} and D={dim} as in "
             f"query {list(query.shape)}"
         )
-    if kv is None and list(value.shape[:3]) != key_shape[:3]:
+    if kv is None and value is not key and value.shape[:3] != key.shape[:3]:
         raise ShapeError(
             f"value has shape {list(value.shape)}, expected [B, K, L, V] with the same B, K and L "
-            f"as key {key_shape}"
+            f"as key {list(key.shape)}"
         )
     if kv_heads == 0 or heads % kv_heads:
         raise ShapeError(
