@@ -21,9 +21,7 @@ def compare(
         Literal["recall", "text"],
         typer.Option(help="Associative recall, or the bytes of a text file."),
     ] = "recall",
-    document: Annotated[
-        Path | None, typer.Option(help="The text file for --task text.", show_default=False)
-    ] = None,
+    document: Annotated[Path | None, typer.Option(help="The text file for --task text.")] = None,
     text: Annotated[Path | None, typer.Option(hidden=True)] = None,  # the old name of --document
     steps: Annotated[int, typer.Option(help="Training steps of each run.")] = 1600,
     seeds: Annotated[int, typer.Option(help="Runs of each mechanism.")] = 1,

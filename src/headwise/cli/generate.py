@@ -1,9 +1,10 @@
 """`headwise generate`: text from a model, and what it took."""
 
+import itertools
 import secrets
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,7 +21,11 @@ from headwise.cli.options import (
     the_document,
     the_model,
 )
-from headwise.cli.terminal import Screen, screen
+from headwise.cli.terminal import screen
+
+if TYPE_CHECKING:
+    from headwise.generation import Run
+    from headwise.generation.session import Session
 
 Attention = Literal["headwise", "sdpa", "eager"]
 
@@ -29,7 +34,7 @@ def generate(
     model: Model = None,
     *,
     named: Named = None,
-    prompt: Annotated[str, typer.Option(help="The text to go on from.")],
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
     document: Annotated[
         Path | None, typer.Option(help="A text file to put in front of the prompt.")
     ] = None,
@@ -44,7 +49,7 @@ def generate(
     ] = 1.0,
     seed: Annotated[
         int | None,
-        typer.Option(help="Seed of the sampling. Default: a new one.", show_default=False),
+        typer.Option(help="Seed of the sampling. Default: a new one."),
     ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -58,7 +63,7 @@ def generate(
     ] = "contiguous",
     against: Annotated[
         Attention | None,
-        typer.Option(help="Run the prompt again with this one and compare.", show_default=False),
+        typer.Option(help="Run the prompt again with this one and compare."),
     ] = None,
     as_json: Json = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -109,45 +114,23 @@ def generate(
     return 130 if any(run.interrupted for run in runs) else 0
 
 
-def _run(session: Any, attention: str, cache: str, *, stream: bool) -> Any:
+def _run(session: "Session", attention: str, cache: str, *, stream: bool) -> "Run":
     """One measured run; its text goes to stdout as it comes, or its progress to stderr."""
+    most, pieces = session.sampling.max_new_tokens, itertools.count(1)
     with screen(animated=False) as shown:
-        if not stream:
-            return session.run(
-                attention,
-                cache=cache,
-                on_prefill=_stage(shown, f"{attention}: reading the prompt"),
-                on_text=_count(shown, f"{attention}: generating", session.sampling.max_new_tokens),
-            )
 
-        def write(text: str) -> None:
-            shown.close()  # the bar of a long prompt must not stand in the text
-            sys.stdout.write(harmless(text))
-            sys.stdout.flush()
+        def on_prefill(done: int, total: int) -> None:
+            shown(f"{attention}: reading the prompt", done, total)
 
-        run = session.run(
-            attention,
-            cache=cache,
-            on_prefill=_stage(shown, f"{attention}: reading the prompt"),
-            on_text=write,
-        )
-    sys.stdout.write("\n")
+        def on_text(text: str) -> None:
+            if stream:
+                shown.close()  # the bar of a long prompt must not stand in the text
+                sys.stdout.write(harmless(text))
+                sys.stdout.flush()
+            else:
+                shown(f"{attention}: generating", min(next(pieces), most), most)
+
+        run = session.run(attention, cache=cache, on_prefill=on_prefill, on_text=on_text)
+    if stream:
+        sys.stdout.write("\n")
     return run
-
-
-def _stage(shown: Screen, stage: str) -> Any:
-    def report(done: int, total: int) -> None:
-        shown(stage, done, total)
-
-    return report
-
-
-def _count(shown: Screen, stage: str, total: int) -> Any:
-    done = 0
-
-    def report(text: str) -> None:
-        nonlocal done
-        done += 1
-        shown(stage, min(done, total), total)
-
-    return report

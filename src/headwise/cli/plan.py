@@ -14,8 +14,7 @@ def plan(
         str | None,
         typer.Argument(
             help="A named model (see --list), a folder, a config.json, a .gguf file, a hub id, "
-            "smollm2 or minilm.",
-            show_default=False,
+            "smollm2 or minilm."
         ),
     ] = None,
     *,

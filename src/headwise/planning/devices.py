@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from headwise.errors import OptionError
-from headwise.measure.machine_kept import described, machine_figures
+from headwise.measure.figures_store import described, machine_figures
 from headwise.spec.checks import shown
 
 # Bytes, bytes a second and operations a second beyond all machines.
