@@ -6,7 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from headwise.bench import bench_shape, judged, pytorch_candidates, select_peers
+from headwise import ops
+from headwise.bench import (
+    bench_shape,
+    headwise_candidates,
+    judged,
+    pytorch_candidates,
+    select_peers,
+)
 from headwise.bench import operators as bench_ops
 from headwise.bench import peers as bench_peers
 from headwise.bench.candidate import Absent
@@ -287,3 +294,15 @@ def test_flex_attention_that_does_not_compile_is_missing(monkeypatch: pytest.Mon
     monkeypatch.setattr(pytorch_candidates, "_compiled_flex", lambda: fails)
     reason = pytorch_candidates._flex_missing.__wrapped__()
     assert reason == "flex_attention does not compile: no C++ compiler"
+
+
+def test_a_backend_is_a_peer_by_its_own_name_and_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What headwise.ops lists is timed or left out without a word about it here."""
+    listed = [backend.name for backend in ops.backends()]
+    assert [peer.name for peer in headwise_candidates.BACKENDS] == listed[1:-1]
+    gone = replace(ops.backends()[1], name="gone", available=lambda: (False, "no such device"))
+    peers = (headwise_candidates.on_backend(gone), *headwise_candidates.BACKENDS)
+    monkeypatch.setattr(bench_peers, "PEERS", peers)
+    able, absent = select_peers([], [parse_shape("mla:7:41")])
+    assert able == ["torch"]
+    assert [(each.name, each.reason) for each in absent] == [("gone", "no such device")]

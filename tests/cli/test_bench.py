@@ -88,7 +88,7 @@ def test_model_shows_a_column_a_candidate_and_writes_every_figure(
     assert main(["bench", "model", str(folder), *options]) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
-    for expected in ("ms a token at 29", "stock-static", "prefill, tokens/s", "peak memory"):
+    for expected in ("ms per token at 29", "stock-static", "prefill, tokens/s", "peak memory"):
         assert expected in shown
     (result,) = json.loads(out.read_text())["results"]
     assert (result["model"], result["dtype"]) == ("tiny", "float32")

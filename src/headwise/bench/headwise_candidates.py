@@ -17,7 +17,9 @@ def _headwise(inputs: Inputs) -> Bind:
     return on_each(lambda inputs: inputs.attend())
 
 
-def _on_backend(backend: Backend) -> Candidate:
+def on_backend(backend: Backend) -> Candidate:
+    """headwise.latent_attention on one of its backends, by name."""
+
     def missing() -> str | None:
         available, reason = backend.available()
         return None if available else reason
@@ -78,6 +80,6 @@ HEADWISE = Candidate(
 # Of the operator that PyTorch does not have. The fastest backend is headwise's default, and the
 # reference is what results are checked against.
 BACKENDS = tuple(
-    _on_backend(backend) for backend in ops.backends()[1:] if backend.name != "reference"
+    on_backend(backend) for backend in ops.backends()[1:] if backend.name != "reference"
 )
 CACHES = (_paged(16), _paged(64), _quantized(8), _quantized(4))

@@ -155,7 +155,7 @@ def bench_model(
 
     A context is random tokens, which stock reads as its `generate` does, and headwise in chunks
     where that is exact. Then each candidate reads the same further tokens:
-    some to be checked against stock Transformers with a dynamic cache, then one a round, timed.
+    some to be checked against stock Transformers with a dynamic cache, then one per round, timed.
 
     Args:
         name: what to call the model.
@@ -259,7 +259,7 @@ def _warm_up(model: Any, candidates: list[ModelCandidate], progress: Progress) -
 
 
 def _slope(contexts: Sequence[AtContext]) -> float | None:
-    """Seconds a token for 1,000 more cached tokens; None at one context."""
+    """Seconds per token for 1,000 more cached tokens; None at one context."""
     first, last = contexts[0], contexts[-1]
     if first is last:
         return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from headwise.base import units
+from headwise.cli.documented import documented
 from headwise.cli.options import (
     Json,
     Model,
@@ -35,10 +36,6 @@ Dtypes = Annotated[
         "shape's own; for a model bfloat16; for the machine all.",
     ),
 ]
-Threads = Annotated[int | None, typer.Option(help="Default: as many as PyTorch takes.")]
-Rounds = Annotated[int, typer.Option(help="How often each candidate is timed, in turn.")]
-Out = Annotated[Path | None, typer.Option(help="A JSON file for the results.")]
-
 bench = typer.Typer(name="bench")
 
 
@@ -50,10 +47,20 @@ def _before(context: typer.Context) -> None:
 
 
 @bench.command()
+@documented
 def machine(
-    *, dtypes: Dtypes = None, threads: Threads = None, out: Out = None, as_json: Json = False
+    *,
+    dtypes: Dtypes = None,
+    threads: int | None = None,
+    out: Path | None = None,
+    as_json: Json = False,
 ) -> int:
-    """Measure the read bandwidth and the GEMM peak."""
+    """Measure the read bandwidth and the GEMM peak.
+
+    Args:
+        threads: Default: as many as PyTorch takes.
+        out: A JSON file for the results.
+    """
     from headwise.bench import Settings, bench_machine
     from headwise.cli.bench_table import show_figures
 
@@ -66,36 +73,33 @@ def machine(
 
 
 @bench.command()
+@documented
 def ops(
     *,
-    shapes: Annotated[
-        str | None,
-        typer.Option(
-            help="Names or shapes, joined by commas, as llama3-decode,decode:9/3:d64:2k. "
-            "Default: every name. See --list."
-        ),
-    ] = None,
+    shapes: str | None = None,
     dtypes: Dtypes = None,
-    peers: Annotated[
-        str | None,
-        typer.Option(
-            help="Peers to time beside headwise, joined by commas, or none. Default: all that run "
-            "here. See --list."
-        ),
-    ] = None,
-    rounds: Rounds = ROUNDS,
-    threads: Threads = None,
-    out: Out = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="A .png or .svg file for a roofline plot."),
-    ] = None,
+    peers: str | None = None,
+    rounds: int = ROUNDS,
+    threads: int | None = None,
+    out: Path | None = None,
+    plot: Path | None = None,
     as_json: Json = False,
     list_all: Annotated[
         bool, typer.Option("--list", help="Show the names of shapes and peers, and the syntax.")
     ] = False,
 ) -> int:
-    """Time the operators on shapes of attention, next to their peers."""
+    """Time the operators on shapes of attention, next to their peers.
+
+    Args:
+        shapes: Names or shapes, joined by commas, as llama3-decode,decode:9/3:d64:2k. Default:
+            every name. See --list.
+        peers: Peers to time beside headwise, joined by commas, or none. Default: all that run here.
+            See --list.
+        rounds: How often each candidate is timed, in turn.
+        threads: Default: as many as PyTorch takes.
+        out: A JSON file for the results.
+        plot: A .png or .svg file for a roofline plot.
+    """
     from headwise.bench import Settings, bench_operators
     from headwise.cli.bench_table import show_choices, show_figures, show_shape
 
@@ -122,28 +126,30 @@ def ops(
 
 
 @bench.command()
+@documented
 def model(
     model: Model = None,
     *,
     named: Named = None,
-    contexts: Annotated[
-        str, typer.Option(help="Tokens in the cache before the timed ones, joined by commas.")
-    ] = "100,2000,8000",
+    contexts: str = "100,2000,8000",
     dtypes: Dtypes = None,
-    peers: Annotated[
-        str | None,
-        typer.Option(
-            help="stock-dynamic, stock-static (by their caches), openvino (of a .gguf file, where "
-            "openvino-genai is installed), joined by commas, or none. Default: all that run here."
-        ),
-    ] = None,
-    rounds: Rounds = ROUNDS,
-    threads: Threads = None,
-    out: Out = None,
+    peers: str | None = None,
+    rounds: int = ROUNDS,
+    threads: int | None = None,
+    out: Path | None = None,
     as_json: Json = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> int:
-    """Time a model at several contexts, next to stock Transformers."""
+    """Time a model at several contexts, next to stock Transformers.
+
+    Args:
+        contexts: Tokens in the cache before the timed ones, joined by commas.
+        peers: stock-dynamic, stock-static (by their caches), openvino (of a .gguf file, where
+            openvino-genai is installed), joined by commas, or none. Default: all that run here.
+        rounds: How often each candidate is timed, in turn.
+        threads: Default: as many as PyTorch takes.
+        out: A JSON file for the results.
+    """
     from headwise.bench import Settings, bench_models
     from headwise.cli.bench_table import show_model
     from headwise.loading.progress import quiet_transformers

@@ -33,7 +33,7 @@ def show_figures(report: Report) -> None:
         peaks = [figures.peaks[dtype].flops_per_second / 1e9 for dtype in dtypes]
         rates = [
             f"{figures.bytes_per_second / 1e9:.1f} GB/s",
-            *(f"{at:,.0f} GFLOP/s" for at in peaks),
+            *(f"{peak:,.0f} GFLOP/s" for peak in peaks),
         ]
         rows.append([str(figures.threads), *rates])
         sizes = {peak.size for peak in figures.peaks.values()}
@@ -67,11 +67,13 @@ def show_model(result: ModelResult) -> None:
     """Print a model's table: a column per candidate, a row per figure."""
     rows = []
     for each in zip(*(way.contexts for way in result.timed)):
-        rows.append([f"ms a token at {each[0].context:,}", *map(_milliseconds, each)])
+        rows.append([f"ms per token at {each[0].context:,}", *map(_milliseconds, each)])
         if any(at_context.ratio for at_context in each):
             rows.append(["  vs headwise", *(_ratio(at_context.ratio) for at_context in each)])
     figures: dict[str, Callable[[ModelTimed], str]] = {
-        "ms a 1,000 cached": lambda way: _known(way.slope, lambda slope: three_digits(1e3 * slope)),
+        "ms per 1,000 cached": lambda way: _known(
+            way.slope, lambda slope: three_digits(1e3 * slope)
+        ),
         "prefill, tokens/s": _prefill_rate,
         "peak memory": lambda way: _known(way.peak_memory, gib),
         "cache": lambda way: _known(way.cache_bytes, gib),
@@ -145,7 +147,7 @@ def _beside(beside: BesideResult, count: int) -> str:
             f"{threads(beside.threads)}"
         )
     return (
-        f"headwise takes {ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f}) times as long a "
+        f"headwise takes {ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f}) times as long per "
         f"cached token as at {beside.label}"
     )
 

@@ -36,7 +36,7 @@ def _rows(comparison: Comparison) -> Iterable[list[str]]:
             for title, figure in spread.items():
                 yield [title, *_quality(comparison, metric, figure)]
     speeds = partial(_speeds, comparison)
-    yield ["cache bytes a token", *speeds(lambda speed: f"{speed.cache_bytes_per_token:,}")]
+    yield ["cache bytes per token", *speeds(lambda speed: f"{speed.cache_bytes_per_token:,}")]
     contexts = [each.context for each in comparison.speeds[0].decode] if comparison.speeds else []
     for index, context in enumerate(contexts):
         yield [f"decode at {context:,}", *speeds(partial(_decode, index))]
@@ -55,7 +55,7 @@ def _lines(comparison: Comparison, out: Path) -> Iterable[str]:
     yield f"{comparison.metric} by {plain}: {comparison.baseline:.3f}"
     if comparison.speeds:
         yield (
-            "decode: tokens/s of one sequence behind so many, float32, " + threads(asked.threads)
+            "decode: tokens/s of one sequence after that many, float32, " + threads(asked.threads)
         )
         yield f"peak memory is that of a training step of {asked.batch:,} tokens, above the weights"
     yield from comparison.verdict()

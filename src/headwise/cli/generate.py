@@ -4,11 +4,10 @@ import itertools
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import typer
+from typing import TYPE_CHECKING, Literal
 
 from headwise.base.console import harmless
+from headwise.cli.documented import documented
 from headwise.cli.options import (
     Device,
     Dtype,
@@ -30,45 +29,42 @@ if TYPE_CHECKING:
 Attention = Literal["headwise", "sdpa", "eager"]
 
 
+@documented
 def generate(
     model: Model = None,
     *,
     named: Named = None,
-    prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    document: Annotated[
-        Path | None, typer.Option(help="A text file to put in front of the prompt.")
-    ] = None,
+    prompt: str,
+    document: Path | None = None,
     context: OldDocument = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
-    temperature: Annotated[
-        float, typer.Option(help="0 takes the most likely token; above, sample.")
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Sample among the most likely tokens of this total probability.")
-    ] = 1.0,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Seed of the sampling. Default: a new one."),
-    ] = None,
+    chat: bool = False,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    attention: Annotated[Attention, typer.Option(help="What computes the attention.")] = "headwise",
-    cache: Annotated[
-        str,
-        typer.Option(
-            help="headwise's cache: contiguous, paged, paged:64, int8, int4, window:2048 or "
-            "window:2048,sinks=4."
-        ),
-    ] = "contiguous",
-    against: Annotated[
-        Attention | None,
-        typer.Option(help="Run the prompt again with this one and compare."),
-    ] = None,
+    attention: Attention = "headwise",
+    cache: str = "contiguous",
+    against: Attention | None = None,
     as_json: Json = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> int:
-    """Generate text and show the mechanism, speed and cache of the attention that ran."""
+    """Generate text and show the mechanism, speed and cache of the attention that ran.
+
+    Args:
+        prompt: The text to continue.
+        document: A text file to put in front of the prompt.
+        chat: Use the model's chat template.
+        max_new_tokens: Tokens to generate at most.
+        temperature: 0 takes the most likely token; above, sample.
+        top_p: Sample among the most likely tokens of this total probability.
+        seed: Seed of the sampling. Default: a new one.
+        attention: What computes the attention.
+        cache: headwise's cache: contiguous, paged, paged:64, int8, int4, window:2048 or
+            window:2048,sinks=4.
+        against: Run the prompt again with this one and compare.
+    """
     from headwise.caches import CacheChoice
     from headwise.errors import OptionError
     from headwise.generation.options import Sampling

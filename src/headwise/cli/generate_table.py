@@ -35,9 +35,9 @@ def table(session: Session, runs: list[Run]) -> Table:
         "not used": _others,
         "prefill": lambda run: _figure(run.prefill_rate, "{:,.0f} tokens/s"),
         "decode": lambda run: _figure(run.decode_rate, "{:,.1f} tokens/s"),
-        "a token (median)": lambda run: _figure(run.decode_median, "{:,.1f} ms", 1000),
+        "per token (median)": lambda run: _figure(run.decode_median, "{:,.1f} ms", 1000),
         "cache": _caches,
-        "cache a token": lambda run: _figure(run.cache_bytes_per_token, "{:,.0f} bytes"),
+        "cache per token": lambda run: _figure(run.cache_bytes_per_token, "{:,.0f} bytes"),
         "cache in total": _total,
         "new tokens": lambda run: f"{len(run.tokens)}",
     }

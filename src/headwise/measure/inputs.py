@@ -95,18 +95,14 @@ class Inputs:
 
     def explain(self) -> ops.Explanation:
         """Which of headwise's backends runs it, and how."""
-        shape, spec = self.shape, self.shape.spec.decoded()
-        problem = ops.Problem(
+        shape = self.shape
+        problem = ops.Problem.of(
+            shape.spec.decoded(),
             batch=shape.batch,
-            heads=spec.heads,
-            kv_heads=spec.kv_heads,
             query_length=shape.query_length,
             context=max(shape.lengths),
-            head_dim=spec.head_dim,
-            value_dim=spec.value_dim,
             dtype=self.tensors[0].dtype,
             device=self.device.type,
-            causal=True,
             ragged=shape.ragged,
             split_key=shape.latent and shape.spec.nope_dim > 0,
         )

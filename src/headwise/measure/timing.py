@@ -54,7 +54,7 @@ def interleaved(
     progress: Progress = silent,
     stage: str = "timing",
 ) -> dict[str, Timing]:
-    """Run every candidate once a round, in turn, each round starting with another one.
+    """Run every candidate once per round, in turn; each round starts with another one.
 
     Example:
         >>> timings = interleaved({"sum": lambda: sum(range(99)), "one": lambda: 1}, rounds=5)
