@@ -37,6 +37,6 @@ def documented(function: _Command) -> _Command:
     for name, parameter in inspect.signature(function).parameters.items():
         if get_origin(parameter.annotation) is not Annotated:
             flags = [f"--{name.replace('_', '-')}"] if parameter.default is False else []
-            option = typer.Option(*flags, help=helps[name])
+            option = typer.Option(*flags, help=helps.get(name))  # none under python -OO
             function.__annotations__[name] = Annotated[parameter.annotation, option]
     return function
