@@ -45,7 +45,7 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("headwise.loading.source.DEMO_HUB_ID", str(model))
     # what is measured of this machine takes no time
     small = functools.partial(measure_machine, read_bytes=2**20, gemm_size=32)
-    monkeypatch.setattr("headwise.measure.machine_kept.measure_machine", small)
+    monkeypatch.setattr("headwise.measure.figures_store.measure_machine", small)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -42,7 +42,7 @@ def test_a_run_leaves_the_users_folders_untouched(tmp_path: Path) -> None:
     ours = {"HOME": str(user), "HEADWISE_CACHE": str(kept), "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     tests = ["tests/cli/test_bench.py::test_machine_shows_and_writes_bandwidth_and_peaks"]
-    tests += ["src/headwise/measure/machine_kept.py"]
+    tests += ["src/headwise/measure/figures_store.py"]
     done = subprocess.run(
         [*command, *tests], cwd=_ROOT, env=inherited | ours, capture_output=True, text=True
     )

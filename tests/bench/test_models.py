@@ -9,9 +9,10 @@ import torch
 import generation.models
 from cli.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, save_tiny, save_tiny_gguf
 from headwise.bench import models as module
-from headwise.bench.model_candidates import HEADWISE, model_candidates
-from headwise.bench.models import bench_model, open_model, select_model_peers
+from headwise.bench.model_candidates import HEADWISE, PEERS, model_candidates
+from headwise.bench.models import bench_model, open_model
 from headwise.bench.openvino_candidate import TOLERANCE
+from headwise.bench.peers import check_names
 from headwise.errors import LoadError, OptionError, ShapeError
 from headwise.generation.stepper import Stepper
 from headwise.measure.memory import peak_memory
@@ -77,7 +78,7 @@ def test_a_context_is_read_as_generate_reads_it(monkeypatch) -> None:
     expected = model.generate(ids, **options, output_logits=True, return_dict_in_generate=True)
     with torch.no_grad():
         for candidate in model_candidates(model)[:3]:
-            found = candidate.decoder(72).read(ids)
+            found = candidate.stepper(72).read(ids)
             difference = (found - expected.logits[0]).norm() / expected.logits[0].norm()
             assert difference <= 1e-4, candidate.name
 
@@ -91,7 +92,7 @@ def test_without_peers_stock_still_checks_headwise_and_is_not_shown(model) -> No
 def test_wrong_logits_are_told_and_not_timed(model, monkeypatch) -> None:
     def wrong(stock, gguf):
         ours, *rest = model_candidates(stock)
-        broken = ours.decoder(1).model
+        broken = ours.stepper(1).model
         with torch.no_grad():
             # a module of its own, whose weights are shared: replace, do not write
             head = torch.nn.Parameter(broken.lm_head.weight * 1.001)
@@ -161,7 +162,7 @@ def test_damaged_weights_are_refused(model) -> None:
 
 
 def test_weights_are_shared_and_the_model_stays_on_stock(model) -> None:
-    ours, stock = (at.decoder(1).model for at in model_candidates(model)[:2])
+    ours, stock = (at.stepper(1).model for at in model_candidates(model)[:2])
     assert stock is model
     assert (ours.config._attn_implementation, model.config._attn_implementation) == (
         "headwise",
@@ -186,8 +187,8 @@ def test_what_is_no_model_or_no_peer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="is not a model folder"):
         open_model(str(tmp_path), dtype="float32", contexts=[7], rounds=ROUNDS)
     with pytest.raises(OptionError, match="peer 'fast' is unknown"):
-        select_model_peers(["fast"])
-    assert select_model_peers(["none"]) == []
+        check_names(["fast"], PEERS)
+    assert check_names(["none"], PEERS) == []
 
 
 def test_peak_memory_is_what_the_work_took_even_if_it_gave_it_back() -> None:

@@ -6,8 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from headwise.bench import attention_candidates, bench_shape, judged, select_peers
+from headwise import ops
+from headwise.bench import (
+    bench_shape,
+    headwise_candidates,
+    judged,
+    pytorch_candidates,
+    select_peers,
+)
 from headwise.bench import operators as bench_ops
+from headwise.bench import peers as bench_peers
 from headwise.bench.candidate import Absent
 from headwise.bench.verify import TOLERANCES, error, expected
 from headwise.errors import OptionError
@@ -54,22 +62,17 @@ def test_the_expected_result_is_the_operators_own_reference(text: str, dtype: to
     given = inputs.make_inputs(shape, dtype)
     lengths = given.kv_lengths
     options = {"causal": True, "kv_lengths": lengths, "backend": "reference"}
-    if shape.latent:
-        names = ("query_nope", "query_rope", "latent", "key_rope", "w_uk", "w_uv")
-        tensors = [getattr(given, name).double() for name in names]
-        whole = latent_attention(*tensors, **options)
-    else:
-        tensors = [getattr(given, name).double() for name in ("query", "key", "value")]
-        whole = attention(*tensors, **options)
-    torch.testing.assert_close(expected(shape, given), whole.float(), atol=1e-5, rtol=1e-4)
+    operator = latent_attention if shape.latent else attention
+    whole = operator(*(tensor.double() for tensor in given.tensors), **options)
+    torch.testing.assert_close(expected(given), whole.float(), atol=1e-5, rtol=1e-4)
 
 
 def test_blocks_of_queries_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = parse_shape("prefill:6/2:d16:37")
     given = inputs.make_inputs(shape, torch.float32)
-    whole = expected(shape, given)
+    whole = expected(given)
     monkeypatch.setattr("headwise.bench.verify._BLOCK_SCORES", 3 * 37 * 5)
-    torch.testing.assert_close(expected(shape, given), whole)
+    torch.testing.assert_close(expected(given), whole)
 
 
 @pytest.mark.parametrize("text", SHAPES)
@@ -78,7 +81,7 @@ def test_every_peer_gives_the_right_result_or_says_why_it_cannot(
     text: str, dtype: torch.dtype
 ) -> None:
     # flex_attention takes seconds to compile
-    peers = tuple(name for name in bench_ops.all_peers() if name != "flex")
+    peers = tuple(name for name in bench_peers.all_peers() if name != "flex")
     found = bench(text, dtype, peers)
     assert {at.name.partition(",")[0] for at in found.timed} >= {"headwise", "matmul"}
     assert all(0 <= at.error <= found.tolerance for at in found.timed)
@@ -136,8 +139,8 @@ def _break(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Make a candidate's result wrong by 3 %, a little more than bfloat16 may be."""
 
     def wrong(candidate):
-        def build(shape, given):
-            bind = candidate.build(shape, given)
+        def build(given):
+            bind = candidate.build(given)
             return lambda other: lambda: bind(other)() * 1.03
 
         return replace(candidate, build=build)
@@ -145,8 +148,8 @@ def _break(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     if name == "headwise":
         monkeypatch.setattr(bench_ops, "HEADWISE", wrong(bench_ops.HEADWISE))
     else:
-        peers = tuple(wrong(at) if at.name == name else at for at in bench_ops.PEERS)
-        monkeypatch.setattr(bench_ops, "PEERS", peers)
+        peers = tuple(wrong(at) if at.name == name else at for at in bench_peers.PEERS)
+        monkeypatch.setattr(bench_peers, "PEERS", peers)
 
 
 def test_a_peer_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,12 +177,12 @@ def test_a_result_that_is_not_a_number_is_wrong() -> None:
 
 
 def test_a_peer_that_fails_is_absent_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(shape, given):
+    def build(given):
         raise RuntimeError("\nno such kernel\nand a long trace")
 
-    broken = replace(bench_ops.PEERS[0], build=build)
-    refused = replace(bench_ops.PEERS[1], build=lambda shape, given: Absent("not today"))
-    monkeypatch.setattr(bench_ops, "PEERS", (broken, refused))
+    broken = replace(bench_peers.PEERS[0], build=build)
+    refused = replace(bench_peers.PEERS[1], build=lambda given: Absent("not today"))
+    monkeypatch.setattr(bench_peers, "PEERS", (broken, refused))
     found = bench("decode:6/2:d16:47", peers=(broken.name, refused.name))
     assert [at.reason for at in found.left_out] == ["no such kernel", "not today"]
 
@@ -201,11 +204,11 @@ def test_one_thread_beside_all_runs_with_one(monkeypatch: pytest.MonkeyPatch) ->
     seen: dict[str, set[int]] = {}
     real = bench_ops.HEADWISE
 
-    def build(shape, given):
-        bind = real.build(shape, given)
+    def build(given):
+        bind = real.build(given)
 
         def noted(run):
-            seen.setdefault(str(shape.vs_threads), set()).add(torch.get_num_threads())
+            seen.setdefault(str(given.shape.vs_threads), set()).add(torch.get_num_threads())
             return run()
 
         return lambda other: functools.partial(noted, bind(other))
@@ -223,19 +226,19 @@ def test_candidates_take_the_next_copy_each(monkeypatch: pytest.MonkeyPatch) -> 
     seen: list[int] = []
 
     def noted(candidate):
-        def build(shape, given):
-            bind = candidate.build(shape, given)
+        def build(given):
+            bind = candidate.build(given)
 
             def on(other):
                 run = bind(other)
-                return lambda: (seen.append(other.key.data_ptr()), run())[1]
+                return lambda: (seen.append(other.rows[0].data_ptr()), run())[1]
 
             return on
 
         return replace(candidate, build=build)
 
     monkeypatch.setattr(bench_ops, "HEADWISE", noted(bench_ops.HEADWISE))
-    monkeypatch.setattr(bench_ops, "PEERS", tuple(map(noted, bench_ops.PEERS[:2])))
+    monkeypatch.setattr(bench_peers, "PEERS", tuple(map(noted, bench_peers.PEERS[:2])))
     copies = len(
         inputs.make_cold(inputs.make_inputs(parse_shape("decode:6/2:d2:8"), torch.float32)).copies
     )
@@ -248,9 +251,9 @@ def test_candidates_take_the_next_copy_each(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_unknown_and_missing_peers_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = replace(bench_ops.PEERS[0], name="gone", missing=lambda: "it is not installed")
-    here = bench_ops.PEERS[0]
-    monkeypatch.setattr(bench_ops, "PEERS", (missing, here))
+    missing = replace(bench_peers.PEERS[0], name="gone", missing=lambda: "it is not installed")
+    here = bench_peers.PEERS[0]
+    monkeypatch.setattr(bench_peers, "PEERS", (missing, here))
     shape = parse_shape("decode:6/2:d16:47")
     assert [at.name for at in select_peers([], [shape])[1]] == ["gone"]
     assert select_peers([], [shape])[0] == [here.name]
@@ -265,8 +268,8 @@ def test_a_peer_that_computes_no_shape_is_not_looked_for(monkeypatch: pytest.Mon
     def missing() -> str | None:
         raise AssertionError
 
-    slow = replace(bench_ops.PEERS[0], name="slow", missing=missing)
-    monkeypatch.setattr(bench_ops, "PEERS", (slow, *bench_ops.PEERS))
+    slow = replace(bench_peers.PEERS[0], name="slow", missing=missing)
+    monkeypatch.setattr(bench_peers, "PEERS", (slow, *bench_peers.PEERS))
     latent = parse_shape("mla:7:41")
     caches = ["paged-16", "paged-64", "int8", "int4"]
     assert select_peers([], [latent]) == (["torch", "matmul", *caches], [])
@@ -288,6 +291,18 @@ def test_flex_attention_that_does_not_compile_is_missing(monkeypatch: pytest.Mon
     def fails(*args: object, **options: object) -> None:
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(attention_candidates, "_compiled_flex", lambda: fails)
-    reason = attention_candidates._flex_missing.__wrapped__()
+    monkeypatch.setattr(pytorch_candidates, "_compiled_flex", lambda: fails)
+    reason = pytorch_candidates._flex_missing.__wrapped__()
     assert reason == "flex_attention does not compile: no C++ compiler"
+
+
+def test_a_backend_is_a_peer_by_its_own_name_and_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What headwise.ops lists is timed or left out without a word about it here."""
+    listed = [backend.name for backend in ops.backends()]
+    assert [peer.name for peer in headwise_candidates.BACKENDS] == listed[1:-1]
+    gone = replace(ops.backends()[1], name="gone", available=lambda: (False, "no such device"))
+    peers = (headwise_candidates.on_backend(gone), *headwise_candidates.BACKENDS)
+    monkeypatch.setattr(bench_peers, "PEERS", peers)
+    able, absent = select_peers([], [parse_shape("mla:7:41")])
+    assert able == ["torch"]
+    assert [(each.name, each.reason) for each in absent] == [("gone", "no such device")]

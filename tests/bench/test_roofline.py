@@ -73,11 +73,11 @@ def test_every_candidate_is_labelled_and_no_label_covers_another(report: Report)
     shown = canvas.figure.bbox
     assert len(figure.axes) == 3  # of a shape of which nothing was timed there is none
     for axes, found in zip(figure.axes, report.results):
-        texts = [text.get_text() for text in axes.texts]
+        texts = [text.get_text() for text in axes.get_legend().get_texts()]
         for row in found.timed:
             assert sum(text.startswith(f"{row.name}  ") for text in texts) == 1
-        # the text alone: an annotation's own extent includes its line
-        boxes = [super(type(text), text).get_window_extent() for text in axes.texts]
+        boxes = [text.get_window_extent() for text in axes.get_legend().get_texts()]
+        boxes.append(axes.get_window_extent())
         for one, other in itertools.combinations(boxes, 2):
             assert not one.overlaps(other)
         for box in boxes:

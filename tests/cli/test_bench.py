@@ -11,6 +11,7 @@ import pytest
 from cli.checkpoints import save_tiny
 from headwise import measure
 from headwise.bench import operators as bench_ops
+from headwise.bench import suites
 from headwise.cli import main
 
 TINY = "decode:6/2:d16:47"
@@ -20,7 +21,7 @@ TINY = "decode:6/2:d16:47"
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small machine: what is measured of it takes no time."""
     small = functools.partial(measure.measure_machine, read_bytes=2**20, gemm_size=32)
-    monkeypatch.setattr(measure, "measure_machine", small)
+    monkeypatch.setattr(suites, "measure_machine", small)
     monkeypatch.setattr("headwise.measure.inputs.last_level_cache", lambda: 2**10)
     monkeypatch.setenv("COLUMNS", "80")
 
@@ -87,7 +88,7 @@ def test_model_shows_a_column_a_candidate_and_writes_every_figure(
     assert main(["bench", "model", str(folder), *options]) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
-    for expected in ("ms a token at 29", "stock-static", "prefill, tokens/s", "peak memory"):
+    for expected in ("ms per token at 29", "stock-static", "prefill, tokens/s", "peak memory"):
         assert expected in shown
     (result,) = json.loads(out.read_text())["results"]
     assert (result["model"], result["dtype"]) == ("tiny", "float32")
@@ -98,8 +99,8 @@ def test_model_shows_a_column_a_candidate_and_writes_every_figure(
 def _wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     real = bench_ops.HEADWISE
 
-    def build(shape, given):
-        bind = real.build(shape, given)
+    def build(given):
+        bind = real.build(given)
         return lambda other: lambda: bind(other)() * 2
 
     monkeypatch.setattr(bench_ops, "HEADWISE", replace(real, build=build))
@@ -117,7 +118,7 @@ def test_a_wrong_result_of_headwise_is_told_and_exits_with_1(
 def test_an_interrupted_run_keeps_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, calls = measure.bench_shape, []
+    real, calls = suites.bench_shape, []
 
     def stops(*args, **options):
         calls.append(1)
@@ -125,7 +126,7 @@ def test_an_interrupted_run_keeps_what_it_has(
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(measure, "bench_shape", stops)
+    monkeypatch.setattr(suites, "bench_shape", stops)
     out = tmp_path / "ops.json"
     options = ["--peers", "none", "--rounds", "4", "--out", str(out)]
     assert main(["bench", "ops", "--shapes", f"{TINY},decode:4:d8:32", *options]) == 130

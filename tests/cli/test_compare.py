@@ -29,7 +29,7 @@ def test_compare_shows_every_figure_and_says_where_the_files_are(
     lines = " ".join(captured.out.split())
     for expected in (
         "recall of 5 pairs, 2 layers of 3 x 8 dims, 4 of 4 runs",
-        "cache bytes a token 384 128",
+        "cache bytes per token 384 128",
         "decode at 31",
         "training tokens/s",
         "peak memory, MiB",
@@ -58,7 +58,7 @@ def test_an_interrupted_command_shows_what_it_has_and_goes_on_when_repeated(
     assert main(command) == 130
     captured = capsys.readouterr()
     assert "1 of 2 runs" in captured.out
-    assert captured.err.endswith("headwise: interrupted; the same command goes on from here\n")
+    assert captured.err.endswith("headwise: interrupted; the same command resumes from here\n")
     assert main(command) == 0
     captured = capsys.readouterr()
     assert "2 of 2 runs" in captured.out

@@ -122,7 +122,7 @@ def test_the_table_shows_both_columns_after_the_text(
         "Tokens identical: yes, all 5; sdpa is",
     ):
         assert expected in out
-    for row in ("decode backend", "not used", "prefill", "a token (median)", "cache in total"):
+    for row in ("decode backend", "not used", "prefill", "per token (median)", "cache in total"):
         assert row in out
 
 

@@ -94,16 +94,18 @@ def test_the_list_has_every_model_and_device(wide: None, capsys: Any) -> None:
 def test_this_machine_is_measured_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
-    from headwise.measure import Figures, Peak, machine_kept
+    from headwise.measure import Figures, Peak, figures_store, machine
 
     asked = []
 
     def measure(threads: int, dtypes: list[str], progress: Any) -> Figures:
         asked.append(list(dtypes))
-        return Figures(threads, 1e10, 2**30, {dtype: Peak(1e11, 4096) for dtype in dtypes})
+        moment = machine.Moment(machine.now(), others=0.0, spread=1.0)
+        peaks = {dtype: Peak(1e11, 4096, moment) for dtype in dtypes}
+        return Figures(threads, 1e10, 2**30, peaks, moment)
 
     monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path))
-    monkeypatch.setattr(machine_kept, "measure_machine", measure)
+    monkeypatch.setattr(figures_store, "measure_machine", measure)
     assert run("gpt2") == 0
     assert run("gpt2") == 0
     shown = capsys.readouterr().out

@@ -28,7 +28,7 @@ from headwise.errors import HeadwiseError, LoadError, OptionError
 from headwise.generation.text import read_document
 from headwise.loading.load import load, model_folder
 from headwise.loading.memory import weight_bytes
-from headwise.measure.machine_kept import kept_figures
+from headwise.measure.figures_store import kept_figures
 from headwise.planning.model import find_model
 
 DEEP = "[" * 100_000
@@ -264,7 +264,7 @@ def test_an_empty_cache_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_kept_figures_that_nest_deeply_are_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headwise.measure.machine_kept._file", lambda threads: tmp_path / "kept")
+    monkeypatch.setattr("headwise.measure.figures_store._file", lambda threads: tmp_path / "kept")
     (tmp_path / "kept").write_text(DEEP)
     assert kept_figures(1, []) is None
 

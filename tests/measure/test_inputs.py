@@ -20,8 +20,8 @@ def test_copies_together_hold_twice_the_cache_and_each_its_own_memory() -> None:
     assert len(made.copies) == 20
     assert made.cold
     assert made.note() == ""
-    assert len({at.key.data_ptr() for at in made.copies}) == 20
-    assert all(torch.equal(at.value, made.copies[0].value) for at in made.copies)
+    assert len({each.rows[0].data_ptr() for each in made.copies}) == 20
+    assert all(torch.equal(each.rows[1], made.copies[0].rows[1]) for each in made.copies)
 
 
 def test_little_memory_means_fewer_copies_and_a_note() -> None:

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from headwise.bench import PRESETS, select_shapes
-from headwise.bench.latent_candidates import LATENT_PEERS
+from headwise.bench import PRESETS, all_peers, select_shapes
 from headwise.errors import OptionError
 from headwise.measure import parse_shape
-from headwise.measure.inputs import AttentionInputs, LatentInputs, make_inputs
+from headwise.measure.inputs import make_inputs
 
 
 @pytest.mark.parametrize(
@@ -71,19 +70,13 @@ def test_bytes_are_those_of_the_tensors(text: str) -> None:
     shape = parse_shape(text)
     inputs = make_inputs(shape, torch.bfloat16)
     out = shape.batch * shape.spec.heads * shape.query_length * shape.spec.value_dim * 2
-    if isinstance(inputs, LatentInputs):
-        tensors = [inputs.query_nope, inputs.query_rope, inputs.latent, inputs.key_rope]
-        tensors += [inputs.w_uk, inputs.w_uv]
-    else:
-        tensors = [inputs.query, inputs.key, inputs.value]
-    assert shape.bytes(2) == out + sum(tensor.nbytes for tensor in tensors)
+    assert shape.bytes(2) == out + sum(tensor.nbytes for tensor in inputs.tensors)
 
 
 def test_flops_of_absorbed_decoding_are_those_that_pytorch_counts() -> None:
     shape = parse_shape("mla:7:r32+8:d16/24:41")
     inputs = make_inputs(shape, torch.float32)
-    matmul = next(peer for peer in LATENT_PEERS if peer.name == "matmul")
-    run = matmul.build(shape, inputs)(inputs)
+    run = all_peers()["matmul"].build(inputs)(inputs)
     with FlopCounterMode(display=False) as counter:
         run()
     assert counter.get_total_flops() == shape.flops
@@ -96,15 +89,13 @@ def test_flops_of_a_causal_prefill_count_what_is_seen() -> None:
 
 
 def test_asked_dtypes_replace_the_presets_own() -> None:
-    assert [dtypes for _, dtypes in select_shapes(["llama3-decode"], ["float16"])] == [("float16",)]
-    assert [len(dtypes) for _, dtypes in select_shapes(["llama3-decode"])] == [3]
+    assert [dtype for _, dtype in select_shapes(["llama3-decode"], ["float16"])] == ["float16"]
+    assert len(select_shapes(["llama3-decode"])) == 3
 
 
 def test_a_mask_is_made_only_where_sdpa_needs_one() -> None:
     def mask(text: str) -> torch.Tensor | None:
-        inputs = make_inputs(parse_shape(text), torch.float32)
-        assert isinstance(inputs, AttentionInputs)
-        return inputs.mask
+        return make_inputs(parse_shape(text), torch.float32).mask
 
     assert mask("decode:4:d8:16") is None
     assert mask("prefill:4:d8:16") is None

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from headwise.measure.shape import Shape
-from headwise.ops import Bits, Explanation
+from headwise.measure.inputs import Inputs
+from headwise.ops import Bits
 
 # Makes a set of inputs ready; what it returns runs them and is done when it returns: [B, H, S, V].
+# Inputs are of the class that the candidate's operators have.
 Bind = Callable[[Any], Callable[[], Tensor]]
 
 
@@ -21,37 +22,34 @@ class Absent:
     reason: str
 
 
-@dataclass(frozen=True)
+def never_missing() -> str | None:
+    """For a candidate that needs PyTorch only."""
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One way to compute attention.
 
-    `missing` says why it cannot run on this machine at all, None if it can. `build` makes ready
-    (compiles, say) for a shape and a first set of inputs, and returns what binds a set, or why this
-    shape cannot be run. `held` gives the inputs as the candidate holds them where it rounds them,
-    to `bits` bits: its result is compared with what the reference makes of those.
+    `build` makes ready (compiles, say) for a first set of inputs, and returns what binds a set of
+    that shape, or why it cannot be run. `missing` says why the candidate cannot run on this machine
+    at all, None if it can. `operators` are those of `headwise.ops` that it computes. `rounded`
+    gives the inputs as the candidate stores them where it rounds them, to `bits` bits: its result
+    is compared with what the reference makes of those.
     """
 
     name: str
     about: str
-    missing: Callable[[], str | None]
-    build: Callable[[Shape, Any], Bind | Absent]
-    held: Callable[[Any], Any] | None = None
+    build: Callable[[Any], Bind | Absent]
+    missing: Callable[[], str | None] = never_missing
+    operators: tuple[str, ...] = ("attention",)
+    rounded: Callable[[Inputs], Inputs] | None = None
     bits: Bits | None = None
 
 
 def on_each(run: Callable[[Any], Tensor]) -> Bind:
     """For a candidate that has nothing to make ready for a set of inputs."""
     return lambda inputs: functools.partial(run, inputs)
-
-
-def never_missing() -> str | None:
-    """For a candidate that needs PyTorch only."""
-    return None
-
-
-def how(explanation: Explanation) -> str:
-    """Which of headwise's backends runs, and how."""
-    return f"{explanation.runs.backend}: {explanation.runs.reason}"
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from transformers.cache_utils import StaticCache
 from headwise.bench.openvino_candidate import (
     OPENVINO,
     TOLERANCE,
-    OpenVinoDecoder,
+    OpenVinoStepper,
     compile_gguf,
 )
 from headwise.errors import UnsupportedError
@@ -57,14 +57,14 @@ class SdpaShapes(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class ModelCandidate:
-    """One way to run a model; `decoder` makes one with an empty cache for so many tokens.
+    """One way to run a model; `stepper` makes one with an empty cache for that many tokens.
 
     `tolerance` is how far its logits may be from stock's, None for that of the model's dtype.
     """
 
     name: str
     how: str
-    decoder: Callable[[int], Stepper | OpenVinoDecoder]
+    stepper: Callable[[int], Stepper | OpenVinoStepper]
     tolerance: float | None = None
 
 
@@ -80,16 +80,16 @@ def model_candidates(stock: Any, gguf: Path | None = None) -> list[ModelCandidat
     weights = {id(tensor): tensor for tensor in (*stock.parameters(), *stock.buffers())}
     ours = copy.deepcopy(stock, weights)
     mechanisms = select_attention(ours, HEADWISE)
+    attention = "sdpa"
     try:
-        select_attention(stock, "sdpa")
-        attention = "sdpa"
+        select_attention(stock, attention)
     except UnsupportedError:
-        select_attention(stock, "eager")
         attention = "eager"
+        select_attention(stock, attention)
     return [
         ModelCandidate(
             HEADWISE,
-            "; ".join(f"{at.layers} x {at.mechanism} on {at.backend}" for at in mechanisms),
+            "; ".join(f"{each.layers} x {each.mechanism} on {each.backend}" for each in mechanisms),
             lambda tokens: Stepper(ours),
         ),
         ModelCandidate(REFERENCE, f"{attention}, dynamic cache", lambda tokens: Stepper(stock)),
@@ -101,7 +101,7 @@ def model_candidates(stock: Any, gguf: Path | None = None) -> list[ModelCandidat
         ModelCandidate(
             OPENVINO,
             f"OpenVINO GenAI's conversion of the .gguf file; logits checked to {TOLERANCE:g}",
-            lambda tokens: OpenVinoDecoder(compile_gguf(gguf, torch.get_num_threads())),
+            lambda tokens: OpenVinoStepper(compile_gguf(gguf, torch.get_num_threads())),
             TOLERANCE,
         ),
     ]

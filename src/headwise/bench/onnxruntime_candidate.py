@@ -1,7 +1,7 @@
 """ONNX Runtime's GroupQueryAttention as a peer: one decoding step, which writes the cache in place.
 
 The operator puts the step's own key and value into the cache before it attends. It is given those
-that the last row holds already, so that every run does the same work and gives the same result.
+of the last row, so that every run does the same work and gives the same result.
 
 Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from headwise.bench.candidate import Absent, Bind, Candidate, first_line
-from headwise.measure.inputs import AttentionInputs
-from headwise.measure.shape import Shape
+from headwise.measure.inputs import Inputs
 
-_DTYPES = (torch.float32, torch.float16)
+_KINDS = {torch.float32: "float", torch.float16: "float16", torch.int32: "int32"}
 _INPUTS = ("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length")
 _OUTPUTS = ("output", "present_key", "present_value")
 
@@ -29,11 +28,11 @@ def _missing() -> str | None:
     return None
 
 
-def _build(shape: Shape, inputs: AttentionInputs) -> Bind | Absent:
-    spec, dtype = shape.spec, inputs.query.dtype
+def _build(inputs: Inputs) -> Bind | Absent:
+    shape, spec, dtype = inputs.shape, inputs.shape.spec, inputs.tensors[0].dtype
     if shape.query_length > 1 or spec.head_dim != spec.value_dim:
         return Absent("GroupQueryAttention is run here on one query, with D = V")
-    if dtype not in _DTYPES:
+    if dtype not in _KINDS:
         return Absent(f"GroupQueryAttention has no CPU kernel for {str(dtype)[6:]}")
     lengths = torch.tensor(shape.lengths, dtype=torch.int32)
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
@@ -43,8 +42,8 @@ def _build(shape: Shape, inputs: AttentionInputs) -> Bind | Absent:
     except (errors.Fail, errors.InvalidGraph, errors.NotImplemented) as error:
         return Absent(f"ONNX Runtime refuses: {first_line(error)}")
 
-    def bind(given: AttentionInputs) -> Callable[[], Tensor]:
-        tensors = _tensors(given, lengths)
+    def bind(inputs: Inputs) -> Callable[[], Tensor]:
+        tensors = _tensors(inputs, lengths)
         binding = session.io_binding()
         for name in (*_INPUTS, *_OUTPUTS):
             add = binding.bind_input if name in _INPUTS else binding.bind_output
@@ -55,64 +54,51 @@ def _build(shape: Shape, inputs: AttentionInputs) -> Bind | Absent:
         def run() -> Tensor:
             session.run_with_iobinding(binding)
             # of one query, [B, 1, H * D] is [B, H, 1, D]
-            return tensors["output"].view(given.query.shape)
+            return tensors["output"].view(inputs.tensors[0].shape)
 
         return run
 
     return bind
 
 
-def _tensors(given: AttentionInputs, lengths: Tensor) -> dict[str, Tensor]:
+def _tensors(inputs: Inputs, lengths: Tensor) -> dict[str, Tensor]:
     """The operator's inputs and outputs by its own names; the cache is both."""
-    batch = given.query.shape[0]
-    rows, last = torch.arange(batch), lengths.long() - 1
-    query = given.query.view(batch, 1, -1)
+    query, key, value = inputs.tensors
+    rows, last = torch.arange(len(lengths)), lengths.long() - 1
+    query = query.flatten(1).unsqueeze(1)
     return {
         "query": query,
-        "key": given.key[rows, :, last].reshape(batch, 1, -1),
-        "value": given.value[rows, :, last].reshape(batch, 1, -1),
-        "past_key": given.key,
-        "past_value": given.value,
+        "key": key[rows, :, last].flatten(1).unsqueeze(1),
+        "value": value[rows, :, last].flatten(1).unsqueeze(1),
+        "past_key": key,
+        "past_value": value,
         "seqlens_k": lengths - 1,
         "total_sequence_length": lengths.max(),
         "output": torch.empty_like(query),
-        "present_key": given.key,
-        "present_value": given.value,
+        "present_key": key,
+        "present_value": value,
     }
 
 
 def _session(tensors: dict[str, Tensor], heads: int, kv_heads: int) -> Any:
     """A session of one node for tensors of these shapes, with PyTorch's number of threads."""
     import onnxruntime
-    from onnx import TensorProto, helper
+    from onnx import parser
 
-    kinds = {
-        torch.float32: TensorProto.FLOAT,
-        torch.float16: TensorProto.FLOAT16,
-        torch.int32: TensorProto.INT32,
-    }
-    infos = {
-        name: helper.make_tensor_value_info(name, kinds[tensor.dtype], list(tensor.shape))
-        for name, tensor in tensors.items()
-    }
-    node = helper.make_node(
-        "GroupQueryAttention",
-        _INPUTS,
-        _OUTPUTS,
-        domain="com.microsoft",
-        num_heads=heads,
-        kv_num_heads=kv_heads,
-    )
-    graph = helper.make_graph(
-        [node],
-        "attention",
-        [infos[name] for name in _INPUTS],
-        [infos[name] for name in _OUTPUTS],
-    )
-    model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)],
-        ir_version=10,
+    def declared(names: tuple[str, ...]) -> str:
+        """The names with their types, as `float[1,1,96] query`."""
+        return ", ".join(
+            f"{_KINDS[tensors[name].dtype]}{list(tensors[name].shape) or ''} {name}"
+            for name in names
+        )
+
+    model = parser.parse_model(
+        f"""
+        <ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
+        attention ({declared(_INPUTS)}) => ({declared(_OUTPUTS)}) {{
+            {", ".join(_OUTPUTS)} = com.microsoft.GroupQueryAttention
+                <num_heads = {heads}, kv_num_heads = {kv_heads}> ({", ".join(_INPUTS)})
+        }}"""
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -123,4 +109,9 @@ def _session(tensors: dict[str, Tensor], heads: int, kv_heads: int) -> Any:
     )
 
 
-ONNXRUNTIME = Candidate("onnxruntime", "ONNX Runtime's GroupQueryAttention", _missing, _build)
+ONNXRUNTIME = Candidate(
+    name="onnxruntime",
+    about="ONNX Runtime's GroupQueryAttention",
+    build=_build,
+    missing=_missing,
+)

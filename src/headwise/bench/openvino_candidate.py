@@ -22,8 +22,8 @@ OPENVINO = "openvino"
 TOLERANCE = 0.5
 
 
-class OpenVinoDecoder:
-    """One sequence on a compiled model, read as `Decoder` reads.
+class OpenVinoStepper:
+    """One sequence on a compiled model, read step by step as `generation.Stepper` reads.
 
     Args:
         compiled: what `compile_gguf` returns.
@@ -87,7 +87,7 @@ def compile_gguf(file: Path | None, threads: int) -> Any:
 def _last_token_only(model: Any, operators: Any) -> None:
     """Multiply the vocabulary with the last hidden state alone, as GenAI does when it generates."""
     head = model.output("logits").get_node().input_value(0).get_node()
-    begin, end, one = (torch.tensor([at]).numpy() for at in (-1, 2**63 - 1, 1))
+    begin, end, one = (torch.tensor([index]).numpy() for index in (-1, 2**63 - 1, 1))
     last = operators.slice(head.input_value(0), begin, end, one, one)
     head.input(0).replace_source_output(last.output(0))
     model.validate_nodes_and_infer_types()

@@ -6,83 +6,29 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from headwise.bench.attention_candidates import HEADWISE, chosen_backend
-from headwise.bench.attention_candidates import PEERS as TORCH_PEERS
-from headwise.bench.cache_candidates import CACHES
+from headwise.base.progress import Progress, silent
 from headwise.bench.candidate import Absent, Bind, Candidate, first_line
-from headwise.bench.latent_candidates import (
-    LATENT_HEADWISE,
-    LATENT_PEERS,
-    chosen_latent_backend,
-)
-from headwise.bench.onnxruntime_candidate import ONNXRUNTIME
+from headwise.bench.headwise_candidates import HEADWISE
+from headwise.bench.peers import all_peers
 from headwise.bench.results import BesideResult, LeftOut, ShapeResult, Timed
 from headwise.bench.verify import TOLERANCES, error, expected
-from headwise.errors import OptionError
-from headwise.measure.inputs import Cold, Inputs, LatentInputs, make_cold, make_inputs
+from headwise.measure.inputs import Cold, Inputs, make_cold, make_inputs
 from headwise.measure.machine import Figures
 from headwise.measure.shape import Shape
 from headwise.measure.timing import Ratio, Timing, interleaved, ratio
-
-Progress = Callable[[str, int, int], object]
-
-PEERS = (*TORCH_PEERS, ONNXRUNTIME, *CACHES)
-_WARMUP = 3
 
 
 @dataclass(frozen=True)
 class _Entry:
     """One candidate on one shape, checked, with what it is timed on."""
 
+    name: str
     candidate: Candidate
     shape: Shape
     threads: int
     error: float
     how: str
     run: Callable[[], object]
-
-
-def all_peers() -> dict[str, Candidate]:
-    """Every peer by its name; one that both kinds of attention have is there once."""
-    return {peer.name: peer for peer in (*LATENT_PEERS, *PEERS)}
-
-
-def select_peers(names: Iterable[str], shapes: Iterable[Shape]) -> tuple[list[str], list[LeftOut]]:
-    """The peers to time on these shapes, and those that this machine lacks.
-
-    Without names it is every peer that can run; "none" is no peer.
-
-        >>> select_peers(["none"], [])
-        ([], [])
-
-    Raises:
-        OptionError: an unknown name, or one that was asked for and cannot run here, or on no shape.
-    """
-    asked = list(names)
-    if asked == ["none"]:
-        return [], []
-    known = all_peers()
-    for name in asked:
-        if name not in known:
-            raise OptionError(f"peer {name!r} is unknown; use {', '.join(known)}, or none")
-    useful = {peer.name for shape in shapes for peer in _peers(shape)}
-    chosen, absent = [], []
-    for name in asked or known:
-        if name not in useful:
-            if asked:
-                raise OptionError(
-                    f"peer {name} computes none of these shapes ({known[name].about}); leave it "
-                    "out of --peers"
-                )
-            continue
-        reason = known[name].missing()
-        if reason is None:
-            chosen.append(name)
-        elif asked:
-            raise OptionError(f"peer {name} cannot run here: {reason}; leave it out of --peers")
-        else:
-            absent.append(LeftOut(name, "absent", reason))
-    return chosen, absent
 
 
 def bench_shape(
@@ -93,7 +39,7 @@ def bench_shape(
     figures: Mapping[int, Figures],
     threads: int,
     rounds: int,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> ShapeResult:
     """Check and time headwise and its peers on a shape.
 
@@ -109,28 +55,16 @@ def bench_shape(
     name = str(dtype).removeprefix("torch.")
     stage = f"{shape} {name}"
     progress(f"{stage}: checking", 0, 0)
-    entries: dict[str, _Entry] = {}
+    known = all_peers()
+    chosen = [known[peer] for peer in known if peer in peers]
     left_out: list[LeftOut] = []
     with torch.inference_mode():
-        cold = _enter(shape, dtype, peers, threads, "", entries, left_out)
+        entries, cold = _enter(shape, dtype, (HEADWISE, *chosen), threads, "", left_out)
         beside = shape.beside(threads)
         if beside is not None:
-            _enter(beside.shape, dtype, (), beside.threads, beside.label, entries, left_out)
-        turns, done = len(entries) * (rounds + _WARMUP), 0
-
-        def before(label: str) -> None:
-            nonlocal done
-            torch.set_num_threads(entries[label].threads)
-            progress(f"{stage}: timing", done, turns)
-            done += 1
-
-        timings = {}
-        if entries:
-            runs = {label: entry.run for label, entry in entries.items()}
-            try:
-                timings = interleaved(runs, rounds=rounds, warmup=_WARMUP, before=before)
-            finally:
-                torch.set_num_threads(threads)
+            label = f", {beside.label}"
+            entries += _enter(beside.shape, dtype, (HEADWISE,), beside.threads, label, left_out)[0]
+        timings = _time(entries, threads, rounds, progress, f"{stage}: timing")
     return ShapeResult(
         shape=str(shape),
         description=shape.describe(),
@@ -142,10 +76,7 @@ def bench_shape(
         tolerance=TOLERANCES[dtype],
         cold=cold.cold,
         note=cold.note(),
-        timed=tuple(
-            _timed(label, entry, timings, figures[entry.threads], dtype)
-            for label, entry in entries.items()
-        ),
+        timed=tuple(_timed(entry, timings, figures[entry.threads], dtype) for entry in entries),
         left_out=tuple(left_out),
         beside=_beside(shape, threads, timings),
     )
@@ -168,25 +99,26 @@ def judged(result: ShapeResult, figures: Mapping[int, Figures]) -> ShapeResult:
 def _enter(
     shape: Shape,
     dtype: torch.dtype,
-    peers: Sequence[str],
+    candidates: Iterable[Candidate],
     threads: int,
     label: str,
-    entries: dict[str, _Entry],
     left_out: list[LeftOut],
-) -> Cold:
-    """Check headwise and `peers` on a shape, and add each to `entries` or `left_out`."""
+) -> tuple[list[_Entry], Cold]:
+    """Check the candidates for a shape; those that are not timed are added to `left_out`."""
     inputs = make_inputs(shape, dtype)
-    right = expected(shape, inputs)
+    right = expected(inputs)
     checked: list[tuple[Candidate, Bind, float]] = []
-    for candidate in _candidates(shape, peers):
-        name = f"{candidate.name}, {label}" if label else candidate.name
+    for candidate in candidates:
+        if shape.operator not in candidate.operators:
+            continue
+        name = candidate.name + label
         try:
-            bind = candidate.build(shape, inputs)
+            bind = candidate.build(inputs)
             if isinstance(bind, Absent):
                 left_out.append(LeftOut(name, "absent", bind.reason))
                 continue
-            held = candidate.held
-            goal = right if held is None else expected(shape, held(inputs))
+            rounded = candidate.rounded
+            goal = right if rounded is None else expected(rounded(inputs))
             wrong = error(bind(inputs)(), goal)
         except (RuntimeError, ValueError) as problem:
             if _is_ours(candidate):
@@ -200,14 +132,20 @@ def _enter(
             left_out.append(LeftOut(name, "wrong", reason))
     cold = make_cold(inputs)
     turns = itertools.cycle(range(len(cold.copies)))
-    for candidate, bind, wrong in checked:
-        name = f"{candidate.name}, {label}" if label else candidate.name
-        how = candidate.about
-        if _is_ours(candidate):
-            how = _backend(shape, inputs)
-        # every candidate takes the next copy, so that none finds what another has just read
-        entries[name] = _Entry(candidate, shape, threads, wrong, how, _on_next(bind, cold, turns))
-    return cold
+    entries = [
+        _Entry(
+            name=candidate.name + label,
+            candidate=candidate,
+            shape=shape,
+            threads=threads,
+            error=wrong,
+            how=_backend(inputs) if _is_ours(candidate) else candidate.about,
+            # each candidate takes the next copy, so that none finds what another has just read
+            run=_on_next(bind, cold, turns),
+        )
+        for candidate, bind, wrong in checked
+    ]
+    return entries, cold
 
 
 def _on_next(bind: Bind, cold: Cold, turns: Iterator[int]) -> Callable[[], object]:
@@ -215,54 +153,54 @@ def _on_next(bind: Bind, cold: Cold, turns: Iterator[int]) -> Callable[[], objec
     return lambda: calls[next(turns)]()
 
 
-def _candidates(shape: Shape, peers: Sequence[str]) -> list[Candidate]:
-    """headwise first; of the peers those that compute this kind of attention."""
-    ours = LATENT_HEADWISE if shape.latent else HEADWISE
-    return [ours, *(peer for peer in _peers(shape) if peer.name in peers)]
-
-
-def _peers(shape: Shape) -> tuple[Candidate, ...]:
-    return (*LATENT_PEERS, *CACHES) if shape.latent else PEERS
-
-
 def _is_ours(candidate: Candidate) -> bool:
     return candidate.name == HEADWISE.name
 
 
-def _backend(shape: Shape, inputs: Inputs) -> str:
-    if isinstance(inputs, LatentInputs):
-        return chosen_latent_backend(shape, inputs)
-    return chosen_backend(inputs)
+def _backend(inputs: Inputs) -> str:
+    chosen = inputs.explain().runs
+    return f"{chosen.backend}: {chosen.reason}"
+
+
+def _time(
+    entries: Sequence[_Entry], threads: int, rounds: int, progress: Progress, stage: str
+) -> dict[str, Timing]:
+    """Each entry with its own number of threads; `threads` are set again afterwards."""
+    if not entries:
+        return {}
+    counts = {entry.name: entry.threads for entry in entries}
+    try:
+        return interleaved(
+            {entry.name: entry.run for entry in entries},
+            rounds=rounds,
+            before=lambda name: torch.set_num_threads(counts[name]),
+            progress=progress,
+            stage=stage,
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _timed(
-    label: str,
-    entry: _Entry,
-    timings: Mapping[str, Timing],
-    figures: Figures,
-    dtype: torch.dtype,
+    entry: _Entry, timings: Mapping[str, Timing], figures: Figures, dtype: torch.dtype
 ) -> Timed:
-    timing = timings[label]
+    timing, ours = timings[entry.name], timings.get(HEADWISE.name)
     low, high = timing.quartiles
-    size = entry.shape.bytes(dtype.itemsize, entry.candidate.bits)
-    flops = entry.shape.flops
-    rates = size / timing.median, flops / timing.median
+    bytes_per_second = entry.shape.bytes(dtype.itemsize, entry.candidate.bits) / timing.median
+    flops_per_second = entry.shape.flops / timing.median
+    name = str(dtype).removeprefix("torch.")
     return Timed(
-        name=label,
+        name=entry.name,
         how=entry.how,
         threads=entry.threads,
         error=entry.error,
         seconds=timing.median,
         low=low,
         high=high,
-        ratio=(
-            None
-            if _is_ours(entry.candidate) or HEADWISE.name not in timings
-            else ratio(timing, timings[HEADWISE.name])
-        ),
-        bytes_per_second=rates[0],
-        flops_per_second=rates[1],
-        roofline=figures.share(*rates, str(dtype).removeprefix("torch.")),
+        ratio=None if _is_ours(entry.candidate) or ours is None else ratio(timing, ours),
+        bytes_per_second=bytes_per_second,
+        flops_per_second=flops_per_second,
+        roofline=figures.share(bytes_per_second, flops_per_second, name),
     )
 
 
@@ -273,7 +211,7 @@ def _beside(shape: Shape, threads: int, timings: Mapping[str, Timing]) -> Beside
     ours, other = timings.get(HEADWISE.name), timings.get(f"{HEADWISE.name}, {beside.label}")
     if ours is None or other is None:
         return None
-    found = ratio(ours, other)
+    times = ratio(ours, other)
     share = beside.shape.tokens / shape.tokens
-    scaled = Ratio(found.median * share, found.low * share, found.high * share)
+    scaled = Ratio(times.median * share, times.low * share, times.high * share)
     return BesideResult(beside.label, beside.threads, scaled)

@@ -10,6 +10,8 @@ from headwise.errors import OptionError
 from headwise.measure.shape import SYNTAX, Shape, parse_shape
 
 HALF = ("bfloat16",)
+# Tokens in a model's cache before the timed ones.
+CONTEXTS = (100, 2000, 8000)
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,11 @@ PRESETS = (
 )
 
 
-def select_shapes(
-    names: Iterable[str], dtypes: Iterable[str] = ()
-) -> list[tuple[Shape, tuple[str, ...]]]:
-    """Each asked shape with its dtypes; all presets where nothing is asked for.
+def select_shapes(names: Iterable[str], dtypes: Iterable[str] = ()) -> list[tuple[Shape, str]]:
+    """Each asked shape with each of its dtypes; all presets where nothing is asked for.
 
-    >>> [(str(shape), dtypes) for shape, dtypes in select_shapes(["mla-16", "decode:4:d8:64"])]
-    [('mla:16:r512+64:d128:8k', ('bfloat16',)), ('decode:4/4:d8:64', ('bfloat16',))]
+    >>> [(str(shape), dtype) for shape, dtype in select_shapes(["mla-16", "decode:4:d8:64"])]
+    [('mla:16:r512+64:d128:8k', 'bfloat16'), ('decode:4/4:d8:64', 'bfloat16')]
 
     Args:
         names: preset names and shapes as `parse_shape` reads them.
@@ -58,16 +58,14 @@ def select_shapes(
     Raises:
         OptionError: neither a preset nor a shape.
     """
-    known = {preset.name: preset for preset in PRESETS}
+    known, asked = {preset.name: preset for preset in PRESETS}, list(dtypes)
     chosen = []
-    for name in list(names) or list(known):
-        if name in known:
-            preset = known[name]
-            chosen.append((parse_shape(preset.shape), tuple(dtypes) or preset.dtypes))
-        elif ":" in name:
-            chosen.append((parse_shape(name), tuple(dtypes) or HALF))
-        else:
+    for name in list(names) or known:
+        if name not in known and ":" not in name:
             raise OptionError(
                 f"shape {name!r} is unknown; use one of {', '.join(known)}, or {SYNTAX}"
             )
+        preset = known.get(name, Preset(name, name, HALF, ""))
+        shape = parse_shape(preset.shape)
+        chosen += [(shape, dtype) for dtype in asked or preset.dtypes]
     return chosen

@@ -1,6 +1,8 @@
 """What a benchmark found, as data that is written as JSON; times in seconds, sizes in bytes."""
 
 import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +46,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class BesideResult:
-    """headwise on a shape over headwise on the one beside it: seconds a cached token."""
+    """headwise on a shape over headwise on the one beside it: seconds per cached token."""
 
     label: str
     threads: int
@@ -77,8 +79,64 @@ class ShapeResult:
     def headwise_wrong(self) -> bool:
         """Whether headwise itself gave a wrong result."""
         return any(
-            at.state == "wrong" and at.name.partition(",")[0] == "headwise" for at in self.left_out
+            each.state == "wrong" and each.name.partition(",")[0] == "headwise"
+            for each in self.left_out
         )
+
+
+@dataclass(frozen=True)
+class AtContext:
+    """A model's next tokens at one context.
+
+    `prefill_seconds` is one reading of the context; `seconds` the median per token over
+    rounds, `low` and `high` the quartiles; `ratio` how many times as long a token takes as with
+    headwise; `error` the norm of the difference of the logits to stock's, over theirs.
+    """
+
+    context: int
+    prefill_seconds: float
+    seconds: float
+    low: float
+    high: float
+    ratio: Ratio | None
+    error: float
+
+
+@dataclass(frozen=True)
+class ModelTimed:
+    """One way to run a model.
+
+    `slope` is seconds that a token takes longer for 1,000 more cached ones, between the shortest
+    and the longest context; `peak_memory` bytes above the weights while the longest context was
+    read, None where the system does not say; `cache_bytes` those of the cache at its end, None
+    where a peer does not say.
+    """
+
+    name: str
+    how: str
+    contexts: tuple[AtContext, ...]
+    slope: float | None
+    peak_memory: int | None
+    cache_bytes: int | None
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """A model in one dtype; `weight_bytes` is what its weights take."""
+
+    model: str
+    dtype: str
+    threads: int
+    weight_bytes: int
+    rounds: int
+    tolerance: float
+    timed: tuple[ModelTimed, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def headwise_wrong(self) -> bool:
+        """Whether headwise itself gave wrong logits."""
+        return any(each.state == "wrong" and each.name == "headwise" for each in self.left_out)
 
 
 @dataclass
@@ -95,8 +153,23 @@ class Report:
     )
     environment: dict[str, Any] = field(default_factory=environment)
 
+    @contextmanager
+    def recording(self, path: Path | None) -> Iterator[None]:
+        """Write what was measured to `path`, also after Ctrl-C, which ends the block, or an error.
+
+        Raises:
+            OptionError: the file cannot be written.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
+        finally:
+            if path is not None and (self.figures or self.results):
+                self.write(path)
+
     def write(self, path: Path) -> None:
-        """Write the report as JSON, whole or not at all.
+        """Write the report as JSON, atomically.
 
         Raises:
             OptionError: the file cannot be written.

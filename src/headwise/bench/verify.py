@@ -8,8 +8,7 @@ that all scores would take.
 import torch
 from torch import Tensor
 
-from headwise.measure.inputs import AttentionInputs, Inputs, LatentInputs
-from headwise.measure.shape import Shape
+from headwise.measure.inputs import Inputs
 from headwise.ops import attention, latent_attention
 
 # The largest error, relative to the largest number of the result. Scores, softmax weights and the
@@ -21,20 +20,17 @@ _BLOCK_SCORES = 2**25
 _LATENT_HEADS = 4
 
 
-def expected(shape: Shape, inputs: Inputs) -> Tensor:
+def expected(inputs: Inputs) -> Tensor:
     """What the operator must give, causal attention: [B, H, S, V] in float32.
 
     >>> from headwise.measure.inputs import make_inputs
     >>> from headwise.measure.shape import parse_shape
     >>> shape = parse_shape("decode:6/2:d8:32:b3")
-    >>> expected(shape, make_inputs(shape, torch.bfloat16)).shape
+    >>> expected(make_inputs(shape, torch.bfloat16)).shape
     torch.Size([3, 6, 1, 8])
     """
-    if isinstance(inputs, LatentInputs):
-        parts = [_latent_sequence(shape, inputs, at) for at in range(shape.batch)]
-    else:
-        parts = [_sequence(shape, inputs, at) for at in range(shape.batch)]
-    return torch.cat(parts)
+    sequence = _latent_sequence if inputs.shape.latent else _sequence
+    return torch.cat([sequence(inputs, index) for index in range(inputs.shape.batch)])
 
 
 def error(out: Tensor, expected: Tensor) -> float:
@@ -47,46 +43,40 @@ def error(out: Tensor, expected: Tensor) -> float:
     return float(difference / expected.abs().max())
 
 
-def _sequence(shape: Shape, inputs: AttentionInputs, at: int) -> Tensor:
-    """Sequence `at` of the batch: [1, H, S, V]."""
-    length, queries, group = shape.lengths[at], shape.query_length, shape.spec.group_size
-    rows = max(1, _BLOCK_SCORES // (group * length))
+def _sequence(inputs: Inputs, index: int) -> Tensor:
+    """One sequence of the batch: [1, H, S, V]."""
+    shape, group = inputs.shape, inputs.shape.spec.group_size
+    length, queries = shape.lengths[index], shape.query_length
+    block = max(1, _BLOCK_SCORES // (group * length))
+    query, key, value = (tensor[index : index + 1] for tensor in inputs.tensors)
     heads = []
     for kv_head in range(shape.spec.kv_heads):
-        key = inputs.key[at : at + 1, kv_head : kv_head + 1, :length].float()
-        value = inputs.value[at : at + 1, kv_head : kv_head + 1, :length].float()
-        query = inputs.query[at : at + 1, kv_head * group : (kv_head + 1) * group].float()
+        some = slice(kv_head * group, (kv_head + 1) * group)
+        keys, values = (rows[:, kv_head : kv_head + 1, :length].float() for rows in (key, value))
         blocks = []
-        for first in range(0, queries, rows):
-            last = min(first + rows, queries)
+        for first in range(0, queries, block):
+            last = min(first + block, queries)
             seen = length - queries + last
-            blocks.append(
-                attention(
-                    query[:, :, first:last],
-                    key[:, :, :seen],
-                    value[:, :, :seen],
-                    causal=True,
-                    backend="reference",
-                )
-            )
+            rows = query[:, some, first:last].float(), keys[:, :, :seen], values[:, :, :seen]
+            blocks.append(attention(*rows, causal=True, backend="reference"))
         heads.append(torch.cat(blocks, dim=2))
     return torch.cat(heads, dim=1)
 
 
-def _latent_sequence(shape: Shape, inputs: LatentInputs, at: int) -> Tensor:
-    """Sequence `at` of the batch, its latents expanded to keys and values: [1, H, S, V]."""
-    length = shape.lengths[at]
-    latent, key_rope = inputs.latent[at : at + 1, :length], inputs.key_rope[at : at + 1, :length]
+def _latent_sequence(inputs: Inputs, index: int) -> Tensor:
+    """One sequence of the batch, its latents expanded to keys and values: [1, H, S, V]."""
+    length, sequence = inputs.shape.lengths[index], slice(index, index + 1)
+    query_nope, query_rope, latent, key_rope, w_uk, w_uv = inputs.tensors
     heads = []
-    for first in range(0, shape.spec.heads, _LATENT_HEADS):
+    for first in range(0, inputs.shape.spec.heads, _LATENT_HEADS):
         some = slice(first, first + _LATENT_HEADS)
+        tensors = (
+            *(query[sequence, some] for query in (query_nope, query_rope)),
+            *(rows[sequence, :length] for rows in (latent, key_rope)),
+            *(weight[some] for weight in (w_uk, w_uv)),
+        )
         out = latent_attention(
-            inputs.query_nope[at : at + 1, some].float(),
-            inputs.query_rope[at : at + 1, some].float(),
-            latent.float(),
-            key_rope.float(),
-            inputs.w_uk[some].float(),
-            inputs.w_uv[some].float(),
+            *(tensor.float() for tensor in tensors),
             paradigm="expanded",
             causal=True,
             backend="reference",

@@ -31,19 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except HeadwiseError as error:
-        print(f"headwise: error: {_short(one_line(str(error)))}", file=sys.stderr)  # noqa: T201
-        return 2
+        return _fail(_short(one_line(str(error))))
     except typer.TyperException as error:
-        text = one_line(error.format_message()).rstrip(".")
         read = _command_read(sys.argv[1:] if arguments is None else arguments)
-        print(f"headwise: error: {text}; see {read} --help", file=sys.stderr)  # noqa: T201
-        return 2
+        return _fail(f"{one_line(error.format_message()).rstrip('.')}; see {read} --help")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "transformers":
             raise
-        text = "this needs Transformers; run: pip install 'headwise[hf]'"
-        print(f"headwise: error: {text}", file=sys.stderr)  # noqa: T201
-        return 2
+        return _fail("this needs Transformers; run: pip install 'headwise[hf]'")
     except (KeyboardInterrupt, typer.Abort):
         print("headwise: interrupted", file=sys.stderr)  # noqa: T201
         return 130
@@ -54,21 +49,26 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
-        print(f"headwise: error: {error.strerror}: make room", file=sys.stderr)  # noqa: T201
+        code = _fail(f"{error.strerror}: make room")
         _drop_output()
-        return 2
+        return code
+
+
+def _fail(reason: str) -> int:
+    print(f"headwise: error: {reason}", file=sys.stderr)  # noqa: T201
+    return 2
 
 
 def _command_read(arguments: list[str]) -> str:
     """The command that the first words name: "headwise bench ops"."""
     from headwise.cli.app import command
 
-    names, found = ["headwise"], command()
+    names, group = ["headwise"], command()
     for word in arguments:
-        if word not in getattr(found, "commands", {}):
+        if word not in getattr(group, "commands", {}):
             break
         names.append(word)
-        found = found.commands[word]
+        group = group.commands[word]
     return " ".join(names)
 
 

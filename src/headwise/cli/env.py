@@ -1,6 +1,5 @@
 """`headwise env`: versions, the machine, and which backends can run on it."""
 
-import sys
 from typing import Any
 
 from headwise.cli.options import Json, print_json
@@ -12,28 +11,26 @@ def env(
     """Show versions, CPU features, threads, memory, devices and backends."""
     from headwise.measure.environment import environment
 
-    found = environment()
     if as_json:
-        print_json(found)
-        return
-    _show(found)
+        print_json(environment())
+    else:
+        _show(environment())
 
 
-def _show(found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
+def _show(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from headwise.base.console import one_line
+    from headwise.base.console import show
     from headwise.base.memory import gib
+    from headwise.cli.tables import lines_of
 
-    cpu, memory = found["cpu"], found["memory"]
+    cpu, memory = facts["cpu"], facts["memory"]
     rows = {
-        "headwise": found["headwise"],
-        "Python": found["python"],
-        "PyTorch": found["torch"],
-        "Transformers": found["transformers"] or "not installed: pip install 'headwise[hf]'",
-        "system": found["system"],
+        "headwise": facts["headwise"],
+        "Python": facts["python"],
+        "PyTorch": facts["torch"],
+        "Transformers": facts["transformers"] or "not installed: pip install 'headwise[hf]'",
+        "system": facts["system"],
         "CPU": cpu["model"],
         "CPU features": " ".join(cpu["features"]) or "unknown",
         "last-level cache": gib(cpu["last_level_cache"]) if cpu["last_level_cache"] else "unknown",
@@ -41,17 +38,17 @@ def _show(found: dict[str, Any]) -> None:
         "threads": f"{cpu['torch_threads']} of {cpu['logical']} logical ({cpu['cores']} cores)",
         "memory": f"{gib(memory['available'])} free of {gib(memory['total'])}",
     }
-    for index, device in enumerate(found["cuda"]):
+    for index, device in enumerate(facts["cuda"]):
         size = gib(device["memory"])
         rows[f"cuda:{index}"] = f"{device['name']}, capability {device['capability']}, {size}"
-    if not found["cuda"]:
+    if not facts["cuda"]:
         rows["CUDA"] = "no device"
-    for backend in found["backends"]:
+    for backend in facts["backends"]:
         state = "available" if backend["available"] else f"not available: {backend['reason']}"
         rows[f"backend {backend['name']}"] = state
     table = Table(show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, escape(one_line(str(value))))
-    Console(file=sys.stdout, highlight=False).print(table)
+        table.add_row(name, lines_of(str(value)))
+    show(table)

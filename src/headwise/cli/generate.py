@@ -1,13 +1,13 @@
 """`headwise generate`: text from a model, and what it took."""
 
+import itertools
 import secrets
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Literal
 
 from headwise.base.console import harmless
+from headwise.cli.documented import documented
 from headwise.cli.options import (
     Device,
     Dtype,
@@ -20,50 +20,51 @@ from headwise.cli.options import (
     the_document,
     the_model,
 )
-from headwise.cli.terminal import Screen, screen
+from headwise.cli.terminal import screen
+
+if TYPE_CHECKING:
+    from headwise.generation import Run
+    from headwise.generation.session import Session
 
 Attention = Literal["headwise", "sdpa", "eager"]
 
 
+@documented
 def generate(
     model: Model = None,
     *,
     named: Named = None,
-    prompt: Annotated[str, typer.Option(help="The text to go on from.")],
-    document: Annotated[
-        Path | None, typer.Option(help="A text file to put in front of the prompt.")
-    ] = None,
+    prompt: str,
+    document: Path | None = None,
     context: OldDocument = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
-    temperature: Annotated[
-        float, typer.Option(help="0 takes the most likely token; above, sample.")
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Sample among the most likely tokens of this total probability.")
-    ] = 1.0,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Seed of the sampling. Default: a new one.", show_default=False),
-    ] = None,
+    chat: bool = False,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    attention: Annotated[Attention, typer.Option(help="What computes the attention.")] = "headwise",
-    cache: Annotated[
-        str,
-        typer.Option(
-            help="headwise's cache: contiguous, paged, paged:64, int8, int4, window:2048 or "
-            "window:2048,sinks=4."
-        ),
-    ] = "contiguous",
-    against: Annotated[
-        Attention | None,
-        typer.Option(help="Run the prompt again with this one and compare.", show_default=False),
-    ] = None,
+    attention: Attention = "headwise",
+    cache: str = "contiguous",
+    against: Attention | None = None,
     as_json: Json = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> int:
-    """Generate text and show the mechanism, speed and cache of the attention that ran."""
+    """Generate text and show the mechanism, speed and cache of the attention that ran.
+
+    Args:
+        prompt: The text to continue.
+        document: A text file to put in front of the prompt.
+        chat: Use the model's chat template.
+        max_new_tokens: Tokens to generate at most.
+        temperature: 0 takes the most likely token; above, sample.
+        top_p: Sample among the most likely tokens of this total probability.
+        seed: Seed of the sampling. Default: a new one.
+        attention: What computes the attention.
+        cache: headwise's cache: contiguous, paged, paged:64, int8, int4, window:2048 or
+            window:2048,sinks=4.
+        against: Run the prompt again with this one and compare.
+    """
     from headwise.caches import CacheChoice
     from headwise.errors import OptionError
     from headwise.generation.options import Sampling
@@ -109,45 +110,23 @@ def generate(
     return 130 if any(run.interrupted for run in runs) else 0
 
 
-def _run(session: Any, attention: str, cache: str, *, stream: bool) -> Any:
+def _run(session: "Session", attention: str, cache: str, *, stream: bool) -> "Run":
     """One measured run; its text goes to stdout as it comes, or its progress to stderr."""
+    most, pieces = session.sampling.max_new_tokens, itertools.count(1)
     with screen(animated=False) as shown:
-        if not stream:
-            return session.run(
-                attention,
-                cache=cache,
-                on_prefill=_stage(shown, f"{attention}: reading the prompt"),
-                on_text=_count(shown, f"{attention}: generating", session.sampling.max_new_tokens),
-            )
 
-        def write(text: str) -> None:
-            shown.close()  # the bar of a long prompt must not stand in the text
-            sys.stdout.write(harmless(text))
-            sys.stdout.flush()
+        def on_prefill(done: int, total: int) -> None:
+            shown(f"{attention}: reading the prompt", done, total)
 
-        run = session.run(
-            attention,
-            cache=cache,
-            on_prefill=_stage(shown, f"{attention}: reading the prompt"),
-            on_text=write,
-        )
-    sys.stdout.write("\n")
+        def on_text(text: str) -> None:
+            if stream:
+                shown.close()  # the bar of a long prompt must not stand in the text
+                sys.stdout.write(harmless(text))
+                sys.stdout.flush()
+            else:
+                shown(f"{attention}: generating", min(next(pieces), most), most)
+
+        run = session.run(attention, cache=cache, on_prefill=on_prefill, on_text=on_text)
+    if stream:
+        sys.stdout.write("\n")
     return run
-
-
-def _stage(shown: Screen, stage: str) -> Any:
-    def report(done: int, total: int) -> None:
-        shown(stage, done, total)
-
-    return report
-
-
-def _count(shown: Screen, stage: str, total: int) -> Any:
-    done = 0
-
-    def report(text: str) -> None:
-        nonlocal done
-        done += 1
-        shown(stage, min(done, total), total)
-
-    return report

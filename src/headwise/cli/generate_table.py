@@ -1,69 +1,67 @@
 """The one table that `headwise generate` ends with: what ran, how fast, with how much cache."""
 
-import sys
-from typing import Any
+from collections.abc import Callable
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from headwise.base.console import one_line
+from headwise.base.console import show as show_parts
 from headwise.base.memory import gib
+from headwise.cli.tables import lines_of
+from headwise.generation import Run
+from headwise.generation.session import Session, first_difference, identical
 
 
-def show(session: Any, runs: list[Any]) -> None:
-    """Print the table of a session's runs to stdout, one column a run."""
-    Console(file=sys.stdout, highlight=False).print(table(session, runs))
+def show(session: Session, runs: list[Run]) -> None:
+    """Print the table of a session's runs to stdout, one column per run."""
+    show_parts(table(session, runs))
 
 
-def table(session: Any, runs: list[Any]) -> Table:
-    """A session's runs side by side, one row a figure."""
+def table(session: Session, runs: list[Run]) -> Table:
+    """A session's runs side by side, one row per figure."""
     model = session.model
-    dtype = str(model.dtype).removeprefix("torch.")
+    title = f"{session.name}, {_dtype(session)} on {model.device}, prompt "
     made = Table(
-        title=_safe(
-            f"{session.name}, {dtype} on {model.device}, prompt {len(session.prompt):,} tokens"
-        ),
+        title=lines_of(f"{title}{len(session.prompt):,} tokens"),
         title_justify="left",
-        caption=_safe(_verdict(session, runs)),
+        caption=lines_of(_verdict(session, runs)),
         caption_justify="left",
     )
     made.add_column("")
     for run in runs:
-        made.add_column(_safe(run.attention) + (" (interrupted)" if run.interrupted else ""))
-    rows = {
+        made.add_column(lines_of(run.attention) + (" (interrupted)" if run.interrupted else ""))
+    rows: dict[str, Callable[[Run], str]] = {
         "attention": _layers,
         "decode backend": _backends,
         "not used": _others,
         "prefill": lambda run: _figure(run.prefill_rate, "{:,.0f} tokens/s"),
         "decode": lambda run: _figure(run.decode_rate, "{:,.1f} tokens/s"),
-        "a token (median)": lambda run: _figure(run.decode_median, "{:,.1f} ms", 1000),
+        "per token (median)": lambda run: _figure(run.decode_median, "{:,.1f} ms", 1000),
         "cache": _caches,
-        "cache a token": lambda run: _figure(run.cache_bytes_per_token, "{:,.0f} bytes"),
+        "cache per token": lambda run: _figure(run.cache_bytes_per_token, "{:,.0f} bytes"),
         "cache in total": _total,
         "new tokens": lambda run: f"{len(run.tokens)}",
     }
     for name, cell in rows.items():
         cells = [cell(run) for run in runs]
         if any(cells):
-            made.add_row(name, *(_safe(text) for text in cells))
+            made.add_row(name, *map(lines_of, cells))
     return made
 
 
-def _layers(run: Any) -> str:
+def _layers(run: Run) -> str:
     return "\n".join(f"{each.layers} x {each.mechanism}" for each in run.mechanisms)
 
 
-def _backends(run: Any) -> str:
+def _backends(run: Run) -> str:
     return "\n".join(dict.fromkeys(each.backend for each in run.mechanisms))
 
 
-def _others(run: Any) -> str:
+def _others(run: Run) -> str:
     pairs = dict.fromkeys(pair for each in run.mechanisms for pair in each.others)
     return "\n".join(f"{name}: {reason}" for name, reason in pairs)
 
 
-def _caches(run: Any) -> str:
+def _caches(run: Run) -> str:
     counts: dict[str, int] = {}
     for each in run.mechanisms:
         counts[each.cache] = counts.get(each.cache, 0) + each.layers
@@ -72,7 +70,7 @@ def _caches(run: Any) -> str:
     return "\n".join(f"{layers} x {cache}" for cache, layers in counts.items())
 
 
-def _total(run: Any) -> str:
+def _total(run: Run) -> str:
     if not run.cache_tokens:
         return "-"
     return f"{gib(run.cache_bytes)} for {run.cache_tokens:,} tokens"
@@ -82,9 +80,11 @@ def _figure(value: float | None, shape: str, factor: float = 1) -> str:
     return "-" if value is None else shape.format(value * factor)
 
 
-def _verdict(session: Any, runs: list[Any]) -> str:
-    from headwise.generation.session import first_difference, identical
+def _dtype(session: Session) -> str:
+    return str(session.model.dtype).removeprefix("torch.")
 
+
+def _verdict(session: Session, runs: list[Run]) -> str:
     same = identical(runs)
     if same is None:
         return ""
@@ -93,16 +93,12 @@ def _verdict(session: Any, runs: list[Any]) -> str:
     how += f"; {stock} is Transformers' own model.generate"
     if same:
         return f"Tokens identical: yes, all {len(runs[0].tokens)}{how}"
-    at = first_difference(runs[0].tokens, runs[1].tokens)
-    differs = f"Tokens identical: no, token {at} (from 0) is the first that differs{how}"
-    if session.sampling.greedy and at is not None and session.near_tie(runs, at):
-        dtype = str(session.model.dtype).removeprefix("torch.")
-        lead = max(run.margins[at].lead for run in runs)
+    token = first_difference(runs[0].tokens, runs[1].tokens)
+    differs = f"Tokens identical: no, token {token} (from 0) is the first that differs{how}"
+    if session.sampling.greedy and token is not None and session.near_tie(runs, token):
+        lead = max(run.margins[token].lead for run in runs)
         differs += (
-            f"; a near-tie there: two logits {lead:.2g} apart, which {dtype} does not resolve"
+            f"; a near-tie there: two logits {lead:.2g} apart, which {_dtype(session)} does not "
+            "resolve"
         )
     return differs
-
-
-def _safe(text: str) -> str:
-    return "\n".join(escape(one_line(line)) for line in text.split("\n"))

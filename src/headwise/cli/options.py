@@ -13,12 +13,9 @@ Model = Annotated[
     typer.Argument(
         help="A model folder, a .gguf file, a hub id, smollm2 or minilm. Default: smollm2, "
         "SmolLM2-135M-Instruct.",
-        show_default=False,
     ),
 ]
-Named = Annotated[
-    str | None, typer.Option("--model", help="The same as MODEL.", show_default=False)
-]
+Named = Annotated[str | None, typer.Option("--model", help="The same as MODEL.")]
 Dtype = Annotated[
     str,
     typer.Option(

@@ -5,72 +5,55 @@ from typing import Annotated, Any
 
 import typer
 
+from headwise.cli.documented import documented
 from headwise.cli.options import Json, Named, print_json, the_model
 from headwise.cli.terminal import screen
 
 
+@documented
 def plan(
     model: Annotated[
         str | None,
         typer.Argument(
             help="A named model (see --list), a folder, a config.json, a .gguf file, a hub id, "
             "smollm2 or minilm.",
-            show_default=False,
         ),
     ] = None,
     *,
     named: Named = None,
-    context: Annotated[
-        str | None,
-        typer.Option(help="Tokens, as 8192 or 128k. Default: the model's limit."),
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
-    encoder_context: Annotated[
-        str | None,
-        typer.Option(help="The encoder's tokens, for cross-attention. Default: as --context."),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Of weights and cache: float32, bfloat16, float16 (or fp32, bf16, fp16). "
-            "Default: the config's, else bfloat16."
-        ),
-    ] = None,
-    cache_dtype: Annotated[
-        str | None, typer.Option(help="Of the cache alone; int8 and int4 are headwise's own.")
-    ] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="What has to hold it, as 24GiB. Default: the device's.")
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="A device by name (see --list). Default: this machine, measured once as by "
-            "headwise bench machine.",
-        ),
-    ] = None,
-    bandwidth: Annotated[
-        str | None, typer.Option(help="Instead of the device's, as 50GB/s.")
-    ] = None,
-    peak: Annotated[
-        str | None, typer.Option(help="Instead of the device's, as 150GFLOP/s.")
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="A .png or .svg file: cache against context for each mechanism."),
-    ] = None,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify", help="Run the model's attention here and compare with what is predicted."
-        ),
-    ] = False,
+    context: str | None = None,
+    batch: int = 1,
+    encoder_context: str | None = None,
+    dtype: str | None = None,
+    cache_dtype: str | None = None,
+    memory: str | None = None,
+    device: str | None = None,
+    bandwidth: str | None = None,
+    peak: str | None = None,
+    plot: Path | None = None,
+    verify: bool = False,
     as_json: Json = False,
     listed: Annotated[
         bool, typer.Option("--list", help="Print the named models and devices and stop.")
     ] = False,
 ) -> int:
-    """Say what a model's cache costs, before any weight is loaded."""
+    """Say what a model's cache costs, before any weight is loaded.
+
+    Args:
+        context: Tokens, as 8192 or 128k. Default: the model's limit.
+        batch: Sequences.
+        encoder_context: The encoder's tokens, for cross-attention. Default: as --context.
+        dtype: Of weights and cache: float32, bfloat16, float16 (or fp32, bf16, fp16). Default: the
+            config's, else bfloat16.
+        cache_dtype: Of the cache alone; int8 and int4 are headwise's own.
+        memory: What has to hold it, as 24GiB. Default: the device's.
+        device: A device by name (see --list). Default: this machine, measured once as by headwise
+            bench machine.
+        bandwidth: Instead of the device's, as 50GB/s.
+        peak: Instead of the device's, as 150GFLOP/s.
+        plot: A .png or .svg file: cache against context for each mechanism.
+        verify: Run the model's attention here and compare with what is predicted.
+    """
     from headwise import planning
     from headwise.base import units
     from headwise.base.console import show
@@ -103,7 +86,7 @@ def plan(
         )
     }
     with quiet_transformers(), screen(animated=False) as shown:
-        found = planning.plan(
+        planned = planning.plan(
             model,
             batch=batch,
             dtype=dtype,
@@ -112,14 +95,14 @@ def plan(
             progress=shown,
             **options,
         )
-        verified = planning.verify(found, progress=shown) if verify else None
+        verified = planning.verify(planned, progress=shown) if verify else None
     if plot is not None:
-        planning.write_plot(found, plot)
+        planning.write_plot(planned, plot)
     if as_json:
-        fields = found.to_dict() | ({} if verified is None else {"verified": verified.to_dict()})
-        print_json(fields)
+        fields = {} if verified is None else {"verified": verified.to_dict()}
+        print_json(planned.to_dict() | fields)
     else:
-        show(*plan_parts(found))
+        show(*plan_parts(planned))
         if verified is not None:
             show(*verified_parts(verified))
     return 0 if verified is None or verified.holds else 1

@@ -71,9 +71,9 @@ def installed(package: str) -> str | None:
 def last_level_cache(caches: Path = _CACHES) -> int | None:
     """Bytes of the first processor's last-level cache; None where the system does not say.
 
-    `caches` holds one folder a cache, as Linux has it in /sys.
+    `caches` holds one folder per cache, as Linux has it in /sys.
     """
-    found: list[tuple[int, int]] = []
+    levels: list[tuple[int, int]] = []
     for folder in caches.glob("index*"):
         try:
             level, kind, size = (
@@ -83,8 +83,8 @@ def last_level_cache(caches: Path = _CACHES) -> int | None:
         except OSError:
             continue
         if kind != "Instruction" and size[-1:] in _SIZES:
-            found.append((int(level), int(size[:-1]) * _SIZES[size[-1]]))
-    return max(found)[1] if found else None
+            levels.append((int(level), int(size[:-1]) * _SIZES[size[-1]]))
+    return max(levels)[1] if levels else None
 
 
 def _cpu_info(*names: str) -> str:

@@ -7,6 +7,7 @@ cache.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,142 +27,148 @@ _MOST_COPIES = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionInputs:
-    """One call of `headwise.attention`.
+class Inputs:
+    """One call of an operator on random tensors, which it gets in this order.
 
-    query [B,H,S,D], key [B,K,L,D], value [B,K,L,V] with L the longest length; kv_lengths [B] for
-    ragged shapes. `mask` [B,1,S,L] (True = attend) is the same rule for operators without it: None
-    where every query sees every key, or the rule is SDPA's own `is_causal`.
+    Of `headwise.attention` query [B,H,S,D], key [B,K,L,D] and value [B,K,L,V]; of
+    `headwise.latent_attention` query_nope [B,H,S,N], query_rope [B,H,S,P], latent [B,L,R],
+    key_rope [B,L,P], w_uk [H,N,R] and w_uv [H,V,R]. L is the longest length.
+
+    kv_lengths [B] for ragged shapes. `mask` [B|1,1,S,L] (True = attend) is the same rule for
+    operators without lengths: None where every query sees every key, or the rule is SDPA's own
+    `is_causal`. `joined` [B,1,L,R+P] is latent and rope key in one tensor, as operators of one key
+    need them.
     """
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
+    shape: Shape
+    tensors: tuple[Tensor, ...]
     kv_lengths: Tensor | None
     mask: Tensor | None
+    joined: Tensor | None = None
 
-    def cold(self) -> tuple[str, ...]:
-        """The tensors that a decoding step reads from memory."""
-        return ("key", "value")
+    @property
+    def queries(self) -> tuple[Tensor, ...]:
+        """The tensors before those of the cache."""
+        return self.tensors[:2] if self.shape.latent else self.tensors[:1]
 
-    def attend(self, backend: str | None = None) -> Tensor:
-        """What headwise makes of it, [B,H,S,V]."""
-        return ops.attention(
-            self.query,
-            self.key,
-            self.value,
-            causal=True,
-            kv_lengths=self.kv_lengths,
-            backend=backend,
-        )
+    @property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """What a cache holds: [B,K,L,D] and [B,K,L,V], or [B,1,L,R] and [B,1,L,P]."""
+        first, second = self.tensors[len(self.queries) :][:2]
+        return (first.unsqueeze(1), second.unsqueeze(1)) if self.shape.latent else (first, second)
 
-    def hidden(self) -> Tensor | None:
-        """The keys that each query does not see, [B|1,1,S,L]; None where every query sees all."""
-        return _hidden(self.mask, self.query.shape[2])
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.tensors[0].device
 
+    def with_rows(self, first: Tensor, second: Tensor) -> "Inputs":
+        """The same call on other `rows`."""
+        rows = (first.squeeze(1), second.squeeze(1)) if self.shape.latent else (first, second)
+        before = self.queries
+        return replace(self, tensors=(*before, *rows, *self.tensors[len(before) + 2 :]))
 
-@dataclass(frozen=True, kw_only=True)
-class LatentInputs:
-    """One call of `headwise.latent_attention`.
-
-    query_nope [B,H,S,N], query_rope [B,H,S,P], latent [B,L,R], key_rope [B,L,P], w_uk [H,N,R],
-    w_uv [H,V,R]; kv_lengths and mask as in `AttentionInputs`. `joined` [B,1,L,R+P] is latent and
-    rope key in one tensor, as operators of one key need them.
-    """
-
-    query_nope: Tensor
-    query_rope: Tensor
-    latent: Tensor
-    key_rope: Tensor
-    joined: Tensor
-    w_uk: Tensor
-    w_uv: Tensor
-    kv_lengths: Tensor | None
-    mask: Tensor | None
-
-    def cold(self) -> tuple[str, ...]:
-        """The tensors that a decoding step reads from memory."""
-        return ("latent", "key_rope", "joined", "w_uk", "w_uv")
-
-    def attend(self, backend: str | None = None) -> Tensor:
-        """What headwise makes of it, absorbed: [B,H,S,V]."""
-        out = ops.latent_attention(
-            self.query_nope,
-            self.query_rope,
-            self.latent,
-            self.key_rope,
-            self.w_uk,
-            self.w_uv,
-            paradigm="absorbed",
-            causal=True,
-            kv_lengths=self.kv_lengths,
-            backend=backend,
-        )
+    def attend(self, backend: str | None = None, kv: ops.KV | None = None) -> Tensor:
+        """What headwise makes of it, [B,H,S,V]; with `kv` on a cache that holds its `rows`."""
+        options: dict[str, Any] = {"causal": True, "kv_lengths": self.kv_lengths}
+        options |= {"backend": backend, "kv": kv}
+        first = len(self.queries)
+        tensors = self.tensors[: first + 2] if kv is None else self.queries
+        if not self.shape.latent:
+            return ops.attention(*tensors, **options)
+        w_uk, w_uv = self.tensors[first + 2 :]
+        options |= {"w_uk": w_uk, "w_uv": w_uv, "paradigm": "absorbed"}
+        out = ops.latent_attention(*tensors, **options)
         assert isinstance(out, Tensor)
         return out
 
     def hidden(self) -> Tensor | None:
-        """As of `AttentionInputs`."""
-        return _hidden(self.mask, self.query_nope.shape[2])
+        """The keys that each query does not see, [B|1,1,S,L]; None where every query sees all."""
+        if self.mask is not None:
+            return ~self.mask
+        queries = self.shape.query_length
+        if queries == 1:
+            return None
+        # without a mask several queries are as many as keys (see `_mask`)
+        square = torch.ones(1, 1, queries, queries, dtype=torch.bool, device=self.device)
+        return square.triu(1)
+
+    def explain(self) -> ops.Explanation:
+        """Which of headwise's backends runs it, and how."""
+        shape = self.shape
+        problem = ops.Problem.of(
+            shape.spec.decoded(),
+            batch=shape.batch,
+            query_length=shape.query_length,
+            context=max(shape.lengths),
+            dtype=self.tensors[0].dtype,
+            device=self.device.type,
+            ragged=shape.ragged,
+            split_key=shape.latent and shape.spec.nope_dim > 0,
+        )
+        return ops.explain_problem(problem)
+
+    @property
+    def cold_bytes(self) -> int:
+        """Bytes of what a decoding step finds in memory: all but the queries."""
+        cold = (*self.tensors[len(self.queries) :], self.joined)
+        return sum(tensor.nbytes for tensor in cold if tensor is not None)
+
+    def copy(self) -> "Inputs":
+        """The same call in memory of its own, the queries excepted."""
+        first = len(self.queries)
+        return replace(
+            self,
+            tensors=(*self.queries, *(tensor.clone() for tensor in self.tensors[first:])),
+            joined=None if self.joined is None else self.joined.clone(),
+        )
 
 
-Inputs = AttentionInputs | LatentInputs
-
-
-def make_inputs(shape: Shape, dtype: torch.dtype) -> Inputs:
+def make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu") -> Inputs:
     """Random tensors of a shape, with scores of about unit spread.
 
     >>> from headwise.measure.shape import parse_shape
-    >>> make_inputs(parse_shape("decode:6/2:d8:32"), torch.bfloat16).key.shape
+    >>> make_inputs(parse_shape("decode:6/2:d8:32"), torch.bfloat16).rows[0].shape
     torch.Size([1, 2, 32, 8])
     """
     generator = torch.Generator().manual_seed(0)
 
     def random(*size: int, scale: float = 1.0) -> Tensor:
-        return torch.randn(size, generator=generator).mul_(scale).to(dtype)
+        return torch.randn(size, generator=generator).mul_(scale).to(device, dtype)
 
     spec, batch, queries = shape.spec, shape.batch, shape.query_length
-    longest = max(shape.lengths)
-    lengths = torch.tensor(shape.lengths) if shape.ragged else None
-    mask = _mask(shape)
-    if not shape.latent:
-        return AttentionInputs(
-            query=random(batch, spec.heads, queries, spec.head_dim),
-            key=random(batch, spec.kv_heads, longest, spec.head_dim),
-            value=random(batch, spec.kv_heads, longest, spec.value_dim),
-            kv_lengths=lengths,
-            mask=mask,
+    longest, joined = max(shape.lengths), None
+    if shape.latent:
+        rank, rope = spec.cache_rows.dims
+        latent, key_rope = random(batch, longest, rank), random(batch, longest, rope)
+        joined = torch.cat([latent, key_rope], dim=-1).unsqueeze(1)
+        tensors: tuple[Tensor, ...] = (
+            random(batch, spec.heads, queries, spec.nope_dim),
+            random(batch, spec.heads, queries, rope),
+            latent,
+            key_rope,
+            random(spec.heads, spec.nope_dim, rank, scale=rank**-0.5),
+            random(spec.heads, spec.value_dim, rank, scale=rank**-0.5),
         )
-    rank, rope = spec.cache_rows.dims
-    latent, key_rope = random(batch, longest, rank), random(batch, longest, rope)
-    return LatentInputs(
-        query_nope=random(batch, spec.heads, queries, spec.nope_dim),
-        query_rope=random(batch, spec.heads, queries, rope),
-        latent=latent,
-        key_rope=key_rope,
-        joined=torch.cat([latent, key_rope], dim=-1).unsqueeze(1),
-        w_uk=random(spec.heads, spec.nope_dim, rank, scale=rank**-0.5),
-        w_uv=random(spec.heads, spec.value_dim, rank, scale=rank**-0.5),
-        kv_lengths=lengths,
-        mask=mask,
-    )
+    else:
+        tensors = (
+            random(batch, spec.heads, queries, spec.head_dim),
+            random(batch, spec.kv_heads, longest, spec.head_dim),
+            random(batch, spec.kv_heads, longest, spec.value_dim),
+        )
+    lengths = torch.tensor(shape.lengths, device=device) if shape.ragged else None
+    mask = _mask(shape, device)
+    return Inputs(shape=shape, tensors=tensors, kv_lengths=lengths, mask=mask, joined=joined)
 
 
-def _mask(shape: Shape) -> Tensor | None:
-    """Which keys each query sees, [B|1,1,S,L]; None where no mask is needed (see the class)."""
+def _mask(shape: Shape, device: torch.device | str) -> Tensor | None:
+    """Which keys each query sees, [B|1,1,S,L]; None where no mask is needed (see `Inputs`)."""
     queries = shape.query_length
     if not shape.ragged and queries in (1, shape.context):
         return None
     lengths = torch.tensor(shape.lengths if shape.ragged else shape.lengths[:1])
     last = lengths.view(-1, 1, 1, 1) - queries + torch.arange(queries).view(1, 1, -1, 1)
-    return torch.arange(max(shape.lengths)) <= last
-
-
-def _hidden(mask: Tensor | None, queries: int) -> Tensor | None:
-    """The reverse of a mask; without one several queries are as many as keys (see `_mask`)."""
-    if mask is not None:
-        return ~mask
-    return torch.ones(1, 1, queries, queries, dtype=torch.bool).triu(1) if queries > 1 else None
+    return (torch.arange(max(shape.lengths)) <= last).to(device)
 
 
 @dataclass(frozen=True)
@@ -196,16 +203,15 @@ def make_cold(inputs: Inputs, *, cache: int | None = None, memory: int | None = 
     """Copy inputs until they hold twice the last-level cache, within a quarter of the free memory.
 
     Twice, because a cache does not always evict what is oldest. `cache` and `memory` are in bytes,
-    by default this machine's last-level cache and free memory.
+    by default this machine's last-level cache and the free memory of the inputs' device.
     """
-    found = last_level_cache() if cache is None else cache
-    size = found or ASSUMED_CACHE
-    free = available_bytes(torch.device("cpu")) if memory is None else memory
-    one = _cold_bytes(inputs)
-    count = min(math.ceil(2 * size / one), free // _MEMORY_SHARE // one, _MOST_COPIES)
-    count = max(1, count)
-    copies = (inputs, *(_copy(inputs) for _ in range(count - 1)))
-    return Cold(copies, count * one, size, found is None)
+    known = last_level_cache() if cache is None else cache
+    size = known or ASSUMED_CACHE
+    free = available_bytes(inputs.device) if memory is None else memory
+    one = inputs.cold_bytes
+    count = max(1, min(math.ceil(2 * size / one), free // _MEMORY_SHARE // one, _MOST_COPIES))
+    copies = (inputs, *(inputs.copy() for _ in range(count - 1)))
+    return Cold(copies, count * one, size, known is None)
 
 
 def check_fits(shape: Shape, dtype: torch.dtype) -> None:
@@ -221,12 +227,3 @@ def check_fits(shape: Shape, dtype: torch.dtype) -> None:
             f"shape {shape} needs {gib(needed)} for one copy of its cache, more than a quarter of "
             f"the {gib(free)} of memory available; give a shorter context or a smaller batch"
         )
-
-
-def _cold_bytes(inputs: Inputs) -> int:
-    return sum(getattr(inputs, name).nbytes for name in inputs.cold())
-
-
-def _copy(inputs: Inputs) -> Inputs:
-    """The same call with its own memory for what must be cold; the rest is shared."""
-    return replace(inputs, **{name: getattr(inputs, name).clone() for name in inputs.cold()})

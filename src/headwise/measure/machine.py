@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from headwise.base.memory import available_bytes
+from headwise.base.progress import silent
 from headwise.errors import OptionError
 
 READS = 10
@@ -122,7 +123,7 @@ def measure_machine(
     *,
     read_bytes: int = READ_BYTES,
     gemm_size: int = GEMM_SIZE,
-    progress: Callable[[str, int, int], object] = lambda stage, done, total: None,
+    progress: Callable[[str, int, int], object] = silent,
 ) -> Figures:
     """Measure bandwidth and GEMM peaks; `dtypes` by name.
 
@@ -133,7 +134,7 @@ def measure_machine(
     with use_threads(threads):
         progress(f"read bandwidth, {threads} threads", 0, 0)
         others = _in_use()
-        rate, read, spread = _read_bandwidth(read_bytes)
+        rate, read, spread = read_bandwidth(read_bytes)
         moment = Moment(now(), others, spread)
         peaks = {}
         for dtype in dict.fromkeys(dtypes):
@@ -143,15 +144,11 @@ def measure_machine(
     return Figures(threads, rate, read, peaks, moment)
 
 
-def read_bandwidth(read_bytes: int = READ_BYTES) -> tuple[float, int]:
-    """Bytes/s of the best of `READS` sums over a float32 tensor, and the bytes of that tensor.
+def read_bandwidth(read_bytes: int = READ_BYTES) -> tuple[float, int, float]:
+    """Bytes/s of the best of `READS` sums over a float32 tensor, its bytes, and the spread.
 
     Less than `read_bytes` is read where that is more than a quarter of the free memory.
     """
-    return _read_bandwidth(read_bytes)[:2]
-
-
-def _read_bandwidth(read_bytes: int) -> tuple[float, int, float]:
     free = available_bytes(torch.device("cpu")) // 4
     while read_bytes > max(free, 2**20):
         read_bytes //= 2

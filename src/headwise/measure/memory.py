@@ -43,19 +43,19 @@ def kept_activations(layer: nn.Module, run: Callable[[], Tensor]) -> int:
     >>> kept_activations(layer, lambda: layer(x).exp())  # x, and what exp gave
     256
     """
-    weights = {at.untyped_storage().data_ptr() for at in layer.parameters()}
-    found: dict[int, int] = {}
+    weights = {tensor.untyped_storage().data_ptr() for tensor in layer.parameters()}
+    sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = run()  # alive until the count, so that no storage is used twice
     assert out.requires_grad
-    return sum(found.values())
+    return sum(sizes.values())
 
 
 def _status(name: str) -> int:

@@ -29,17 +29,20 @@ PARTS = (
     ("vs1t", "beside the same shape with another number of threads"),
 )
 
+# The name and the numbers of each part; the names of sizes are those of `Shape`.
 _PATTERNS = {
     "heads": r"(\d+)(?:/(\d+))?",
     "dims": r"d(\d+)(?:/(\d+))?",
     "latent": r"r(\d+)\+(\d+)",
-    "context": r"(\d+)k|(\d+)",
+    "context": r"(\d+k?)",
     "batch": r"b(\d+)",
-    "queries": r"s(\d+)",
+    "query_length": r"s(\d+)",
     "ragged": r"ragged",
-    "vs_context": r"vs(?:(\d+)k|(\d+))",
+    "vs_context": r"vs(\d+k?)",
     "vs_threads": r"vs(\d+)t",
 }
+_SIZES = ("context", "batch", "query_length", "vs_context", "vs_threads")
+Parts = dict[str, tuple[str | None, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +78,9 @@ class Shape:
 
     def __post_init__(self) -> None:
         for name in ("context", "query_length", "batch", "vs_context", "vs_threads"):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise OptionError(f"shape {self}: {name} is {given}, expected at least 1")
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise OptionError(f"shape {self}: {name} is {size}, expected at least 1")
         if self.query_length > min(self.lengths):
             raise OptionError(
                 f"shape {self}: {self.query_length} queries on {min(self.lengths)} tokens; "
@@ -94,7 +97,12 @@ class Shape:
     @property
     def latent(self) -> bool:
         """Whether this is attention over cached latents (`headwise.latent_attention`)."""
-        return self.spec.mechanism == "MLA"
+        return self.operator == "latent_attention"
+
+    @property
+    def operator(self) -> str:
+        """The operator of `headwise.ops` that computes it."""
+        return "latent_attention" if self.spec.mechanism == "MLA" else "attention"
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -105,7 +113,7 @@ class Shape:
         """
         if not self.ragged:
             return (self.context,) * self.batch
-        ends = [self.context * at * at // self.batch for at in range(self.batch + 1)]
+        ends = [self.context * index**2 // self.batch for index in range(self.batch + 1)]
         return tuple(end - start for start, end in itertools.pairwise(ends))
 
     @property
@@ -120,30 +128,29 @@ class Shape:
         Scores and sums are counted where the causal rule lets a query see a key; for latents in the
         absorbed form, with the folding of both projections.
         """
-        spec, queries = self.spec, self.query_length
-        if not self.latent:
-            return sum(spec.flops(queries, length) for length in self.lengths)
-        absorbed = spec.absorbed()
-        folding = self.batch * queries * absorbed.value_dim * (spec.nope_dim + spec.value_dim)
-        attended = sum(absorbed.flops(queries, length) for length in self.lengths)
-        return attended + 2 * spec.heads * folding
+        spec, queries = self.spec.decoded(), self.query_length
+        folding = self.batch * queries * self._projections
+        return sum(spec.flops(queries, length) for length in self.lengths) + 2 * folding
 
     def bytes(self, itemsize: int, bits: Bits | None = None) -> int:
         """Bytes that the call must move at least: cache, query and output once; MLA's weights.
 
         With `bits` the cache is of such integers and their scales.
         """
+        spec, rows = self.spec, self.spec.cache_rows
+        token = itemsize * rows.elements
+        if bits is not None:
+            token = rows.heads * sum(row_bytes(dim, bits) for dim in rows.dims)
+        queries = self.batch * self.query_length * spec.heads * (spec.head_dim + spec.value_dim)
+        return self.tokens * token + itemsize * (queries + self._projections)
+
+    @property
+    def _projections(self) -> int:
+        """Elements of the weights that absorbed MLA folds in; none for other attention."""
         spec = self.spec
-        rows = self.batch * self.query_length * spec.heads * (spec.head_dim + spec.value_dim)
-        cached = self.tokens * spec.cache_elements_per_token
-        weights = 0
-        if self.latent:
-            weights = spec.heads * spec.absorbed().value_dim * (spec.nope_dim + spec.value_dim)
-        if bits is None:
-            return itemsize * (cached + rows + weights)
-        cached_rows = spec.cache_rows
-        token = cached_rows.heads * sum(row_bytes(dim, bits) for dim in cached_rows.dims)
-        return self.tokens * token + itemsize * (rows + weights)
+        if not self.latent:
+            return 0
+        return spec.heads * spec.cache_rows.dims[0] * (spec.nope_dim + spec.value_dim)
 
     def beside(self, threads: int) -> "Beside | None":
         """What is timed beside this shape, None if nothing is."""
@@ -162,32 +169,28 @@ class Shape:
 
     def describe(self) -> str:
         """In words: `decode, GQA 32/8 heads, D 128, 16,384 tokens, batch 8`."""
-        parts = [str(self.spec), f"{self.context:,} tokens"]
-        if self.latent:
-            parts.insert(1, f"N {self.spec.nope_dim}, V {self.spec.value_dim}")
-        if self.batch > 1:
-            parts.append(f"batch {self.batch}")
+        tokens = f"{self.context:,} tokens"
         if self.ragged:
-            parts[-2] = f"{min(self.lengths):,} to {max(self.lengths):,} tokens"
-        if self.query_length == 1:
-            return ", ".join(["decode", *parts])
-        if self.query_length == self.context:
-            return ", ".join(["prefill", *parts])
-        return ", ".join([f"{self.query_length} queries", *parts])
+            tokens = f"{min(self.lengths):,} to {max(self.lengths):,} tokens"
+        dims = f"N {self.spec.nope_dim}, V {self.spec.value_dim}" if self.latent else ""
+        batch = f"batch {self.batch}" if self.batch > 1 else ""
+        stage = f"{self.query_length} queries"
+        if self.query_length in (1, self.context):
+            stage = "decode" if self.query_length == 1 else "prefill"
+        return ", ".join(filter(None, (stage, str(self.spec), dims, tokens, batch)))
 
     def __str__(self) -> str:
-        spec = self.spec
+        spec, square = self.spec, self.query_length == self.context > 1
         if self.latent:
             rank, rope = spec.cache_rows.dims
-            parts = ["mla", f"{spec.heads}", f"r{rank}+{rope}"]
-            dim = spec.nope_dim
+            kind, heads, dim = "mla", f"{spec.heads}:r{rank}+{rope}", spec.nope_dim
         else:
-            square = self.query_length == self.context > 1
-            parts = ["prefill" if square else "decode", f"{spec.heads}/{spec.kv_heads}"]
+            kind, heads = "prefill" if square else "decode", f"{spec.heads}/{spec.kv_heads}"
             dim = spec.head_dim
         same = dim == spec.value_dim
-        parts += [f"d{dim}" if same else f"d{dim}/{spec.value_dim}", _short(self.context)]
-        if self.query_length > 1 and parts[0] != "prefill":
+        parts = [kind, heads, f"d{dim}" if same else f"d{dim}/{spec.value_dim}"]
+        parts.append(_short(self.context))
+        if self.query_length > 1 and kind != "prefill":
             parts.append(f"s{self.query_length}")
         if self.batch > 1:
             parts.append(f"b{self.batch}")
@@ -221,80 +224,60 @@ def parse_shape(text: str) -> Shape:
     Raises:
         OptionError: says which part is missing, unknown or given twice.
     """
-    kind, *given = text.strip().lower().split(":")
+    kind, *words = text.strip().lower().split(":")
     if kind not in KINDS:
         raise OptionError(f"shape {text!r} starts with {kind!r}; expected {SYNTAX}")
-    found: dict[str, tuple[str | None, ...]] = {}
-    for part in given:
-        name, groups = _read(part, text, seen=found)
-        if name in found:
+    parts: Parts = {}
+    for word in words:
+        name, numbers = _read(word, text, heads_known="heads" in parts)
+        if name in parts:
             raise OptionError(f"shape {text!r} has two parts for {name}; expected {SYNTAX}")
-        found[name] = groups
-    latent = kind == "mla"
-    for name, example in (("heads", "32/8"), ("dims", "d128"), ("context", "16k")):
-        if name not in found and not (latent and name == "dims"):
-            raise OptionError(f"shape {text!r} has no {name} ({example}); expected {SYNTAX}")
-    if "latent" in found and not latent:
+        parts[name] = numbers
+    if kind == "mla":
+        parts = {"dims": ("128", None), "latent": ("512", "64")} | parts
+    elif "latent" in parts:
         raise OptionError(f"shape {text!r} has a latent rank; expected it for mla only")
-    context = _tokens(found["context"])
-    queries = context if kind == "prefill" else 1
-    if "queries" in found:
-        queries = _number(found["queries"][0])
+    for name, example in (("heads", "32/8"), ("dims", "d128"), ("context", "16k")):
+        if name not in parts:
+            raise OptionError(f"shape {text!r} has no {name} ({example}); expected {SYNTAX}")
+    sizes = {name: _tokens(numbers[0]) for name, numbers in parts.items() if name in _SIZES}
+    if kind == "prefill":
+        sizes.setdefault("query_length", sizes["context"])
     try:
-        return Shape(
-            spec=_spec(found, latent),
-            context=context,
-            query_length=queries,
-            batch=_number(found.get("batch", ("1",))[0]),
-            ragged="ragged" in found,
-            vs_context=_tokens(found["vs_context"]) if "vs_context" in found else None,
-            vs_threads=_number(found["vs_threads"][0]) if "vs_threads" in found else None,
-        )
+        return Shape(spec=_spec(parts), ragged="ragged" in parts, **sizes)
     except SpecError as error:
         raise OptionError(f"shape {text!r}: {error}") from error
 
 
-def _read(part: str, text: str, *, seen: dict[str, tuple[str | None, ...]]) -> tuple[str, tuple]:
+def _read(word: str, text: str, *, heads_known: bool) -> tuple[str, tuple[str | None, ...]]:
     """The name and the numbers of one part; of two bare numbers the first is the heads."""
-    names = [name for name, pattern in _PATTERNS.items() if re.fullmatch(pattern, part)]
+    names = [name for name, pattern in _PATTERNS.items() if re.fullmatch(pattern, word)]
     if not names:
-        raise OptionError(f"shape {text!r} has the unknown part {part!r}; expected {SYNTAX}")
-    name = names[-1] if "heads" in seen else names[0]
-    match = re.fullmatch(_PATTERNS[name], part)
+        raise OptionError(f"shape {text!r} has the unknown part {word!r}; expected {SYNTAX}")
+    name = names[-1] if heads_known else names[0]
+    match = re.fullmatch(_PATTERNS[name], word)
     assert match is not None
     return name, match.groups()
 
 
-def _spec(found: dict[str, tuple[str | None, ...]], latent: bool) -> AttentionSpec:
-    heads, kv_heads = found["heads"]
-    dim, value_dim = found.get("dims", ("128", None))
-    query_heads = _number(heads)
-    if not latent:
-        return AttentionSpec(
-            heads=query_heads,
-            kv_heads=_number(kv_heads or heads),
-            head_dim=_number(dim),
-            value_dim=_number(value_dim or dim),
-        )
-    rank, rope = (_number(size) for size in found.get("latent", ("512", "64")))
+def _spec(parts: Parts) -> AttentionSpec:
+    heads, kv_heads = parts["heads"]
+    dim, value_dim = parts["dims"]
+    rank, rope = parts.get("latent", (None, None))
     return AttentionSpec(
-        heads=query_heads,
-        kv_heads=_number(kv_heads or heads),
-        head_dim=_number(dim) + rope,
-        value_dim=_number(value_dim or dim),
-        latent_rank=rank,
-        rope_dim=rope,
+        heads=_tokens(heads),
+        kv_heads=_tokens(kv_heads or heads),
+        head_dim=_tokens(dim) + _tokens(rope or "0"),
+        value_dim=_tokens(value_dim or dim),
+        latent_rank=_tokens(rank) if rank else None,
+        rope_dim=_tokens(rope) if rope else None,
     )
 
 
-def _number(digits: str | None) -> int:
+def _tokens(digits: str | None) -> int:
+    """A number; k after it is 1024."""
     assert digits is not None
-    return int(digits)
-
-
-def _tokens(groups: tuple[str | None, ...]) -> int:
-    thousands, plain = groups
-    return _number(plain) if thousands is None else 1024 * _number(thousands)
+    return 1024 * int(digits[:-1]) if digits.endswith("k") else int(digits)
 
 
 def _short(tokens: int) -> str:

@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
 
+from headwise.base.progress import Progress, silent
 from headwise.errors import OptionError
+
+ROUNDS = 21
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one candidate, one entry a round."""
+    """Seconds of one candidate, one entry per round."""
 
     seconds: tuple[float, ...]
 
@@ -45,11 +48,13 @@ class Ratio:
 def interleaved(
     candidates: Mapping[str, Callable[[], object]],
     *,
-    rounds: int = 21,
+    rounds: int = ROUNDS,
     warmup: int = 3,
     before: Callable[[str], object] | None = None,
+    progress: Progress = silent,
+    stage: str = "timing",
 ) -> dict[str, Timing]:
-    """Run every candidate once a round, in turn, each round starting with another one.
+    """Run every candidate once per round, in turn; each round starts with another one.
 
     Example:
         >>> timings = interleaved({"sum": lambda: sum(range(99)), "one": lambda: 1}, rounds=5)
@@ -62,6 +67,7 @@ def interleaved(
         rounds: how often each is timed.
         warmup: rounds before those that count.
         before: called with a candidate's name before each of its turns, outside its time.
+        progress: told the `stage` and the turns that are done, outside all times.
 
     Raises:
         OptionError: fewer than 4 rounds, of which no quartile can be taken.
@@ -71,7 +77,8 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(warmup + rounds):
         first = turn % len(names)
-        for name in names[first:] + names[:first]:
+        for index, name in enumerate(names[first:] + names[:first]):
+            progress(stage, turn * len(names) + index, (warmup + rounds) * len(names))
             if before is not None:
                 before(name)
             began = time.perf_counter()

@@ -8,7 +8,7 @@ import torch
 
 from headwise.base.progress import Progress, silent
 from headwise.errors import OptionError
-from headwise.measure.machine_kept import described, machine_figures
+from headwise.measure.figures_store import described, machine_figures
 from headwise.spec.checks import shown
 
 # Bytes, bytes per second and operations per second beyond all machines.

@@ -1,4 +1,4 @@
-"""What was measured of this machine, kept so that it need not be measured at every question.
+"""The machine's figures in a file, so that they need not be measured at every question.
 
 Each figure is kept with its size, the time it was taken and whether the machine was busy. Figures
 without these, of toy sizes or damaged are not used, and whoever asks is told why.
@@ -16,6 +16,7 @@ import torch
 
 from headwise.base.files import kind_of, read_json
 from headwise.base.kept import cache_folder
+from headwise.base.progress import silent
 from headwise.base.written import write_whole
 from headwise.errors import LoadError, OptionError
 from headwise.measure.environment import environment, last_level_cache
@@ -27,7 +28,6 @@ from headwise.measure.machine import (
     Moment,
     Peak,
     measure_machine,
-    now,
 )
 from headwise.spec.checks import finite, positive_int
 
@@ -37,8 +37,8 @@ _LEAST_BYTES = 2**26
 
 def kept_figures(threads: int, dtypes: Iterable[str]) -> Figures | None:
     """The figures of an earlier run on this machine, None if one of these is missing."""
-    found = _kept(threads, dtypes)
-    return found if isinstance(found, Figures) else None
+    kept = _kept(threads, dtypes)
+    return kept if isinstance(kept, Figures) else None
 
 
 def keep_figures(figures: Figures) -> str:
@@ -50,7 +50,6 @@ def keep_figures(figures: Figures) -> str:
     toy = _toy(figures)
     if toy:
         return toy
-    figures = _dated(figures)
     file = _file(figures.threads)
     before = kept_figures(figures.threads, ())
     merged = replace(figures, peaks=({} if before is None else before.peaks) | figures.peaks)
@@ -64,21 +63,21 @@ def keep_figures(figures: Figures) -> str:
 def machine_figures(
     threads: int,
     dtypes: Iterable[str],
-    progress: Callable[[str, int, int], object] = lambda stage, done, total: None,
+    progress: Callable[[str, int, int], object] = silent,
 ) -> tuple[Figures, str]:
     """The kept figures, measured first where there are none (some 10 s).
 
     Returns them and, where figures were kept and could not be used, why.
     """
     wanted = list(dtypes)
-    found = _kept(threads, wanted)
-    if isinstance(found, Figures):
-        return found, ""
-    if found:
-        progress(f"measuring this machine: {found}", 0, 0)
+    kept = _kept(threads, wanted)
+    if isinstance(kept, Figures):
+        return kept, ""
+    if kept:
+        progress(f"measuring this machine: {kept}", 0, 0)
     figures = measure_machine(threads, wanted, progress=progress)
     keep_figures(figures)
-    return _dated(figures), found
+    return figures, kept
 
 
 def described(figures: Figures, dtype: str) -> str:
@@ -93,10 +92,9 @@ def described(figures: Figures, dtype: str) -> str:
     moments = [each for each in (figures.moment, peak.moment) if each is not None]
     taken = min((datetime.fromisoformat(each.taken) for each in moments), default=None)
     when = "" if taken is None else f" {taken:%Y-%m-%d} ({_age(taken)})"
-    states = {each.busy for each in moments}
-    state = "; the machine was busy" if True in states else ""
-    if not state and (None in states or not states):
-        state = "; whether the machine was busy is not known"
+    states = {each.busy for each in moments} or {None}
+    state = "; whether the machine was busy is not known" if None in states else ""
+    state = "; the machine was busy" if True in states else state
     return (
         f"measured{when} with {figures.threads} threads: sums over "
         f"{figures.read_bytes / 2**20:,.0f} MiB, products of {peak.size:,} x {peak.size:,}{state}"
@@ -106,15 +104,6 @@ def described(figures: Figures, dtype: str) -> str:
 def _age(taken: datetime) -> str:
     days = (datetime.now(UTC) - taken).days
     return "today" if days < 1 else "1 day ago" if days == 1 else f"{days:,} days ago"
-
-
-def _dated(figures: Figures) -> Figures:
-    """With the present moment where a figure has none."""
-    moment = Moment(now())
-    peaks = {
-        dtype: replace(peak, moment=peak.moment or moment) for dtype, peak in figures.peaks.items()
-    }
-    return replace(figures, peaks=peaks, moment=figures.moment or moment)
 
 
 def _toy(figures: Figures) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from headwise.measure import Figures, Peak, machine, machine_kept, measure_machine
-from headwise.measure.machine import Moment
-from headwise.measure.machine_kept import (
+from headwise.measure import Figures, Peak, figures_store, machine, measure_machine
+from headwise.measure.figures_store import (
     described,
     keep_figures,
     kept_figures,
     machine_figures,
 )
+from headwise.measure.machine import Moment
 from headwise.planning.devices import find_device
 
 QUIET = Moment("2026-01-31T07:00+00:00", others=0.0, spread=1.02)
@@ -26,8 +26,8 @@ GOOD = Figures(3, 7e9, 2**30, {"float32": Peak(5e10, 4096, QUIET)}, QUIET)
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path))
-    monkeypatch.setattr(machine_kept, "last_level_cache", lambda: 2**25)
-    monkeypatch.setattr(machine_kept, "measure_machine", lambda *args, **kwargs: GOOD)
+    monkeypatch.setattr(figures_store, "last_level_cache", lambda: 2**25)
+    monkeypatch.setattr(figures_store, "measure_machine", lambda *args, **kwargs: GOOD)
     return tmp_path
 
 
