@@ -191,13 +191,17 @@ class ContiguousCache(Cache):
                     fresh[:, :, : self.length].copy_(old[:, :, : self.length])
             self._buffers, self._dropped = grown, False
 
+    def _room(self, needed: int, bytes_per_token: int) -> int:
+        """Tokens to allocate for when `needed` must fit."""
+        return grown_capacity(needed, bytes_per_token)
+
     def _allocate(
         self, like: tuple[Tensor, Tensor], batch: int, needed: int, at_most: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Empty buffers with room for `needed` tokens of `batch` sequences, and to grow."""
         heads = like[0].shape[1]
         per_token = batch * heads * sum(t.shape[3] * t.element_size() for t in like)
-        capacity = grown_capacity(needed, per_token)
+        capacity = self._room(needed, per_token)
         if at_most is not None:
             capacity = min(capacity, at_most)
         try:

@@ -137,13 +137,12 @@ class PagedCache(Cache):
         """Add tokens: first [B, heads, S, dim], second [B, heads, S, dim'].
 
         Args:
-            first: as said; what lies in the first dims of both must agree.
-            second: as said.
+            first, second: as said; the first three dims of both must agree.
             counts: how many of the S tokens each sequence gets, the last ones (padding is on the
                 left); None for all.
 
         Returns:
-            A view of everything held, for `headwise.attention(query, kv=view)`.
+            A view of all, for `headwise.attention(query, kv=view)`.
 
         Raises:
             ShapeError: the tokens do not fit what the cache holds.
@@ -201,13 +200,13 @@ class PagedCache(Cache):
         if self._pools is None:
             return
         chosen = index.tolist()
-        if any(not 0 <= at < len(self._lengths) for at in chosen):
+        if any(not 0 <= sequence < len(self._lengths) for sequence in chosen):
             raise ShapeError(
                 f"index runs from {min(chosen)} to {max(chosen)}, expected 0 to "
                 f"{len(self._lengths) - 1}, those held"
             )
         table = self._table.index_select(0, index.to(self._table.device))
-        self._use(table, [self._lengths[at] for at in chosen])
+        self._use(table, [self._lengths[sequence] for sequence in chosen])
 
     @torch.inference_mode(mode=False)
     def share(self, source: int, length: int, targets: Sequence[int]) -> None:
@@ -219,7 +218,7 @@ class PagedCache(Cache):
             ShapeError: a sequence that is not held, or more tokens than `source` has.
         """
         batch = len(self._lengths)
-        if any(not 0 <= at < batch for at in (source, *targets)):
+        if any(not 0 <= sequence < batch for sequence in (source, *targets)):
             raise ShapeError(
                 f"share from {source} to {list(targets)}: sequences are 0 to {batch - 1}"
             )
@@ -228,10 +227,10 @@ class PagedCache(Cache):
                 f"share {length} tokens of sequence {source}, which has {self._lengths[source]}"
             )
         table, lengths = self._table.clone(), list(self._lengths)
-        others = [at for at in targets if at != source]
+        others = [sequence for sequence in targets if sequence != source]
         table[others] = self._table[source]
-        for at in others:
-            lengths[at] = length
+        for sequence in others:
+            lengths[sequence] = length
         self._use(table, lengths)
 
     def to(self, device: torch.device | str) -> None:
