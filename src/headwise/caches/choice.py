@@ -7,10 +7,14 @@ from headwise.caches import contiguous, paged, quantized, window
 from headwise.caches.protocol import Cache, CacheKind
 from headwise.errors import OptionError
 
-KINDS = {
-    kind.name: kind
-    for kind in (contiguous.KIND, paged.KIND, quantized.INT8, quantized.INT4, window.KIND)
-}
+_DECLARED = (
+    contiguous.KIND,
+    paged.KIND,
+    quantized.INT8,
+    quantized.INT4,
+    window.KIND,
+)
+KINDS = {kind.name: kind for kind in _DECLARED}
 _FORMS = ", ".join(form for kind in KINDS.values() for form in kind.forms)
 _EXPECTED = " or ".join(_FORMS.rsplit(", ", 1))
 

@@ -14,7 +14,7 @@ from headwise.ops import PagedKV
 
 
 class PagedCache(Cache):
-    """Two tensors [B, heads, L, dim] side by side, in pages: (key, value), or MLA's latent and key.
+    """Two tensors [B, heads, L, dim] side by side, in pages: keys and values, or MLA's pair.
 
     Example:
         >>> import torch, headwise
@@ -30,10 +30,8 @@ class PagedCache(Cache):
 
     What sequences have in common is held once: `select`, `reorder` and `share` copy page tables,
     not pages. A page that others read too is copied before the first token is written into it.
-    Pages that no sequence uses any more are free for others. The views that it hands out never
-    change: where somebody still holds one and an append would write over tokens that were dropped
-    since, the pool is copied first. A `copy.copy` shares the pool until either of the two appends.
-    Appends are in place, so no gradient flows through them.
+    Pages that no sequence uses any more are free for others. Where somebody still holds a view and
+    an append would write over tokens that were dropped since, the pool is copied first.
 
     Args:
         page_size: tokens of a page, a power of two.
@@ -142,7 +140,7 @@ class PagedCache(Cache):
                 left); None for all.
 
         Returns:
-            A view of all, for `headwise.attention(query, kv=view)`.
+            A view of all, for `attention(query, kv=view)`.
 
         Raises:
             ShapeError: the tokens do not fit what the cache holds.
