@@ -3,13 +3,12 @@
 import re
 from dataclasses import dataclass
 
-from headwise.caches import contiguous, fixed, paged, quantized, window
+from headwise.caches import contiguous, paged, quantized, window
 from headwise.caches.protocol import Cache, CacheKind
 from headwise.errors import OptionError
 
 _DECLARED = (
     contiguous.KIND,
-    fixed.KIND,
     paged.KIND,
     quantized.INT8,
     quantized.INT4,
