@@ -47,7 +47,6 @@ struct Options {
   PerHead alibi_slopes;  // times key minus query position, added to a score
   Bias bias;
   Mask mask;
-  double sink_bias;  // added to every score of the first key
 
   // Calls visit(name, field) for every option, in the order of the operator's arguments.
   template <class Visit>
@@ -59,7 +58,6 @@ struct Options {
     visit("alibi_slopes", alibi_slopes);
     visit("bias", bias);
     visit("mask", mask);
-    visit("sink_bias", sink_bias);
   }
 
   // Calls refuse(words...) for what cannot be served, and limits what is out of range. Shapes are

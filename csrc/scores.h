@@ -10,8 +10,7 @@ namespace HEADWISE_ISA {
 // Whether scores are used as they are, but for causality and windows.
 HEADWISE_INLINE bool plain(const Options& options) {
   return options.softcap <= 0 && options.bias.data == nullptr &&
-         options.alibi_slopes.data == nullptr && options.mask.data == nullptr &&
-         options.sink_bias == 0;
+         options.alibi_slopes.data == nullptr && options.mask.data == nullptr;
 }
 
 // Calls what(pointer) with the bias from its element `offset` on, in its dtype.
@@ -59,7 +58,6 @@ inline void apply_options(const Task& task, int64_t row, int64_t key, int count,
     for (int j = 0; j < kBlock; j += W)
       store(score + j, load(score + j) + slope * (first + float(j) + iota()));
   }
-  if (key == 0) score[0] += float(options.sink_bias);
   if (options.mask.data != nullptr) {
     const unsigned char* bytes = task.mask(row, key);
     const int64_t stride = options.mask.strides.key;
@@ -139,7 +137,6 @@ struct TileOptions {
         store(score + j * W, load(score + j * W) + per_key * distance);
       }
     }
-    if (key == 0) store(score, load(score) + float(options.sink_bias));
     if (options.mask.data != nullptr) {
       const int64_t stride = options.mask.strides.key;
       for (int lane = 0; lane < W; ++lane) {

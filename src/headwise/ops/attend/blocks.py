@@ -86,12 +86,9 @@ def _visible(call: AttentionCall, rows: slice, start: int, stop: int) -> Tensor 
 def _bias(call: AttentionCall, rows: slice, start: int, stop: int) -> Tensor | None:
     bias, slopes = call.options.bias, call.options.alibi_slopes
     bias = None if bias is None else _part(bias, rows, start, stop)
-    position, key_position = _positions(call, rows, start, stop)
-    if call.options.sink_bias:
-        first = (call.options.sink_bias * (key_position == 0)).view(1, 1, 1, -1)
-        bias = first if bias is None else bias + first
     if slopes is None:
         return bias
+    position, key_position = _positions(call, rows, start, stop)
     exact = torch.promote_types(call.query.dtype, torch.float32)
     alibi = slopes.to(exact).view(1, -1, 1, 1) * (key_position - position)
     return alibi if bias is None else bias + alibi

@@ -44,7 +44,6 @@ class Options:
     mask: Tensor | None = None
     kv_lengths: Tensor | None = None
     return_lse: bool = False
-    sink_bias: float = 0.0
 
     def check(self, query: Tensor, full: tuple[int, int, int, int]) -> None:
         """Raise `ShapeError` on the first option that does not fit `full`, [B, H, S, L].
@@ -61,8 +60,6 @@ class Options:
                 raise ShapeError("window needs causal=True: give a symmetric window as a mask")
         if self.softcap is not None and not (_is_number(self.softcap) and self.softcap > 0):
             raise ShapeError(f"softcap is {self.softcap!r}, expected a finite number above 0")
-        if not _is_number(self.sink_bias):
-            raise ShapeError(f"sink_bias is {self.sink_bias!r}, expected a finite number")
         if self.mask is not None or self.bias is not None:
             check_mask_and_bias(self.mask, self.bias, query, full)
             self.mask, self.bias = _four_dims(self.mask), _four_dims(self.bias)
@@ -83,7 +80,6 @@ class Options:
             _vector(self.alibi_slopes),
             self.bias,
             self.mask,
-            self.sink_bias,
         )
 
 
@@ -228,7 +224,7 @@ class AttentionCall:
             sinks=options.sinks is not None,
             softcap=options.softcap is not None,
             alibi=options.alibi_slopes is not None,
-            bias=self._bias_dtype(),
+            bias=None if options.bias is None else options.bias.dtype,
             mask=options.mask is not None,
             ragged=options.kv_lengths is not None,
             lse=options.return_lse,
@@ -237,12 +233,6 @@ class AttentionCall:
             split_key=tail is not None,
             layout="dense" if self.kv is None else self.kv.layout,
         )
-
-    def _bias_dtype(self) -> torch.dtype | None:
-        bias = self.options.bias
-        if bias is None:
-            return self.query.dtype if self.options.sink_bias else None
-        return bias.dtype
 
     def _requires_grad(self) -> bool:
         options = self.options

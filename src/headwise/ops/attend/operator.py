@@ -27,7 +27,6 @@ def attention(
     bias: Tensor | None = ...,
     mask: Tensor | None = ...,
     kv_lengths: Tensor | None = ...,
-    sink_bias: float = ...,
     return_lse: Literal[False] = ...,
     backend: str | None = ...,
 ) -> Tensor: ...
@@ -49,7 +48,6 @@ def attention(
     bias: Tensor | None = ...,
     mask: Tensor | None = ...,
     kv_lengths: Tensor | None = ...,
-    sink_bias: float = ...,
     return_lse: Literal[True],
     backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
@@ -70,7 +68,6 @@ def attention(
     bias: Tensor | None = None,
     mask: Tensor | None = None,
     kv_lengths: Tensor | None = None,
-    sink_bias: float = 0.0,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -100,7 +97,6 @@ def attention(
         mask: boolean, True = attend; broadcasts to [B, H, S, L].
         kv_lengths: [B] int, tokens held by each sequence; keys past them are never read, and
             causality aligns with each sequence's own last key. A view brings its own.
-        sink_bias: added to every score of the first token, after the cap.
         return_lse: also return the log-sum-exp of the scores.
         backend: the name of the backend to force; by default the fastest that accepts the call.
 
@@ -128,7 +124,6 @@ def attention(
         mask=mask,
         kv_lengths=kv_lengths,
         return_lse=return_lse,
-        sink_bias=sink_bias,
     )
     call = AttentionCall(query, key, value, options, kv=kv)
     out, lse = run_call(call, backend)

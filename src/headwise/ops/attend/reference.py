@@ -29,7 +29,6 @@ def scores(call: AttentionCall) -> Tensor:
     if options.bias is not None:
         score = score + options.bias.to(exact)
     position, key_position = positions(call)
-    score = score + options.sink_bias * (key_position == 0)
     if options.alibi_slopes is not None:
         slopes = options.alibi_slopes.to(exact).view(1, heads, 1, 1)
         score = score + slopes * (key_position - position)
