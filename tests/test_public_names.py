@@ -27,6 +27,18 @@ def test_dir_lists_what_the_api_page_lists() -> None:
     assert set(headwise.__all__) <= set(dir(headwise))
 
 
+def test_no_public_name_is_lost() -> None:
+    """Those of headwise, headwise.nn, headwise.hf and the API page, since they were first listed.
+
+    A renamed one keeps its old name, and stays in the file.
+    """
+    for name in (Path(__file__).parent / "public_names.txt").read_text().split():
+        value = headwise
+        for part in name.split(".")[1:]:
+            value = getattr(value, part, None)
+        assert value is not None, name
+
+
 def test_help_names_the_functions() -> None:
     code = "import pydoc, headwise; print(pydoc.render_doc(headwise, renderer=pydoc.plaintext))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
