@@ -163,8 +163,8 @@ class ContiguousCache(Cache):
             index = index.to(self._buffers[0].device)
             selected = self._allocate(self._buffers, index.shape[0], self.length, self.capacity)
             for fresh, old in zip(selected, self._buffers, strict=True):
-                held = old[:, :, : self.length].index_select(0, index)
-                fresh[:, :, : self.length].copy_(held)
+                rows = old[:, :, : self.length].index_select(0, index)
+                fresh[:, :, : self.length].copy_(rows)
             self._buffers, self._dropped, self._like = selected, False, ()
 
     def reset(self) -> None:
@@ -239,10 +239,10 @@ def _bytes_per_token(tensor: Tensor) -> int:
 
 def _check_fits(buffer: Tensor, tokens: Tensor) -> None:
     expected = (buffer.shape[0], buffer.shape[1], buffer.shape[3])
-    given = (tokens.shape[0], tokens.shape[1], tokens.shape[3])
-    if given != expected:
+    sizes = (tokens.shape[0], tokens.shape[1], tokens.shape[3])
+    if sizes != expected:
         raise ShapeError(
-            f"tokens have batch, heads, dim {list(given)}, the cache holds {list(expected)}"
+            f"tokens have batch, heads, dim {list(sizes)}, the cache holds {list(expected)}"
         )
     if tokens.dtype != buffer.dtype or tokens.device != buffer.device:
         raise ShapeError(

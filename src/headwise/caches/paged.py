@@ -251,10 +251,10 @@ class PagedCache(Cache):
         assert self._pools is not None
         for pool, tokens in zip(self._pools, (first, second), strict=True):
             expected = [len(self._lengths), pool.shape[0], pool.shape[3]]
-            given = [tokens.shape[0], tokens.shape[1], tokens.shape[3]]
-            if given != expected or tokens.dtype != pool.dtype or tokens.device != pool.device:
+            sizes = [tokens.shape[0], tokens.shape[1], tokens.shape[3]]
+            if sizes != expected or tokens.dtype != pool.dtype or tokens.device != pool.device:
                 raise ShapeError(
-                    f"tokens have batch, heads, dim {given}, {tokens.dtype} on {tokens.device}; "
+                    f"tokens have batch, heads, dim {sizes}, {tokens.dtype} on {tokens.device}; "
                     f"the cache holds {expected}, {pool.dtype} on {pool.device}"
                 )
 

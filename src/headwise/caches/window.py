@@ -135,13 +135,13 @@ class WindowCache(Cache):
         if led:
             self._lead_with_sinks()
         passed = self._passed
-        held, also = self._buffer.append(first, second)
+        keys, values = self._buffer.append(first, second)
         self.length += first.shape[2]
-        self._keep_sinks(held, also)
+        self._keep_sinks(keys, values)
         if led:
-            views = held[:, :, passed:], also[:, :, passed:]
+            views = keys[:, :, passed:], values[:, :, passed:]
         else:
-            views = self._from(held, passed, 0), self._from(also, passed, 1)
+            views = self._from(keys, passed, 0), self._from(values, passed, 1)
         # what is handed out lives on in the old buffer, a long prompt's too
         full = self._buffer.length >= min(self._buffer.capacity, 3 * self.window + self.sinks)
         if self._passed and full and not self.recording:

@@ -139,8 +139,8 @@ class OwnLayer(CacheLayerMixin):
             self.cache.to(self.device)
 
     def _held(self, which: int) -> Tensor | None:
-        held: Tensor | None = self.cache.first if which == 0 else self.cache.second
-        return held
+        rows: Tensor | None = self.cache.first if which == 0 else self.cache.second
+        return rows
 
     def _append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         views: tuple[Tensor, Tensor] = self.cache.append(keys, values)
@@ -309,7 +309,7 @@ def use_own_layers(cache: Cache, choice: CacheChoice = _DEFAULT) -> Cache:
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     if type(own) is not DynamicCache or own.offloading:
         return cache
-    own.layers = [_own_layer(at, choice) for at in own.layers]
+    own.layers = [_own_layer(layer, choice) for layer in own.layers]
     if own.layer_class_to_replicate is DynamicLayer:
         # anything that makes a layer when called will do
         own.layer_class_to_replicate = partial(_full_layer, choice)
@@ -347,14 +347,16 @@ def cache_nbytes(cache: Cache) -> int:
 def held_tensors(layer: Any) -> Iterator[Tensor]:
     """What a layer of Transformers' own holds: keys and values, an indexer's keys, states."""
     for name in ("keys", "values", "indexer_keys"):
-        held = getattr(layer, name, None)
-        if isinstance(held, Tensor):
-            yield held
+        tensor = getattr(layer, name, None)
+        if isinstance(tensor, Tensor):
+            yield tensor
     for name in ("conv_states", "recurrent_states"):
-        yield from (at for at in getattr(layer, name, {}).values() if isinstance(at, Tensor))
+        yield from (
+            state for state in getattr(layer, name, {}).values() if isinstance(state, Tensor)
+        )
 
 
 def _layer_nbytes(layer: Any) -> int:
     if isinstance(layer, OwnLayer):
         return int(layer.cache.nbytes)
-    return sum(held.numel() * held.element_size() for held in held_tensors(layer))
+    return sum(tensor.numel() * tensor.element_size() for tensor in held_tensors(layer))

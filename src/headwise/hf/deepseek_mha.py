@@ -47,8 +47,8 @@ class _Expanded:
 
     def expand_latents(self, latent: Tensor, key_rope: Tensor) -> tuple[Tensor, Tensor]:
         """Stock's expansion, of the new tokens."""
-        found: tuple[Tensor, Tensor] = super().expand_kv(latent, key_rope)  # type: ignore[misc]
-        return found
+        expanded: tuple[Tensor, Tensor] = super().expand_kv(latent, key_rope)  # type: ignore[misc]
+        return expanded
 
     def expand_kv(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """What stock expands behind its cache is expanded already."""
@@ -58,10 +58,10 @@ class _Expanded:
         self, hidden_states: Tensor, *, cache: Cache | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states [B,S,E] to [B,S,E], and weights where asked."""
-        found: tuple[Tensor, Tensor | None] = super().forward(  # type: ignore[misc]
+        result: tuple[Tensor, Tensor | None] = super().forward(  # type: ignore[misc]
             hidden_states, cache=_Expanding(cache, self), **kwargs
         )
-        return found
+        return result
 
 
 class DeepseekV2MhaAttention(_Expanded, DeepseekV2Attention):

@@ -148,10 +148,10 @@ def _empty(mask: Tensor, eager: bool) -> Tensor | None:
             empty = empty & ~torch.isneginf(peak)
     if tracing:
         return empty
-    found = empty if bool(empty.any()) else None
+    averaged = empty if bool(empty.any()) else None
     if shared is not None:
-        shared[:] = mask._version, found
-    return found
+        shared[:] = mask._version, averaged
+    return averaged
 
 
 def _part(tensor: Tensor, rows: Tensor | None) -> Tensor:

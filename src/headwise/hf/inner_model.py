@@ -43,18 +43,18 @@ def inner_models(given: Any) -> dict[str, PreTrainedModel]:
     if isinstance(given, PreTrainedModel):
         return {"": given}
     if isinstance(given, nn.Module):
-        found = {
+        models = {
             name: module
             for name, module in given.named_modules()
             if isinstance(module, PreTrainedModel)
         }
         # whichever is met first: a model may be held beside one of its parts
-        parts = {id(part) for whole in found.values() for part in whole.modules() if part != whole}
-        return {name: module for name, module in found.items() if id(module) not in parts}
-    held = getattr(given, "model", None)
-    if isinstance(given, type) or not isinstance(held, nn.Module):
+        parts = {id(part) for whole in models.values() for part in whole.modules() if part != whole}
+        return {name: module for name, module in models.items() if id(module) not in parts}
+    model = getattr(given, "model", None)
+    if isinstance(given, type) or not isinstance(model, nn.Module):
         return {}
-    return {f"model.{name}".rstrip("."): part for name, part in inner_models(held).items()}
+    return {f"model.{name}".rstrip("."): part for name, part in inner_models(model).items()}
 
 
 def named_parts(inside: dict[str, PreTrainedModel]) -> str:

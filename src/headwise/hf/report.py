@@ -87,8 +87,8 @@ def _parts(name: str) -> tuple[str, str, str]:
     >>> _parts("decoder.3.cross"), _parts("all")
     (('decoder.', '3', '.cross'), ('all', '', ''))
     """
-    found = re.fullmatch(r"(.*?)(\d+)(\D*)", name)
-    return (found[1], found[2], found[3]) if found else (name, "", "")
+    match = re.fullmatch(r"(.*?)(\d+)(\D*)", name)
+    return (match[1], match[2], match[3]) if match else (name, "", "")
 
 
 def _joined(names: list[str]) -> str:

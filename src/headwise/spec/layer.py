@@ -147,12 +147,12 @@ def _old_mixer(
 ) -> Mixer:
     """The mixer of what `LayerSpec` was given before it had one."""
     _warn("LayerSpec(attention=, note=, state=)")
-    given = [each for each in (mixer, attention, state) if each is not None]
-    if len(given) > 1:
-        raise SpecError(f"{given[0]} and {given[1]} in layer {index}: expected one of them")
-    if not given and not note:
+    mixers = [each for each in (mixer, attention, state) if each is not None]
+    if len(mixers) > 1:
+        raise SpecError(f"{mixers[0]} and {mixers[1]} in layer {index}: expected one of them")
+    if not mixers and not note:
         raise SpecError(f"note is empty in layer {index}: say why attention is None")
-    return given[0] if given else Uncovered(note)
+    return mixers[0] if mixers else Uncovered(note)
 
 
 def _warn(name: str) -> None:

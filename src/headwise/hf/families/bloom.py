@@ -27,8 +27,8 @@ class BloomForward(ModuleHook):
         module = self.owner
         if module.training and module.attention_dropout.p:
             stock = type(module).forward
-            given = (hidden_states, residual, alibi, attention_mask, layer_past)
-            result: tuple[Tensor, Tensor] = stock(module, *given, use_cache, output_attentions)
+            inputs = (hidden_states, residual, alibi, attention_mask, layer_past)
+            result: tuple[Tensor, Tensor] = stock(module, *inputs, use_cache, output_attentions)
             return result
         query, key, value = module._reshape(module.query_key_value(hidden_states))
         if layer_past is not None:

@@ -40,7 +40,7 @@ def choose(problem: Problem, backend: str | None) -> Backend:
 
 
 def choose_offer(
-    operator: Literal["project", "quantize"], backend: str | None, *given: Any
+    operator: Literal["project", "quantize"], backend: str | None, *arguments: Any
 ) -> Callable[..., Any]:
     """The fastest of what the backends offer for an operator; of a named one only, where it serves.
 
@@ -50,6 +50,6 @@ def choose_offer(
         offer: Offer | None = getattr(known, operator)
         if offer is None:
             continue
-        if offer.serves is None or (backend in (None, known.name) and offer.serves(*given)):
+        if offer.serves is None or (backend in (None, known.name) and offer.serves(*arguments)):
             return offer.run
     raise AssertionError(f"no backend offers {operator} for everything")

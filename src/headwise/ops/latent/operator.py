@@ -168,16 +168,16 @@ def _check(
     rope_dim = query_rope.shape[3]
     if kv is None:
         context, rank = latent.shape[1:]
-        held = tuple(latent.shape), tuple(key_rope.shape)
+        shapes = tuple(latent.shape), tuple(key_rope.shape)
     else:
         kv.check(query_nope)
         kv_batch, kv_heads, context, rank, kv_rope = kv.shape
         if kv_heads != 1:
             raise ShapeError(f"kv holds {kv_heads} heads, expected 1: latents and rope keys")
-        held = (kv_batch, context, rank), (kv_batch, context, kv_rope)
+        shapes = (kv_batch, context, rank), (kv_batch, context, kv_rope)
     for name, shape, wanted in (
-        ("latent", held[0], (batch, context, rank)),
-        ("key_rope", held[1], (batch, context, rope_dim)),
+        ("latent", shapes[0], (batch, context, rank)),
+        ("key_rope", shapes[1], (batch, context, rope_dim)),
     ):
         if shape != wanted:
             raise ShapeError(
@@ -193,11 +193,11 @@ def _check(
         if tuple(tensor.shape) != shape:
             raise ShapeError(
                 f"{name} has shape {list(tensor.shape)}, expected {list(shape)} to fit query_nope "
-                f"{list(query_nope.shape)} and latent {list(held[0])}"
+                f"{list(query_nope.shape)} and latent {list(shapes[0])}"
             )
     if 0 in (nope_dim + rope_dim, rank, w_uv.shape[1]):
         raise ShapeError(
             f"w_uk has shape {list(w_uk.shape)}, w_uv {list(w_uv.shape)} and key_rope "
-            f"{list(held[1])}, expected N + P, V and R of at least 1"
+            f"{list(shapes[1])}, expected N + P, V and R of at least 1"
         )
     return batch, context

@@ -25,9 +25,9 @@ def layer_kinds(
     if types is None:
         return None
     if not isinstance(types, list | tuple) or len(types) != layers:
-        given = f"{len(types)} entries" if isinstance(types, list | tuple) else shown(types)
+        length = f"{len(types)} entries" if isinstance(types, list | tuple) else shown(types)
         raise SpecError(
-            f"layer_types has {given}: expected one for each of the "
+            f"layer_types has {length}: expected one for each of the "
             f"num_hidden_layers={layers} layers"
         )
     unknown = [kind for kind in types if not isinstance(kind, str) or kind not in known]

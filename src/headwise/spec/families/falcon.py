@@ -27,10 +27,10 @@ def _kv_heads(fields: ConfigFields, heads: int) -> int:
     # Falcon-7B's config says num_kv_heads=71 and multi_query=true; the second one holds.
     if fields.optional_flag("multi_query"):
         return 1
-    given = fields.optional_positive("num_kv_heads")
-    if given not in (None, heads):
+    kv_heads = fields.optional_positive("num_kv_heads")
+    if kv_heads not in (None, heads):
         raise SpecError(
-            f"num_kv_heads={given} with multi_query=False and new_decoder_architecture=False: "
+            f"num_kv_heads={kv_heads} with multi_query=False and new_decoder_architecture=False: "
             f"that layout has num_attention_heads={heads} kv heads; "
             "leave it out or set new_decoder_architecture=True"
         )
