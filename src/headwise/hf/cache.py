@@ -25,7 +25,7 @@ from headwise.caches import (
     WindowCache,
 )
 from headwise.errors import ShapeError, UnsupportedError
-from headwise.hf.cached_rows import CachedRows, WindowKV
+from headwise.hf.cached_rows import CachedRows, WindowKV, rows_of
 
 
 class OwnLayer(CacheLayerMixin):
@@ -190,15 +190,11 @@ class ViewLayer(ContiguousLayer):
 
     def _held(self, which: int) -> Tensor | None:
         view = self.cache.view
-        return None if view is None else CachedRows(view, self.dtype, is_value=which == 1)
+        return None if view is None else rows_of(view, self.dtype)[which]
 
     def _append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self.dtype = keys.dtype
-        view = self.cache.append(keys, values)
-        return (
-            CachedRows(view, self.dtype, is_value=False),
-            CachedRows(view, self.dtype, is_value=True),
-        )
+        return rows_of(self.cache.append(keys, values), self.dtype)
 
 
 class SinksLayer(ContiguousLayer):
@@ -222,13 +218,13 @@ class SinksLayer(ContiguousLayer):
         key, value = self.cache.first, self.cache.second
         if key is None or value is None:
             return None
-        return self._handed(key, value, 0)[which]
+        return self._rows(key, value, 0)[which]
 
     def _append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         key, value = self.cache.append(keys, values)
-        return self._handed(key, value, keys.shape[2])
+        return self._rows(key, value, keys.shape[2])
 
-    def _handed(self, key: Tensor, value: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+    def _rows(self, key: Tensor, value: Tensor, queries: int) -> tuple[Tensor, Tensor]:
         cache = self.cache
         view = WindowKV(
             key,
@@ -238,10 +234,7 @@ class SinksLayer(ContiguousLayer):
             cache.mask(queries),
             whole=key.shape[2] == cache.length <= cache.window + cache.sinks,
         )
-        return (
-            CachedRows(view, key.dtype, is_value=False),
-            CachedRows(view, key.dtype, is_value=True),
-        )
+        return rows_of(view, key.dtype)
 
     def _stock(self) -> DynamicLayer:
         if self.cache.length > self.cache.held:

@@ -106,6 +106,13 @@ class CachedRows(Tensor):
         return f"{type(self).__name__}(shape={list(self.shape)}, of a {type(self.kv).__name__})"
 
 
+def rows_of(
+    view: PagedKV | QuantKV | WindowKV, dtype: torch.dtype
+) -> tuple[CachedRows, CachedRows]:
+    """The keys and the values of a view."""
+    return CachedRows(view, dtype, is_value=False), CachedRows(view, dtype, is_value=True)
+
+
 def view_of(key: Tensor, value: Tensor) -> PagedKV | QuantKV | WindowKV | None:
     """The view that both are rows of; None for tensors."""
     if isinstance(key, CachedRows) and isinstance(value, CachedRows):
