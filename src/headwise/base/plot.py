@@ -2,7 +2,6 @@
 
 import importlib.util
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 
 from headwise.errors import OptionError, UnsupportedError
@@ -43,34 +42,7 @@ def plain(text: str) -> str:
     ('escU+001B[31m', 'a b')
     """
     shown = (
-        at if at.isprintable() or unicodedata.category(at) == "Zs" else f"U+{ord(at):04X}"
-        for at in text
+        each if each.isprintable() or unicodedata.category(each) == "Zs" else f"U+{ord(each):04X}"
+        for each in text
     )
     return "".join(shown)
-
-
-def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
-    """Ascending heights, moved as little as it takes to be `gap` apart within 0 .. `top`.
-
-    >>> spread([10.0, 11.0, 40.0], 6.0, 100.0)
-    [7.5, 13.5, 40.0]
-    >>> spread([97.0, 98.0, 99.0], 6.0, 100.0)
-    [85.0, 91.0, 97.0]
-    """
-    # Runs of labels that touch, each kept at the mean of what its members want.
-    runs: list[list[float]] = []
-    for height in heights:
-        runs.append([height])
-        while len(runs) > 1 and _start(runs[-1], gap, top) < _end(runs[-2], gap, top):
-            joined = runs.pop()
-            runs[-1] += joined
-    return [_start(run, gap, top) + gap / 2 + gap * at for run in runs for at in range(len(run))]
-
-
-def _start(run: Sequence[float], gap: float, top: float) -> float:
-    size = gap * len(run)
-    return max(0.0, min(sum(run) / len(run) - size / 2, top - size))
-
-
-def _end(run: Sequence[float], gap: float, top: float) -> float:
-    return _start(run, gap, top) + gap * len(run)

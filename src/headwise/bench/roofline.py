@@ -7,14 +7,13 @@ The legend beside a panel names them in that order, the fastest first.
 Source: Williams, Waterman, Patterson 2009, doi 10.1145/1498765.1498785.
 """
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headwise.base.figure import style_axes, write_figure
 from headwise.base.plot import STYLES, plain
-from headwise.base.written import write_whole
 from headwise.bench.results import Report, ShapeResult
 from headwise.measure.machine import Figures
 
@@ -36,11 +35,7 @@ def write_plot(report: Report, path: Path) -> None:
     Raises:
         OptionError: the file cannot be written.
     """
-    content = io.BytesIO()
-    # No date in it: the same results make the same file.
-    metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-    draw(report).savefig(content, format=path.suffix[1:].lower(), dpi=150, metadata=metadata)
-    write_whole(path, content.getvalue())
+    write_figure(draw(report), path)
 
 
 def draw(report: Report) -> "Figure":
@@ -136,10 +131,7 @@ def _decorate(axes: "Axes", result: ShapeResult) -> None:
     axes.set_title(title, fontsize=_FONT, loc="left")
     axes.set_xlabel("FLOP/byte", fontsize=_FONT)
     axes.set_ylabel("FLOP/s", fontsize=_FONT)
-    axes.tick_params(labelsize=_FONT - 1)
-    axes.grid(color="0.9", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes, _FONT)
     axes.legend(
         loc="upper left",
         bbox_to_anchor=(1, 1),

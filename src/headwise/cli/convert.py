@@ -2,50 +2,45 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import typer
 
 from headwise.base.console import one_line
+from headwise.cli.documented import documented
 from headwise.cli.options import Json, Model, Named, print_json, the_model
 from headwise.cli.terminal import screen
 
 
+@documented
 def convert(
     model: Model = None,
     *,
     named: Named = None,
-    to: Annotated[
-        str,
-        typer.Option(
-            help="gqa:2 (2 kv heads), mqa, mla (everything kept), mla:50% (of the cache), "
-            "mla:rank=128,rope=48, or mha (from MLA)."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="The checkpoint's folder: new, or empty.")],
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            help="A text file like what the model is for. Needed unless everything is kept "
-            "(mla, mha), where it is what quality is measured on.",
-            show_default=False,
-        ),
-    ] = None,
-    method: Annotated[
-        Literal["aware", "naive"],
-        typer.Option(help="Aware of the activations, or the plain baseline to compare with."),
-    ] = "aware",
-    tokens: Annotated[int, typer.Option(help="Of the text, to calibrate with.")] = 16384,
-    length: Annotated[int, typer.Option(help="Tokens of a calibration sequence.")] = 512,
-    tune: Annotated[
-        int, typer.Option(help="Steps of distillation from the original, afterwards.")
-    ] = 0,
-    verdict: Annotated[
-        bool, typer.Option(help="Measure what the conversion cost, once the checkpoint is written.")
-    ] = True,
+    to: str,
+    out: Path,
+    calibration: Path | None = None,
+    method: Literal["aware", "naive"] = "aware",
+    tokens: int = 16384,
+    length: int = 512,
+    tune: int = 0,
+    verdict: bool = True,
     as_json: Json = False,
 ) -> int:
-    """Move a checkpoint to a cheaper attention, and say what that cost."""
+    """Move a checkpoint to a cheaper attention, and say what that cost.
+
+    Args:
+        to: gqa:2 (2 kv heads), mqa, mla (everything kept), mla:50% (of the cache),
+            mla:rank=128,rope=48, or mha (from MLA).
+        out: The checkpoint's folder: new, or empty.
+        calibration: A text file like what the model is for. Needed unless everything is kept (mla,
+            mha), where it is what quality is measured on.
+        method: Aware of the activations, or the plain baseline to compare with.
+        tokens: Of the text, to calibrate with.
+        length: Tokens of a calibration sequence.
+        tune: Steps of distillation from the original, afterwards.
+        verdict: Measure what the conversion cost, once the checkpoint is written.
+    """
     from headwise import conversion
     from headwise.cli.convert_table import show
     from headwise.loading.progress import quiet_transformers

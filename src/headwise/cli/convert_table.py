@@ -1,42 +1,34 @@
 """What `headwise convert` ends with: what it cost, what it gained, and the conclusion."""
 
-import sys
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from headwise.base.console import one_line
+from headwise.base.console import show as show_parts
+from headwise.cli.tables import columns, heading
+from headwise.cli.tables import notes as noted
 from headwise.conversion.verdict.tables import Rows, made_with, notes, quality_rows, speed_rows
 from headwise.conversion.verdict.verdict import Verdict
 
 
 def show(verdict: Verdict, out: Path) -> None:
     """Print the verdict to stdout; the conclusion is its last line."""
-    console = Console(file=sys.stdout, highlight=False)
-    console.print(escape(one_line(verdict.title)), style="bold")
-    console.print(_table(quality_rows(verdict)))
-    if verdict.speeds.contexts:
-        console.print()
-        console.print(_table(speed_rows(verdict)))
-    console.print()
-    for line in _lines(verdict, out):
-        console.print(Padding(escape(one_line(line)), (0, 0, 0, 2), expand=False))
-    console.print(escape(one_line(verdict.conclusion)), soft_wrap=True)
+    speeds = ["", _table(speed_rows(verdict))] if verdict.speeds.contexts else []
+    show_parts(
+        heading(verdict.title),
+        _table(quality_rows(verdict)),
+        *speeds,
+        "",
+        *noted(_lines(verdict, out)),
+        Text(one_line(verdict.conclusion)),
+    )
 
 
 def _table(rows: Rows) -> Table:
     header, *rest = rows
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(header[0], no_wrap=True)
-    for name in header[1:]:
-        table.add_column(name, justify="right")
-    for cells in rest:
-        table.add_row(*map(escape, cells))
-    return table
+    return columns(header, rest, left=header[:1], no_wrap=header[:1])
 
 
 def _lines(verdict: Verdict, out: Path) -> list[str]:

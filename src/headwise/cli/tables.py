@@ -34,8 +34,17 @@ def columns(
 
 def show_table(title: str, table: Table, lines: Iterable[str] = ()) -> None:
     """Print a table to stdout, with its title above and `lines` below."""
-    notes = (Padding(escape(one_line(line)), (0, 0, 0, 2), expand=False) for line in lines)
-    show(Styled(escape(one_line(title)), "bold"), table, *notes, "")
+    show(heading(title), table, *notes(lines), "")
+
+
+def heading(title: str) -> Styled:
+    """The line above a table."""
+    return Styled(escape(one_line(title)), "bold")
+
+
+def notes(lines: Iterable[str]) -> Iterable[Padding]:
+    """The lines below a table, indented."""
+    return (Padding(escape(one_line(line)), (0, 0, 0, 2), expand=False) for line in lines)
 
 
 def lines_of(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headwise.base.console import harmless, one_line
+from headwise.cli.documented import documented
 from headwise.cli.options import (
     Device,
     Dtype,
@@ -27,59 +28,47 @@ if TYPE_CHECKING:
 SENTENCE = "The animal didn't cross the street because it was too tired"
 
 
+@documented
 def view(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A model folder, a .gguf file, a hub id, minilm or smollm2. Default: minilm.",
-            show_default=False,
+            help="A model folder, a .gguf file, a hub id, minilm or smollm2. Default: minilm."
         ),
     ] = None,
     *,
     named: Named = None,
-    text: Annotated[str, typer.Option(help="The text to look at.")] = SENTENCE,
-    pair: Annotated[
-        str | None,
-        typer.Option(help="A second text, for encoders that read two.", show_default=False),
-    ] = None,
-    document: Annotated[
-        Path | None, typer.Option(help="A text file to look at instead.", show_default=False)
-    ] = None,
+    text: str = SENTENCE,
+    pair: str | None = None,
+    document: Path | None = None,
     context: OldDocument = None,
-    layers: Annotated[
-        str | None, typer.Option(help="As 0,4-6. Default: all.", show_default=False)
-    ] = None,
-    heads: Annotated[
-        str | None, typer.Option(help="Of each layer, as 0,4-6. Default: all.", show_default=False)
-    ] = None,
-    tokens: Annotated[
-        str | None,
-        typer.Option(
-            help="Whose weights to keep in full: positions and words, as 0,4-6,it. Default: all, "
-            "or in a long text the last ones.",
-            show_default=False,
-        ),
-    ] = None,
-    generate: Annotated[int, typer.Option(help="Tokens to decode after the text.")] = 0,
-    without: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A head to silence, as 5.2 for layer 5, head 2; give it again for more.",
-            show_default=False,
-        ),
-    ] = None,
-    overview: Annotated[
-        bool, typer.Option(help="Pool the weights of all tokens, which takes time in long texts.")
-    ] = True,
+    layers: str | None = None,
+    heads: str | None = None,
+    tokens: str | None = None,
+    generate: int = 0,
+    without: list[str] | None = None,
+    overview: bool = True,
     dtype: Dtype = "float32",
     device: Device = "auto",
-    out: Annotated[
-        Path, typer.Option(help="The page (.html), the numbers (.json) or a picture (.png, .svg).")
-    ] = Path("view.html"),
+    out: Path = Path("view.html"),
     as_json: Json = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> int:
-    """Show what each head attends to, in one page that needs no network."""
+    """Show what each head attends to, in one page that needs no network.
+
+    Args:
+        text: The text to look at.
+        pair: A second text, for encoders that read two.
+        document: A text file to look at instead.
+        layers: As 0,4-6. Default: all.
+        heads: Of each layer, as 0,4-6. Default: all.
+        tokens: Whose weights to keep in full: positions and words, as 0,4-6,it. Default: all, or in
+            a long text the last ones.
+        generate: Tokens to decode after the text.
+        without: A head to silence, as 5.2 for layer 5, head 2; give it again for more.
+        overview: Pool the weights of all tokens, which takes time in long texts.
+        out: The page (.html), the numbers (.json) or a picture (.png, .svg).
+    """
     from headwise import viewing
     from headwise.generation.text import read_document
     from headwise.loading.progress import quiet_transformers
