@@ -5,13 +5,14 @@ import pytest
 from headwise.planning import plan
 from headwise.planning.cached import CacheFormat
 from headwise.planning.model import find_model
+from headwise.planning.workload import Workload
 
 BF16 = CacheFormat("bfloat16")
 K, MIB, GIB = 1024, 2**20, 2**30
 
 
 def held(name: str, context: int, batch: int = 1, encoder: int = 0) -> int:
-    return BF16.model_bytes(find_model(name).spec, context, batch, encoder)
+    return Workload(BF16, context, batch, encoder).cache_bytes(find_model(name).spec)
 
 
 def test_deepseek_v3_caches_one_latent_and_one_rope_key_a_layer() -> None:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from headwise.base.files import MOST_JSON, kind_of, one_line, read_bytes, read_json, reason
+from headwise.base.records import record
 from headwise.base.written import write_whole
 from headwise.comparison.configuration import Configuration
 from headwise.comparison.speed import Speed
@@ -47,7 +48,7 @@ class ComparisonFolder:
         for seed in range(self.configuration.seeds):
             for mechanism in self.configuration.mechanisms:
                 file = self._run_file(mechanism, seed)
-                run = _read(file, lambda data: _with_name(_record(Run, data)))
+                run = _read(file, lambda data: _with_name(record(Run, data)))
                 if run is None:
                     continue
                 if (run.mechanism, run.seed) != (mechanism, seed):
@@ -66,7 +67,7 @@ class ComparisonFolder:
         """The speeds at these contexts; empty where they are not measured."""
         speeds = _read(
             self.path / "speed.json",
-            lambda data: [_with_name(_record(Speed, each)) for each in data],
+            lambda data: [_with_name(record(Speed, each)) for each in data],
         )
         wanted = list(contexts)
         known = all([each.context for each in speed.decode] == wanted for speed in speeds or [])
@@ -117,22 +118,6 @@ def _write(file: Path, content: Any) -> None:
     write_whole(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _with_name(record: Any) -> Any:
+def _with_name(stored: Any) -> Any:
     """The record with its mechanism in today's spelling."""
-    return replace(record, mechanism=mechanism_name(record.mechanism))
-
-
-def _record(kind: Any, data: Any) -> Any:
-    """A value of `kind`, a dataclass or the type of a field of one, of what JSON has for it.
-
-    Raises:
-        KeyError, TypeError: a field is missing, or has another type.
-    """
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{name: _record(hint, data[name]) for name, hint in hints.items()})  # type: ignore[operator]
-    if get_origin(kind) is tuple:
-        return tuple(_record(get_args(kind)[0], each) for each in data)
-    if not isinstance(data, int | float if kind is float else kind):
-        raise TypeError(f"{data!r} is no {getattr(kind, '__name__', kind)}")
-    return data
+    return replace(stored, mechanism=mechanism_name(stored.mechanism))

@@ -5,31 +5,24 @@ without these, of toy sizes or damaged are not used, and whoever asks is told wh
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from headwise.base.files import kind_of, read_json
+from headwise.base.files import kind_of, one_line, read_json
 from headwise.base.kept import cache_folder
 from headwise.base.progress import silent
+from headwise.base.records import record
 from headwise.base.written import write_whole
 from headwise.errors import LoadError, OptionError
 from headwise.measure.environment import environment, last_level_cache
 from headwise.measure.inputs import ASSUMED_CACHE
-from headwise.measure.machine import (
-    READ_BYTES,
-    SMALLEST_GEMM,
-    Figures,
-    Moment,
-    Peak,
-    measure_machine,
-)
-from headwise.spec.checks import finite, positive_int
+from headwise.measure.machine import READ_BYTES, SMALLEST_GEMM, Figures, measure_machine
 
 # No fewer bytes than this are read, whatever the system says of its caches.
 _LEAST_BYTES = 2**26
@@ -83,6 +76,7 @@ def machine_figures(
 def described(figures: Figures, dtype: str) -> str:
     """When, of what and how quietly the figures for one dtype were taken.
 
+    >>> from headwise.measure.machine import Moment, Peak
     >>> moment = Moment("2020-02-01T10:00+00:00", others=0.0, spread=1.5)
     >>> figures = Figures(2, 1e10, 2**30, {"float32": Peak(1e11, 4096, moment)}, moment)
     >>> described(figures, "float32").partition("threads: ")[2]
@@ -128,34 +122,26 @@ def _kept(threads: int, dtypes: Iterable[str]) -> Figures | str:
         kept = read_json(file)
         if "moment" not in kept:
             return "the kept figures do not say when they were taken"
-        peaks = {
-            str(dtype): Peak(
-                finite("flops_per_second", peak["flops_per_second"]),
-                positive_int("size", peak["size"]),
-                _moment(peak["moment"]),
-            )
-            for dtype, peak in kept["peaks"].items()
-        }
-        figures = Figures(
-            threads,
-            finite("bytes_per_second", kept["bytes_per_second"]),
-            positive_int("read_bytes", kept["read_bytes"]),
-            peaks,
-            _moment(kept["moment"]),
-        )
-    except (LoadError, ValueError, LookupError, TypeError, AttributeError):
+        with one_line(f"{file} holds no figures"):
+            figures: Figures = record(Figures, kept | {"threads": threads})
+            _check(figures)
+    except LoadError:
         return "the kept figures are damaged"
-    return _toy(figures) or (figures if set(dtypes) <= peaks.keys() else "")
+    return _toy(figures) or (figures if set(dtypes) <= figures.peaks.keys() else "")
 
 
-def _moment(kept: Any) -> Moment:
-    taken = datetime.fromisoformat(kept["taken"])
-    if taken.tzinfo is None:
-        raise ValueError(f"taken={kept['taken']!r} has no time zone")
-    rates = [kept["others"], kept["spread"]]
-    if not all(rate is None or 0 <= rate < 2**20 for rate in rates):
-        raise ValueError(f"others and spread are {rates}")
-    return Moment(kept["taken"], *rates)
+def _check(figures: Figures) -> None:
+    """Raise for numbers that no machine has, and for a time that is none."""
+    peaks = figures.peaks.values()
+    numbers = [figures.bytes_per_second, figures.read_bytes]
+    numbers += [number for peak in peaks for number in (peak.flops_per_second, peak.size)]
+    if not all(0 < number <= sys.float_info.max for number in numbers):
+        raise ValueError(f"figures are {numbers}")
+    for moment in (figures.moment, *(peak.moment for peak in peaks)):
+        if moment is None or datetime.fromisoformat(moment.taken).tzinfo is None:
+            raise ValueError(f"{moment} does not say when, and in which time zone")
+        if not all(rate is None or 0 <= rate < 2**20 for rate in (moment.others, moment.spread)):
+            raise ValueError(f"{moment} has shares that cannot be")
 
 
 def _file(threads: int) -> Path:

@@ -91,24 +91,3 @@ class CacheFormat:
             return sum(map(self.token_bytes, spec.layers))
         cached = spec.cached
         return 0 if cached is None else self.row_bytes(cached) + self.index_bytes(cached)
-
-    def layer_bytes(
-        self, layer: LayerSpec, context: int, batch: int = 1, encoder_context: int = 0
-    ) -> int:
-        """Bytes that a layer holds for `batch` sequences of `context` tokens."""
-        total = 0
-        if layer.cached is not None:
-            total += batch * layer.cached.cached_tokens(context) * self.token_bytes(layer)
-        elif layer.shares is None:
-            total += layer.mixer.cache_bytes(context, batch, self.dtype)
-        if layer.cross_attention is not None:
-            total += batch * encoder_context * self.row_bytes(layer.cross_attention)
-        return total
-
-    def model_bytes(
-        self, spec: ModelSpec, context: int, batch: int = 1, encoder_context: int = 0
-    ) -> int:
-        """Bytes that all layers hold."""
-        return sum(
-            self.layer_bytes(layer, context, batch, encoder_context) for layer in spec.layers
-        )

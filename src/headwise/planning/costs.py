@@ -1,6 +1,6 @@
 """What a decode step and a prefill read and compute: weights and attention, by the specs alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headwise.planning.weights import Weights
 from headwise.planning.workload import Workload
@@ -28,15 +28,11 @@ def decode_cost(spec: ModelSpec, weights: Weights, workload: Workload) -> Cost:
     Each weight is read once for the batch, of a mixture of experts those that are expected to be
     chosen; each cached token once for its sequence. MLA counts as it is decoded, absorbed.
     """
-    read, flops = 0.0, 2 * weights.active
-    for layer in spec.layers:
-        layer_read, layer_flops = _decode_layer(layer, workload)
-        read += layer_read
-        flops += layer_flops
-    element = bytes_per_element(workload.cache.dtype)
-    return Cost(
-        weights.read(workload.batch) * element, workload.batch * read, workload.batch * flops
-    )
+    layers, batch = [_decode_layer(layer, workload) for layer in spec.layers], workload.batch
+    read = sum(nbytes for nbytes, _ in layers)
+    flops = 2 * weights.active + sum(operations for _, operations in layers)
+    weight_bytes = weights.read(batch) * bytes_per_element(workload.cache.dtype)
+    return Cost(weight_bytes, batch * read, batch * flops)
 
 
 def prefill_cost(spec: ModelSpec, weights: Weights, workload: Workload) -> Cost:
@@ -51,7 +47,7 @@ def prefill_cost(spec: ModelSpec, weights: Weights, workload: Workload) -> Cost:
     flops += 2 * encoded * (weights.encoder + weights.cross)
     flops += sum(layer.flops(source, source) for layer in spec.encoder_layers)
     flops += sum(layer.flops(prompt, prompt, encoded) for layer in spec.layers)
-    written = workload.cache.model_bytes(spec, prompt, batch, encoded)
+    written = replace(workload, context=prompt).cache_bytes(spec)
     read = weights.read(batch * prompt) + weights.encoder + weights.cross
     return Cost(read * bytes_per_element(workload.cache.dtype), written, batch * flops)
 

@@ -1,6 +1,7 @@
 """Cache against context, a line for each mechanism, and where memory runs out."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,7 @@ def draw(plan: Plan) -> Any:
 def _draw_lines(axes: Any, plan: Plan, contexts: list[int]) -> int:
     """A line for each alternative, named from the largest cache to the smallest, which it gives."""
     sizes = {
-        other: [
-            plan.cache.model_bytes(other.spec, context, plan.batch, plan.encoder_context)
-            for context in contexts
-        ]
+        other: [replace(plan.workload, context=each).cache_bytes(other.spec) for each in contexts]
         for other in plan.alternatives
     }
     for other, heights in sorted(sizes.items(), key=lambda item: -item[1][-1]):

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
+from headwise.base.files import FAULTS, one_line
 from headwise.errors import SpecError, UnsupportedError
 from headwise.planning.model import PlannedModel
 from headwise.spec import FAMILIES
 
-# Characters of what Transformers says about a config, which may repeat all of a field's content.
-_LONGEST = 300
 # What a config says beside the model's shapes; some of it needs packages that are not installed.
 _NOT_SHAPES = {
     *("_attn_implementation", "attn_implementation", "architectures", "auto_map"),
@@ -70,17 +69,11 @@ def transformers_takes(model: PlannedModel) -> Iterator[None]:
     """
     from huggingface_hub.errors import StrictDataclassError
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (
-        *(ValueError, TypeError, LookupError, AttributeError, AssertionError),
-        *(ImportError, RuntimeError, ArithmeticError, StrictDataclassError),
-    ) as error:
-        line = " ".join(str(error).split()) or type(error).__name__
-        line = line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
-        raise SpecError(f"{model.name}: Transformers does not take this config: {line}") from error
+    refused = f"{model.name}: Transformers does not take this config"
+    faults = (*FAULTS, ImportError, StrictDataclassError)
+    with one_line(refused, kind=SpecError, faults=faults), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _model_class(model: PlannedModel) -> Any:

@@ -73,11 +73,18 @@ class Workload:
 
     def cache_bytes(self, spec: ModelSpec) -> int:
         """Bytes that the caches of all layers need."""
-        return self.cache.model_bytes(spec, self.context, self.batch, self.encoder_context)
+        return sum(map(self.layer_bytes, spec.layers))
 
     def layer_bytes(self, layer: LayerSpec) -> int:
         """Bytes that the cache of one layer needs."""
-        return self.cache.layer_bytes(layer, self.context, self.batch, self.encoder_context)
+        total = 0
+        if layer.cached is not None:
+            total += layer.cached.cached_tokens(self.context) * self.cache.token_bytes(layer)
+        elif layer.shares is None:
+            total += layer.mixer.cache_bytes(self.context, 1, self.cache.dtype)
+        if layer.cross_attention is not None:
+            total += self.encoder_context * self.cache.row_bytes(layer.cross_attention)
+        return self.batch * total
 
 
 def _check(name: str, value: object) -> None:
