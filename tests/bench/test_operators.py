@@ -16,9 +16,8 @@ from headwise.bench import (
 )
 from headwise.bench import operators as bench_ops
 from headwise.bench import peers as bench_peers
-from headwise.bench.candidate import Absent
 from headwise.bench.verify import TOLERANCES, error, expected
-from headwise.errors import OptionError
+from headwise.errors import OptionError, UnsupportedError
 from headwise.measure import Figures, Peak, inputs, parse_shape
 from headwise.ops import attention, latent_attention
 
@@ -180,8 +179,11 @@ def test_a_peer_that_fails_is_absent_with_its_reason(monkeypatch: pytest.MonkeyP
     def build(given):
         raise RuntimeError("\nno such kernel\nand a long trace")
 
+    def refuse(given):
+        raise UnsupportedError("not today")
+
     broken = replace(bench_peers.PEERS[0], build=build)
-    refused = replace(bench_peers.PEERS[1], build=lambda given: Absent("not today"))
+    refused = replace(bench_peers.PEERS[1], build=refuse)
     monkeypatch.setattr(bench_peers, "PEERS", (broken, refused))
     found = bench("decode:6/2:d16:47", peers=(broken.name, refused.name))
     assert [at.reason for at in found.left_out] == ["no such kernel", "not today"]

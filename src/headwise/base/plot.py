@@ -4,6 +4,7 @@ import importlib.util
 import unicodedata
 from pathlib import Path
 
+from headwise.base.written import check_writable
 from headwise.errors import OptionError, UnsupportedError
 
 FORMATS = (".png", ".svg")
@@ -24,13 +25,14 @@ def check_plot(path: Path) -> None:
     """Refuse, before any work is done, a file that could not be drawn.
 
     Raises:
-        OptionError: neither .png nor .svg.
+        OptionError: neither .png nor .svg, or a folder that does not exist or cannot be written.
         UnsupportedError: Matplotlib is not installed.
     """
     if path.suffix.lower() not in FORMATS:
         raise OptionError(f"plot is {str(path)!r}; expected a name that ends with .png or .svg")
     if importlib.util.find_spec("matplotlib") is None:
         raise UnsupportedError("a plot needs Matplotlib: pip install 'headwise[bench]'")
+    check_writable(path)
 
 
 def plain(text: str) -> str:

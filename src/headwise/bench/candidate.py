@@ -15,33 +15,21 @@ from headwise.ops import Bits
 Bind = Callable[[Any], Callable[[], Tensor]]
 
 
-@dataclass(frozen=True)
-class Absent:
-    """A candidate that cannot run, and why."""
-
-    reason: str
-
-
-def never_missing() -> str | None:
-    """For a candidate that needs PyTorch only."""
-    return None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One way to compute attention.
 
     `build` makes ready (compiles, say) for a first set of inputs, and returns what binds a set of
-    that shape, or why it cannot be run. `missing` says why the candidate cannot run on this machine
-    at all, None if it can. `operators` are those of `headwise.ops` that it computes. `rounded`
+    that shape; it raises UnsupportedError for one that it cannot run. `missing` says why the
+    candidate cannot run on this machine at all, None if it can. `operators` are those of `headwise.ops` that it computes. `rounded`
     gives the inputs as the candidate stores them where it rounds them, to `bits` bits: its result
     is compared with what the reference makes of those.
     """
 
     name: str
     about: str
-    build: Callable[[Any], Bind | Absent]
-    missing: Callable[[], str | None] = never_missing
+    build: Callable[[Any], Bind]
+    missing: Callable[[], str | None] = lambda: None
     operators: tuple[str, ...] = ("attention",)
     rounded: Callable[[Inputs], Inputs] | None = None
     bits: Bits | None = None

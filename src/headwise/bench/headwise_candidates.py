@@ -5,16 +5,13 @@ from collections.abc import Callable
 from torch import Tensor
 
 import headwise.ops as ops
-from headwise.bench.candidate import Absent, Bind, Candidate, on_each
+from headwise.bench.candidate import Bind, Candidate, on_each
 from headwise.caches import PagedCache, QuantizedCache
+from headwise.errors import UnsupportedError
 from headwise.measure.inputs import Inputs
 from headwise.ops import Backend, Bits
 
 _BOTH = ("attention", "latent_attention")
-
-
-def _headwise(inputs: Inputs) -> Bind:
-    return on_each(lambda inputs: inputs.attend())
 
 
 def on_backend(backend: Backend) -> Candidate:
@@ -24,9 +21,9 @@ def on_backend(backend: Backend) -> Candidate:
         available, reason = backend.available()
         return None if available else reason
 
-    def build(inputs: Inputs) -> Bind | Absent:
+    def build(inputs: Inputs) -> Bind:
         if inputs.explain().runs.backend == backend.name:
-            return Absent(f"headwise runs on its {backend.name} backend here itself")
+            raise UnsupportedError(f"headwise runs on its {backend.name} backend here itself")
         return on_each(lambda inputs: inputs.attend(backend.name))
 
     return Candidate(
@@ -74,7 +71,7 @@ def _quantized(bits: Bits) -> Candidate:
 HEADWISE = Candidate(
     name="headwise",
     about="headwise, its default backend",
-    build=_headwise,
+    build=lambda inputs: on_each(lambda inputs: inputs.attend()),
     operators=_BOTH,
 )
 # Of the operator that PyTorch does not have. The fastest backend is headwise's default, and the

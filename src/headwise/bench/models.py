@@ -1,7 +1,7 @@
 """A whole model's decoding at several contexts: checked, then timed in turn."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from headwise.bench.model_candidates import (
 )
 from headwise.bench.openvino_candidate import OPENVINO
 from headwise.bench.presets import CONTEXTS
-from headwise.bench.results import AtContext, LeftOut, ModelResult, ModelTimed
+from headwise.bench.results import AtContext, LeftOut, ModelResult, ModelTimed, over_headwise
 from headwise.errors import LoadError, OptionError
 from headwise.generation.options import check_length, context_limit
 from headwise.generation.session import LOGIT_TOLERANCE, check_decoder
 from headwise.loading.load import cache_bytes, load_config, load_model, model_folder
 from headwise.loading.source import demo_model, find_source
 from headwise.measure.memory import peak_memory
-from headwise.measure.timing import ROUNDS, Timing, interleaved, ratio
+from headwise.measure.timing import ROUNDS, Timing, interleaved
 
 # Tokens that are read one by one and compared before any is timed.
 _CHECKED = 4
@@ -71,8 +71,9 @@ class _Trial:
         self.path = shapes.last()
         return torch.cat(rows).float()
 
-    def add_times(self, timing: Timing, ours: Timing | None, error: float) -> None:
+    def add_times(self, timings: Mapping[str, Timing], error: float) -> None:
         """Note what was measured at this context."""
+        timing = timings[self.name]
         low, high = timing.quartiles
         self.contexts.append(
             AtContext(
@@ -81,7 +82,7 @@ class _Trial:
                 seconds=timing.median,
                 low=low,
                 high=high,
-                ratio=None if self.name == HEADWISE or ours is None else ratio(timing, ours),
+                ratio=over_headwise(self.name, timings),
                 error=error,
             )
         )
@@ -195,8 +196,7 @@ def bench_model(
                 stage=f"timing at {context:,} tokens",
             )
             for trial in trials:
-                timing = timings[trial.name]
-                trial.add_times(timing, timings.get(HEADWISE), errors[trial.name])
+                trial.add_times(timings, errors[trial.name])
     return ModelResult(
         model=name,
         dtype=str(model.dtype).removeprefix("torch."),

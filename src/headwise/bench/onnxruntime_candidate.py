@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.bench.candidate import Absent, Bind, Candidate, first_line
+from headwise.bench.candidate import Bind, Candidate, first_line
+from headwise.errors import UnsupportedError
 from headwise.measure.inputs import Inputs
 
 _KINDS = {torch.float32: "float", torch.float16: "float16", torch.int32: "int32"}
@@ -28,19 +29,19 @@ def _missing() -> str | None:
     return None
 
 
-def _build(inputs: Inputs) -> Bind | Absent:
+def _build(inputs: Inputs) -> Bind:
     shape, spec, dtype = inputs.shape, inputs.shape.spec, inputs.tensors[0].dtype
     if shape.query_length > 1 or spec.head_dim != spec.value_dim:
-        return Absent("GroupQueryAttention is run here on one query, with D = V")
+        raise UnsupportedError("GroupQueryAttention is run here on one query, with D = V")
     if dtype not in _KINDS:
-        return Absent(f"GroupQueryAttention has no CPU kernel for {str(dtype)[6:]}")
+        raise UnsupportedError(f"GroupQueryAttention has no CPU kernel for {str(dtype)[6:]}")
     lengths = torch.tensor(shape.lengths, dtype=torch.int32)
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     try:
         session = _session(_tensors(inputs, lengths), spec.heads, spec.kv_heads)
     except (errors.Fail, errors.InvalidGraph, errors.NotImplemented) as error:
-        return Absent(f"ONNX Runtime refuses: {first_line(error)}")
+        raise UnsupportedError(f"ONNX Runtime refuses: {first_line(error)}") from error
 
     def bind(inputs: Inputs) -> Callable[[], Tensor]:
         tensors = _tensors(inputs, lengths)

@@ -7,14 +7,21 @@ from dataclasses import dataclass, replace
 import torch
 
 from headwise.base.progress import Progress, silent
-from headwise.bench.candidate import Absent, Bind, Candidate, first_line
+from headwise.bench.candidate import Bind, Candidate, first_line
 from headwise.bench.headwise_candidates import HEADWISE
 from headwise.bench.peers import all_peers
-from headwise.bench.results import BesideResult, LeftOut, ShapeResult, Timed
+from headwise.bench.results import (
+    BesideResult,
+    LeftOut,
+    ShapeResult,
+    Timed,
+    is_headwise,
+    over_headwise,
+)
 from headwise.bench.verify import TOLERANCES, error, expected
-from headwise.measure.inputs import Cold, Inputs, make_cold, make_inputs
+from headwise.measure.inputs import Cold, make_cold, make_inputs
 from headwise.measure.machine import Figures
-from headwise.measure.shape import Shape
+from headwise.measure.shape import Beside, Shape
 from headwise.measure.timing import Ratio, Timing, interleaved, ratio
 
 
@@ -23,12 +30,30 @@ class _Entry:
     """One candidate on one shape, checked, with what it is timed on."""
 
     name: str
-    candidate: Candidate
-    shape: Shape
+    how: str
     threads: int
     error: float
-    how: str
+    bytes: int
+    flops: int
     run: Callable[[], object]
+
+    def timed(self, timings: Mapping[str, Timing]) -> Timed:
+        """Its row of the result; `judged` sets the share of the roofline."""
+        timing = timings[self.name]
+        low, high = timing.quartiles
+        return Timed(
+            name=self.name,
+            how=self.how,
+            threads=self.threads,
+            error=self.error,
+            seconds=timing.median,
+            low=low,
+            high=high,
+            ratio=over_headwise(self.name, timings),
+            bytes_per_second=self.bytes / timing.median,
+            flops_per_second=self.flops / timing.median,
+            roofline=0.0,
+        )
 
 
 def bench_shape(
@@ -58,14 +83,14 @@ def bench_shape(
     known = all_peers()
     chosen = [known[peer] for peer in known if peer in peers]
     left_out: list[LeftOut] = []
+    beside = shape.beside(threads)
     with torch.inference_mode():
         entries, cold = _enter(shape, dtype, (HEADWISE, *chosen), threads, "", left_out)
-        beside = shape.beside(threads)
         if beside is not None:
             label = f", {beside.label}"
             entries += _enter(beside.shape, dtype, (HEADWISE,), beside.threads, label, left_out)[0]
         timings = _time(entries, threads, rounds, progress, f"{stage}: timing")
-    return ShapeResult(
+    result = ShapeResult(
         shape=str(shape),
         description=shape.describe(),
         dtype=name,
@@ -76,23 +101,19 @@ def bench_shape(
         tolerance=TOLERANCES[dtype],
         cold=cold.cold,
         note=cold.note(),
-        timed=tuple(_timed(entry, timings, figures[entry.threads], dtype) for entry in entries),
+        timed=tuple(entry.timed(timings) for entry in entries),
         left_out=tuple(left_out),
-        beside=_beside(shape, threads, timings),
+        beside=None if beside is None else _beside(shape, beside, timings),
     )
+    return judged(result, figures)
 
 
 def judged(result: ShapeResult, figures: Mapping[int, Figures]) -> ShapeResult:
     """A result whose shares of the roofline are by these figures."""
-    timed = (
-        replace(
-            row,
-            roofline=figures[row.threads].share(
-                row.bytes_per_second, row.flops_per_second, result.dtype
-            ),
-        )
-        for row in result.timed
-    )
+    timed = []
+    for row in result.timed:
+        rates = row.bytes_per_second, row.flops_per_second
+        timed.append(replace(row, roofline=figures[row.threads].share(*rates, result.dtype)))
     return replace(result, timed=tuple(timed))
 
 
@@ -111,35 +132,33 @@ def _enter(
     for candidate in candidates:
         if shape.operator not in candidate.operators:
             continue
-        name = candidate.name + label
         try:
             bind = candidate.build(inputs)
-            if isinstance(bind, Absent):
-                left_out.append(LeftOut(name, "absent", bind.reason))
-                continue
             rounded = candidate.rounded
             goal = right if rounded is None else expected(rounded(inputs))
             wrong = error(bind(inputs)(), goal)
         except (RuntimeError, ValueError) as problem:
-            if _is_ours(candidate):
+            if is_headwise(candidate.name):
                 raise
-            left_out.append(LeftOut(name, "absent", first_line(problem)))
+            left_out.append(LeftOut(candidate.name + label, "absent", first_line(problem)))
             continue
         if wrong <= TOLERANCES[dtype]:
             checked.append((candidate, bind, wrong))
         else:  # also NaN
             reason = f"error {wrong:.1e}, above the tolerance of {TOLERANCES[dtype]:g}"
-            left_out.append(LeftOut(name, "wrong", reason))
+            left_out.append(LeftOut(candidate.name + label, "wrong", reason))
     cold = make_cold(inputs)
-    turns = itertools.cycle(range(len(cold.copies)))
+    turns, backend = itertools.cycle(range(len(cold.copies))), inputs.explain().runs
     entries = [
         _Entry(
             name=candidate.name + label,
-            candidate=candidate,
-            shape=shape,
+            how=f"{backend.backend}: {backend.reason}"
+            if is_headwise(candidate.name)
+            else candidate.about,
             threads=threads,
             error=wrong,
-            how=_backend(inputs) if _is_ours(candidate) else candidate.about,
+            bytes=shape.bytes(dtype.itemsize, candidate.bits),
+            flops=shape.flops,
             # each candidate takes the next copy, so that none finds what another has just read
             run=_on_next(bind, cold, turns),
         )
@@ -151,15 +170,6 @@ def _enter(
 def _on_next(bind: Bind, cold: Cold, turns: Iterator[int]) -> Callable[[], object]:
     calls = [bind(inputs) for inputs in cold.copies]
     return lambda: calls[next(turns)]()
-
-
-def _is_ours(candidate: Candidate) -> bool:
-    return candidate.name == HEADWISE.name
-
-
-def _backend(inputs: Inputs) -> str:
-    chosen = inputs.explain().runs
-    return f"{chosen.backend}: {chosen.reason}"
 
 
 def _time(
@@ -181,33 +191,7 @@ def _time(
         torch.set_num_threads(threads)
 
 
-def _timed(
-    entry: _Entry, timings: Mapping[str, Timing], figures: Figures, dtype: torch.dtype
-) -> Timed:
-    timing, ours = timings[entry.name], timings.get(HEADWISE.name)
-    low, high = timing.quartiles
-    bytes_per_second = entry.shape.bytes(dtype.itemsize, entry.candidate.bits) / timing.median
-    flops_per_second = entry.shape.flops / timing.median
-    name = str(dtype).removeprefix("torch.")
-    return Timed(
-        name=entry.name,
-        how=entry.how,
-        threads=entry.threads,
-        error=entry.error,
-        seconds=timing.median,
-        low=low,
-        high=high,
-        ratio=None if _is_ours(entry.candidate) or ours is None else ratio(timing, ours),
-        bytes_per_second=bytes_per_second,
-        flops_per_second=flops_per_second,
-        roofline=figures.share(bytes_per_second, flops_per_second, name),
-    )
-
-
-def _beside(shape: Shape, threads: int, timings: Mapping[str, Timing]) -> BesideResult | None:
-    beside = shape.beside(threads)
-    if beside is None:
-        return None
+def _beside(shape: Shape, beside: Beside, timings: Mapping[str, Timing]) -> BesideResult | None:
     ours, other = timings.get(HEADWISE.name), timings.get(f"{HEADWISE.name}, {beside.label}")
     if ours is None or other is None:
         return None

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwise.bench.candidate import Absent, Bind, Candidate, first_line, on_each
+from headwise.bench.candidate import Bind, Candidate, first_line, on_each
+from headwise.errors import UnsupportedError
 from headwise.measure.inputs import Inputs, make_inputs
 from headwise.measure.shape import Shape, parse_shape
 
@@ -24,10 +25,12 @@ def _sdpa(inputs: Inputs) -> Bind:
     return on_each(run)
 
 
-def _sdpa_packed(inputs: Inputs) -> Bind | Absent:
+def _sdpa_packed(inputs: Inputs) -> Bind:
     shape, spec = inputs.shape, inputs.shape.spec
     if spec.group_size == 1 or shape.query_length > 1:
-        return Absent("packs the query heads of a group as rows: one query, several heads a group")
+        raise UnsupportedError(
+            "packs the query heads of a group as rows: one query, several heads a group"
+        )
     packed = (shape.batch, spec.kv_heads, spec.group_size, spec.head_dim)
     out = (shape.batch, spec.heads, 1, spec.value_dim)
     mask = inputs.mask

@@ -1,16 +1,15 @@
 """What a benchmark found, as data that is written as JSON; times in seconds, sizes in bytes."""
 
-import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from headwise.base.written import as_json, write_whole
-from headwise.measure.environment import environment
+from headwise.measure.environment import environment, now
 from headwise.measure.machine import Figures
-from headwise.measure.timing import Ratio
+from headwise.measure.timing import Ratio, Timing, ratio
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,30 @@ class BesideResult:
     ratio: Ratio
 
 
+def is_headwise(name: str) -> bool:
+    """Whether a row is headwise's: "headwise", or "headwise, 8,192 tokens" beside it."""
+    return name.partition(",")[0] == "headwise"
+
+
+def over_headwise(name: str, timings: Mapping[str, Timing]) -> Ratio | None:
+    """How many times as long a candidate takes as headwise; None for headwise, or without it."""
+    ours = timings.get("headwise")
+    return None if is_headwise(name) or ours is None else ratio(timings[name], ours)
+
+
+class _Result:
+    """What the results of a shape and of a model have in common."""
+
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def headwise_wrong(self) -> bool:
+        """Whether headwise itself gave a wrong result."""
+        return any(each.state == "wrong" and is_headwise(each.name) for each in self.left_out)
+
+
 @dataclass(frozen=True)
-class ShapeResult:
+class ShapeResult(_Result):
     """All candidates on one shape in one dtype.
 
     `bytes` and `flops` are what the call needs; `tolerance` is the largest error that passes;
@@ -74,14 +95,6 @@ class ShapeResult:
     timed: tuple[Timed, ...]
     left_out: tuple[LeftOut, ...]
     beside: BesideResult | None = None
-
-    @property
-    def headwise_wrong(self) -> bool:
-        """Whether headwise itself gave a wrong result."""
-        return any(
-            each.state == "wrong" and each.name.partition(",")[0] == "headwise"
-            for each in self.left_out
-        )
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ class ModelTimed:
 
 
 @dataclass(frozen=True)
-class ModelResult:
+class ModelResult(_Result):
     """A model in one dtype; `weight_bytes` is what its weights take."""
 
     model: str
@@ -133,11 +146,6 @@ class ModelResult:
     timed: tuple[ModelTimed, ...]
     left_out: tuple[LeftOut, ...]
 
-    @property
-    def headwise_wrong(self) -> bool:
-        """Whether headwise itself gave wrong logits."""
-        return any(each.state == "wrong" and each.name == "headwise" for each in self.left_out)
-
 
 @dataclass
 class Report:
@@ -148,9 +156,7 @@ class Report:
     absent: list[LeftOut] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
     interrupted: bool = False
-    when: str = field(
-        default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    )
+    when: str = field(default_factory=now)
     environment: dict[str, Any] = field(default_factory=environment)
 
     @contextmanager

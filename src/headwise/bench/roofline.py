@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from headwise.base.figure import style_axes, write_figure
 from headwise.base.plot import STYLES, plain
-from headwise.bench.results import Report, ShapeResult
+from headwise.bench.results import Report, ShapeResult, is_headwise
 from headwise.measure.machine import Figures
 
 if TYPE_CHECKING:
@@ -75,18 +75,14 @@ def _limits(results: Sequence[ShapeResult], figures: dict[int, Figures]) -> tupl
 
 def _styles(results: Sequence[ShapeResult]) -> dict[str, tuple[str, str]]:
     """A colour and a marker for each candidate, the same in all panels; headwise has the first."""
-    names = dict.fromkeys(_base(row.name) for result in results for row in result.timed)
-    ordered = sorted(names, key=lambda name: name != "headwise")
+    names = dict.fromkeys(row.name.partition(",")[0] for result in results for row in result.timed)
+    ordered = sorted(names, key=lambda name: not is_headwise(name))
     count = len(STYLES)
     return {
         # with more candidates than colours, a colour comes back with another marker
         name: (STYLES[index % count][0], STYLES[(index + index // count) % count][1])
         for index, name in enumerate(ordered)
     }
-
-
-def _base(name: str) -> str:
-    return name.partition(",")[0]
 
 
 def _draw_roofs(
@@ -110,15 +106,15 @@ def _draw_roofs(
 
 def _draw_points(axes: "Axes", result: ShapeResult, styles: dict[str, tuple[str, str]]) -> None:
     for row in sorted(result.timed, key=lambda row: row.flops_per_second, reverse=True):
-        colour, marker = styles[_base(row.name)]
+        colour, marker = styles[row.name.partition(",")[0]]
         axes.plot(
             row.flops_per_second / row.bytes_per_second,
             row.flops_per_second,
             marker,
             color=colour,
-            markerfacecolor=colour if row.name == _base(row.name) else "white",
+            markerfacecolor=colour if row.name == row.name.partition(",")[0] else "white",
             markersize=5.5,
-            zorder=3 if _base(row.name) == "headwise" else 2,
+            zorder=3 if is_headwise(row.name) else 2,
             label=f"{row.name}  {1e3 * row.seconds:.3g} ms",
         )
 

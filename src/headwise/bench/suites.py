@@ -63,6 +63,9 @@ class Settings:
     def report(self, name: str, *arguments: str, **options: str | int) -> Report:
         """An empty report, with the command line that repeats this benchmark."""
         line = ["headwise", "bench", name, *arguments]
+        options["dtypes"] = ",".join(self.dtypes)
+        if name != "machine":
+            options |= {"peers": ",".join(self.peers), "rounds": self.rounds}
         options["threads"] = check_threads(self.threads)
         for option, value in options.items():
             if value != "":
@@ -74,7 +77,7 @@ def bench_machine(settings: Settings) -> Report:
     """Measure the machine's read bandwidth and GEMM peaks, and keep them for `headwise.plan`."""
     dtypes = settings.dtype_names() or ["float32", "bfloat16", "float16"]
     threads = check_threads(settings.threads)
-    report = settings.report("machine", dtypes=",".join(settings.dtypes))
+    report = settings.report("machine")
     with report.recording(settings.out):
         report.figures.append(measure_machine(threads, dtypes, progress=settings.progress))
     if report.figures:
@@ -108,17 +111,10 @@ def bench_operators(
     threads = check_threads(settings.threads)
     if plot is not None:
         check_plot(plot)
-        check_writable(plot)
     for shape, dtype in chosen:
         check_threads(shape.vs_threads)
         check_fits(shape, getattr(torch, dtype))
-    report = settings.report(
-        "ops",
-        shapes=",".join(shapes),
-        dtypes=",".join(settings.dtypes),
-        peers=",".join(settings.peers),
-        rounds=settings.rounds,
-    )
+    report = settings.report("ops", shapes=",".join(shapes))
     with report.recording(settings.out), use_threads(threads):
         progress("looking for peers", 0, 0)
         peers, report.absent = select_peers(settings.peers, [shape for shape, _ in chosen])
@@ -181,14 +177,8 @@ def bench_models(
     from headwise.bench.models import bench_model, open_model
 
     peers = check_names(settings.peers, PEERS)
-    report = settings.report(
-        "model",
-        *([] if model is None else [model]),
-        contexts=",".join(map(str, contexts)),
-        dtypes=",".join(settings.dtypes),
-        peers=",".join(settings.peers),
-        rounds=settings.rounds,
-    )
+    named = [] if model is None else [model]
+    report = settings.report("model", *named, contexts=",".join(map(str, contexts)))
     with report.recording(settings.out), use_threads(check_threads(settings.threads)):
         for dtype in settings.dtype_names() or ["bfloat16"]:
             loading("starting", 0, 0)

@@ -69,10 +69,8 @@ def plan(
         raise OptionError("no model is given; name one, as headwise plan llama-3-8b, or see --list")
     if plot is not None:
         from headwise.base.plot import check_plot
-        from headwise.base.written import check_writable
 
         check_plot(plot)
-        check_writable(plot)
     if verify and device is not None:
         raise OptionError(f"--verify runs on this machine: leave --device {device} out")
     options: dict[str, Any] = {

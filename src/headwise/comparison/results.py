@@ -1,7 +1,6 @@
 """What a comparison found, as data that is written as JSON and CSV."""
 
 import csv
-import datetime
 import io
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from headwise.comparison.speed import Speed
 from headwise.comparison.task import Metric
 from headwise.comparison.training import Run
 from headwise.comparison.verdict import SeedScores, state
-from headwise.measure.environment import environment
+from headwise.measure.environment import environment, now
 
 
 @dataclass
@@ -86,7 +85,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data."""
         return {
-            "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "when": now(),
             "configuration": self.configuration.settings(),
             "metric": self.metric,
             "baseline": self.baseline,

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ def environment() -> dict[str, Any]:
             for name, available, reason in asked
         ],
     }
+
+
+def now(precision: str = "seconds") -> str:
+    """The time in UTC, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec=precision)
 
 
 def installed(package: str) -> str | None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from statistics import median
 
 import psutil
@@ -18,6 +17,7 @@ import torch
 from headwise.base.memory import available_bytes
 from headwise.base.progress import silent
 from headwise.errors import OptionError
+from headwise.measure.environment import now
 
 READS = 10
 READ_BYTES = 2**30
@@ -135,7 +135,7 @@ def measure_machine(
         progress(f"read bandwidth, {threads} threads", 0, 0)
         others = _in_use()
         rate, read, spread = read_bandwidth(read_bytes)
-        moment = Moment(now(), others, spread)
+        moment = Moment(now("minutes"), others, spread)
         peaks = {}
         for dtype in dict.fromkeys(dtypes):
             progress(f"GEMM peak in {dtype}, {threads} threads", 0, 0)
@@ -166,18 +166,13 @@ def gemm_peak(dtype: torch.dtype, size: int = GEMM_SIZE, others: float | None = 
     while size > small and took * (size / small) ** 3 > _LONGEST_PRODUCT:
         size //= 2
     best, spread = _best(_product(size, dtype), PRODUCTS)
-    return Peak(2 * size**3 / best, size, Moment(now(), others, spread))
+    return Peak(2 * size**3 / best, size, Moment(now("minutes"), others, spread))
 
 
 def _product(size: int, dtype: torch.dtype) -> Callable[[], object]:
     left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     out = torch.empty(size, size, dtype=dtype)
     return lambda: torch.matmul(left, right, out=out)
-
-
-def now() -> str:
-    """The time as `Moment` has it."""
-    return datetime.now(UTC).isoformat(timespec="minutes")
 
 
 def _in_use() -> float:
