@@ -7,15 +7,11 @@ import pytest
 import torch
 
 from headwise import ops
-from headwise.bench import (
-    bench_shape,
-    headwise_candidates,
-    judged,
-    pytorch_candidates,
-    select_peers,
-)
+from headwise.bench import bench_shape, headwise_candidates, pytorch_candidates
 from headwise.bench import operators as bench_ops
 from headwise.bench import peers as bench_peers
+from headwise.bench.operators import judged
+from headwise.bench.peers import select_peers
 from headwise.bench.verify import TOLERANCES, error, expected
 from headwise.errors import OptionError, UnsupportedError
 from headwise.measure import Figures, Peak, inputs, parse_shape

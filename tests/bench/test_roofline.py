@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from headwise.base.figure import write_figure
 from headwise.base.plot import check_plot
-from headwise.bench import Report, ShapeResult, Timed
-from headwise.bench.roofline import draw, write_plot
+from headwise.bench.results import Report, ShapeResult, Timed
+from headwise.bench.roofline import draw
 from headwise.errors import OptionError, UnsupportedError
 from headwise.measure import Figures, Peak
 
@@ -90,7 +91,7 @@ def test_a_plot_is_written_in_the_format_of_its_name(
     report: Report, tmp_path: Path, name: str, begin: bytes
 ) -> None:
     check_plot(tmp_path / name)
-    write_plot(report, tmp_path / name)
+    write_figure(draw(report), tmp_path / name)
     assert (tmp_path / name).read_bytes().startswith(begin)
 
 

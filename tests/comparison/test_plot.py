@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from headwise.comparison import Comparison, Configuration, DecodeRate, Rate, Run, Speed
-from headwise.comparison.plot import draw, write_figure
+from headwise.base.figure import write_figure
+from headwise.comparison import Comparison, Configuration, Run, Speed
+from headwise.comparison.plot import draw
+from headwise.comparison.speed import DecodeRate, Rate
 
 NAMES = ("mha", "gqa:4", "gqa:2", "mqa", "mla", "mla:16")
 BYTES = (1024, 512, 256, 128, 288, 160)
@@ -39,8 +41,8 @@ def test_no_name_covers_another(found: Comparison) -> None:
 
 
 def test_the_same_results_make_the_same_file(found: Comparison, tmp_path: Path) -> None:
-    write_figure(found, tmp_path / "1.svg")
-    write_figure(found, tmp_path / "2.svg")
+    write_figure(draw(found), tmp_path / "1.svg")
+    write_figure(draw(found), tmp_path / "2.svg")
     assert (tmp_path / "1.svg").read_bytes() == (tmp_path / "2.svg").read_bytes()
-    write_figure(found, tmp_path / "3.png")
+    write_figure(draw(found), tmp_path / "3.png")
     assert (tmp_path / "3.png").read_bytes().startswith(b"\x89PNG")

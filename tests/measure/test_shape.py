@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from headwise.bench import PRESETS, all_peers, select_shapes
+from headwise.bench.peers import all_peers
+from headwise.bench.presets import PRESETS, select_shapes
 from headwise.errors import OptionError
 from headwise.measure import parse_shape
 from headwise.measure.inputs import make_inputs

@@ -3,9 +3,11 @@
 import html
 import io
 import sys
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 # Text from a model or a file name may hold escape sequences that change the terminal, and
@@ -40,11 +42,30 @@ def one_line(text: str) -> str:
     return harmless(" ".join(text.split()))
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "thread"), counted(2, "token")
+    ('1 thread', '2 tokens')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def show(*parts: Any, file: TextIO | None = None, width: int | None = None) -> None:
     """Print rich's tables, and `Text` that is not broken into lines; to stdout by default."""
     console = Console(file=file or sys.stdout, highlight=False, width=width)
     for part in parts:
         console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
+    """A table of names and what there is to say of each; foreign text is harmless in it."""
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(name, Text("\n".join(map(one_line, text.split("\n")))))
+    return table
 
 
 def as_text(*parts: Any, width: int | None = None) -> str:

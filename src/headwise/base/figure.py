@@ -23,8 +23,14 @@ def write_figure(figure: Any, path: Path) -> None:
     write_whole(path, content.getvalue())
 
 
-def style_axes(axes: Any, font: float) -> None:
-    """A grid behind what is drawn, no frame on the right and above, numbers below `font`'s size."""
+def style_axes(axes: Any, font: float, *, title: str, across: str, up: str) -> None:
+    """Titles, a grid behind what is drawn, no frame on the right and above.
+
+    What stands at the axes is in `font`'s size, the numbers in a smaller one.
+    """
+    axes.set_title(title, fontsize=font, loc="left", parse_math=False)
+    axes.set_xlabel(across, fontsize=font)
+    axes.set_ylabel(up, fontsize=font)
     axes.tick_params(labelsize=font - 1)
     axes.grid(color="0.9", lw=0.6)
     axes.set_axisbelow(True)

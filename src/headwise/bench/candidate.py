@@ -21,9 +21,10 @@ class Candidate:
 
     `build` makes ready (compiles, say) for a first set of inputs, and returns what binds a set of
     that shape; it raises UnsupportedError for one that it cannot run. `missing` says why the
-    candidate cannot run on this machine at all, None if it can. `operators` are those of `headwise.ops` that it computes. `rounded`
-    gives the inputs as the candidate stores them where it rounds them, to `bits` bits: its result
-    is compared with what the reference makes of those.
+    candidate cannot run on this machine at all, None if it can. `operators` are those of
+    `headwise.ops` that it computes. `rounded` gives the inputs as the candidate
+    stores them where it rounds them, to `bits` bits: its result is compared with what the reference
+    makes of those.
     """
 
     name: str

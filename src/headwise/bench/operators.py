@@ -20,7 +20,7 @@ from headwise.bench.results import (
 )
 from headwise.bench.verify import TOLERANCES, error, expected
 from headwise.measure.inputs import Cold, make_cold, make_inputs
-from headwise.measure.machine import Figures
+from headwise.measure.machine import Figures, use_threads
 from headwise.measure.shape import Beside, Shape
 from headwise.measure.timing import Ratio, Timing, interleaved, ratio
 
@@ -179,7 +179,7 @@ def _time(
     if not entries:
         return {}
     counts = {entry.name: entry.threads for entry in entries}
-    try:
+    with use_threads(threads):  # which sets them again afterwards
         return interleaved(
             {entry.name: entry.run for entry in entries},
             rounds=rounds,
@@ -187,8 +187,6 @@ def _time(
             progress=progress,
             stage=stage,
         )
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _beside(shape: Shape, beside: Beside, timings: Mapping[str, Timing]) -> BesideResult | None:

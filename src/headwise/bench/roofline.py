@@ -9,10 +9,10 @@ Source: Williams, Waterman, Patterson 2009, doi 10.1145/1498765.1498785.
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headwise.base.figure import style_axes, write_figure
+from headwise.base.console import counted
+from headwise.base.figure import style_axes
 from headwise.base.plot import STYLES, plain
 from headwise.bench.results import Report, ShapeResult, is_headwise
 from headwise.measure.machine import Figures
@@ -27,15 +27,6 @@ _COLUMNS = 3
 _WIDTH, _HEIGHT = 4.4, 3.0
 
 Limits = tuple[float, float]
-
-
-def write_plot(report: Report, path: Path) -> None:
-    """Draw the results of `bench ops` as .png or .svg; the file is written atomically.
-
-    Raises:
-        OptionError: the file cannot be written.
-    """
-    write_figure(draw(report), path)
 
 
 def draw(report: Report) -> "Figure":
@@ -100,7 +91,7 @@ def _draw_roofs(
             "-" if own else "--",
             color="0.35",
             lw=1.2,
-            label=label if own else f"with {threads} thread{'s' if threads > 1 else ''}\n{label}",
+            label=label if own else f"with {counted(threads, 'thread')}\n{label}",
         )
 
 
@@ -124,10 +115,7 @@ def _decorate(axes: "Axes", result: ShapeResult) -> None:
     parts = f"{result.description}, {result.dtype}".split(", ")
     half = math.ceil(len(parts) / 2)
     title = ", ".join(parts[:half]) + ",\n" + ", ".join(parts[half:])
-    axes.set_title(title, fontsize=_FONT, loc="left")
-    axes.set_xlabel("FLOP/byte", fontsize=_FONT)
-    axes.set_ylabel("FLOP/s", fontsize=_FONT)
-    style_axes(axes, _FONT)
+    style_axes(axes, _FONT, title=title, across="FLOP/byte", up="FLOP/s")
     axes.legend(
         loc="upper left",
         bbox_to_anchor=(1, 1),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from headwise.base.figure import write_figure
 from headwise.base.plot import check_plot
 from headwise.base.progress import Progress, silent
 from headwise.base.written import check_writable
@@ -144,9 +145,9 @@ def bench_operators(
         if report.figures != before:
             on_figures(report)
     if plot is not None and report.results:
-        from headwise.bench.roofline import write_plot
+        from headwise.bench.roofline import draw
 
-        write_plot(report, plot)
+        write_figure(draw(report), plot)
     return report
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from headwise.base.console import counted
 from headwise.base.memory import gib
 from headwise.bench.peers import all_peers
 from headwise.bench.presets import PRESETS
@@ -16,7 +17,7 @@ from headwise.bench.results import (
     ShapeResult,
     Timed,
 )
-from headwise.cli.tables import columns, show_table, threads, three_digits
+from headwise.cli.tables import columns, show_table, three_digits
 from headwise.measure.machine import PRODUCTS, READS
 from headwise.measure.shape import PARTS
 from headwise.measure.timing import Ratio
@@ -82,7 +83,7 @@ def show_model(result: ModelResult) -> None:
     lines = [
         f"{gib(result.weight_bytes)} of weights; peak memory is above them, and it and prefill are "
         "at the longest context",
-        f"{result.rounds} tokens each, {threads(result.threads)}; logits checked against "
+        f"{result.rounds} tokens each, {counted(result.threads, 'thread')}; logits checked against "
         f"stock-dynamic, tolerance {result.tolerance:g}",
         *(f"{way.name}: {way.how}" for way in result.timed),
         *_left_out(result.left_out),
@@ -142,9 +143,9 @@ def _beside(beside: BesideResult, count: int) -> str:
     ratio = beside.ratio
     if beside.threads != count:
         return (
-            f"headwise with {threads(count)} is {1 / ratio.median:.2f} "
+            f"headwise with {counted(count, 'thread')} is {1 / ratio.median:.2f} "
             f"({1 / ratio.high:.2f}-{1 / ratio.low:.2f}) times as fast as with "
-            f"{threads(beside.threads)}"
+            f"{counted(beside.threads, 'thread')}"
         )
     return (
         f"headwise takes {ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f}) times as long per "

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from headwise.cli.tables import columns, show_table, threads
+from headwise.base.console import counted
+from headwise.cli.tables import columns, show_table
 from headwise.comparison import Comparison, Speed
 from headwise.comparison.experiment import FIGURE
 from headwise.comparison.task import Metric
@@ -54,9 +55,8 @@ def _lines(comparison: Comparison, out: Path) -> Iterable[str]:
     plain = "any value of the sequence" if asked.task == "recall" else "the frequency of each byte"
     yield f"{comparison.metric} by {plain}: {comparison.baseline:.3f}"
     if comparison.speeds:
-        yield (
-            "decode: tokens/s of one sequence after that many, float32, " + threads(asked.threads)
-        )
+        threads = counted(asked.threads, "thread")
+        yield f"decode: tokens/s of one sequence after that many, float32, {threads}"
         yield f"peak memory is that of a training step of {asked.batch:,} tokens, above the weights"
     yield from comparison.verdict()
     drawn = ", figure.svg" if (out.expanduser() / FIGURE).exists() else ""

@@ -18,11 +18,8 @@ def env(
 
 
 def _show(facts: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from headwise.base.console import show
+    from headwise.base.console import facts_table, show
     from headwise.base.memory import gib
-    from headwise.cli.tables import lines_of
 
     cpu, memory = facts["cpu"], facts["memory"]
     rows = {
@@ -46,9 +43,4 @@ def _show(facts: dict[str, Any]) -> None:
     for backend in facts["backends"]:
         state = "available" if backend["available"] else f"not available: {backend['reason']}"
         rows[f"backend {backend['name']}"] = state
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, lines_of(str(value)))
-    show(table)
+    show(facts_table((name, str(value)) for name, value in rows.items()))

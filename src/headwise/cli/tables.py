@@ -61,12 +61,3 @@ def three_digits(number: float) -> str:
     size = abs(number)
     decimals = 2 if not size else max(0, 2 - math.floor(math.log10(size)))
     return f"{number:,.{decimals}f}"
-
-
-def threads(count: int) -> str:
-    """A number of threads.
-
-    >>> threads(1), threads(2)
-    ('1 thread', '2 threads')
-    """
-    return f"{count} thread{'' if count == 1 else 's'}"

@@ -3,8 +3,7 @@
 import io
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 
 from rich.console import Console
 from rich.markup import escape
@@ -81,11 +80,6 @@ class Screen:
         self.task, self.stage = None, ""
 
 
-@contextmanager
-def screen(*, animated: bool) -> Iterator[Screen]:
+def screen(*, animated: bool) -> closing[Screen]:
     """A `Screen` that is taken away at the end, also after an error."""
-    shown = Screen(animated=animated)
-    try:
-        yield shown
-    finally:
-        shown.close()
+    return closing(Screen(animated=animated))

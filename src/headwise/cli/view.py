@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headwise.base.console import harmless, one_line
+from headwise.base.console import counted, harmless, one_line
 from headwise.cli.documented import documented
 from headwise.cli.options import (
     Device,
@@ -110,14 +110,14 @@ def view(
         _show_ablation(seen.ablation)
     if seen.not_numbers:
         first = ".".join(map(str, seen.not_numbers[0]))
-        count = _count(len(seen.not_numbers), "head")
+        count = counted(len(seen.not_numbers), "head")
         sys.stdout.write(f"weights are NaN in {count}, first {first}\n")
     kinds = ", ".join(dict.fromkeys(layer.mechanism for layer in seen.layers))
     head_count = sum(len(layer.heads) for layer in seen.layers)
     sys.stdout.write(
         harmless(
-            f"{out}: {seen.model}, {_count(len(seen.tokens), 'token')}, "
-            f"{_count(len(seen.layers), 'layer')}, {_count(head_count, 'head')} ({kinds})\n"
+            f"{out}: {seen.model}, {counted(len(seen.tokens), 'token')}, "
+            f"{counted(len(seen.layers), 'layer')}, {counted(head_count, 'head')} ({kinds})\n"
         )
     )
     return 0
@@ -133,10 +133,6 @@ def _summary(seen: "View", out: Path) -> dict[str, Any]:
     tokens = [token.text for token in seen.tokens]
     names = {"out": str(out), "model": seen.model, "tokens": tokens, "layers": layers}
     return names | {"not_numbers": seen.not_numbers, "ablation": ablation}
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _show_ablation(ablation: "Ablation") -> None:

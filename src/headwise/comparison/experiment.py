@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from headwise.base.figure import write_figure
 from headwise.base.files import local_path
 from headwise.base.progress import Progress, silent
 from headwise.comparison.configuration import DEFAULT, Configuration
@@ -154,6 +155,6 @@ class Experiment:
     def _write(self, folder: Path) -> None:
         self.comparison.write(folder)
         if self.comparison.complete and importlib.util.find_spec("matplotlib") is not None:
-            from headwise.comparison.plot import write_figure
+            from headwise.comparison.plot import draw
 
-            write_figure(self.comparison, folder / FIGURE)
+            write_figure(draw(self.comparison), folder / FIGURE)

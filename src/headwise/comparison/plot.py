@@ -1,10 +1,9 @@
 """The figure: quality against cache bytes per token, and decode speed against the context."""
 
 import math
-from pathlib import Path
 from typing import Any
 
-from headwise.base import figure as base_figure
+from headwise.base.figure import style_axes
 from headwise.base.plot import STYLES
 from headwise.comparison.results import Comparison
 
@@ -16,15 +15,6 @@ _QUALITY = {"accuracy": "accuracy of recall", "loss": "loss on held-out text, na
 _BASELINE = {"accuracy": "any value of the sequence", "loss": "by frequency of bytes"}
 
 
-def write_figure(comparison: Comparison, path: Path) -> None:
-    """Draw a comparison as .svg or .png, atomically.
-
-    Raises:
-        OptionError: the file cannot be written.
-    """
-    base_figure.write_figure(draw(comparison), path)
-
-
 def draw(comparison: Comparison) -> Any:
     """A comparison whose speed is measured, as a Matplotlib figure."""
     from matplotlib.figure import Figure
@@ -33,8 +23,6 @@ def draw(comparison: Comparison) -> Any:
     left, right = figure.subplots(1, 2)
     _draw_quality(left, comparison)
     _draw_decoding(right, comparison)
-    for axes in (left, right):
-        base_figure.style_axes(axes, _FONT)
     return figure
 
 
@@ -77,10 +65,9 @@ def _draw_quality(axes: Any, comparison: Comparison) -> None:
     if comparison.metric == "accuracy":
         axes.set_ylim(-0.03, 1.03)
     seeds = comparison.configuration.seeds
-    axes.set_xlabel("cache bytes per token, all layers, float32", fontsize=_FONT)
-    axes.set_ylabel(_QUALITY[comparison.metric], fontsize=_FONT)
     title = "one seed" if seeds == 1 else f"mean of {seeds} seeds, and each"
-    axes.set_title(title, fontsize=_FONT, loc="left")
+    across = "cache bytes per token, all layers, float32"
+    style_axes(axes, _FONT, title=title, across=across, up=_QUALITY[comparison.metric])
 
 
 def _draw_decoding(axes: Any, comparison: Comparison) -> None:
@@ -96,9 +83,8 @@ def _draw_decoding(axes: Any, comparison: Comparison) -> None:
     axes.minorticks_off()
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("tokens in the cache", fontsize=_FONT)
-    axes.set_ylabel("decoded tokens/s, one sequence", fontsize=_FONT)
-    axes.set_title("median, and quartiles", fontsize=_FONT, loc="left")
+    title, up = "median, and quartiles", "decoded tokens/s, one sequence"
+    style_axes(axes, _FONT, title=title, across="tokens in the cache", up=up)
     axes.legend(fontsize=_FONT - 1, frameon=False, loc="lower left")
 
 

@@ -8,6 +8,7 @@ import itertools
 import re
 from dataclasses import dataclass, replace
 
+from headwise.base.console import counted
 from headwise.errors import OptionError, SpecError
 from headwise.ops import Bits, row_bytes
 from headwise.spec import AttentionSpec
@@ -163,8 +164,7 @@ class Shape:
             plain = replace(plain, context=context, query_length=queries)
             return Beside(f"{context:,} tokens", plain, threads)
         if self.vs_threads is not None:
-            plural = "s" if self.vs_threads > 1 else ""
-            return Beside(f"{self.vs_threads} thread{plural}", plain, self.vs_threads)
+            return Beside(counted(self.vs_threads, "thread"), plain, self.vs_threads)
         return None
 
     def describe(self) -> str:

@@ -64,10 +64,7 @@ def draw(plan: Plan) -> Any:
     cache = plan.cache.integers and f", {plan.cache.integers}"
     encoder = f", {plan.encoder_context:,} tokens in the encoder" if plan.encoder_context else ""
     title = f"{plan.model.name}, {plan.dtype}{cache}, batch {plan.batch}{encoder}"
-    axes.set_title(plain(title), fontsize=_FONT + 1, loc="left", parse_math=False)
-    axes.set_xlabel("context, tokens", fontsize=_FONT)
-    axes.set_ylabel("cache", fontsize=_FONT)
-    style_axes(axes, _FONT)
+    style_axes(axes, _FONT, title=plain(title), across="context, tokens", up="cache")
     return figure
 
 

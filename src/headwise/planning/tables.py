@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from rich.table import Table
 from rich.text import Text
 
-from headwise.base.console import one_line
+from headwise.base.console import facts_table, one_line
 from headwise.base.memory import gib
 from headwise.planning.devices import DEVICES
 from headwise.planning.estimates import Step
@@ -44,12 +44,7 @@ def names_parts() -> list[Any]:
 
 def plan_parts(plan: Plan) -> list[Any]:
     """A plan, for `headwise.base.console`: tables, then lines."""
-    answers = Table(show_header=False)
-    for _ in range(2):
-        answers.add_column(overflow="fold")
-    for name, text in _answers(plan):
-        answers.add_row(name, _safe(text))
-    tables = [_layers(plan), answers]
+    tables = [_layers(plan), facts_table(_answers(plan))]
     if plan.alternatives:
         tables.append(_alternatives(plan))
     device = plan.device
