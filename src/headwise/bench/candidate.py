@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,11 @@ from headwise.ops import Bits
 Bind = Callable[[Any], Callable[[], Tensor]]
 
 
-@dataclass(frozen=True, kw_only=True)
+# The operators of headwise.ops that a candidate may compute.
+BOTH = ("attention", "latent_attention")
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One way to compute attention.
 
@@ -30,6 +34,7 @@ class Candidate:
     name: str
     about: str
     build: Callable[[Any], Bind]
+    _: KW_ONLY
     missing: Callable[[], str | None] = lambda: None
     operators: tuple[str, ...] = ("attention",)
     rounded: Callable[[Inputs], Inputs] | None = None

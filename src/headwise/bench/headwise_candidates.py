@@ -5,13 +5,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 import headwise.ops as ops
-from headwise.bench.candidate import Bind, Candidate, on_each
+from headwise.bench.candidate import BOTH, Bind, Candidate, on_each
 from headwise.caches import PagedCache, QuantizedCache
 from headwise.errors import UnsupportedError
 from headwise.measure.inputs import Inputs
 from headwise.ops import Backend, Bits
-
-_BOTH = ("attention", "latent_attention")
 
 
 def on_backend(backend: Backend) -> Candidate:
@@ -27,9 +25,9 @@ def on_backend(backend: Backend) -> Candidate:
         return on_each(lambda inputs: inputs.attend(backend.name))
 
     return Candidate(
-        name=backend.name,
-        about=f"headwise's {backend.name} backend (mla only)",
-        build=build,
+        backend.name,
+        f"headwise's {backend.name} backend (mla only)",
+        build,
         missing=missing,
         operators=("latent_attention",),
     )
@@ -44,12 +42,8 @@ def _on_cache(make: Callable[[], PagedCache | QuantizedCache]) -> Callable[[Inpu
 
 
 def _paged(size: int) -> Candidate:
-    return Candidate(
-        name=f"paged-{size}",
-        about=f"headwise on its cache in pages of {size} tokens",
-        build=_on_cache(lambda: PagedCache(size)),
-        operators=_BOTH,
-    )
+    about = f"headwise on its cache in pages of {size} tokens"
+    return Candidate(f"paged-{size}", about, _on_cache(lambda: PagedCache(size)), operators=BOTH)
 
 
 def _quantized(bits: Bits) -> Candidate:
@@ -59,20 +53,20 @@ def _quantized(bits: Bits) -> Candidate:
         return inputs.with_rows(*(ops.dequantize(*rows, bits=bits) for rows in integers))
 
     return Candidate(
-        name=f"int{bits}",
-        about=f"headwise on its cache of {bits}-bit integers",
-        build=_on_cache(lambda: QuantizedCache(bits)),
-        operators=_BOTH,
+        f"int{bits}",
+        f"headwise on its cache of {bits}-bit integers",
+        _on_cache(lambda: QuantizedCache(bits)),
+        operators=BOTH,
         rounded=rounded,
         bits=bits,
     )
 
 
 HEADWISE = Candidate(
-    name="headwise",
-    about="headwise, its default backend",
-    build=lambda inputs: on_each(lambda inputs: inputs.attend()),
-    operators=_BOTH,
+    "headwise",
+    "headwise, its default backend",
+    lambda inputs: on_each(lambda inputs: inputs.attend()),
+    operators=BOTH,
 )
 # Of the operator that PyTorch does not have. The fastest backend is headwise's default, and the
 # reference is what results are checked against.

@@ -39,12 +39,8 @@ class _Trial:
     """One candidate while it is measured, context after context."""
 
     def __init__(self, candidate: ModelCandidate) -> None:
-        self.candidate = candidate
+        self.candidate, self.name = candidate, candidate.name
         self.contexts: list[AtContext] = []
-
-    @property
-    def name(self) -> str:
-        return self.candidate.name
 
     def prefill(self, ids: Tensor, context: int) -> None:
         """Read the context from an empty cache."""
@@ -73,15 +69,11 @@ class _Trial:
 
     def add_times(self, timings: Mapping[str, Timing], error: float) -> None:
         """Note what was measured at this context."""
-        timing = timings[self.name]
-        low, high = timing.quartiles
         self.contexts.append(
             AtContext(
                 context=self.context,
                 prefill_seconds=self.prefill_seconds,
-                seconds=timing.median,
-                low=low,
-                high=high,
+                **timings[self.name].summary(),
                 ratio=over_headwise(self.name, timings),
                 error=error,
             )

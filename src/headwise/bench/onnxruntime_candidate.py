@@ -111,8 +111,5 @@ def _session(tensors: dict[str, Tensor], heads: int, kv_heads: int) -> Any:
 
 
 ONNXRUNTIME = Candidate(
-    name="onnxruntime",
-    about="ONNX Runtime's GroupQueryAttention",
-    build=_build,
-    missing=_missing,
+    "onnxruntime", "ONNX Runtime's GroupQueryAttention", _build, missing=_missing
 )

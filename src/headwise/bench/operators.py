@@ -40,15 +40,12 @@ class _Entry:
     def timed(self, timings: Mapping[str, Timing]) -> Timed:
         """Its row of the result; `judged` sets the share of the roofline."""
         timing = timings[self.name]
-        low, high = timing.quartiles
         return Timed(
             name=self.name,
             how=self.how,
             threads=self.threads,
             error=self.error,
-            seconds=timing.median,
-            low=low,
-            high=high,
+            **timing.summary(),
             ratio=over_headwise(self.name, timings),
             bytes_per_second=self.bytes / timing.median,
             flops_per_second=self.flops / timing.median,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headwise.bench.candidate import Bind, Candidate, first_line, on_each
+from headwise.bench.candidate import BOTH, Bind, Candidate, first_line, on_each
 from headwise.errors import UnsupportedError
 from headwise.measure.inputs import Inputs, make_inputs
 from headwise.measure.shape import Shape, parse_shape
@@ -117,19 +117,9 @@ def _is_square(shape: Shape) -> bool:
     return shape.query_length == shape.context > 1 and not shape.ragged
 
 
-SDPA = Candidate(name="sdpa", about="PyTorch's SDPA with enable_gqa", build=_sdpa)
-SDPA_PACKED = Candidate(
-    name="sdpa-packed", about="SDPA, the heads of a group as rows", build=_sdpa_packed
-)
+SDPA = Candidate("sdpa", "PyTorch's SDPA with enable_gqa", _sdpa)
+SDPA_PACKED = Candidate("sdpa-packed", "SDPA, the heads of a group as rows", _sdpa_packed)
 MATMUL = Candidate(
-    name="matmul",
-    about="matmul, softmax, matmul; mla: on the joined key",
-    build=_matmul,
-    operators=("attention", "latent_attention"),
+    "matmul", "matmul, softmax, matmul; mla: on the joined key", _matmul, operators=BOTH
 )
-FLEX = Candidate(
-    name="flex",
-    about="PyTorch's flex_attention, compiled",
-    build=_flex,
-    missing=_flex_missing,
-)
+FLEX = Candidate("flex", "PyTorch's flex_attention, compiled", _flex, missing=_flex_missing)

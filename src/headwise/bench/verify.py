@@ -46,18 +46,17 @@ def error(out: Tensor, expected: Tensor) -> float:
 def _sequence(inputs: Inputs, index: int) -> Tensor:
     """One sequence of the batch: [1, H, S, V]."""
     shape, group = inputs.shape, inputs.shape.spec.group_size
-    length, queries = shape.lengths[index], shape.query_length
+    length = shape.lengths[index]
     block = max(1, _BLOCK_SCORES // (group * length))
     query, key, value = (tensor[index : index + 1] for tensor in inputs.tensors)
     heads = []
     for kv_head in range(shape.spec.kv_heads):
         some = slice(kv_head * group, (kv_head + 1) * group)
         keys, values = (rows[:, kv_head : kv_head + 1, :length].float() for rows in (key, value))
-        blocks = []
-        for first in range(0, queries, block):
-            last = min(first + block, queries)
-            seen = length - queries + last
-            rows = query[:, some, first:last].float(), keys[:, :, :seen], values[:, :, :seen]
+        seen, blocks = length - shape.query_length, []
+        for some_queries in query[:, some].split(block, dim=2):
+            seen += some_queries.shape[2]
+            rows = some_queries.float(), keys[:, :, :seen], values[:, :, :seen]
             blocks.append(attention(*rows, causal=True, backend="reference"))
         heads.append(torch.cat(blocks, dim=2))
     return torch.cat(heads, dim=1)

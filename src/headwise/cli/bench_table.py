@@ -31,14 +31,12 @@ def show_figures(report: Report) -> None:
     dtypes = list(dict.fromkeys(dtype for each in report.figures for dtype in each.peaks))
     rows, how = [], []
     for figures in report.figures:
-        peaks = [figures.peaks[dtype].flops_per_second / 1e9 for dtype in dtypes]
-        rates = [
-            f"{figures.bytes_per_second / 1e9:.1f} GB/s",
-            *(f"{peak:,.0f} GFLOP/s" for peak in peaks),
-        ]
-        rows.append([str(figures.threads), *rates])
-        sizes = {peak.size for peak in figures.peaks.values()}
-        products = " and ".join(f"{size:,} x {size:,}" for size in sorted(sizes))
+        peaks = [figures.peaks[dtype] for dtype in dtypes]
+        rates = [f"{peak.flops_per_second / 1e9:,.0f} GFLOP/s" for peak in peaks]
+        read = f"{figures.bytes_per_second / 1e9:.1f} GB/s"
+        rows.append([str(figures.threads), read, *rates])
+        sizes = sorted({peak.size for peak in peaks})
+        products = " and ".join(f"{size:,} x {size:,}" for size in sizes)
         how.append(
             f"best of {READS} sums over {gib(figures.read_bytes)} and of {PRODUCTS} products of "
             f"{products} matrices"
@@ -117,11 +115,7 @@ def _shape_row(row: Timed) -> tuple[str, ...]:
 
 
 def _ratio(ratio: Ratio | None) -> str:
-    if ratio is None:
-        return ""
-    decimals = 2 if ratio.high < 10 else 1
-    low, high = f"{ratio.low:.{decimals}f}", f"{ratio.high:.{decimals}f}"
-    return f"{ratio.median:.{decimals}f}x ({low}-{high})"
+    return "" if ratio is None else f"{ratio:{'.2f' if ratio.high < 10 else '.1f'}}"
 
 
 def _milliseconds(at_context: AtContext) -> str:

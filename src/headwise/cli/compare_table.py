@@ -36,15 +36,17 @@ def _rows(comparison: Comparison) -> Iterable[list[str]]:
             }
             for title, figure in spread.items():
                 yield [title, *_quality(comparison, metric, figure)]
-    speeds = partial(_speeds, comparison)
+    known = {speed.mechanism: speed for speed in comparison.speeds}
+    measured = [known.get(name) for name in comparison.configuration.mechanisms]
+
+    def speeds(figure: Callable[[Speed], str]) -> Iterable[str]:
+        return ("-" if speed is None else figure(speed) for speed in measured)
+
     yield ["cache bytes per token", *speeds(lambda speed: f"{speed.cache_bytes_per_token:,}")]
     contexts = [each.context for each in comparison.speeds[0].decode] if comparison.speeds else []
     for index, context in enumerate(contexts):
         yield [f"decode at {context:,}", *speeds(partial(_decode, index))]
-    yield [
-        "training tokens/s",
-        *speeds(lambda speed: f"{speed.training.tokens_per_second:,.0f}"),
-    ]
+    yield ["training tokens/s", *speeds(lambda each: f"{each.training.tokens_per_second:,.0f}")]
     yield ["peak memory, MiB", *speeds(_peak)]
     yield ["parameters", *(f"{row['parameters']:,}" for row in rows)]
     yield ["MLP width", *(f"{row['feed_forward']:,}" for row in rows)]
@@ -72,12 +74,6 @@ def _quality(
     for name in comparison.configuration.mechanisms:
         number = figure(known[name]) if name in known else None
         yield "-" if number is None else f"{number:.3f}"
-
-
-def _speeds(comparison: Comparison, figure: Callable[[Speed], str]) -> Iterable[str]:
-    known = {each.mechanism: each for each in comparison.speeds}
-    for name in comparison.configuration.mechanisms:
-        yield figure(known[name]) if name in known else "-"
 
 
 def _decode(index: int, speed: Speed) -> str:

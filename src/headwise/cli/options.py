@@ -2,11 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from headwise.errors import OptionError
+
+_Value = TypeVar("_Value")
 
 Model = Annotated[
     str | None,
@@ -40,9 +42,7 @@ def the_model(model: str | None, named: str | None) -> str | None:
     Raises:
         OptionError: both are given.
     """
-    if model is not None and named is not None:
-        raise OptionError(f"model is {model!r} and --model {named!r}; give one of them")
-    return model if named is None else named
+    return _either(model, named, f"model is {model!r} and --model {named!r}")
 
 
 def the_document(
@@ -53,9 +53,13 @@ def the_document(
     Raises:
         OptionError: both are given.
     """
-    if document is not None and old is not None:
-        raise OptionError(f"--document and {old_name} are the same; give one of them")
-    return document if old is None else old
+    return _either(document, old, f"--document and {old_name} are the same")
+
+
+def _either(one: _Value | None, other: _Value | None, both: str) -> _Value | None:
+    if one is not None and other is not None:
+        raise OptionError(f"{both}; give one of them")
+    return one if other is None else other
 
 
 def words(text: str | None) -> list[str]:

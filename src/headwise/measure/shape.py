@@ -180,27 +180,24 @@ class Shape:
         return ", ".join(filter(None, (stage, str(self.spec), dims, tokens, batch)))
 
     def __str__(self) -> str:
-        spec, square = self.spec, self.query_length == self.context > 1
+        spec, queries = self.spec, self.query_length
+        square = queries == self.context > 1 and not self.latent
+        kind, heads, dim = "decode", f"{spec.heads}/{spec.kv_heads}", spec.head_dim
         if self.latent:
             rank, rope = spec.cache_rows.dims
             kind, heads, dim = "mla", f"{spec.heads}:r{rank}+{rope}", spec.nope_dim
-        else:
-            kind, heads = "prefill" if square else "decode", f"{spec.heads}/{spec.kv_heads}"
-            dim = spec.head_dim
-        same = dim == spec.value_dim
-        parts = [kind, heads, f"d{dim}" if same else f"d{dim}/{spec.value_dim}"]
-        parts.append(_short(self.context))
-        if self.query_length > 1 and kind != "prefill":
-            parts.append(f"s{self.query_length}")
-        if self.batch > 1:
-            parts.append(f"b{self.batch}")
-        if self.ragged:
-            parts.append("ragged")
-        if self.vs_context is not None:
-            parts.append(f"vs{_short(self.vs_context)}")
-        if self.vs_threads is not None:
-            parts.append(f"vs{self.vs_threads}t")
-        return ":".join(parts)
+        parts = (
+            "prefill" if square else kind,
+            heads,
+            f"d{dim}" if dim == spec.value_dim else f"d{dim}/{spec.value_dim}",
+            _short(self.context),
+            f"s{queries}" if queries > 1 and not square else "",
+            f"b{self.batch}" if self.batch > 1 else "",
+            "ragged" if self.ragged else "",
+            "" if self.vs_context is None else f"vs{_short(self.vs_context)}",
+            "" if self.vs_threads is None else f"vs{self.vs_threads}t",
+        )
+        return ":".join(filter(None, parts))
 
 
 @dataclass(frozen=True)

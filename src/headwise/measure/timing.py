@@ -32,6 +32,11 @@ class Timing:
         low, _, high = quantiles(self.seconds, n=4)
         return low, high
 
+    def summary(self) -> dict[str, float]:
+        """Seconds as a result has them: the median as `seconds`, the quartiles `low` and `high`."""
+        low, high = self.quartiles
+        return {"seconds": self.median, "low": low, "high": high}
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -41,8 +46,12 @@ class Ratio:
     low: float
     high: float
 
+    def __format__(self, form: str) -> str:
+        form = form or ".1f"
+        return f"{self.median:{form}}x ({self.low:{form}}-{self.high:{form}})"
+
     def __str__(self) -> str:
-        return f"{self.median:.1f}x ({self.low:.1f}-{self.high:.1f})"
+        return format(self)
 
 
 def interleaved(

@@ -89,7 +89,7 @@ def find_device(
     if not isinstance(name, str | None):
         raise OptionError(f"device is {shown(name)}, expected a name, or none for this machine")
     if name is None and bandwidth is not None and peak is not None:
-        device = Device("a machine as given", 0, {}, _own_memory(), "as given")
+        device = Device("a machine as given", 0, {}, psutil.virtual_memory().total, "as given")
     elif name is None:
         device = _this_machine(dtype, progress)
     elif name.lower() in DEVICES:
@@ -114,10 +114,6 @@ def _check_number(option: str, value: float, whole: bool) -> None:
         raise OptionError(f"{option} is {shown(value)}, expected a number above 0")
 
 
-def _own_memory() -> int:
-    return int(psutil.virtual_memory().total)
-
-
 def _this_machine(dtype: str, progress: Progress) -> Device:
     wanted = dict.fromkeys(["float32", dtype])
     figures, instead = machine_figures(torch.get_num_threads(), wanted, progress)
@@ -125,6 +121,6 @@ def _this_machine(dtype: str, progress: Progress) -> Device:
         "this machine",
         figures.bytes_per_second,
         {each: figures.peak(each) for each in wanted},
-        _own_memory(),
+        psutil.virtual_memory().total,
         described(figures, dtype) + (f"; {instead}, so not used" if instead else ""),
     )
