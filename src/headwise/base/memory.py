@@ -5,8 +5,10 @@ import torch
 
 from headwise.errors import CapacityError
 
+_ADVICE = "use a smaller model, --dtype bfloat16 or a shorter context"
 
-def check_memory(needed: int, device: torch.device, what: str) -> None:
+
+def check_memory(needed: int, device: torch.device, what: str, advice: str = _ADVICE) -> None:
     """Refuse what would not fit in the device's free memory; `needed` in bytes.
 
     Raises:
@@ -16,7 +18,7 @@ def check_memory(needed: int, device: torch.device, what: str) -> None:
     if needed > available:
         raise CapacityError(
             f"{what} needs {gib(needed)} but {gib(available)} of memory is available on {device}; "
-            "use a smaller model, --dtype bfloat16 or a shorter context"
+            f"{advice}"
         )
 
 

@@ -21,6 +21,16 @@ STYLES = (
 )
 
 
+def style(index: int) -> tuple[str, str]:
+    """A colour and a marker, which differ between any two of the first 49.
+
+    >>> style(0), style(7)
+    (('#0072B2', 'o'), ('#0072B2', 's'))
+    """
+    # with more lines than colours, a colour comes back with another marker
+    return STYLES[index % len(STYLES)][0], STYLES[(index + index // len(STYLES)) % len(STYLES)][1]
+
+
 def check_plot(path: Path) -> None:
     """Refuse, before any work is done, a file that could not be drawn.
 

@@ -22,11 +22,7 @@ from headwise.generation.stepper import Stepper
 
 HEADWISE = "headwise"
 REFERENCE = "stock-dynamic"
-PEERS = {
-    REFERENCE: "Transformers, a cache that is concatenated at each token",
-    "stock-static": "Transformers, a cache of the whole length from the start",
-    OPENVINO: "OpenVINO GenAI's conversion of a .gguf file",
-}
+PEERS = (REFERENCE, "stock-static", OPENVINO)
 
 
 class SdpaShapes(TorchFunctionMode):

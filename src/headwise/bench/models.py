@@ -140,7 +140,7 @@ def bench_model(
     gguf: Path | None = None,
     *,
     contexts: Sequence[int] = CONTEXTS,
-    peers: Sequence[str] = tuple(PEERS),
+    peers: Sequence[str] = PEERS,
     rounds: int = ROUNDS,
     progress: Progress = silent,
 ) -> ModelResult:

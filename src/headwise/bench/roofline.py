@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from headwise.base.console import counted
 from headwise.base.figure import style_axes
-from headwise.base.plot import STYLES, plain
+from headwise.base.plot import plain, style
 from headwise.bench.results import Report, ShapeResult, is_headwise
 from headwise.measure.machine import Figures
 
@@ -68,12 +68,7 @@ def _styles(results: Sequence[ShapeResult]) -> dict[str, tuple[str, str]]:
     """A colour and a marker for each candidate, the same in all panels; headwise has the first."""
     names = dict.fromkeys(row.name.partition(",")[0] for result in results for row in result.timed)
     ordered = sorted(names, key=lambda name: not is_headwise(name))
-    count = len(STYLES)
-    return {
-        # with more candidates than colours, a colour comes back with another marker
-        name: (STYLES[index % count][0], STYLES[(index + index // count) % count][1])
-        for index, name in enumerate(ordered)
-    }
+    return {name: style(index) for index, name in enumerate(ordered)}
 
 
 def _draw_roofs(

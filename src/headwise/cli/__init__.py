@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from headwise.base.console import one_line
     from headwise.cli.app import command
-    from headwise.cli.terminal import show_any_text
+    from headwise.cli.terminal import interrupted, show_any_text
 
     show_any_text()
     try:
@@ -40,8 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _fail("this needs Transformers; run: pip install 'headwise[hf]'")
     except (KeyboardInterrupt, typer.Abort):
-        print("headwise: interrupted", file=sys.stderr)  # noqa: T201
-        return 130
+        return interrupted()
     except BrokenPipeError:
         # the reader of our output has left (`headwise generate | head`): nothing more to say
         _drop_output()

@@ -18,7 +18,7 @@ from headwise.cli.options import (
     the_model,
     words,
 )
-from headwise.cli.terminal import Screen, screen
+from headwise.cli.terminal import Screen, interrupted, screen
 
 if TYPE_CHECKING:
     from headwise.bench import Report
@@ -198,6 +198,5 @@ def _end(report: "Report", as_json: bool) -> int:
     if as_json:
         print_json(asdict(report))
     if report.interrupted:
-        typer.echo("headwise: interrupted", err=True)
-        return 130
+        return interrupted()
     return 1 if any(result.headwise_wrong for result in report.results) else 0

@@ -7,7 +7,7 @@ import typer
 
 from headwise.cli.documented import documented
 from headwise.cli.options import Json, print_json, the_document, words
-from headwise.cli.terminal import screen
+from headwise.cli.terminal import interrupted, screen
 
 
 @documented
@@ -85,16 +85,14 @@ def compare(
     )
     counts = units.token_counts("--contexts", contexts)
     experiment = Experiment(configuration, content, out, counts, rounds)
-    interrupted = False
+    stopped = False
     with screen(animated=False) as shown:
         try:
             experiment.carry_out(shown)
         except KeyboardInterrupt:
-            interrupted = True
+            stopped = True
     if as_json:
         print_json(experiment.comparison.to_dict())
     else:
         show(experiment.comparison, out)
-    if interrupted:
-        typer.echo("headwise: interrupted; the same command resumes from here", err=True)
-    return 130 if interrupted else 0
+    return interrupted("the same command resumes from here") if stopped else 0

@@ -4,12 +4,9 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-import typer
-
-from headwise.base.console import one_line
 from headwise.cli.documented import documented
 from headwise.cli.options import Json, Model, Named, print_json, the_model
-from headwise.cli.terminal import screen
+from headwise.cli.terminal import interrupted, screen
 
 
 @documented
@@ -70,8 +67,7 @@ def convert(
         state = f"the same command {'resumes from what is kept' if tune else 'restarts'}"
         if not before and (out / "config.json").is_file():
             state = f"the checkpoint in {out} is whole, its verdict was not measured"
-        typer.echo(one_line(f"headwise: interrupted; {state}"), err=True)
-        return 130
+        return interrupted(state)
     if as_json:
         print_json(made.to_dict())
     else:

@@ -12,10 +12,11 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 def documented(function: _Command) -> _Command:
     """Give each option the help that the docstring's Args have for it.
 
+    What stands before the `*` of the signature is an argument of the command, the rest are options.
     A bool that is off by default has no --no-; what is `Annotated` has its help there.
 
     >>> @documented
-    ... def command(steps: int = 5) -> None:
+    ... def command(*, steps: int = 5) -> None:
     ...     '''Do it.
     ...
     ...     Args:
@@ -37,6 +38,7 @@ def documented(function: _Command) -> _Command:
     for name, parameter in inspect.signature(function).parameters.items():
         if get_origin(parameter.annotation) is not Annotated:
             flags = [f"--{name.replace('_', '-')}"] if parameter.default is False else []
-            option = typer.Option(*flags, help=helps.get(name))  # none under python -OO
+            make = typer.Option if parameter.kind is parameter.KEYWORD_ONLY else typer.Argument
+            option = make(*flags, help=helps.get(name))  # none under python -OO
             function.__annotations__[name] = Annotated[parameter.annotation, option]
     return function

@@ -12,13 +12,7 @@ from headwise.cli.terminal import screen
 
 @documented
 def plan(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="A named model (see --list), a folder, a config.json, a .gguf file, a hub id, "
-            "smollm2 or minilm.",
-        ),
-    ] = None,
+    model: str | None = None,
     *,
     named: Named = None,
     context: str | None = None,
@@ -40,6 +34,8 @@ def plan(
     """Say what a model's cache costs, before any weight is loaded.
 
     Args:
+        model: A named model (see --list), a folder, a config.json, a .gguf file, a hub id, smollm2
+            or minilm.
         context: Tokens, as 8192 or 128k. Default: the model's limit.
         batch: Sequences.
         encoder_context: The encoder's tokens, for cross-attention. Default: as --context.

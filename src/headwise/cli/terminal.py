@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from headwise.base.console import harmless
+from headwise.base.console import harmless, one_line
 
 
 def show_any_text() -> None:
@@ -23,6 +23,12 @@ def show_any_text() -> None:
             # one that became a pipe behind its back cannot be set, and keeps its ways
             with suppress(OSError):
                 stream.reconfigure(errors=errors)
+
+
+def interrupted(state: str = "") -> int:
+    """Say on stderr that Ctrl-C ended the work, and how it stands; the command's exit code."""
+    print(f"headwise: interrupted{state and f'; {one_line(state)}'}", file=sys.stderr)  # noqa: T201
+    return 130
 
 
 class Screen:

@@ -3,9 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from headwise.base.console import counted, harmless, one_line
 from headwise.cli.documented import documented
@@ -30,12 +28,7 @@ SENTENCE = "The animal didn't cross the street because it was too tired"
 
 @documented
 def view(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="A model folder, a .gguf file, a hub id, minilm or smollm2. Default: minilm."
-        ),
-    ] = None,
+    model: str | None = None,
     *,
     named: Named = None,
     text: str = SENTENCE,
@@ -57,6 +50,7 @@ def view(
     """Show what each head attends to, in one page that needs no network.
 
     Args:
+        model: A model folder, a .gguf file, a hub id, minilm or smollm2. Default: minilm.
         text: The text to look at.
         pair: A second text, for encoders that read two.
         document: A text file to look at instead.

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from headwise.base.figure import style_axes
-from headwise.base.plot import STYLES
+from headwise.base.plot import style
 from headwise.comparison.results import Comparison
 
 _FONT = 8.0
@@ -28,9 +28,10 @@ def draw(comparison: Comparison) -> Any:
 
 def _draw_quality(axes: Any, comparison: Comparison) -> None:
     """One point per mechanism: the mean over seeds, a line from the worst to the best of them."""
+    names = comparison.configuration.mechanisms
     sizes = {speed.mechanism: speed.cache_bytes_per_token for speed in comparison.speeds}
     for quality in comparison.qualities():
-        colour, marker = _style(comparison, quality.mechanism)
+        colour, marker = style(names.index(quality.mechanism))
         size, values = sizes[quality.mechanism], quality.values
         axes.plot([size, size], [min(values), max(values)], color=colour, lw=1.4)
         axes.plot([size] * len(values), values, "_", color=colour, ms=9, mew=1.4)
@@ -71,8 +72,9 @@ def _draw_quality(axes: Any, comparison: Comparison) -> None:
 
 
 def _draw_decoding(axes: Any, comparison: Comparison) -> None:
+    names = comparison.configuration.mechanisms
     for speed in comparison.speeds:
-        colour, marker = _style(comparison, speed.mechanism)
+        colour, marker = style(names.index(speed.mechanism))
         contexts = [each.context for each in speed.decode]
         rates = [each.rate.tokens_per_second for each in speed.decode]
         axes.plot(contexts, rates, marker=marker, color=colour, ms=5, lw=1.2, label=speed.mechanism)
@@ -86,8 +88,3 @@ def _draw_decoding(axes: Any, comparison: Comparison) -> None:
     title, up = "median, and quartiles", "decoded tokens/s, one sequence"
     style_axes(axes, _FONT, title=title, across="tokens in the cache", up=up)
     axes.legend(fontsize=_FONT - 1, frameon=False, loc="lower left")
-
-
-def _style(comparison: Comparison, mechanism: str) -> tuple[str, str]:
-    index = comparison.configuration.mechanisms.index(mechanism)
-    return STYLES[index % len(STYLES)]

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from headwise.base.memory import available_bytes
+from headwise.base.memory import check_memory
 from headwise.base.progress import Progress, silent
 from headwise.caches import ContiguousCache
 from headwise.comparison.configuration import Configuration
 from headwise.comparison.models import build
 from headwise.comparison.task import Task
 from headwise.comparison.training import new_optimizer, train_step
-from headwise.errors import CapacityError, OptionError
+from headwise.errors import OptionError
 from headwise.measure.memory import peak_memory
 from headwise.measure.timing import Timing, interleaved
 from headwise.nn import Decoder
@@ -102,13 +102,8 @@ def check_contexts(configuration: Configuration, contexts: Sequence[int]) -> tup
     specs = map(configuration.attention, configuration.mechanisms)
     # a cache that grows holds up to twice its tokens, and the old buffer beside the new one
     tokens = sum(spec.cache_bytes(ordered[-1], dtype="float32") for spec in specs)
-    needed = 3 * configuration.layers * tokens
-    free = available_bytes(torch.device("cpu"))
-    if needed > free:
-        raise CapacityError(
-            f"caches of {ordered[-1]:,} tokens need up to {needed:,} bytes, and {free:,} are free; "
-            "give smaller contexts"
-        )
+    needed, what = 3 * configuration.layers * tokens, f"decoding {ordered[-1]:,} tokens"
+    check_memory(needed, torch.device("cpu"), what, "give smaller contexts")
     return ordered
 
 

@@ -24,13 +24,10 @@ class Batch:
 class Task(Protocol):
     """Batches to train on, and held-out ones to judge by."""
 
-    @property
-    def metric(self) -> Metric:
-        """What the mechanisms are judged by."""
-
-    @property
-    def baseline(self) -> float:
-        """That metric of a model which has not learnt what the task is about."""
+    metric: Metric
+    """What the mechanisms are judged by."""
+    baseline: float
+    """That metric of a model which has not learnt what the task is about."""
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         """What step `step` (from 0) trains on."""
