@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from headwise.base import units
+from headwise.cli import options
 from headwise.cli.documented import documented
-from headwise.cli.options import (
-    Json,
-    Model,
-    Named,
-    TrustRemoteCode,
-    print_json,
-    the_model,
-    words,
-)
 from headwise.cli.terminal import Screen, interrupted, screen
 
 if TYPE_CHECKING:
@@ -53,7 +45,7 @@ def machine(
     dtypes: Dtypes = None,
     threads: int | None = None,
     out: Path | None = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> int:
     """Measure the read bandwidth and the GEMM peak.
 
@@ -65,7 +57,7 @@ def machine(
     from headwise.cli.bench_table import show_figures
 
     with screen(animated=False) as shown:
-        settings = Settings(dtypes=words(dtypes), threads=threads, out=out, progress=shown)
+        settings = Settings(dtypes=options.words(dtypes), threads=threads, out=out, progress=shown)
         report = bench_machine(settings)
     if report.figures and not as_json:
         show_figures(report)
@@ -83,7 +75,7 @@ def ops(
     threads: int | None = None,
     out: Path | None = None,
     plot: Path | None = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
     list_all: Annotated[
         bool, typer.Option("--list", help="Show the names of shapes and peers, and the syntax.")
     ] = False,
@@ -108,15 +100,15 @@ def ops(
         return 0
     with screen(animated=False) as shown:
         settings = Settings(
-            dtypes=words(dtypes),
-            peers=words(peers),
+            dtypes=options.words(dtypes),
+            peers=options.words(peers),
             rounds=rounds,
             threads=threads,
             out=out,
             progress=shown,
         )
         report = bench_operators(
-            words(shapes),
+            options.words(shapes),
             settings,
             plot=plot,
             on_figures=_printed(show_figures, shown, as_json),
@@ -128,17 +120,17 @@ def ops(
 @bench.command()
 @documented
 def model(
-    model: Model = None,
+    model: options.Model = None,
     *,
-    named: Named = None,
+    named: options.Named = None,
     contexts: str = "100,2000,8000",
     dtypes: Dtypes = None,
     peers: str | None = None,
     rounds: int = ROUNDS,
     threads: int | None = None,
     out: Path | None = None,
-    as_json: Json = False,
-    trust_remote_code: TrustRemoteCode = False,
+    as_json: options.Json = False,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> int:
     """Time a model at several contexts, next to stock Transformers.
 
@@ -154,7 +146,7 @@ def model(
     from headwise.cli.bench_table import show_model
     from headwise.loading.progress import quiet_transformers
 
-    lengths, model = units.token_counts("--contexts", contexts), the_model(model, named)
+    lengths, model = units.token_counts("--contexts", contexts), options.the_model(model, named)
     with quiet_transformers(), screen(animated=True) as loading, screen(animated=False) as shown:
 
         def timing(stage: str, done: int, total: int) -> None:
@@ -162,8 +154,8 @@ def model(
             shown(stage, done, total)
 
         settings = Settings(
-            dtypes=words(dtypes),
-            peers=words(peers),
+            dtypes=options.words(dtypes),
+            peers=options.words(peers),
             rounds=rounds,
             threads=threads,
             out=out,
@@ -196,7 +188,7 @@ def _printed(
 def _end(report: "Report", as_json: bool) -> int:
     """The exit code of a benchmark that is over; prints it where JSON is asked for."""
     if as_json:
-        print_json(asdict(report))
+        options.print_json(asdict(report))
     if report.interrupted:
         return interrupted()
     return 1 if any(result.headwise_wrong for result in report.results) else 0

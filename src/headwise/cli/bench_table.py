@@ -5,18 +5,9 @@ from typing import TypeVar
 
 from headwise.base.console import counted
 from headwise.base.memory import gib
+from headwise.bench import results
 from headwise.bench.peers import all_peers
 from headwise.bench.presets import PRESETS
-from headwise.bench.results import (
-    AtContext,
-    BesideResult,
-    LeftOut,
-    ModelResult,
-    ModelTimed,
-    Report,
-    ShapeResult,
-    Timed,
-)
 from headwise.cli.tables import columns, show_table, three_digits
 from headwise.measure.machine import PRODUCTS, READS
 from headwise.measure.shape import PARTS
@@ -25,7 +16,7 @@ from headwise.measure.timing import Ratio
 _Figure = TypeVar("_Figure")
 
 
-def show_figures(report: Report) -> None:
+def show_figures(report: results.Report) -> None:
     """Print the processor, and its bandwidth and peaks for each number of threads."""
     cpu = report.environment["cpu"]
     dtypes = list(dict.fromkeys(dtype for each in report.figures for dtype in each.peaks))
@@ -47,7 +38,7 @@ def show_figures(report: Report) -> None:
     show_table(title, columns(names, rows), [*dict.fromkeys(how), *_left_out(report.absent)])
 
 
-def show_shape(result: ShapeResult) -> None:
+def show_shape(result: results.ShapeResult) -> None:
     """Print one shape's table: a row per candidate, and what there is to say about them."""
     names = ("", "median", "quartiles", "vs headwise", "GB/s", "GFLOP/s", "roofline")
     lines = [
@@ -62,14 +53,14 @@ def show_shape(result: ShapeResult) -> None:
     show_table(f"{result.description}, {result.dtype}", table, lines)
 
 
-def show_model(result: ModelResult) -> None:
+def show_model(result: results.ModelResult) -> None:
     """Print a model's table: a column per candidate, a row per figure."""
     rows = []
     for each in zip(*(way.contexts for way in result.timed)):
         rows.append([f"ms per token at {each[0].context:,}", *map(_milliseconds, each)])
         if any(at_context.ratio for at_context in each):
             rows.append(["  vs headwise", *(_ratio(at_context.ratio) for at_context in each)])
-    figures: dict[str, Callable[[ModelTimed], str]] = {
+    figures: dict[str, Callable[[results.ModelTimed], str]] = {
         "ms per 1,000 cached": lambda way: _known(
             way.slope, lambda slope: three_digits(1e3 * slope)
         ),
@@ -102,7 +93,7 @@ def show_choices() -> None:
         show_table(title, columns(names, rows, left=names, no_wrap=("shape",)))
 
 
-def _shape_row(row: Timed) -> tuple[str, ...]:
+def _shape_row(row: results.Timed) -> tuple[str, ...]:
     return (
         row.name,
         f"{three_digits(1e3 * row.seconds)} ms",
@@ -118,13 +109,13 @@ def _ratio(ratio: Ratio | None) -> str:
     return "" if ratio is None else f"{ratio:{'.2f' if ratio.high < 10 else '.1f'}}"
 
 
-def _milliseconds(at_context: AtContext) -> str:
+def _milliseconds(at_context: results.AtContext) -> str:
     times = (at_context.seconds, at_context.low, at_context.high)
     median, low, high = (three_digits(1e3 * seconds) for seconds in times)
     return f"{median} ({low}-{high})"
 
 
-def _prefill_rate(way: ModelTimed) -> str:
+def _prefill_rate(way: results.ModelTimed) -> str:
     longest = way.contexts[-1]
     return f"{longest.context / longest.prefill_seconds:,.0f}"
 
@@ -133,7 +124,7 @@ def _known(figure: _Figure | None, words: Callable[[_Figure], str]) -> str:
     return "-" if figure is None else words(figure)
 
 
-def _beside(beside: BesideResult, count: int) -> str:
+def _beside(beside: results.BesideResult, count: int) -> str:
     ratio = beside.ratio
     if beside.threads != count:
         return (
@@ -151,6 +142,6 @@ def _bytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
-def _left_out(left_out: Iterable[LeftOut]) -> list[str]:
+def _left_out(left_out: Iterable[results.LeftOut]) -> list[str]:
     states = {"absent": "not timed", "wrong": "gave a WRONG result"}
     return [f"{each.name} {states[each.state]}: {each.reason}" for each in left_out]

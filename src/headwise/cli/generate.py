@@ -7,19 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from headwise.base.console import harmless
+from headwise.cli import options
 from headwise.cli.documented import documented
-from headwise.cli.options import (
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Named,
-    OldDocument,
-    TrustRemoteCode,
-    print_json,
-    the_document,
-    the_model,
-)
 from headwise.cli.terminal import screen
 
 if TYPE_CHECKING:
@@ -31,24 +20,24 @@ Attention = Literal["headwise", "sdpa", "eager"]
 
 @documented
 def generate(
-    model: Model = None,
+    model: options.Model = None,
     *,
-    named: Named = None,
+    named: options.Named = None,
     prompt: str,
     document: Path | None = None,
-    context: OldDocument = None,
+    context: options.OldDocument = None,
     chat: bool = False,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int | None = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
     attention: Attention = "headwise",
     cache: str = "contiguous",
     against: Attention | None = None,
-    as_json: Json = False,
-    trust_remote_code: TrustRemoteCode = False,
+    as_json: options.Json = False,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> int:
     """Generate text and show the mechanism, speed and cache of the attention that ran.
 
@@ -82,12 +71,12 @@ def generate(
         raise OptionError(f"--against {against} is what --attention is; choose another")
     if CacheChoice.parse(cache) != CacheChoice() and "headwise" not in (attention, against):
         raise OptionError(f"--cache {cache} is for headwise, and only {attention} was to run")
-    file = the_document(document, context)
+    file = options.the_document(document, context)
     text = read_document(file) if file is not None else ""
     with quiet_transformers(), screen(animated=True) as loading:
         loading("starting", 0, 0)
         session = Session.open(
-            the_model(model, named),
+            options.the_model(model, named),
             prompt,
             document=text,
             chat=chat,
@@ -102,7 +91,7 @@ def generate(
         if against is not None and not runs[0].interrupted:
             runs.append(_run(session, against, cache, stream=False))
     if as_json:
-        print_json(session.report(runs))
+        options.print_json(session.report(runs))
     else:
         from headwise.cli.generate_table import show
 

@@ -6,18 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwise.base.console import counted, harmless, one_line
+from headwise.cli import options
 from headwise.cli.documented import documented
-from headwise.cli.options import (
-    Device,
-    Dtype,
-    Json,
-    Named,
-    OldDocument,
-    TrustRemoteCode,
-    print_json,
-    the_document,
-    the_model,
-)
 from headwise.cli.terminal import screen
 
 if TYPE_CHECKING:
@@ -30,22 +20,22 @@ SENTENCE = "The animal didn't cross the street because it was too tired"
 def view(
     model: str | None = None,
     *,
-    named: Named = None,
+    named: options.Named = None,
     text: str = SENTENCE,
     pair: str | None = None,
     document: Path | None = None,
-    context: OldDocument = None,
+    context: options.OldDocument = None,
     layers: str | None = None,
     heads: str | None = None,
     tokens: str | None = None,
     generate: int = 0,
     without: list[str] | None = None,
     overview: bool = True,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
     out: Path = Path("view.html"),
-    as_json: Json = False,
-    trust_remote_code: TrustRemoteCode = False,
+    as_json: options.Json = False,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> int:
     """Show what each head attends to, in one page that needs no network.
 
@@ -69,9 +59,9 @@ def view(
     from headwise.viewing import selection
     from headwise.viewing.view import check_path
 
-    model, file = the_model(model, named), the_document(document, context)
+    model, file = options.the_model(model, named), options.the_document(document, context)
     check_path(out)
-    options: dict[str, Any] = {
+    chosen: dict[str, Any] = {
         "layers": None if layers is None else selection.numbers("layers", layers),
         "heads": None if heads is None else selection.numbers("heads", heads),
         "tokens": None if tokens is None else selection.words(tokens),
@@ -94,11 +84,11 @@ def view(
             overview=overview,
             name=name,
             progress=shown,
-            **options,
+            **chosen,
         )
         seen.save(out)
     if as_json:
-        print_json(_summary(seen, out))
+        options.print_json(_summary(seen, out))
         return 0
     if seen.ablation is not None:
         _show_ablation(seen.ablation)
