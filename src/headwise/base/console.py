@@ -61,8 +61,8 @@ def show(*parts: Any, file: TextIO | None = None, width: int | None = None) -> N
 def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
     """A table of names and what there is to say of each; foreign text is harmless in it."""
     table = Table(show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
+    for _ in range(2):
+        table.add_column(overflow="fold")
     for name, text in rows:
         table.add_row(name, Text("\n".join(map(one_line, text.split("\n")))))
     return table
