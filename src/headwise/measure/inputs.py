@@ -28,11 +28,12 @@ _MOST_COPIES = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """One call of an operator on random tensors, which it gets in this order.
+    """One call of an operator on random tensors.
 
-    Of `headwise.attention` query [B,H,S,D], key [B,K,L,D] and value [B,K,L,V]; of
-    `headwise.latent_attention` query_nope [B,H,S,N], query_rope [B,H,S,P], latent [B,L,R],
-    key_rope [B,L,P], w_uk [H,N,R] and w_uv [H,V,R]. L is the longest length.
+    Of `headwise.attention` the queries are query [B,H,S,D], stored are key [B,K,L,D] and value
+    [B,K,L,V]; of `headwise.latent_attention` query_nope [B,H,S,N] and query_rope [B,H,S,P], latent
+    [B,L,R] and key_rope [B,L,P], and the weights w_uk [H,N,R] and w_uv [H,V,R]. L is the longest
+    length.
 
     kv_lengths [B] for ragged shapes. `mask` [B|1,1,S,L] (True = attend) is the same rule for
     operators without lengths: None where every query sees every key, or the rule is SDPA's own
@@ -41,42 +42,42 @@ class Inputs:
     """
 
     shape: Shape
-    tensors: tuple[Tensor, ...]
+    queries: tuple[Tensor, ...]
+    stored: tuple[Tensor, Tensor]
+    weights: tuple[Tensor, ...]
     kv_lengths: Tensor | None
     mask: Tensor | None
     joined: Tensor | None = None
 
     @property
-    def queries(self) -> tuple[Tensor, ...]:
-        """The tensors before those of the cache."""
-        return self.tensors[:2] if self.shape.latent else self.tensors[:1]
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in the order in which the operator gets them."""
+        return (*self.queries, *self.stored, *self.weights)
 
     @property
     def rows(self) -> tuple[Tensor, Tensor]:
         """What a cache holds: [B,K,L,D] and [B,K,L,V], or [B,1,L,R] and [B,1,L,P]."""
-        first, second = self.tensors[len(self.queries) :][:2]
-        return (first.unsqueeze(1), second.unsqueeze(1)) if self.shape.latent else (first, second)
+        first, second = self.stored
+        return (first.unsqueeze(1), second.unsqueeze(1)) if self.shape.latent else self.stored
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return self.tensors[0].device
+        return self.queries[0].device
 
     def with_rows(self, first: Tensor, second: Tensor) -> "Inputs":
         """The same call on other `rows`."""
-        rows = (first.squeeze(1), second.squeeze(1)) if self.shape.latent else (first, second)
-        before = self.queries
-        return replace(self, tensors=(*before, *rows, *self.tensors[len(before) + 2 :]))
+        stored = (first.squeeze(1), second.squeeze(1)) if self.shape.latent else (first, second)
+        return replace(self, stored=stored)
 
     def attend(self, backend: str | None = None, kv: ops.KV | None = None) -> Tensor:
         """What headwise makes of it, [B,H,S,V]; with `kv` on a cache that holds its `rows`."""
         options: dict[str, Any] = {"causal": True, "kv_lengths": self.kv_lengths}
         options |= {"backend": backend, "kv": kv}
-        first = len(self.queries)
-        tensors = self.tensors[: first + 2] if kv is None else self.queries
+        tensors = (*self.queries, *self.stored) if kv is None else self.queries
         if not self.shape.latent:
             return ops.attention(*tensors, **options)
-        w_uk, w_uv = self.tensors[first + 2 :]
+        w_uk, w_uv = self.weights
         options |= {"w_uk": w_uk, "w_uv": w_uv, "paradigm": "absorbed"}
         out = ops.latent_attention(*tensors, **options)
         assert isinstance(out, Tensor)
@@ -101,7 +102,7 @@ class Inputs:
             batch=shape.batch,
             query_length=shape.query_length,
             context=max(shape.lengths),
-            dtype=self.tensors[0].dtype,
+            dtype=self.queries[0].dtype,
             device=self.device.type,
             ragged=shape.ragged,
             split_key=shape.latent and shape.spec.nope_dim > 0,
@@ -109,19 +110,17 @@ class Inputs:
         return ops.explain_problem(problem)
 
     @property
-    def cold_bytes(self) -> int:
-        """Bytes of what a decoding step finds in memory: all but the queries."""
-        cold = (*self.tensors[len(self.queries) :], self.joined)
-        return sum(tensor.nbytes for tensor in cold if tensor is not None)
+    def cold(self) -> tuple[Tensor, ...]:
+        """What a decoding step finds in memory: all but the queries."""
+        return (*self.stored, *self.weights, *(() if self.joined is None else (self.joined,)))
 
     def copy(self) -> "Inputs":
         """The same call in memory of its own, the queries excepted."""
-        first = len(self.queries)
-        return replace(
-            self,
-            tensors=(*self.queries, *(tensor.clone() for tensor in self.tensors[first:])),
-            joined=None if self.joined is None else self.joined.clone(),
-        )
+        first, second = self.stored
+        weights = tuple(weight.clone() for weight in self.weights)
+        joined = None if self.joined is None else self.joined.clone()
+        stored = first.clone(), second.clone()
+        return replace(self, stored=stored, weights=weights, joined=joined)
 
 
 def make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu") -> Inputs:
@@ -138,27 +137,26 @@ def make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device | str = "
 
     spec, batch, queries = shape.spec, shape.batch, shape.query_length
     longest, joined = max(shape.lengths), None
+    weights: tuple[Tensor, ...] = ()
+    query_dims: tuple[int, ...] = (spec.head_dim,)
     if shape.latent:
         rank, rope = spec.cache_rows.dims
-        latent, key_rope = random(batch, longest, rank), random(batch, longest, rope)
-        joined = torch.cat([latent, key_rope], dim=-1).unsqueeze(1)
-        tensors: tuple[Tensor, ...] = (
-            random(batch, spec.heads, queries, spec.nope_dim),
-            random(batch, spec.heads, queries, rope),
-            latent,
-            key_rope,
-            random(spec.heads, spec.nope_dim, rank, scale=rank**-0.5),
-            random(spec.heads, spec.value_dim, rank, scale=rank**-0.5),
-        )
+        query_dims, sizes = (spec.nope_dim, rope), (spec.nope_dim, spec.value_dim)
+        stored = random(batch, longest, rank), random(batch, longest, rope)
+        joined = torch.cat(stored, dim=-1).unsqueeze(1)
+        weights = tuple(random(spec.heads, size, rank, scale=rank**-0.5) for size in sizes)
     else:
-        tensors = (
-            random(batch, spec.heads, queries, spec.head_dim),
-            random(batch, spec.kv_heads, longest, spec.head_dim),
-            random(batch, spec.kv_heads, longest, spec.value_dim),
-        )
-    lengths = torch.tensor(shape.lengths, device=device) if shape.ragged else None
-    mask = _mask(shape, device)
-    return Inputs(shape=shape, tensors=tensors, kv_lengths=lengths, mask=mask, joined=joined)
+        rows = batch, spec.kv_heads, longest
+        stored = random(*rows, spec.head_dim), random(*rows, spec.value_dim)
+    return Inputs(
+        shape=shape,
+        queries=tuple(random(batch, spec.heads, queries, dim) for dim in query_dims),
+        stored=stored,
+        weights=weights,
+        kv_lengths=torch.tensor(shape.lengths, device=device) if shape.ragged else None,
+        mask=_mask(shape, device),
+        joined=joined,
+    )
 
 
 def _mask(shape: Shape, device: torch.device | str) -> Tensor | None:
@@ -208,7 +206,7 @@ def make_cold(inputs: Inputs, *, cache: int | None = None, memory: int | None = 
     known = last_level_cache() if cache is None else cache
     size = known or ASSUMED_CACHE
     free = available_bytes(inputs.device) if memory is None else memory
-    one = inputs.cold_bytes
+    one = sum(tensor.nbytes for tensor in inputs.cold)
     count = max(1, min(math.ceil(2 * size / one), free // _MEMORY_SHARE // one, _MOST_COPIES))
     copies = (inputs, *(inputs.copy() for _ in range(count - 1)))
     return Cold(copies, count * one, size, known is None)
