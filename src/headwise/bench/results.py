@@ -163,6 +163,8 @@ class Report:
     def recording(self, path: Path | None) -> Iterator[None]:
         """Write what was measured to `path`, also after Ctrl-C, which ends the block, or an error.
 
+        The report is written as JSON, atomically.
+
         Raises:
             OptionError: the file cannot be written.
         """
@@ -172,12 +174,4 @@ class Report:
             self.interrupted = True
         finally:
             if path is not None and (self.figures or self.results):
-                self.write(path)
-
-    def write(self, path: Path) -> None:
-        """Write the report as JSON, atomically.
-
-        Raises:
-            OptionError: the file cannot be written.
-        """
-        write_whole(path, (as_json(asdict(self), indent=1) + "\n").encode())
+                write_whole(path, (as_json(asdict(self), indent=1) + "\n").encode())
