@@ -4,8 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from headwise.base import figure as base_figure
-from headwise.base.plot import STYLES
+from headwise.base import plot
 from headwise.comparison.results import Comparison
 
 _FONT = 8.0
@@ -22,7 +21,7 @@ def write_figure(comparison: Comparison, path: Path) -> None:
     Raises:
         OptionError: the file cannot be written.
     """
-    base_figure.write_figure(draw(comparison), path)
+    plot.write_figure(draw(comparison), path)
 
 
 def draw(comparison: Comparison) -> Any:
@@ -34,7 +33,7 @@ def draw(comparison: Comparison) -> Any:
     _draw_quality(left, comparison)
     _draw_decoding(right, comparison)
     for axes in (left, right):
-        base_figure.style_axes(axes, _FONT)
+        plot.style_axes(axes, _FONT)
     return figure
 
 
@@ -104,4 +103,4 @@ def _draw_decoding(axes: Any, comparison: Comparison) -> None:
 
 def _style(comparison: Comparison, mechanism: str) -> tuple[str, str]:
     index = comparison.configuration.mechanisms.index(mechanism)
-    return STYLES[index % len(STYLES)]
+    return plot.STYLES[index % len(plot.STYLES)]

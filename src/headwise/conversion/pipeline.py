@@ -10,9 +10,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from headwise.base.files import local_path, one_line
-from headwise.base.folders import written_whole
 from headwise.base.progress import Progress, silent
-from headwise.base.written import as_json, write_whole
+from headwise.base.written import as_json, write_whole, written_whole
 from headwise.conversion.calibration import Calibration
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.checkpoint.companions import companions
@@ -21,10 +20,10 @@ from headwise.conversion.coverage import check, check_head, check_length
 from headwise.conversion.methods.layerwise import write_converted
 from headwise.conversion.request import Request
 from headwise.conversion.target import Target
-from headwise.conversion.tuning.tuned import write_tuned
+from headwise.conversion.tuning.distillation import write_tuned
 from headwise.conversion.verdict.card import model_card
-from headwise.conversion.verdict.measurement import judged, timed
-from headwise.conversion.verdict.speed import Speeds
+from headwise.conversion.verdict.quality import judged
+from headwise.conversion.verdict.speed import Speeds, timed
 from headwise.conversion.verdict.verdict import CacheCost, Verdict
 from headwise.errors import ConversionError, LoadError, OptionError
 from headwise.loading.load import model_folder

@@ -5,6 +5,7 @@ stock MHA can hold the model. These compute each token's keys and values once, w
 cache H (N + P + V) elements a token in place of R + P: for checking, and to attend as MHA does.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,14 +30,14 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
 class _Expanding:
     """Stands before a cache: takes a module's latents, and stores and hands on keys and values."""
 
-    def __init__(self, cache: Cache | None, module: Any) -> None:
-        self.cache, self.module = cache, module
+    def __init__(self, cache: Cache | None, expand: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        self.cache, self.expand = cache, expand
 
     def update(
         self, latent: Tensor, key_rope: Tensor, layer_idx: int, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """Latent [B,1,S,R] and rope key [B,1,S,P] to keys [B,H,L,N+P] and values [B,H,L,V]."""
-        key, value = self.module.expand_latents(latent, key_rope)
+        key, value = self.expand(latent, key_rope)
         if self.cache is None:
             return key, value
         return self.cache.update(key, value, layer_idx, **options)
@@ -44,11 +45,6 @@ class _Expanding:
 
 class _Expanded:
     """DeepSeek's attention with keys and values in the cache."""
-
-    def expand_latents(self, latent: Tensor, key_rope: Tensor) -> tuple[Tensor, Tensor]:
-        """Stock's expansion, of the new tokens."""
-        expanded: tuple[Tensor, Tensor] = super().expand_kv(latent, key_rope)  # type: ignore[misc]
-        return expanded
 
     def expand_kv(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """What stock expands behind its cache is expanded already."""
@@ -58,10 +54,9 @@ class _Expanded:
         self, hidden_states: Tensor, *, cache: Cache | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states [B,S,E] to [B,S,E], and weights where asked."""
-        result: tuple[Tensor, Tensor | None] = super().forward(  # type: ignore[misc]
-            hidden_states, cache=_Expanding(cache, self), **kwargs
-        )
-        return result
+        stock: Any = super()
+        # stock's expansion, of the new tokens alone
+        return stock.forward(hidden_states, cache=_Expanding(cache, stock.expand_kv), **kwargs)
 
 
 class DeepseekV2MhaAttention(_Expanded, DeepseekV2Attention):

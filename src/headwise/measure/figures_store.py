@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from headwise.base.files import kind_of, read_json
-from headwise.base.kept import cache_folder
+from headwise.base.files import cache_folder, kind_of, read_json
 from headwise.base.progress import silent
 from headwise.base.written import write_whole
 from headwise.errors import LoadError, OptionError

@@ -6,6 +6,7 @@ near as it can to the original's; then it is written, and both proceed to the ne
 add up unseen, and no more than two layers are in memory at a time.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from headwise.base.progress import Progress
 from headwise.conversion.calibration import Calibration
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.checkpoint.companions import copy_companions
-from headwise.conversion.checkpoint.weights import ShardWriter, in_attention, layer_prefix
+from headwise.conversion.checkpoint.weights import in_attention, layer_prefix, write_weights
 from headwise.conversion.methods.decoder import StreamedDecoder, attend, feed_forward, filled
 from headwise.conversion.methods.expansion import expand
 from headwise.conversion.methods.latent import latent
 from headwise.conversion.methods.merging import merging
+from headwise.conversion.methods.method import Method
 from headwise.conversion.methods.projections import Projections
 from headwise.conversion.methods.refit import Refit
-from headwise.conversion.methods.sensitivity import Sensitivity
-from headwise.conversion.methods.statistics import LayerStatistics, Moments
+from headwise.conversion.methods.statistics import LayerStatistics, Moments, Sensitivity
 from headwise.conversion.request import Request
 from headwise.errors import ConversionError
 
@@ -55,58 +56,56 @@ def write_converted(
     if request.target.mechanism == "mha":
         expand(original, part, progress)
     else:
-        text = None if request.target.exact else text
-        errors = _write_layerwise(original, request, text, part, progress)
+        decoder, target = StreamedDecoder(original), request.target
+        if target.kv_heads is not None:
+            method = merging(original, target.kv_heads, decoder.layer_class)
+        else:
+            method = latent(original, target)
+        states = None
+        if text is not None and not target.exact:
+            states = _HiddenStates(decoder, text, naive=request.naive)
+        layers = _converted(original, decoder, method, states, errors, progress)
+        write_weights(part, layers)
+        method.config.save_pretrained(part)
     copy_companions(original.folder, part)
     return errors
 
 
-def _write_layerwise(
-    original: Checkpoint, request: Request, text: Calibration | None, part: Path, progress: Progress
-) -> list[float]:
-    """The result without its companions; a text is one to fit to."""
-    errors: list[float] = []
-    writer, decoder = ShardWriter(part), StreamedDecoder(original)
-    if request.target.kv_heads is not None:
-        method = merging(original, request.target.kv_heads, decoder.layer_class)
-    else:
-        method = latent(original, request.target)
-    spec, layers = original.attention, original.config.num_hidden_layers
-    with torch.inference_mode():
-        states = None if text is None else _HiddenStates(decoder, text, naive=request.naive)
-        for index in range(layers):
-            progress("converting layers", index, layers)
-            old = decoder.layer(index)
-            tensors = old.state_dict()
-            projections = Projections.of(old.self_attn.state_dict(), spec.heads, spec.kv_heads)
-            statistics = None
-            if states is not None:
-                states.run_old(index, old)
-                statistics = states.statistics(old)
-            made = method.convert(index, projections, statistics)
-            tensors |= {f"self_attn.{name}": tensor for name, tensor in made.items()}
-            new = filled(method.layer_class, method.config, index, tensors)
-            if states is not None:
-                errors.append(states.run_new(new))
-            _write_layer(original, index, new, writer)
-    for name, tensor in original.weights.outside_layers():
-        writer.add(name, tensor)
-    writer.close()
-    method.config.save_pretrained(part)
+@torch.inference_mode()
+def _converted(
+    original: Checkpoint,
+    decoder: StreamedDecoder,
+    method: Method,
+    states: "_HiddenStates | None",
+    errors: list[float],
+    progress: Progress,
+) -> Iterator[tuple[str, Tensor]]:
+    """The result's weights by name, a layer at a time; each layer's error is added to `errors`.
+
+    The new attention has the dtype of the stored one; the rest is as it is stored.
+    """
+    spec, weights = original.attention, original.weights
+    layers = original.config.num_hidden_layers
+    for index in range(layers):
+        progress("converting layers", index, layers)
+        old = decoder.layer(index)
+        tensors = old.state_dict()
+        projections = Projections.of(old.self_attn.state_dict(), spec.heads, spec.kv_heads)
+        statistics = None if states is None else states.run_old(index, old)
+        made = method.convert(index, projections, statistics)
+        tensors |= {f"self_attn.{name}": tensor for name, tensor in made.items()}
+        new = filled(method.layer_class, method.config, index, tensors)
+        if states is not None:
+            errors.append(states.run_new(new))
+        prefix, dtype = layer_prefix(index), weights.attention_dtype(index)
+        for name, tensor in new.state_dict().items():
+            if not in_attention(prefix + name):
+                tensor = weights[prefix + name]
+            elif tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            yield prefix + name, tensor
+    yield from weights.outside_layers()
     progress("converting layers", layers, layers)
-    return errors
-
-
-def _write_layer(original: Checkpoint, index: int, layer: Any, writer: ShardWriter) -> None:
-    """Write the new attention in the dtype of the stored one, and the rest as it is stored."""
-    weights, prefix = original.weights, layer_prefix(index)
-    dtype = weights.attention_dtype(index)
-    for name, tensor in layer.state_dict().items():
-        if not in_attention(prefix + name):
-            tensor = weights[prefix + name]
-        elif tensor.is_floating_point():
-            tensor = tensor.to(dtype)
-        writer.add(prefix + name, tensor)
 
 
 class _HiddenStates:
@@ -118,6 +117,7 @@ class _HiddenStates:
     `naive`: the method is not told what the text says, and no output projection is fitted.
     """
 
+    @torch.inference_mode()
     def __init__(self, decoder: StreamedDecoder, text: Calibration, *, naive: bool) -> None:
         fitted = () if naive else text.fitted.split(_BATCH)
         self.decoder, self.naive, self.fitted = decoder, naive, len(fitted)
@@ -129,8 +129,8 @@ class _HiddenStates:
         self.positions = decoder.rotary(self.old[0], position_ids=index)  # cos and sin, [1, S, D]
         self.eps = float(decoder.config.rms_norm_eps)
 
-    def run_old(self, index: int, layer: Any) -> None:
-        """Run the original's layer.
+    def run_old(self, index: int, layer: Any) -> LayerStatistics | None:
+        """Run the original's layer; what the new one will meet, where the method is told.
 
         Raises:
             ConversionError: hidden states that are not numbers.
@@ -143,9 +143,6 @@ class _HiddenStates:
                 f"layer {index}: hidden states are not finite on the calibration text; the "
                 "model's weights are damaged"
             )
-
-    def statistics(self, layer: Any) -> LayerStatistics | None:
-        """What the new layer will meet, where the method is told."""
         if self.naive:
             return None
         moments = Moments(self.new[0].shape[-1])

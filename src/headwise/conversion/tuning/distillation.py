@@ -14,7 +14,9 @@ from torch import Tensor
 
 from headwise.base.files import one_line
 from headwise.base.progress import Progress, silent
-from headwise.conversion.checkpoint.weights import in_attention
+from headwise.conversion.checkpoint.checkpoint import Checkpoint
+from headwise.conversion.checkpoint.weights import in_attention, write_weights
+from headwise.conversion.checkpoint.workspace import Workspace
 from headwise.conversion.tuning.losses import backward
 from headwise.conversion.tuning.optimizer import ScaledAdam
 from headwise.conversion.tuning.states import TuningFolder, TuningState, digest
@@ -22,6 +24,8 @@ from headwise.errors import ConversionError, OptionError
 
 # How often progress updates the divergence: in a log each change of the text is a line.
 _POINTS = 10
+# How often the state of a tuning is written.
+_SAVE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,42 @@ class Tuned:
     attention_error: tuple[float, ...]
 
 
+def write_tuned(
+    original: Checkpoint,
+    workspace: Workspace,
+    tokens: Tensor,
+    steps: int,
+    part: Path,
+    progress: Progress,
+) -> None:
+    """Tune the converted checkpoint of the workspace into the empty folder `part`, in its dtype.
+
+    Args:
+        workspace: holds the state, too, that an interrupted tuning resumes from.
+        tokens: [T, S], sequences to learn from.
+    """
+    converted = workspace.converted
+    student = converted.load(progress, dtype="float32")
+    distil(
+        original.load(progress),
+        student,
+        tokens,
+        Tuning(steps),
+        folder=workspace.tuning,
+        save_seconds=_SAVE_SECONDS,
+        progress=progress,
+    )
+    new, stored = student.state_dict(), converted.weights
+    write_weights(
+        part,
+        (
+            (name, new[name].to(stored[name].dtype) if in_attention(name) else stored[name])
+            for name in stored
+        ),
+    )
+    workspace.copy_to(part)
+
+
 def distil(
     teacher: Any,
     student: Any,
@@ -78,7 +118,7 @@ def distil(
     *,
     trained: Callable[[str], bool] = in_attention,
     folder: Path | None = None,
-    save_seconds: float = 120.0,
+    save_seconds: float = _SAVE_SECONDS,
     progress: Progress = silent,
 ) -> Tuned:
     """Train `student`, in place, to give the outputs of `teacher` on a text.

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from headwise.base.files import one_line
-from headwise.base.folders import written_whole
-from headwise.conversion.checkpoint.workspace import read_record, resumed, write_record
+from headwise.base.written import written_whole
+from headwise.conversion.checkpoint.workspace import resumed, write_record
 from headwise.loading.weight_files import open_weights
 
 _STEP = re.compile(r"step-(\d+)")
@@ -62,8 +62,7 @@ class TuningFolder:
         if not states:
             return None
         newest = states[max(states)]
-        with resumed(newest, self.folder):
-            record = read_record(newest, self.identity, self.folder, "tuning")
+        with resumed(newest, self.identity, self.folder, "tuning") as record:
             losses = [(float(left), float(right)) for left, right in record["losses"]]
             with open_weights(newest / _TENSORS) as file:
                 names = list(file.keys())
