@@ -11,8 +11,8 @@ from headwise.generation.options import context_limit
 from headwise.spec import FAMILIES, AttentionSpec
 
 
-def check(config: Any, target: Target) -> AttentionSpec:
-    """The attention of a model's layers, which are all alike but for windows.
+def check(config: Any, target: Target) -> None:
+    """Refuse a model that cannot be converted to `target`.
 
     Raises:
         ConversionError: a family or a target that cannot be; says why.
@@ -33,7 +33,7 @@ def check(config: Any, target: Target) -> AttentionSpec:
                 "as they are: expected MLA to make mha of"
             )
         expanded_config(config)  # raises what stands in the way
-        return spec
+        return
     if spec.latent_rank is not None:
         raise ConversionError(
             f"model_type {family!r} is MLA already: expected MHA or GQA to make {target} of"
@@ -53,7 +53,6 @@ def check(config: Any, target: Target) -> AttentionSpec:
             f"{spec} has a sliding window, which MLA is not served with: convert it to gqa"
         )
     _check_sizes(spec, target)
-    return spec
 
 
 def check_head(names: Container[str], config: Any) -> None:

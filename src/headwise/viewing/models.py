@@ -48,16 +48,9 @@ def open_model(
             f"{name} is an encoder-decoder ({config.model_type}); a view is of an encoder or a "
             "decoder"
         )
+    options: Any = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if not _is_encoder(config):
-        decoder = load(
-            folder,
-            dtype=dtype,
-            device=device,
-            attention="eager",
-            trust_remote_code=trust_remote_code,
-            progress=progress,
-        )
-        return name, *decoder
+        return name, *load(folder, device=device, attention="eager", progress=progress, **options)
     from transformers import AutoModel
 
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)

@@ -52,23 +52,22 @@ def write_converted(
     Raises:
         ConversionError: the model cannot be converted so.
     """
-    errors: list[float] = []
-    if request.target.mechanism == "mha":
+    target = request.target
+    states: _HiddenStates | None = None
+    if target.mechanism == "mha":
         expand(original, part, progress)
     else:
-        decoder, target = StreamedDecoder(original), request.target
+        decoder = StreamedDecoder(original)
         if target.kv_heads is not None:
             method = merging(original, target.kv_heads, decoder.layer_class)
         else:
             method = latent(original, target)
-        states = None
         if text is not None and not target.exact:
             states = _HiddenStates(decoder, text, naive=request.naive)
-        layers = _converted(original, decoder, method, states, errors, progress)
-        write_weights(part, layers)
+        write_weights(part, _converted(original, decoder, method, states, progress))
         method.config.save_pretrained(part)
     copy_companions(original.folder, part)
-    return errors
+    return [] if states is None else states.errors
 
 
 @torch.inference_mode()
@@ -77,10 +76,9 @@ def _converted(
     decoder: StreamedDecoder,
     method: Method,
     states: "_HiddenStates | None",
-    errors: list[float],
     progress: Progress,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The result's weights by name, a layer at a time; each layer's error is added to `errors`.
+    """The result's weights by name, a layer at a time.
 
     The new attention has the dtype of the stored one; the rest is as it is stored.
     """
@@ -96,7 +94,7 @@ def _converted(
         tensors |= {f"self_attn.{name}": tensor for name, tensor in made.items()}
         new = filled(method.layer_class, method.config, index, tensors)
         if states is not None:
-            errors.append(states.run_new(new))
+            states.run_new(new)
         prefix, dtype = layer_prefix(index), weights.attention_dtype(index)
         for name, tensor in new.state_dict().items():
             if not in_attention(prefix + name):
@@ -111,6 +109,8 @@ def _converted(
 class _HiddenStates:
     """Hidden states of both models on all batches; `middle`, the original's after attention.
 
+    `errors` has one for each layer that was run.
+
     Each stays in its own memory from layer to layer: buffers of this size that come and go leave
     gaps that the process does not give back.
 
@@ -124,6 +124,7 @@ class _HiddenStates:
         self.old = [decoder.embed(batch) for batch in (*fitted, *text.probed.split(_BATCH))]
         self.new = [hidden.clone() for hidden in self.old]
         self.middle = [torch.empty_like(hidden) for hidden in self.old]
+        self.errors: list[float] = []
         self.heads: list[Tensor] = []  # the new layer's, [B,S,H*V]; their size is known then
         index = torch.arange(self.old[0].shape[1])[None]
         self.positions = decoder.rotary(self.old[0], position_ids=index)  # cos and sin, [1, S, D]
@@ -169,8 +170,8 @@ class _HiddenStates:
         output = attention.o_proj.weight
         return Sensitivity.measure(query, key, value, output, attention.scaling)
 
-    def run_new(self, layer: Any) -> float:
-        """Run the new layer, its output projection fitted; its error on what was not fitted to.
+    def run_new(self, layer: Any) -> None:
+        """Run the new layer, its output projection fitted; note its error on what was not fitted.
 
         It is fitted to what brings the hidden states back to the original's, errors of the layers
         before it included; each token counts by the inverse square of its hidden state, as the norm
@@ -193,7 +194,7 @@ class _HiddenStates:
                 error = middle / self._size(middle) - wanted / self._size(wanted)
                 errors.append(error.square().mean())
             hidden.copy_(feed_forward(layer, middle))
-        return float(torch.stack(errors).mean())
+        self.errors.append(float(torch.stack(errors).mean()))
 
     def _refit(self, projection: Any) -> None:
         sums = Refit(*projection.weight.T.shape)
