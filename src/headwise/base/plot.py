@@ -1,12 +1,9 @@
-"""What every figure needs: its file checked and written, colours, foreign text made harmless."""
+"""What every figure needs: its file checked beforehand, colours, foreign text made harmless."""
 
 import importlib.util
-import io
 import unicodedata
 from pathlib import Path
-from typing import Any
 
-from headwise.base.written import write_whole
 from headwise.errors import OptionError, UnsupportedError
 
 FORMATS = (".png", ".svg")
@@ -49,29 +46,3 @@ def plain(text: str) -> str:
         for mark in text
     )
     return "".join(shown)
-
-
-def write_figure(figure: Any, path: Path, dpi: int = 150) -> None:
-    """Write a Matplotlib figure as .svg or .png, as `path` ends: atomically.
-
-    The same figure gives the same bytes.
-
-    Raises:
-        OptionError: the file cannot be written.
-    """
-    from matplotlib import rc_context
-
-    content, kind = io.BytesIO(), path.suffix[1:].lower()
-    # No date in it, and names that are not random.
-    metadata = {"Date": None} if kind == "svg" else None
-    with rc_context({"svg.hashsalt": "headwise"}):
-        figure.savefig(content, format=kind, dpi=dpi, metadata=metadata)
-    write_whole(path, content.getvalue())
-
-
-def style_axes(axes: Any, font: float) -> None:
-    """A grid behind what is drawn, no frame on the right and above, numbers below `font`'s size."""
-    axes.tick_params(labelsize=font - 1)
-    axes.grid(color="0.9", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -4,7 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from headwise.base import plot
+from headwise.base import figure as base_figure
+from headwise.base.plot import STYLES
 from headwise.comparison.results import Comparison
 
 _FONT = 8.0
@@ -21,7 +22,7 @@ def write_figure(comparison: Comparison, path: Path) -> None:
     Raises:
         OptionError: the file cannot be written.
     """
-    plot.write_figure(draw(comparison), path)
+    base_figure.write_figure(draw(comparison), path)
 
 
 def draw(comparison: Comparison) -> Any:
@@ -33,7 +34,7 @@ def draw(comparison: Comparison) -> Any:
     _draw_quality(left, comparison)
     _draw_decoding(right, comparison)
     for axes in (left, right):
-        plot.style_axes(axes, _FONT)
+        base_figure.style_axes(axes, _FONT)
     return figure
 
 
@@ -103,4 +104,4 @@ def _draw_decoding(axes: Any, comparison: Comparison) -> None:
 
 def _style(comparison: Comparison, mechanism: str) -> tuple[str, str]:
     index = comparison.configuration.mechanisms.index(mechanism)
-    return plot.STYLES[index % len(plot.STYLES)]
+    return STYLES[index % len(STYLES)]

@@ -4,8 +4,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from headwise.base.figure import style_axes, write_figure
 from headwise.base.memory import gib
-from headwise.base.plot import check_plot, plain, style_axes, write_figure
+from headwise.base.plot import check_plot, plain
 from headwise.errors import OptionError
 from headwise.planning.planner import Plan
 

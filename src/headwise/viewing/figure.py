@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from headwise.base.plot import plain, write_figure
+from headwise.base.figure import write_figure
+from headwise.base.plot import plain
 from headwise.errors import OptionError
 from headwise.viewing.layer import LayerView
 
