@@ -1,5 +1,6 @@
 """A model to look at: an encoder or a decoder, from a name, a folder, a GGUF file or the hub."""
 
+from pathlib import Path
 from typing import Any
 
 from headwise.base.memory import check_memory
@@ -50,16 +51,28 @@ def open_model(
         )
     options: Any = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if not _is_encoder(config):
-        return name, *load(folder, device=device, attention="eager", progress=progress, **options)
-    from transformers import AutoModel
-
+        decoder = load(folder, device=device, attention="eager", progress=progress, **options)
+        return name, *decoder
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     check_memory(weight_bytes(folder, DTYPES.get(dtype)), target, "loading the model")
-    with (
-        transformers_progress(progress, "loading weights"),
-        transformers_errors(folder, "model"),
-    ):
-        encoder, loading = AutoModel.from_pretrained(  # without a head
+    with transformers_progress(progress, "loading weights"):
+        encoder = _encoder(folder, config, **options)
+    return name, encoder.to(target).eval(), tokenizer
+
+
+def _is_encoder(config: Any) -> bool:
+    try:
+        return not ModelSpec.from_config(config).layers
+    except SpecError:
+        return False  # a family without a reader: taken for a decoder, which most are
+
+
+def _encoder(folder: Path, config: Any, dtype: str, trust_remote_code: bool) -> Any:
+    """An encoder without a head, whose weights are checked to be all there."""
+    from transformers import AutoModel
+
+    with transformers_errors(folder, "model"):
+        model, loading = AutoModel.from_pretrained(
             folder,
             output_loading_info=True,
             config=config,
@@ -70,12 +83,5 @@ def open_model(
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,  # refused by name, as are missing and unexpected weights
         )
-    check_encoder(folder, loading, encoder)
-    return name, encoder.to(target).eval(), tokenizer
-
-
-def _is_encoder(config: Any) -> bool:
-    try:
-        return not ModelSpec.from_config(config).layers
-    except SpecError:
-        return False  # a family without a reader: taken for a decoder, which most are
+    check_encoder(folder, loading, model)
+    return model

@@ -75,9 +75,9 @@ def write_tuned(
         tokens: [T, S], sequences to learn from.
     """
     converted = workspace.converted
-    student = converted.load(progress, dtype="float32")
+    student = converted.load(progress=progress, dtype="float32")
     distil(
-        original.load(progress),
+        original.load(progress=progress),
         student,
         tokens,
         Tuning(steps),

@@ -120,10 +120,12 @@ def judged(
     Raises:
         ConversionError: logits that are not numbers.
     """
-    model = original.load(progress)
+    model = original.load(progress=progress)
     judge = Judge(model, original.tokenizer, held_out, progress)
     del model
-    fields = {name: judge.judge(result.load(progress), name) for name, result in results.items()}
+    fields = {
+        name: judge.judge(result.load(progress=progress), name) for name, result in results.items()
+    }
     return fields | {name: getattr(judge, name) for name in ("prompt", "positions", "original")}
 
 

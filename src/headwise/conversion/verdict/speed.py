@@ -103,8 +103,8 @@ def compare_speed(
             f"both models and their caches need {gib(needed)}, and {gib(free)} of memory is free"
         )
     models = {
-        "original": original.load(progress, attention="eager"),
-        "converted": converted.load(progress, attention="eager"),
+        "original": original.load(progress=progress, attention="eager"),
+        "converted": converted.load(progress=progress, attention="eager"),
     }
     _share(**models)
     with torch.no_grad():
