@@ -532,7 +532,7 @@ def test_a_result_is_not_lost_to_its_timing(
 def test_a_disk_that_fails_is_said_in_one_line(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: object) -> None:
+    def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("headwise.conversion.checkpoint.weights.save_file", full)

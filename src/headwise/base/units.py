@@ -58,7 +58,7 @@ def size(option: str, text: str) -> int:
 
 
 def bandwidth(option: str, text: str) -> float:
-    """Bytes a second.
+    """Bytes per second.
 
     >>> bandwidth("bandwidth", "3.35TB/s"), bandwidth("bandwidth", "50GB/s")
     (3350000000000.0, 50000000000.0)
@@ -66,11 +66,11 @@ def bandwidth(option: str, text: str) -> float:
     Raises:
         OptionError: anything else.
     """
-    return _rate(option, text, r"b(?:/s|ps)?", "bytes a second, as 50GB/s or 3.35TB/s")
+    return _rate(option, text, r"b(?:/s|ps)?", "bytes per second, as 50GB/s or 3.35TB/s")
 
 
 def flops(option: str, text: str) -> float:
-    """Floating-point operations a second.
+    """Floating-point operations per second.
 
     >>> flops("peak", "989TFLOP/s"), flops("peak", "150 GFLOPS")
     (989000000000000.0, 150000000000.0)
@@ -78,7 +78,7 @@ def flops(option: str, text: str) -> float:
     Raises:
         OptionError: anything else.
     """
-    expected = "operations a second, as 150GFLOP/s or 989TFLOP/s"
+    expected = "operations per second, as 150GFLOP/s or 989TFLOP/s"
     return _rate(option, text, r"flops?(?:/s|ps)?", expected)
 
 

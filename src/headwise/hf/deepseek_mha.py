@@ -2,7 +2,7 @@
 
 DeepSeek normalises its latent, so that keys and values are not linear in the hidden state and no
 stock MHA can hold the model. These compute each token's keys and values once, when it comes, and
-cache H (N + P + V) elements a token in place of R + P: for checking, and to attend as MHA does.
+cache H (N + P + V) elements per token in place of R + P: for checking, and to attend as MHA does.
 """
 
 from collections.abc import Callable
