@@ -63,7 +63,7 @@ def write_converted(
         else:
             method = latent(original, target)
         if text is not None and not target.exact:
-            states = _HiddenStates(decoder, text, naive=request.naive)
+            states = _HiddenStates(decoder, text, naive=request.method == "naive")
         write_weights(part, _converted(original, decoder, method, states, progress))
         method.config.save_pretrained(part)
     copy_companions(original.folder, part)

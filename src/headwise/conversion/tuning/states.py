@@ -4,7 +4,6 @@ import hashlib
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,8 @@ class TuningFolder:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder, self.identity = folder, identity
-        with self._writing():
+        self._failed = f"cannot keep the tuning in {folder}"
+        with one_line(self._failed):
             folder.mkdir(parents=True, exist_ok=True)
 
     def newest(self) -> tuple[list[Losses], dict[str, Tensor]] | None:
@@ -63,7 +63,7 @@ class TuningFolder:
     def write(self, losses: list[Losses], tensors: dict[str, Tensor]) -> None:
         """Write a state, as `newest` gives it, and then remove the older ones."""
         older = self._states().values()
-        with self._writing(), written_whole(self.folder / f"step-{len(losses)}") as part:
+        with one_line(self._failed), written_whole(self.folder / f"step-{len(losses)}") as part:
             save_file(tensors, part / _TENSORS)
             write_record(part, self.identity, losses=losses)
         for folder in older:
@@ -72,9 +72,6 @@ class TuningFolder:
     def _states(self) -> dict[int, Path]:
         matches = {path: _STEP.fullmatch(path.name) for path in self.folder.iterdir()}
         return {int(match[1]): path for path, match in matches.items() if match}
-
-    def _writing(self) -> AbstractContextManager[None]:
-        return one_line(f"cannot keep the tuning in {self.folder}")
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
