@@ -7,7 +7,7 @@ from pathlib import Path
 
 import platformdirs
 
-from headwise.base.kept import cache_folder
+from headwise.base.files import cache_folder
 
 _ROOT = Path(__file__).parents[1]
 _RUN = "HEADWISE_TEST_RUN"

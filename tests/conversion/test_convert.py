@@ -18,12 +18,12 @@ import headwise
 from cli.checkpoints import KV_HEADS, save_tiny
 from headwise.conversion import Target, convert, pipeline
 from headwise.conversion.calibration import Calibration
-from headwise.conversion.checkpoint.weights import ShardWriter, StoredWeights
+from headwise.conversion.checkpoint.weights import StoredWeights, write_weights
 from headwise.conversion.coverage import check
 from headwise.conversion.methods import layerwise
-from headwise.conversion.tuning import tuned
+from headwise.conversion.tuning import distillation
 from headwise.conversion.tuning.optimizer import ScaledAdam
-from headwise.conversion.verdict import measurement
+from headwise.conversion.verdict import quality, speed
 from headwise.conversion.verdict.verdict import Verdict
 from headwise.errors import ConversionError, LoadError, OptionError
 
@@ -210,7 +210,7 @@ def test_tuning_brings_the_model_nearer_and_goes_on_after_an_interruption(
 
     made = ScaledAdam.step
     monkeypatch.setattr(ScaledAdam, "step", stop)
-    monkeypatch.setattr(tuned, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(distillation, "_SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mla:50%", out=tmp_path / "out", tune=6, **sizes)
     assert not (tmp_path / "out").exists()
@@ -236,7 +236,7 @@ def test_an_interrupted_verdict_leaves_the_checkpoint(
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    monkeypatch.setattr(measurement, "Judge", stop)
+    monkeypatch.setattr(quality, "Judge", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=out, tune=tune, **sizes)
     monkeypatch.undo()
@@ -252,8 +252,8 @@ def test_an_interrupted_verdict_leaves_the_checkpoint(
 def test_without_a_verdict_nothing_is_measured(
     model: Path, sizes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("Judge", "compare_speed"):
-        monkeypatch.delattr(measurement, name)
+    monkeypatch.delattr(quality, "Judge")
+    monkeypatch.delattr(speed, "compare_speed")
     verdict = convert(model, "mqa", out=tmp_path / "out", verdict=False, **sizes)
     assert (verdict.original, verdict.converted, verdict.speeds.contexts) == (None, None, ())
     assert verdict.conclusion == "mqa keeps 50% of the cache; quality was not measured"
@@ -293,10 +293,7 @@ def test_shards_are_what_transformers_reads(model: Path, tmp_path: Path) -> None
     weights, folder = StoredWeights(model), tmp_path / "sharded"
     folder.mkdir()
     shutil.copyfile(model / "config.json", folder / "config.json")
-    writer = ShardWriter(folder, shard_bytes=20_000)
-    for name in weights:
-        writer.add(name, weights[name])
-    writer.close()
+    write_weights(folder, ((name, weights[name]) for name in weights), shard_bytes=20_000)
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 3
     loaded = hf.AutoModelForCausalLM.from_pretrained(folder)
     for name, tensor in loaded.state_dict().items():
@@ -525,7 +522,7 @@ def test_a_result_is_not_lost_to_its_timing(
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("no\nroom")
 
-    monkeypatch.setattr(measurement, "compare_speed", fail)
+    monkeypatch.setattr(speed, "compare_speed", fail)
     (model / "tokenizer_extra").mkdir()  # a folder among the files that are copied
     verdict = convert(model, "mla", out=tmp_path / "out")
     assert verdict.speeds.note == "decode speed was not measured: no room"
@@ -535,10 +532,10 @@ def test_a_result_is_not_lost_to_its_timing(
 def test_a_disk_that_fails_is_said_in_one_line(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: object) -> None:
+    def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ShardWriter, "close", full)
+    monkeypatch.setattr("headwise.conversion.checkpoint.weights.save_file", full)
     with pytest.raises(LoadError, match=r"cannot be written: .*No space left"):
         convert(model, "mla", out=tmp_path / "out")
 
@@ -549,7 +546,7 @@ def test_a_model_that_changed_is_not_gone_on_with(
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuned, "distil", stop)
+    monkeypatch.setattr(distillation, "distil", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=tmp_path / "out", tune=2, **sizes)
     _damaged(model, lambda tensors: tensors["model.layers.1.self_attn.o_proj.weight"].neg_())

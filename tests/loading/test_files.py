@@ -16,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cli.checkpoints import save_tiny
-from headwise.base.files import read_json, read_text
-from headwise.base.kept import cache_folder
+from headwise.base.files import cache_folder, read_json, read_text
 from headwise.base.written import check_writable
 from headwise.comparison import Configuration
 from headwise.comparison.folder import ComparisonFolder

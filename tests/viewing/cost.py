@@ -21,9 +21,8 @@ import headwise
 from headwise.generation.options import Sampling
 from headwise.generation.run import generate
 from headwise.viewing import view
-from headwise.viewing.capture import Capture
+from headwise.viewing.capture import Capture, Wanted
 from headwise.viewing.forward_pass import run
-from headwise.viewing.record import Wanted
 
 
 class Numbers:

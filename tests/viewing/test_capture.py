@@ -11,10 +11,9 @@ from generation.models import LIMIT, make
 from headwise.hf.observer import observing
 from headwise.measure.memory import peak_memory
 from headwise.viewing import LayerView
-from headwise.viewing.capture import Capture
+from headwise.viewing.capture import Capture, Wanted
 from headwise.viewing.forward_pass import attached, run
 from headwise.viewing.layer import STATISTICS
-from headwise.viewing.record import Wanted
 
 N = 23
 # What the promise is: float32 weights of a whole model's layers.

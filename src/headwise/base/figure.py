@@ -7,7 +7,7 @@ from typing import Any
 from headwise.base.written import write_whole
 
 
-def write_figure(figure: Any, path: Path) -> None:
+def write_figure(figure: Any, path: Path, dpi: int = 150) -> None:
     """Write a figure as .svg or .png, as `path` ends.
 
     Raises:
@@ -19,7 +19,7 @@ def write_figure(figure: Any, path: Path) -> None:
     # No date in it, and names that are not random.
     metadata = {"Date": None} if kind == "svg" else None
     with rc_context({"svg.hashsalt": "headwise"}):
-        figure.savefig(content, format=kind, dpi=150, metadata=metadata)
+        figure.savefig(content, format=kind, dpi=dpi, metadata=metadata)
     write_whole(path, content.getvalue())
 
 

@@ -7,7 +7,6 @@ waits for a writer for ever, and a device may have no end.
 import json
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,31 +16,17 @@ import torch
 
 from headwise.errors import HeadwiseError, LoadError
 
-# What damaged or foreign data makes a reader raise: the system's errors, values out of range
-# (UnicodeDecodeError is one), fields of the wrong type or missing ones, structures that are cut
-# short or nest too deeply (RecursionError is a RuntimeError), sizes that no memory holds.
-FAULTS = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    RuntimeError,
-    struct.error,
-    MemoryError,
-)
-
-# For readers that raise anything at all when a file is damaged: tokenizers raises Exception itself,
-# and behind a GGUF's header stand numpy, dataclasses of huggingface_hub with errors of their own
-# and all of Transformers. A list of types was tried, and a bit flipped elsewhere went past it.
+# Readers raise anything at all when a file is damaged: tokenizers raises Exception itself, and
+# behind a GGUF's header stand numpy, dataclasses of huggingface_hub with errors of their own and
+# all of Transformers. A list of types was tried, and a bit flipped elsewhere went past it.
 ANYTHING = (Exception,)
 
 # No config or index is larger; the safetensors format caps its headers at the same size.
 MOST_JSON = 100_000_000
 # Characters of a name, and of what a library says, that a message repeats.
 _MOST_NAME, _MOST_REASON = 200, 300
+
+CACHE_VARIABLE = "HEADWISE_CACHE"
 
 Kind = Literal["folder", "file", "other", "none"]
 
@@ -51,7 +36,7 @@ def one_line(
     what: str,
     *,
     kind: type[HeadwiseError] = LoadError,
-    faults: tuple[type[Exception], ...] = FAULTS,
+    faults: tuple[type[Exception], ...] = ANYTHING,
 ) -> Iterator[None]:
     """Turn what reading foreign data raises into one line: `what`, then the reason.
 
@@ -91,20 +76,20 @@ def reason(error: BaseException) -> str:
     return " ".join(str(text).split())[:_MOST_REASON] or type(error).__name__
 
 
-def local_path(given: str | Path, *, kind: type[HeadwiseError] = LoadError) -> Path:
+def local_path(text: str | Path, *, kind: type[HeadwiseError] = LoadError) -> Path:
     """A path as a user gives it, with ~ expanded; nothing has to be there.
 
     Raises:
         LoadError: or `kind`: not a path, or one that the system cannot have.
     """
     try:
-        path = Path(given).expanduser()
+        path = Path(text).expanduser()
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return path
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         why = "no such home folder" if isinstance(error, RuntimeError) else reason(error)
-        name = repr(given) if len(repr(given)) <= _MOST_NAME else f"{repr(given)[:_MOST_NAME]}..."
+        name = repr(text) if len(repr(text)) <= _MOST_NAME else f"{repr(text)[:_MOST_NAME]}..."
         raise kind(f"{name} cannot be a path: {why}") from error
     return path
 
@@ -133,13 +118,12 @@ def require_file(path: Path, what: str = "", wanted: str = "a file") -> None:
         LoadError: says what is there instead.
     """
     named = f"{what} {path}".strip()
-    found = kind_of(path)
-    if found == "none":
+    kind = kind_of(path)
+    if kind == "none":
         raise LoadError(f"{named} cannot be read: No such file or directory")
-    if found == "folder":
-        raise LoadError(f"{named} is not a file; give {wanted}, not a folder")
-    if found == "other":
-        raise LoadError(f"{named} is not a file; give {wanted}, not a pipe, a socket or a device")
+    if kind != "file":
+        other = "a folder" if kind == "folder" else "a pipe, a socket or a device"
+        raise LoadError(f"{named} is not a file; give {wanted}, not {other}")
 
 
 def read_bytes(path: Path, what: str = "", *, most: int | None = None) -> bytes:
@@ -182,7 +166,24 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     content = read_bytes(path, most=MOST_JSON)
     with one_line(f"{path} is not a readable JSON file"):
-        found = json.loads(content)
-    if not isinstance(found, dict):
-        raise LoadError(f"{path} holds a {type(found).__name__}, expected a JSON object")
-    return found
+        data = json.loads(content)
+    if not isinstance(data, dict):
+        raise LoadError(f"{path} holds a {type(data).__name__}, expected a JSON object")
+    return data
+
+
+def cache_folder(kind: str) -> Path:
+    """The folder of one kind of thing: in $HEADWISE_CACHE, else in the user's cache folder.
+
+    Raises:
+        LoadError: what the variable says cannot be a path.
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        try:
+            return local_path(chosen) / kind
+        except LoadError as error:
+            raise LoadError(f"{CACHE_VARIABLE}: {error}; set it to a folder") from error
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("headwise")) / kind

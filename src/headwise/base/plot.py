@@ -54,7 +54,7 @@ def plain(text: str) -> str:
     ('escU+001B[31m', 'a b')
     """
     shown = (
-        each if each.isprintable() or unicodedata.category(each) == "Zs" else f"U+{ord(each):04X}"
-        for each in text
+        mark if mark.isprintable() or unicodedata.category(mark) == "Zs" else f"U+{ord(mark):04X}"
+        for mark in text
     )
     return "".join(shown)

@@ -19,8 +19,8 @@ def tokens(option: str, text: str) -> int:
     Raises:
         OptionError: anything else.
     """
-    found = re.fullmatch(_NUMBER + r"([km]?)", text.strip().lower())
-    value = Decimal(found[1]) * 1024 ** _POWERS[found[2]] if found else Decimal(0)
+    match = re.fullmatch(_NUMBER + r"([km]?)", text.strip().lower())
+    value = Decimal(match[1]) * 1024 ** _POWERS[match[2]] if match else Decimal(0)
     if value < 1 or value != int(value):
         raise OptionError(f"{option} is {text!r}, expected a number of tokens, as 8192 or 128k")
     return int(value)
@@ -50,15 +50,15 @@ def size(option: str, text: str) -> int:
     Raises:
         OptionError: anything else.
     """
-    found = re.fullmatch(_NUMBER + r"([kmgtp])(i?)(b?)", text.strip().lower())
-    if found is None:
+    match = re.fullmatch(_NUMBER + r"([kmgtp])(i?)(b?)", text.strip().lower())
+    if match is None:
         raise OptionError(f"{option} is {text!r}, expected a size, as 24GiB, 80GB or 512MiB")
-    base = 1000 if found[4] and not found[3] else 1024
-    return int(Decimal(found[1]) * base ** _POWERS[found[2]])
+    base = 1000 if match[4] and not match[3] else 1024
+    return int(Decimal(match[1]) * base ** _POWERS[match[2]])
 
 
 def bandwidth(option: str, text: str) -> float:
-    """Bytes a second.
+    """Bytes per second.
 
     >>> bandwidth("bandwidth", "3.35TB/s"), bandwidth("bandwidth", "50GB/s")
     (3350000000000.0, 50000000000.0)
@@ -66,11 +66,11 @@ def bandwidth(option: str, text: str) -> float:
     Raises:
         OptionError: anything else.
     """
-    return _rate(option, text, r"b(?:/s|ps)?", "bytes a second, as 50GB/s or 3.35TB/s")
+    return _rate(option, text, r"b(?:/s|ps)?", "bytes per second, as 50GB/s or 3.35TB/s")
 
 
 def flops(option: str, text: str) -> float:
-    """Floating-point operations a second.
+    """Floating-point operations per second.
 
     >>> flops("peak", "989TFLOP/s"), flops("peak", "150 GFLOPS")
     (989000000000000.0, 150000000000.0)
@@ -78,13 +78,13 @@ def flops(option: str, text: str) -> float:
     Raises:
         OptionError: anything else.
     """
-    expected = "operations a second, as 150GFLOP/s or 989TFLOP/s"
+    expected = "operations per second, as 150GFLOP/s or 989TFLOP/s"
     return _rate(option, text, r"flops?(?:/s|ps)?", expected)
 
 
 def _rate(option: str, text: str, unit: str, expected: str) -> float:
     """A number with a decimal prefix and a `unit`, a pattern."""
-    found = re.fullmatch(_NUMBER + r"([kmgtp])" + unit, text.strip().lower())
-    if found is None:
+    match = re.fullmatch(_NUMBER + r"([kmgtp])" + unit, text.strip().lower())
+    if match is None:
         raise OptionError(f"{option} is {text!r}, expected {expected}")
-    return float(found[1]) * 10 ** (3 * _POWERS[found[2]])
+    return float(match[1]) * 10 ** (3 * _POWERS[match[2]])

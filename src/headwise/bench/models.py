@@ -25,6 +25,7 @@ from headwise.bench.results import AtContext, LeftOut, ModelResult, ModelTimed, 
 from headwise.errors import LoadError, OptionError
 from headwise.generation.options import check_length, context_limit
 from headwise.generation.session import LOGIT_TOLERANCE, check_decoder
+from headwise.generation.stepper import random_tokens
 from headwise.loading.load import cache_bytes, load_config, load_model, model_folder
 from headwise.loading.source import demo_model, find_source
 from headwise.measure.memory import peak_memory
@@ -166,7 +167,7 @@ def bench_model(
         left_out = _warm_up(model, candidates, progress)
         trials = [_Trial(candidate) for candidate in candidates]
         for context in sorted(set(contexts)):
-            ids = _tokens(model, context + _tokens_after(rounds))
+            ids = random_tokens(model, context + _tokens_after(rounds))
             for trial in trials:
                 progress(f"{trial.name}: reading {context:,} tokens", 0, 0)
                 trial.prefill(ids, context)
@@ -215,12 +216,6 @@ def _tokens_after(rounds: int) -> int:
     return _CHECKED + _WARMUP + rounds
 
 
-def _tokens(model: Any, count: int) -> Tensor:
-    """Random tokens [1, count], the same ones each time."""
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    return torch.randint(vocabulary, (1, count), generator=torch.Generator().manual_seed(0))
-
-
 def _warm_up(model: Any, candidates: list[ModelCandidate], progress: Progress) -> list[LeftOut]:
     """Run each candidate once, and take those away that cannot run the model.
 
@@ -228,7 +223,7 @@ def _warm_up(model: Any, candidates: list[ModelCandidate], progress: Progress) -
     """
     left_out = []
     limit = context_limit(model.config)
-    ids = _tokens(model, 600 if limit is None else min(600, limit - 1))
+    ids = random_tokens(model, 600 if limit is None else min(600, limit - 1))
     for candidate in list(candidates):
         progress(f"{candidate.name}: warming up", 0, 0)
         try:

@@ -31,11 +31,6 @@ class Calibration:
     held_out: Tensor
     tuned: Tensor
 
-    @property
-    def largest(self) -> int:
-        """The largest token of all."""
-        return max(int(self.tuned.max()), int(self.held_out.max()))
-
     @classmethod
     def read(cls, file: Path, tokenizer: Any, tokens: int, length: int) -> "Calibration":
         """Cut a text file; every sequence begins as the tokenizer begins a text.

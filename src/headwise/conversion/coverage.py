@@ -11,8 +11,8 @@ from headwise.generation.options import context_limit
 from headwise.spec import FAMILIES, AttentionSpec
 
 
-def check(config: Any, target: Target) -> AttentionSpec:
-    """The attention of a model's layers, which are all alike but for windows.
+def check(config: Any, target: Target) -> None:
+    """Refuse a model that cannot be converted to `target`.
 
     Raises:
         ConversionError: a family or a target that cannot be; says why.
@@ -33,7 +33,7 @@ def check(config: Any, target: Target) -> AttentionSpec:
                 "as they are: expected MLA to make mha of"
             )
         expanded_config(config)  # raises what stands in the way
-        return spec
+        return
     if spec.latent_rank is not None:
         raise ConversionError(
             f"model_type {family!r} is MLA already: expected MHA or GQA to make {target} of"
@@ -48,15 +48,11 @@ def check(config: Any, target: Target) -> AttentionSpec:
         raise ConversionError(
             f"model_type {family!r} is not covered: expected {', '.join(covered)}"
         )
-    if target.mechanism == "gqa":
-        _check_groups(spec, target)
-    else:
-        if any(attention.window is not None for attention in specs):
-            raise ConversionError(
-                f"{spec} has a sliding window, which MLA is not served with: convert it to gqa"
-            )
-        _check_latent(spec, target)
-    return spec
+    if target.mechanism == "mla" and any(attention.window is not None for attention in specs):
+        raise ConversionError(
+            f"{spec} has a sliding window, which MLA is not served with: convert it to gqa"
+        )
+    _check_sizes(spec, target)
 
 
 def check_head(names: Container[str], config: Any) -> None:
@@ -89,21 +85,17 @@ def check_length(config: Any, length: int) -> None:
         )
 
 
-def _check_groups(spec: AttentionSpec, target: Target) -> None:
-    fewer = [count for count in range(1, spec.kv_heads) if spec.kv_heads % count == 0]
-    if target.kv_heads not in fewer:
-        expected = ", ".join(str(Target("gqa", kv_heads=count)) for count in fewer)
-        raise ConversionError(
-            f"to is {str(target)!r}, and the model has {spec.kv_heads} kv heads: "
-            + (f"expected one of {expected}" if fewer else "there are none to merge")
-        )
-
-
-def _check_latent(spec: AttentionSpec, target: Target) -> None:
-    if target.rank is None or target.rope_dim is None:
-        return
+def _check_sizes(spec: AttentionSpec, target: Target) -> None:
     keys, values = spec.kv_heads * spec.head_dim, spec.kv_heads * spec.value_dim
-    if target.rope_dim > keys or target.rank > keys + values:
+    if target.mechanism == "gqa":
+        fewer = [count for count in range(1, spec.kv_heads) if spec.kv_heads % count == 0]
+        if target.kv_heads not in fewer:
+            expected = ", ".join(str(Target("gqa", kv_heads=count)) for count in fewer)
+            raise ConversionError(
+                f"to is {str(target)!r}, and the model has {spec.kv_heads} kv heads: "
+                + (f"expected one of {expected}" if fewer else "there are none to merge")
+            )
+    elif (target.rope_dim or 0) > keys or (target.rank or 0) > keys + values:
         raise ConversionError(
             f"to is {str(target)!r}, and the model has {keys} dims of keys and {values} of values "
             f"per token: expected a rope of at most {keys} and a rank of at most {keys + values}"

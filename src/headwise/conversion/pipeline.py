@@ -2,17 +2,14 @@
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from headwise.base.files import local_path, one_line
-from headwise.base.folders import written_whole
 from headwise.base.progress import Progress, silent
-from headwise.base.written import as_json, write_whole
+from headwise.base.written import as_json, write_whole, written_whole
 from headwise.conversion.calibration import Calibration
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.checkpoint.companions import companions
@@ -21,10 +18,10 @@ from headwise.conversion.coverage import check, check_head, check_length
 from headwise.conversion.methods.layerwise import write_converted
 from headwise.conversion.request import Request
 from headwise.conversion.target import Target
-from headwise.conversion.tuning.tuned import write_tuned
+from headwise.conversion.tuning.distillation import write_tuned
 from headwise.conversion.verdict.card import model_card
-from headwise.conversion.verdict.measurement import judged, timed
-from headwise.conversion.verdict.speed import Speeds
+from headwise.conversion.verdict.quality import judged
+from headwise.conversion.verdict.speed import Speeds, timed
 from headwise.conversion.verdict.verdict import CacheCost, Verdict
 from headwise.errors import ConversionError, LoadError, OptionError
 from headwise.loading.load import model_folder
@@ -106,7 +103,11 @@ def convert(
         return write_converted(original, request, text, part, report)
 
     workspace = Workspace(request.out, request.identity(original.folder))
-    with _written(request.out) as part:
+    faults = (OSError, SafetensorError)
+    with (
+        one_line(f"{request.out} cannot be written", faults=faults),
+        written_whole(request.out) as part,
+    ):
         if tune and text is not None:
             errors = workspace.convert(write)
             write_tuned(original, workspace, text.tuned, tune, part, report)
@@ -151,9 +152,10 @@ def _calibration(original: Checkpoint, request: Request) -> Calibration | None:
         return None
     check_length(original.config, request.length)
     text = Calibration.read(request.calibration, original.tokenizer, request.tokens, request.length)
-    if text.largest >= original.config.vocab_size:
+    largest = max(int(text.tuned.max()), int(text.held_out.max()))
+    if largest >= original.config.vocab_size:
         raise LoadError(
-            f"{original.folder}: its tokenizer gives token {text.largest}, and the model has "
+            f"{original.folder}: its tokenizer gives token {largest}, and the model has "
             f"{original.config.vocab_size}: they are not of one model"
         )
     return text
@@ -171,11 +173,3 @@ def _resolved(out: str | Path) -> Path:
         raise OptionError("out is empty, expected the name of a new folder")
     with one_line(f"out is {out}", kind=OptionError):
         return local_path(out, kind=OptionError).resolve()
-
-
-@contextmanager
-def _written(out: Path) -> Iterator[Path]:
-    """`written_whole`, whose errors are one line."""
-    faults = (OSError, SafetensorError)
-    with one_line(f"{out} cannot be written", faults=faults), written_whole(out) as part:
-        yield part

@@ -67,11 +67,6 @@ class Request:
             raise OptionError(f"tune is {self.tune}, expected a number of steps, 0 for none")
         self._check_out()
 
-    @property
-    def naive(self) -> bool:
-        """Whether the method is the plain baseline."""
-        return self.method == "naive"
-
     def check_disk(self, folder: Path) -> None:
         """Refuse to convert the model in `folder` where the result would not fit on the disk.
 

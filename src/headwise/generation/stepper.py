@@ -83,3 +83,9 @@ class Stepper:
         self.cache = output.get("cache")
         logits: Tensor = output.logits
         return logits
+
+
+def random_tokens(model: Any, count: int) -> Tensor:
+    """Random tokens [1, count] of a model's vocabulary, the same ones each time."""
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    return torch.randint(vocabulary, (1, count), generator=torch.Generator().manual_seed(0))

@@ -2,74 +2,56 @@
 
 DeepSeek normalises its latent, so that keys and values are not linear in the hidden state and no
 stock MHA can hold the model. These compute each token's keys and values once, when it comes, and
-cache H (N + P + V) elements a token in place of R + P: for checking, and to attend as MHA does.
+cache H (N + P + V) elements per token in place of R + P: for checking, and to attend as MHA does.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
-from transformers import DeepseekV2Config, DeepseekV3Config
+from torch import Tensor
+from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
+    DeepseekV2Model,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    DeepseekV3Model,
+)
 from transformers.cache_utils import Cache
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
-)
-from transformers.models.deepseek_v2.modeling_deepseek_v2 import (
-    DeepseekV2Attention,
-    DeepseekV2ForCausalLM,
-    DeepseekV2Model,
-)
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
-    DeepseekV3Attention,
-    DeepseekV3ForCausalLM,
-    DeepseekV3Model,
 )
 
 
 class _Expanding:
     """Stands before a cache: takes a module's latents, and stores and hands on keys and values."""
 
-    def __init__(self, cache: Cache | None, module: Any) -> None:
-        self.cache, self.module = cache, module
+    def __init__(self, cache: Cache | None, expand: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        self.cache, self.expand = cache, expand
 
     def update(
         self, latent: Tensor, key_rope: Tensor, layer_idx: int, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """Latent [B,1,S,R] and rope key [B,1,S,P] to keys [B,H,L,N+P] and values [B,H,L,V]."""
-        key, value = self.module.expand_latents(latent, key_rope)
+        key, value = self.expand(latent, key_rope)
         if self.cache is None:
             return key, value
         return self.cache.update(key, value, layer_idx, **options)
 
 
-class _Expanded:
-    """DeepSeek's attention with keys and values in the cache."""
-
-    def expand_latents(self, latent: Tensor, key_rope: Tensor) -> tuple[Tensor, Tensor]:
-        """Stock's expansion, of the new tokens."""
-        expanded: tuple[Tensor, Tensor] = super().expand_kv(latent, key_rope)  # type: ignore[misc]
-        return expanded
-
-    def expand_kv(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """What stock expands behind its cache is expanded already."""
-        return key, value
-
-    def forward(
-        self, hidden_states: Tensor, *, cache: Cache | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states [B,S,E] to [B,S,E], and weights where asked."""
-        result: tuple[Tensor, Tensor | None] = super().forward(  # type: ignore[misc]
-            hidden_states, cache=_Expanding(cache, self), **kwargs
-        )
-        return result
+def _expanded(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Stands in for `expand_kv`: what stock expands behind its cache is expanded already."""
+    return key, value
 
 
-class DeepseekV2MhaAttention(_Expanded, DeepseekV2Attention):
-    """DeepSeek-V2's attention with keys and values in the cache."""
-
-
-class DeepseekV3MhaAttention(_Expanded, DeepseekV3Attention):
-    """DeepSeek-V3's attention with keys and values in the cache."""
+def _expand_first(
+    module: Any, inputs: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A hook before an attention module: new tokens are expanded, and then cached."""
+    expand = partial(type(module).expand_kv, module)
+    return inputs, options | {"cache": _Expanding(options.get("cache"), expand)}
 
 
 class DeepseekV2MhaConfig(DeepseekV2Config):
@@ -84,20 +66,16 @@ class DeepseekV3MhaConfig(DeepseekV3Config):
     model_type = "headwise_deepseek_v3_mha"
 
 
-_OWN: dict[type, type] = {
-    DeepseekV2Attention: DeepseekV2MhaAttention,
-    DeepseekV3Attention: DeepseekV3MhaAttention,
-}
-
-
 class _ExpandedModel:
-    """A DeepSeek model whose attention modules are ours: the same weights, and another forward."""
+    """A DeepSeek model whose attention modules expand what they cache: the same weights."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
-        assert isinstance(self, nn.Module)
-        for module in self.modules():
-            module.__class__ = _OWN.get(type(module), type(module))
+        model: Any = self
+        for module in model.modules():
+            if hasattr(module, "expand_kv"):
+                module.expand_kv = _expanded
+                module.register_forward_pre_hook(_expand_first, with_kwargs=True)
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaDecoderLayer,
     LlamaForCausalLM,
-    LlamaMLP,
     LlamaModel,
     LlamaPreTrainedModel,
     LlamaRMSNorm,
@@ -137,19 +135,12 @@ def _product(
     )
 
 
-# The constructors below go past those of their Llama, which would make Llama's attention first.
-
-
 class HeadwiseMlaDecoderLayer(LlamaDecoderLayer):
     """Llama's layer with `HeadwiseMlaAttention`."""
 
     def __init__(self, config: HeadwiseMlaConfig, layer_idx: int) -> None:
-        GradientCheckpointingLayer.__init__(self)
-        self.hidden_size = config.hidden_size
+        super().__init__(config, layer_idx)
         self.self_attn = HeadwiseMlaAttention(config, layer_idx)
-        self.mlp = LlamaMLP(config)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class HeadwiseMlaPreTrainedModel(LlamaPreTrainedModel):
@@ -172,6 +163,9 @@ class HeadwiseMlaPreTrainedModel(LlamaPreTrainedModel):
             init.normal_(module.rope_mix, std=2**-0.5)
             pairs = torch.arange(len(module.rope_planes), device=module.rope_planes.device)
             init.copy_(module.rope_planes, pairs % (module.head_dim // 2))
+
+
+# The constructors below go past those of their Llama, which would make Llama's layers first.
 
 
 class HeadwiseMlaModel(HeadwiseMlaPreTrainedModel, LlamaModel):

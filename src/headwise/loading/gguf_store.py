@@ -13,11 +13,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from headwise.base.files import read_json
-from headwise.base.folders import remove_leftovers, written_whole
-from headwise.base.kept import CACHE_VARIABLE, cache_folder
+from headwise.base.files import CACHE_VARIABLE, cache_folder, read_json
 from headwise.base.memory import gib
 from headwise.base.progress import Progress, silent
+from headwise.base.written import remove_leftovers, written_whole
 from headwise.errors import CapacityError, LoadError
 from headwise.loading.gguf_read import float32_bytes, write_folder
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from headwise.base.files import kind_of, one_line, read_json
-from headwise.base.kept import cache_folder
+from headwise.base.files import cache_folder, kind_of, one_line, read_json
 from headwise.base.progress import silent
 from headwise.base.records import record
 from headwise.base.written import write_whole

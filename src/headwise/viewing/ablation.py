@@ -11,8 +11,7 @@ from torch import Tensor
 from headwise.errors import OptionError
 from headwise.generation.stepper import Stepper
 from headwise.hf.observer import observing
-from headwise.viewing.capture import Capture
-from headwise.viewing.record import Wanted
+from headwise.viewing.capture import Capture, Wanted
 from headwise.viewing.tokens import Token, describe
 
 TOP = 10

@@ -1,16 +1,19 @@
 """A picture of one token's attention, or of one head's matrix, as PNG or SVG."""
 
-import io
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from headwise.base.figure import write_figure
 from headwise.base.plot import plain
 from headwise.errors import OptionError
 from headwise.viewing.layer import LayerView
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from headwise.viewing.view import View
 
 _INK, _FAINT, _COLOURS = (
@@ -22,10 +25,24 @@ _INK, _FAINT, _COLOURS = (
 _MOST = 80
 
 
-def draw(
-    view: "View", form: str, *, token: int | None, layer: int | None, head: int | None
-) -> bytes:
-    """The picture as bytes of `form`, "png" or "svg".
+def write(
+    view: "View", path: Path, *, token: int | None, layer: int | None, head: int | None
+) -> None:
+    """Write the picture as .png or .svg, as `path` ends.
+
+    Raises:
+        OptionError: a token, layer or head that the view does not have, too many tokens, or a file
+            that cannot be written.
+    """
+    from matplotlib import rc_context
+
+    figure = draw(view, token=token, layer=layer, head=head)
+    with rc_context({"svg.fonttype": "none"}):
+        write_figure(figure, path, dpi=200)
+
+
+def draw(view: "View", *, token: int | None, layer: int | None, head: int | None) -> "Figure":
+    """The picture as a Matplotlib figure.
 
     Raises:
         OptionError: a token, layer or head that the view does not have, or too many tokens.
@@ -52,7 +69,7 @@ def draw(
         place = first.heads.index(head) if head is not None else 0
         rows, names = first.weights[place], [_shown(view, row) for row in first.rows]
         title, across = f"Layer {first.index}, head {first.heads[place]}", "token that attends"
-    return _heat(view, rows, names, title, across, form)
+    return _heat(view, rows, names, title, across)
 
 
 def _of_token(layers: list[LayerView], token: int, head: int | None) -> tuple[Tensor, list[str]]:
@@ -69,10 +86,7 @@ def _of_token(layers: list[LayerView], token: int, head: int | None) -> tuple[Te
     return torch.stack(list(rows.values())), list(rows)
 
 
-def _heat(
-    view: "View", rows: Tensor, names: list[str], title: str, across: str, form: str
-) -> bytes:
-    from matplotlib import rc_context
+def _heat(view: "View", rows: Tensor, names: list[str], title: str, across: str) -> "Figure":
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
     from matplotlib.figure import Figure
 
@@ -80,39 +94,33 @@ def _heat(
     left, right, top, bottom = 0.95, 0.9, 1.3, 0.3
     wide, high = cell * len(view.tokens), cell * len(names)
     width, height = max(4.2, left + wide + right), top + high + bottom
-    settings: Any = {"svg.hashsalt": "headwise", "svg.fonttype": "none"}
-    content = io.BytesIO()
-    with rc_context(settings):
-        figure = Figure(figsize=(width, height), dpi=200, facecolor="white")
-        axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
-        made = LinearSegmentedColormap.from_list("headwise", _COLOURS)
-        colours = made.with_extremes(bad=_FAINT)  # weights that are NaN must not look like none
-        image = axes.imshow(rows.numpy(), cmap=colours, norm=PowerNorm(0.5, 0, 1), aspect="auto")
-        texts = [_shown(view, token) for token in range(len(view.tokens))]
-        literal: Any = {"parse_math": False}
-        slanted: Any = {"rotation": 55, "ha": "left", "rotation_mode": "anchor"}
-        axes.set_xticks(range(len(texts)), texts, **slanted, **literal)
-        axes.set_yticks(range(len(names)), names, **literal)
-        axes.xaxis.tick_top()
-        axes.tick_params(length=0, labelsize=8, labelcolor=_INK, pad=3)
-        axes.set_ylabel(across, fontsize=8, color=_FAINT)
-        axes.spines[:].set_visible(False)
-        axes.set_xticks([edge + 0.5 for edge in range(len(texts) - 1)], minor=True)
-        axes.set_yticks([edge + 0.5 for edge in range(len(names) - 1)], minor=True)
-        axes.grid(which="minor", color="white", lw=1.2)
-        axes.tick_params(which="minor", length=0)
-        heading: Any = {"fontsize": 10, "color": _INK, "fontweight": "bold"}
-        small: Any = {"fontsize": 8, "color": _FAINT}
-        for text, below, style in ((title, 0.14, heading), (plain(view.model), 0.36, small)):
-            left_edge, top_edge = 0.14 / width, 1 - below / height
-            figure.text(left_edge, top_edge, text, va="top", parse_math=False, **style)
-        bar = figure.add_axes((1 - 0.62 / width, bottom / height, 0.1 / width, high / height))
-        figure.colorbar(image, cax=bar, ticks=[0, 0.05, 0.25, 0.5, 1])
-        bar.tick_params(length=0, labelsize=7, labelcolor=_FAINT)
-        bar.spines[:].set_visible(False)
-        metadata = {"Date": None} if form == "svg" else None
-        figure.savefig(content, format=form, metadata=metadata)
-    return content.getvalue()
+    figure = Figure(figsize=(width, height), facecolor="white")
+    axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
+    made = LinearSegmentedColormap.from_list("headwise", _COLOURS)
+    colours = made.with_extremes(bad=_FAINT)  # weights that are NaN must not look like none
+    image = axes.imshow(rows.numpy(), cmap=colours, norm=PowerNorm(0.5, 0, 1), aspect="auto")
+    texts = [_shown(view, token) for token in range(len(view.tokens))]
+    slanted: Any = {"rotation": 55, "ha": "left", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(texts)), texts, parse_math=False, **slanted)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, labelsize=8, labelcolor=_INK, pad=3)
+    axes.set_ylabel(across, fontsize=8, color=_FAINT)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks([edge + 0.5 for edge in range(len(texts) - 1)], minor=True)
+    axes.set_yticks([edge + 0.5 for edge in range(len(names) - 1)], minor=True)
+    axes.grid(which="minor", color="white", lw=1.2)
+    axes.tick_params(which="minor", length=0)
+    heading: Any = {"fontsize": 10, "color": _INK, "fontweight": "bold"}
+    small: Any = {"fontsize": 8, "color": _FAINT}
+    for text, below, style in ((title, 0.14, heading), (plain(view.model), 0.36, small)):
+        left_edge, top_edge = 0.14 / width, 1 - below / height
+        figure.text(left_edge, top_edge, text, va="top", parse_math=False, **style)
+    bar = figure.add_axes((1 - 0.62 / width, bottom / height, 0.1 / width, high / height))
+    figure.colorbar(image, cax=bar, ticks=[0, 0.05, 0.25, 0.5, 1])
+    bar.tick_params(length=0, labelsize=7, labelcolor=_FAINT)
+    bar.spines[:].set_visible(False)
+    return figure
 
 
 def _shown(view: "View", token: int) -> str:

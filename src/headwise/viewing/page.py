@@ -30,12 +30,14 @@ _FACTS = (
 
 
 def html(view: "View") -> str:
-    """The page of a view."""
+    """The page of a view; numbers are in float32, little-endian, as base64."""
     folder = files("headwise.viewing") / "assets"
+    layers = [_layer(layer, len(view.tokens)) for layer in view.layers]
+    fields = _head(view) | {"statistics": STATISTICS, "layers": layers}
     parts = {
         "STYLE": (folder / "page.css").read_text(encoding="utf-8"),
         "PROGRAM": program(folder / "page"),
-        "DATA": as_data(as_json(_fields(view))),
+        "DATA": as_data(as_json(fields)),
     }
     # split once, so that no part is searched for the marks of another
     pieces = (folder / "page.html").read_text(encoding="utf-8").split("%%")
@@ -100,14 +102,6 @@ def _ablation(ablation: Ablation) -> dict[str, Any]:
 
 def _layer_facts(layer: LayerView) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in _FACTS}
-
-
-def _fields(view: "View") -> dict[str, Any]:
-    """The page's data: numbers in float32, little-endian, as base64."""
-    fields = _head(view)
-    fields["statistics"] = list(STATISTICS)
-    fields["layers"] = [_layer(layer, len(view.tokens)) for layer in view.layers]
-    return fields
 
 
 def _layer(layer: LayerView, tokens: int) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Which layers, heads and tokens a view is of: numbers, ranges and words, checked."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from headwise.errors import OptionError
 
 # Scores that a page carries by default, and at most; 4 bytes each, a third more as text.
 PAIRS, MOST_PAIRS = 6_000_000, 60_000_000
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def numbers(name: str, text: str) -> list[int]:
@@ -19,10 +21,10 @@ def numbers(name: str, text: str) -> list[int]:
     """
     chosen: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        match = _RANGE.fullmatch(part.strip())
+        if match is None:
             raise OptionError(f"{name} is {text!r}; expected numbers and ranges, as 0,4-6")
-        start, stop = int(first), int(last) if dash else int(first)
+        start, stop = int(match[1]), int(match[2] or match[1])
         if not start <= stop < start + 1_000_000:
             raise OptionError(f"{name} is {text!r}; expected ranges from low to high, as 4-6")
         chosen += range(start, stop + 1)
@@ -61,10 +63,9 @@ def head_name(text: str) -> tuple[int, int]:
     Raises:
         OptionError: another form.
     """
-    layer, dot, head = text.strip().partition(".")
-    if not (dot and layer.isdecimal() and head.isdecimal()):
-        raise OptionError(f"head is {text!r}; expected layer and head, as 5.2")
-    return int(layer), int(head)
+    if match := re.fullmatch(r"(\d+)\.(\d+)", text.strip()):
+        return int(match[1]), int(match[2])
+    raise OptionError(f"head is {text!r}; expected layer and head, as 5.2")
 
 
 def within(name: str, chosen: Iterable[int] | None, count: int) -> tuple[int, ...] | None:

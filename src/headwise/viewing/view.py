@@ -14,10 +14,9 @@ from headwise.errors import OptionError, SpecError, UnsupportedError
 from headwise.spec import ModelSpec
 from headwise.viewing import figure, page, selection
 from headwise.viewing.ablation import Ablation, ablate
-from headwise.viewing.capture import Capture
+from headwise.viewing.capture import Capture, Wanted
 from headwise.viewing.forward_pass import attached, predicts, run
 from headwise.viewing.layer import LayerView
-from headwise.viewing.record import Wanted
 from headwise.viewing.tokens import Token, describe, tokenize
 
 FORMATS = (".html", ".png", ".svg", ".json")
@@ -70,12 +69,11 @@ class View:
         check_path(path)
         ending = path.suffix.lower()
         if ending == ".html":
-            content = self.html().encode()
+            write_whole(path, self.html().encode())
         elif ending == ".json":
-            content = page.numbers(self).encode()
+            write_whole(path, page.numbers(self).encode())
         else:
-            content = figure.draw(self, ending[1:], token=token, layer=layer, head=head)
-        write_whole(path, content)
+            figure.write(self, path, token=token, layer=layer, head=head)
 
     def html(self) -> str:
         """The page, one file that asks nothing of any network."""

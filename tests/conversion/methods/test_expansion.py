@@ -12,7 +12,7 @@ from cli.checkpoints import save_tiny
 from families import VOCABULARY, make
 from headwise.conversion import Target, convert
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
-from headwise.conversion.checkpoint.weights import ShardWriter, StoredWeights
+from headwise.conversion.checkpoint.weights import StoredWeights, write_weights
 from headwise.conversion.coverage import check
 from headwise.conversion.methods.expansion import expand
 from headwise.errors import ConversionError
@@ -229,7 +229,7 @@ def test_frequencies_that_half_rotated_heads_have_not_are_refused() -> None:
 
 
 def test_layers_are_streamed_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ShardWriter.__init__, "__defaults__", (30_000,))
+    monkeypatch.setattr(write_weights, "__defaults__", (30_000,))
     original = latent_model()
     made = expanded(original, tmp_path)
     assert len(list((tmp_path / "mha").glob("model-*-of-*.safetensors"))) > 2

@@ -10,8 +10,7 @@ from headwise.conversion.methods import decomposition, merging, statistics
 from headwise.conversion.methods.planes import from_planes, to_planes
 from headwise.conversion.methods.projections import Projections
 from headwise.conversion.methods.refit import Refit
-from headwise.conversion.methods.sensitivity import Sensitivity
-from headwise.conversion.methods.statistics import LayerStatistics, Moments
+from headwise.conversion.methods.statistics import LayerStatistics, Moments, Sensitivity
 
 HIDDEN, HEADS, KV_HEADS, DIM, LENGTH = 40, 8, 4, 6, 11
 FREQUENCIES = torch.tensor([1.0, 0.3, 0.02])

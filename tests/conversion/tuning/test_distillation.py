@@ -375,7 +375,7 @@ def test_progress_counts_steps_and_names_the_divergence(teacher: Any, tokens: Te
     )
     assert [(done, total) for _, done, total in told] == [(step, 21) for step in range(22)]
     assert {stage for stage, done, _ in told if done < 2} == {"tuning"}
-    first = sum(tuned.divergence[:2]) / 2
+    first = sum(divergence for divergence, _ in tuned[:2]) / 2
     assert {stage for stage, done, _ in told if done in (2, 3)} == {
         f"tuning, {first:.3f} nats per token from the original"
     }

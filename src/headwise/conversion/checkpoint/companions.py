@@ -38,23 +38,19 @@ def companions(folder: Path, names: Sequence[str] = NAMES) -> list[Path]:
         LoadError: one is not an ordinary file, or a link to a file that is not the model's.
     """
     files = [folder / name for name in names if kind_of(folder / name) != "none"]
+    own = [folder.resolve()]
+    if own[0].parent.name == "snapshots":  # of the hub's cache
+        own.append(own[0].parent.parent / "blobs")
     for file in files:
         require_file(file)
         with one_line(f"{file} cannot be read"):
             target = file.resolve(strict=True)
-            own = any(target.is_relative_to(place) for place in _places(folder.resolve()))
-        if not own:
+        if not any(target.is_relative_to(place) for place in own):
             raise LoadError(
                 f"{file} is a link to {target}, outside of the model's folder, and would be copied "
                 "into the result: put the file itself in its place if it is the model's"
             )
     return files
-
-
-def _places(folder: Path) -> list[Path]:
-    """Where a folder's files may be: in it, and for a snapshot of the hub with its repository."""
-    in_hub = folder.parent.name == "snapshots"
-    return [folder, folder.parent.parent / "blobs"] if in_hub else [folder]
 
 
 def copy_companions(folder: Path, part: Path, names: Sequence[str] = NAMES) -> None:

@@ -1,7 +1,7 @@
 """Weights of a checkpoint, one tensor at a time: read from safetensors and written to them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,53 +78,48 @@ class StoredWeights:
         return self[f"{layer_prefix(index)}self_attn.q_proj.weight"].dtype
 
 
-class ShardWriter:
-    """Writes tensors into safetensors files of at most `shard_bytes`, named as Transformers does.
+def write_weights(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = _SHARD_BYTES
+) -> None:
+    """Write tensors into safetensors files of at most `shard_bytes`, named as Transformers does.
+
+    They are taken one by one, and no more than one file's are in memory.
 
     Example:
         >>> import tempfile, torch
         >>> folder = Path(tempfile.mkdtemp())
-        >>> writer = ShardWriter(folder)
-        >>> writer.add("weight", torch.ones(2))
-        >>> writer.close()
+        >>> write_weights(folder, [("weight", torch.ones(2))])
         >>> StoredWeights(folder)["weight"]
         tensor([1., 1.])
     """
+    parts: dict[Path, list[str]] = {}
+    total_bytes = 0
+    for shard in _shards(tensors, shard_bytes):
+        part = folder / f"part-{len(parts)}.safetensors"
+        save_file(shard, part, metadata={"format": "pt"})
+        parts[part] = list(shard)
+        total_bytes += sum(tensor.nbytes for tensor in shard.values())
+        del shard  # before the next one is made
+    if len(parts) == 1:
+        part.rename(folder / WHOLE)
+        return
+    places: dict[str, str] = {}
+    for number, (part, names) in enumerate(parts.items(), 1):
+        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        part.rename(folder / file)
+        places |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": places}
+    (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
-    def __init__(self, folder: Path, shard_bytes: int = _SHARD_BYTES) -> None:
-        self.folder, self.shard_bytes = folder, shard_bytes
-        self._pending: dict[str, Tensor] = {}
-        self._shards: list[list[str]] = []
-        self._pending_bytes = self._total_bytes = 0
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Take a tensor; it is written once enough of them have come together."""
-        if self._pending and self._pending_bytes + tensor.nbytes > self.shard_bytes:
-            self._flush()
-        self._pending[name] = tensor.detach().contiguous()
-        self._pending_bytes += tensor.nbytes
-        self._total_bytes += tensor.nbytes
-
-    def close(self) -> None:
-        """Write what is left, give the files their names and list them in an index."""
-        if self._pending or not self._shards:
-            self._flush()
-        count = len(self._shards)
-        if count == 1:
-            self._part(0).rename(self.folder / WHOLE)
-            return
-        places: dict[str, str] = {}
-        for number, shard in enumerate(self._shards):
-            file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-            self._part(number).rename(self.folder / file)
-            places |= dict.fromkeys(shard, file)
-        index = {"metadata": {"total_size": self._total_bytes}, "weight_map": places}
-        (self.folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
-
-    def _part(self, number: int) -> Path:
-        return self.folder / f"part-{number}.safetensors"
-
-    def _flush(self) -> None:
-        save_file(self._pending, self._part(len(self._shards)), metadata={"format": "pt"})
-        self._shards.append(list(self._pending))
-        self._pending, self._pending_bytes = {}, 0
+def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """The tensors of each file in turn; one without any where there are none at all."""
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor.detach().contiguous()
+        size += tensor.nbytes
+    yield shard

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headwise.base.files import one_line, read_bytes, read_json, require_file
-from headwise.base.folders import written_whole
+from headwise.base.written import written_whole
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.checkpoint.companions import NAMES, copy_companions
 from headwise.errors import LoadError, OptionError
@@ -43,8 +43,7 @@ class Workspace:
         """
         if self._converted.is_dir():
             work = "conversion that was interrupted"
-            with resumed(self._converted, self.folder):
-                record = read_record(self._converted, self.identity, self.folder, work)
+            with resumed(self._converted, self.identity, self.folder, work) as record:
                 return [float(error) for error in record["errors"]]
         with written_whole(self._converted) as part:
             errors = write(part)
@@ -66,15 +65,36 @@ class Workspace:
 
 
 @contextmanager
-def resumed(state: Path, folder: Path) -> Iterator[None]:
-    """While open, what is wrong with the files of `state` is one line that says what to do.
+def resumed(
+    state: Path, identity: Mapping[str, Any], folder: Path, work: str
+) -> Iterator[dict[str, Any]]:
+    """The record in the folder `state`; while open, what is wrong with its files is one line.
+
+    Args:
+        state: the folder that `write_record` wrote into.
+        identity: what the work follows from now.
+        folder: what to remove to restart.
+        work: in words, what `folder` is of.
 
     Raises:
-        LoadError: a file cannot be read; to remove `folder` helps.
+        LoadError: a file cannot be read.
+        OptionError: the record's identity is another one; says what differs.
     """
     try:
         with one_line("it is no record"):
-            yield
+            record = read_json(state / _RECORD)
+            before = record["identity"]
+            changes = [
+                f"{name} {before.get(name)}, now {value}"
+                for name, value in identity.items()
+                if before.get(name) != value
+            ]
+            if changes:
+                raise OptionError(
+                    f"{folder} holds another {work} ({'; '.join(changes)}): ask for the same to "
+                    "resume it, or remove the folder to restart"
+                )
+            yield record
     except LoadError as error:
         raise LoadError(f"{state} cannot be read ({error}); remove {folder} to restart") from error
 
@@ -83,29 +103,6 @@ def write_record(state: Path, identity: Mapping[str, Any], **values: Any) -> Non
     """Write `values` into the folder `state`, with the identity: all that they follow from."""
     record = {"identity": identity, **values}
     (state / _RECORD).write_text(json.dumps(record), encoding="utf-8")
-
-
-def read_record(
-    state: Path, identity: Mapping[str, Any], folder: Path, work: str
-) -> dict[str, Any]:
-    """Read the record in the folder `state`; `work` names in words what `folder` is of.
-
-    Raises:
-        OptionError: its identity is another one; says what differs.
-    """
-    record = read_json(state / _RECORD)
-    before = record["identity"]
-    changes = [
-        f"{name} {before.get(name)}, now {value}"
-        for name, value in identity.items()
-        if before.get(name) != value
-    ]
-    if changes:
-        raise OptionError(
-            f"{folder} holds another {work} ({'; '.join(changes)}): ask for the same to resume it, "
-            "or remove the folder to restart"
-        )
-    return record
 
 
 def model_state(folder: Path) -> str:

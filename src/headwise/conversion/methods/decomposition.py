@@ -15,8 +15,7 @@ from torch import Tensor
 
 from headwise.conversion.methods.planes import concentrate, from_planes, plane_moments, to_planes
 from headwise.conversion.methods.projections import Projections
-from headwise.conversion.methods.statistics import LayerStatistics
-from headwise.conversion.methods.whitening import root
+from headwise.conversion.methods.statistics import LayerStatistics, root
 
 # `Sensitivity` takes errors of scores for independent, and they do more: this many times as much,
 # by what measured best on SmolLM2.

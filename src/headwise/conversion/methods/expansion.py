@@ -8,6 +8,7 @@ are, under a model type of ours that caches keys and values in place of the late
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from headwise.base.progress import Progress, silent
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
-from headwise.conversion.checkpoint.weights import ShardWriter, layer_prefix
+from headwise.conversion.checkpoint.weights import layer_prefix, write_weights
 from headwise.conversion.methods.method import adapted_config
 from headwise.conversion.methods.projections import Projections, augmented
 from headwise.errors import ConversionError
@@ -83,25 +84,26 @@ def expand(original: Checkpoint, part: Path, progress: Progress = silent) -> Non
     Raises:
         ConversionError: as `expanded_config`.
     """
-    config, weights = original.config, original.weights
+    config = original.config
     expanded_config(config).save_pretrained(part)
     # GLM's config has ends of its own where it is given none
     GenerationConfig.from_model_config(config).save_pretrained(part)
-    writer = ShardWriter(part)
+    write_weights(part, _expanded(original, progress))
+
+
+def _expanded(original: Checkpoint, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+    config, weights = original.config, original.weights
     if FAMILIES[config.model_type].expands == "normalised":
-        for name in weights:
-            writer.add(name, weights[name])
-    else:
-        layers = config.num_hidden_layers
-        for index in range(layers):
-            progress("expanding layers", index, layers)
-            dtype = weights.attention_dtype(index)
-            for name, tensor in _glm_layer(weights.layer(index), config, index).items():
-                writer.add(layer_prefix(index) + name, tensor.to(dtype))
-        for name, tensor in weights.outside_layers():
-            writer.add(name, tensor)
-        progress("expanding layers", layers, layers)
-    writer.close()
+        yield from ((name, weights[name]) for name in weights)
+        return
+    layers = config.num_hidden_layers
+    for index in range(layers):
+        progress("expanding layers", index, layers)
+        dtype = weights.attention_dtype(index)
+        for name, tensor in _glm_layer(weights.layer(index), config, index).items():
+            yield layer_prefix(index) + name, tensor.to(dtype)
+    yield from weights.outside_layers()
+    progress("expanding layers", layers, layers)
 
 
 def _glm_layer(layer: dict[str, Tensor], config: Any, index: int) -> dict[str, Tensor]:

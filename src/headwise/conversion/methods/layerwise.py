@@ -6,6 +6,7 @@ near as it can to the original's; then it is written, and both proceed to the ne
 add up unseen, and no more than two layers are in memory at a time.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from headwise.base.progress import Progress
 from headwise.conversion.calibration import Calibration
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.checkpoint.companions import copy_companions
-from headwise.conversion.checkpoint.weights import ShardWriter, in_attention, layer_prefix
+from headwise.conversion.checkpoint.weights import in_attention, layer_prefix, write_weights
 from headwise.conversion.methods.decoder import StreamedDecoder, attend, feed_forward, filled
 from headwise.conversion.methods.expansion import expand
 from headwise.conversion.methods.latent import latent
 from headwise.conversion.methods.merging import merging
+from headwise.conversion.methods.method import Method
 from headwise.conversion.methods.projections import Projections
 from headwise.conversion.methods.refit import Refit
-from headwise.conversion.methods.sensitivity import Sensitivity
-from headwise.conversion.methods.statistics import LayerStatistics, Moments
+from headwise.conversion.methods.statistics import LayerStatistics, Moments, Sensitivity
 from headwise.conversion.request import Request
 from headwise.errors import ConversionError
 
@@ -51,66 +52,64 @@ def write_converted(
     Raises:
         ConversionError: the model cannot be converted so.
     """
-    errors: list[float] = []
-    if request.target.mechanism == "mha":
+    target = request.target
+    states: _HiddenStates | None = None
+    if target.mechanism == "mha":
         expand(original, part, progress)
     else:
-        text = None if request.target.exact else text
-        errors = _write_layerwise(original, request, text, part, progress)
+        decoder = StreamedDecoder(original)
+        if target.kv_heads is not None:
+            method = merging(original, target.kv_heads, decoder.layer_class)
+        else:
+            method = latent(original, target)
+        if text is not None and not target.exact:
+            states = _HiddenStates(decoder, text, naive=request.method == "naive")
+        write_weights(part, _converted(original, decoder, method, states, progress))
+        method.config.save_pretrained(part)
     copy_companions(original.folder, part)
-    return errors
+    return [] if states is None else states.errors
 
 
-def _write_layerwise(
-    original: Checkpoint, request: Request, text: Calibration | None, part: Path, progress: Progress
-) -> list[float]:
-    """The result without its companions; a text is one to fit to."""
-    errors: list[float] = []
-    writer, decoder = ShardWriter(part), StreamedDecoder(original)
-    if request.target.kv_heads is not None:
-        method = merging(original, request.target.kv_heads, decoder.layer_class)
-    else:
-        method = latent(original, request.target)
-    spec, layers = original.attention, original.config.num_hidden_layers
-    with torch.inference_mode():
-        states = None if text is None else _HiddenStates(decoder, text, naive=request.naive)
-        for index in range(layers):
-            progress("converting layers", index, layers)
-            old = decoder.layer(index)
-            tensors = old.state_dict()
-            projections = Projections.of(old.self_attn.state_dict(), spec.heads, spec.kv_heads)
-            statistics = None
-            if states is not None:
-                states.run_old(index, old)
-                statistics = states.statistics(old)
-            made = method.convert(index, projections, statistics)
-            tensors |= {f"self_attn.{name}": tensor for name, tensor in made.items()}
-            new = filled(method.layer_class, method.config, index, tensors)
-            if states is not None:
-                errors.append(states.run_new(new))
-            _write_layer(original, index, new, writer)
-    for name, tensor in original.weights.outside_layers():
-        writer.add(name, tensor)
-    writer.close()
-    method.config.save_pretrained(part)
+@torch.inference_mode()
+def _converted(
+    original: Checkpoint,
+    decoder: StreamedDecoder,
+    method: Method,
+    states: "_HiddenStates | None",
+    progress: Progress,
+) -> Iterator[tuple[str, Tensor]]:
+    """The result's weights by name, a layer at a time.
+
+    The new attention has the dtype of the stored one; the rest is as it is stored.
+    """
+    spec, weights = original.attention, original.weights
+    layers = original.config.num_hidden_layers
+    for index in range(layers):
+        progress("converting layers", index, layers)
+        old = decoder.layer(index)
+        tensors = old.state_dict()
+        projections = Projections.of(old.self_attn.state_dict(), spec.heads, spec.kv_heads)
+        statistics = None if states is None else states.run_old(index, old)
+        made = method.convert(index, projections, statistics)
+        tensors |= {f"self_attn.{name}": tensor for name, tensor in made.items()}
+        new = filled(method.layer_class, method.config, index, tensors)
+        if states is not None:
+            states.run_new(new)
+        prefix, dtype = layer_prefix(index), weights.attention_dtype(index)
+        for name, tensor in new.state_dict().items():
+            if not in_attention(prefix + name):
+                tensor = weights[prefix + name]
+            elif tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            yield prefix + name, tensor
+    yield from weights.outside_layers()
     progress("converting layers", layers, layers)
-    return errors
-
-
-def _write_layer(original: Checkpoint, index: int, layer: Any, writer: ShardWriter) -> None:
-    """Write the new attention in the dtype of the stored one, and the rest as it is stored."""
-    weights, prefix = original.weights, layer_prefix(index)
-    dtype = weights.attention_dtype(index)
-    for name, tensor in layer.state_dict().items():
-        if not in_attention(prefix + name):
-            tensor = weights[prefix + name]
-        elif tensor.is_floating_point():
-            tensor = tensor.to(dtype)
-        writer.add(prefix + name, tensor)
 
 
 class _HiddenStates:
     """Hidden states of both models on all batches; `middle`, the original's after attention.
+
+    `errors` has one for each layer that was run.
 
     Each stays in its own memory from layer to layer: buffers of this size that come and go leave
     gaps that the process does not give back.
@@ -118,19 +117,21 @@ class _HiddenStates:
     `naive`: the method is not told what the text says, and no output projection is fitted.
     """
 
+    @torch.inference_mode()
     def __init__(self, decoder: StreamedDecoder, text: Calibration, *, naive: bool) -> None:
         fitted = () if naive else text.fitted.split(_BATCH)
         self.decoder, self.naive, self.fitted = decoder, naive, len(fitted)
         self.old = [decoder.embed(batch) for batch in (*fitted, *text.probed.split(_BATCH))]
         self.new = [hidden.clone() for hidden in self.old]
         self.middle = [torch.empty_like(hidden) for hidden in self.old]
+        self.errors: list[float] = []
         self.heads: list[Tensor] = []  # the new layer's, [B,S,H*V]; their size is known then
         index = torch.arange(self.old[0].shape[1])[None]
         self.positions = decoder.rotary(self.old[0], position_ids=index)  # cos and sin, [1, S, D]
         self.eps = float(decoder.config.rms_norm_eps)
 
-    def run_old(self, index: int, layer: Any) -> None:
-        """Run the original's layer.
+    def run_old(self, index: int, layer: Any) -> LayerStatistics | None:
+        """Run the original's layer; what the new one will meet, where the method is told.
 
         Raises:
             ConversionError: hidden states that are not numbers.
@@ -143,9 +144,6 @@ class _HiddenStates:
                 f"layer {index}: hidden states are not finite on the calibration text; the "
                 "model's weights are damaged"
             )
-
-    def statistics(self, layer: Any) -> LayerStatistics | None:
-        """What the new layer will meet, where the method is told."""
         if self.naive:
             return None
         moments = Moments(self.new[0].shape[-1])
@@ -172,8 +170,8 @@ class _HiddenStates:
         output = attention.o_proj.weight
         return Sensitivity.measure(query, key, value, output, attention.scaling)
 
-    def run_new(self, layer: Any) -> float:
-        """Run the new layer, its output projection fitted; its error on what was not fitted to.
+    def run_new(self, layer: Any) -> None:
+        """Run the new layer, its output projection fitted; note its error on what was not fitted.
 
         It is fitted to what brings the hidden states back to the original's, errors of the layers
         before it included; each token counts by the inverse square of its hidden state, as the norm
@@ -196,7 +194,7 @@ class _HiddenStates:
                 error = middle / self._size(middle) - wanted / self._size(wanted)
                 errors.append(error.square().mean())
             hidden.copy_(feed_forward(layer, middle))
-        return float(torch.stack(errors).mean())
+        self.errors.append(float(torch.stack(errors).mean()))
 
     def _refit(self, projection: Any) -> None:
         sums = Refit(*projection.weight.T.shape)

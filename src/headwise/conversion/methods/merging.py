@@ -21,9 +21,7 @@ from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.methods.method import Method
 from headwise.conversion.methods.planes import concentrate, from_planes, plane_moments, to_planes
 from headwise.conversion.methods.projections import Projections
-from headwise.conversion.methods.sensitivity import Sensitivity
-from headwise.conversion.methods.statistics import LayerStatistics, Moments
-from headwise.conversion.methods.whitening import root
+from headwise.conversion.methods.statistics import LayerStatistics, Moments, Sensitivity, root
 
 _SWEEPS = 8
 # Groups of heads are changed for no smaller gain.
@@ -59,10 +57,7 @@ def aligned(layer: Projections, moments: Moments, kv_heads: int) -> Projections:
     size = layer.kv_heads // kv_heads
     layer = layer.permuted([head for group in grouped(layer, second, size) for head in group])
     query, key = to_planes(layer.query, layer.heads), to_planes(layer.key, layer.kv_heads)
-    even = Sensitivity.even(layer.heads)
-    key_weight = even.key_weight(layer, second)
-    roots, inverses = root(even.value_moments(layer))
-    values = roots @ layer.value.view(layer.kv_heads, layer.value_dim, -1)
+    key_weight, values, inverses = _weighted(layer, second)
     output = layer.output.view(len(layer.output), layer.heads, layer.value_dim)
     merged_queries, merged_keys, merged_values, merged_outputs = [], [], [], []
     for kv_head in range(kv_heads):
@@ -94,14 +89,10 @@ def grouped(layer: Projections, second: Tensor, size: int) -> list[list[int]]:
     """
     count = layer.kv_heads // size
     groups = [frozenset(range(first * size, (first + 1) * size)) for first in range(count)]
-    even = Sensitivity.even(layer.heads)
-    weight = even.key_weight(layer, second).T
+    key_weight, values, _ = _weighted(layer, second)
+    weight, values = key_weight.T, values.flatten(0, 1)
     moments = plane_moments(to_planes(layer.key, layer.kv_heads), second)
     moments = moments * (weight[:, :, None] * weight[:, None, :])
-    values = root(even.value_moments(layer))[0] @ layer.value.view(
-        layer.kv_heads, layer.value_dim, -1
-    )
-    values = values.flatten(0, 1)
     spread = values @ second @ values.T
     total_key = moments.diagonal(dim1=1, dim2=2).real.sum().clamp(min=1e-30)
     total_value = spread.trace().clamp(min=1e-30)
@@ -128,6 +119,14 @@ def grouped(layer: Projections, second: Tensor, size: int) -> list[list[int]]:
         if losses(groups) > before - _LEAST_GAIN:
             break
     return [sorted(group) for group in groups]
+
+
+def _weighted(layer: Projections, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What keys count, [K, D/2]; the values in coordinates of errors, [K, V, E+1]; the way back."""
+    even = Sensitivity.even(layer.heads)
+    roots, inverses = root(even.value_moments(layer))
+    values = roots @ layer.value.view(layer.kv_heads, layer.value_dim, -1)
+    return even.key_weight(layer, second), values, inverses
 
 
 def _swaps(one: Group, other: Group) -> Iterator[tuple[Group, Group]]:

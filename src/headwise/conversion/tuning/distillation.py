@@ -14,14 +14,18 @@ from torch import Tensor
 
 from headwise.base.files import one_line
 from headwise.base.progress import Progress, silent
-from headwise.conversion.checkpoint.weights import in_attention
+from headwise.conversion.checkpoint.checkpoint import Checkpoint
+from headwise.conversion.checkpoint.weights import in_attention, write_weights
+from headwise.conversion.checkpoint.workspace import Workspace
 from headwise.conversion.tuning.losses import backward
 from headwise.conversion.tuning.optimizer import ScaledAdam
-from headwise.conversion.tuning.states import TuningFolder, TuningState, digest
+from headwise.conversion.tuning.states import Losses, TuningFolder, digest
 from headwise.errors import ConversionError, OptionError
 
 # How often progress updates the divergence: in a log each change of the text is a line.
 _POINTS = 10
+# How often the state of a tuning is written.
+_SAVE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -56,18 +60,40 @@ class Tuning:
             raise OptionError(f"attention_weight is {self.attention_weight}, expected at least 0")
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """What the steps met, each before it changed anything.
+def write_tuned(
+    original: Checkpoint,
+    workspace: Workspace,
+    tokens: Tensor,
+    steps: int,
+    part: Path,
+    progress: Progress,
+) -> None:
+    """Tune the converted checkpoint of the workspace into the empty folder `part`, in its dtype.
 
     Args:
-        divergence: of each step, KL(original || converted) in nats per token.
-        attention_error: of each step, the squared error of the attention's outputs as a share of
-            the original's squares, the mean over layers.
+        workspace: holds the state, too, that an interrupted tuning resumes from.
+        tokens: [T, S], sequences to learn from.
     """
-
-    divergence: tuple[float, ...]
-    attention_error: tuple[float, ...]
+    converted = workspace.converted
+    student = converted.load(progress=progress, dtype="float32")
+    distil(
+        original.load(progress=progress),
+        student,
+        tokens,
+        Tuning(steps),
+        folder=workspace.tuning,
+        save_seconds=_SAVE_SECONDS,
+        progress=progress,
+    )
+    new, stored = student.state_dict(), converted.weights
+    write_weights(
+        part,
+        (
+            (name, new[name].to(stored[name].dtype) if in_attention(name) else stored[name])
+            for name in stored
+        ),
+    )
+    workspace.copy_to(part)
 
 
 def distil(
@@ -78,9 +104,9 @@ def distil(
     *,
     trained: Callable[[str], bool] = in_attention,
     folder: Path | None = None,
-    save_seconds: float = 120.0,
+    save_seconds: float = _SAVE_SECONDS,
     progress: Progress = silent,
-) -> Tuned:
+) -> list[Losses]:
     """Train `student`, in place, to give the outputs of `teacher` on a text.
 
     The loss is KL(teacher || student) at every position (Hinton et al. 2015, arXiv 1503.02531) and
@@ -106,6 +132,9 @@ def distil(
         save_seconds: see `folder`.
         progress: told of every step.
 
+    Returns:
+        the two losses of each step, before it changed anything.
+
     Raises:
         OptionError: nothing to train, or `folder` is of another tuning; says what differs.
         ConversionError: a loss that is not finite; the student then has the last step's weights.
@@ -124,13 +153,19 @@ def distil(
         model.eval()
     adam = ScaledAdam(parameters, tuning.learning_rate, tuning.steps)
     states = None
-    losses: list[tuple[float, float]] = []
+    losses: list[Losses] = []
     if folder is not None:
-        states = TuningFolder(folder, asdict(tuning) | _digests(teacher, student, tokens))
+        data = {
+            "teacher": teacher.state_dict(),
+            "student": student.state_dict(),
+            "tokens": {"tokens": tokens},
+        }
+        digests = {name: digest(tensors) for name, tensors in data.items()}
+        states = TuningFolder(folder, asdict(tuning) | digests)
         if state := states.newest():
-            losses = state.losses
+            losses, tensors = state
             with one_line(f"{folder} holds no state of this tuning; remove it to restart"):
-                adam.restore(state.tensors, len(losses))
+                adam.restore(tensors, len(losses))
     order = _order(len(tokens), tuning)
     saved = monotonic()
     with _gradients_for(student, parameters.values()):
@@ -146,11 +181,10 @@ def distil(
             losses.append(loss)
             finished = len(losses) == tuning.steps
             if states and (finished or monotonic() - saved >= save_seconds):
-                states.write(TuningState(losses, adam.state()))
+                states.write(losses, adam.state())
                 saved = monotonic()
     progress(_stage(losses, tuning.steps), tuning.steps, tuning.steps)
-    divergence, attention_error = zip(*losses)
-    return Tuned(divergence, attention_error)
+    return losses
 
 
 def _order(count: int, tuning: Tuning) -> Tensor:
@@ -161,7 +195,7 @@ def _order(count: int, tuning: Tuning) -> Tensor:
     return torch.cat(passes)[:needed].view(tuning.steps, tuning.batch)
 
 
-def _stage(losses: Sequence[tuple[float, float]], steps: int) -> str:
+def _stage(losses: Sequence[Losses], steps: int) -> str:
     """What progress calls the work: with the mean divergence of the last tenth that is whole."""
     part = max(1, steps // _POINTS)
     whole = len(losses) // part * part
@@ -169,14 +203,6 @@ def _stage(losses: Sequence[tuple[float, float]], steps: int) -> str:
         return "tuning"
     met = fmean(divergence for divergence, _ in losses[whole - part : whole])
     return f"tuning, {met:.3f} nats per token from the original"
-
-
-def _digests(teacher: Any, student: Any, tokens: Tensor) -> dict[str, str]:
-    return {
-        "teacher": digest(teacher.state_dict().items()),
-        "student": digest(student.state_dict().items()),
-        "tokens": digest([("tokens", tokens)]),
-    }
 
 
 @contextmanager

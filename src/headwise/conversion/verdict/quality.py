@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from headwise.base.progress import Progress, silent
+from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.errors import ConversionError
 from headwise.generation.stepper import Stepper
 
@@ -105,6 +106,27 @@ class Judge:
 
     def _text(self, tokens: Tensor) -> str:
         return str(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+
+
+def judged(
+    original: Checkpoint, results: dict[str, Checkpoint], held_out: Tensor, progress: Progress
+) -> dict[str, Any]:
+    """The fields of a verdict that say the quality; one model is in memory at a time.
+
+    Args:
+        results: the converted checkpoint and, where there was a tuning, the tuned one, by name.
+        held_out: [M, S], tokens that nothing was fitted to.
+
+    Raises:
+        ConversionError: logits that are not numbers.
+    """
+    model = original.load(progress=progress)
+    judge = Judge(model, original.tokenizer, held_out, progress)
+    del model
+    fields = {
+        name: judge.judge(result.load(progress=progress), name) for name, result in results.items()
+    }
+    return fields | {name: getattr(judge, name) for name in ("prompt", "positions", "original")}
 
 
 def _perplexity(nats: float) -> float:

@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwise.base.files import reason
 from headwise.base.memory import available_bytes, gib
 from headwise.base.progress import Progress, silent
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.checkpoint.weights import in_attention
+from headwise.errors import HeadwiseError
 from headwise.generation.attention import select_attention
 from headwise.generation.options import context_limit
 from headwise.generation.session import LOGIT_TOLERANCE
-from headwise.generation.stepper import Stepper
+from headwise.generation.stepper import Stepper, random_tokens
 from headwise.loading.load import cache_bytes
 from headwise.loading.memory import weight_bytes
 from headwise.measure.timing import Ratio, interleaved, ratio
@@ -55,6 +57,15 @@ class Speeds:
     note: str = ""
 
 
+def timed(original: Checkpoint, converted: Checkpoint, progress: Progress) -> Speeds:
+    """Decoding before and after; that it cannot be measured is no reason to lose the result."""
+    try:
+        return compare_speed(original, converted, progress=progress)
+    except (HeadwiseError, RuntimeError) as error:
+        cause = reason(error).replace(f"{original.folder.parent}/", "")
+        return _not_measured(cause)
+
+
 def compare_speed(
     original: Checkpoint,
     converted: Checkpoint,
@@ -92,16 +103,16 @@ def compare_speed(
             f"both models and their caches need {gib(needed)}, and {gib(free)} of memory is free"
         )
     models = {
-        "original": original.load(progress, attention="eager"),
-        "converted": converted.load(progress, attention="eager"),
+        "original": original.load(progress=progress, attention="eager"),
+        "converted": converted.load(progress=progress, attention="eager"),
     }
     _share(**models)
     with torch.no_grad():
         return _measure(models, reached, rounds, progress)
 
 
-def _not_measured(reason: str) -> Speeds:
-    return Speeds(note=f"decode speed was not measured: {reason}")
+def _not_measured(cause: str) -> Speeds:
+    return Speeds(note=f"decode speed was not measured: {cause}")
 
 
 def _share(original: Any, converted: Any) -> None:
@@ -120,8 +131,8 @@ def _share(original: Any, converted: Any) -> None:
 def _measure(
     models: dict[str, Any], contexts: Sequence[int], rounds: int, progress: Progress
 ) -> Speeds:
-    turns = _tokens(models["original"], rounds + _WARMUP)
-    start = _tokens(models["original"], _START)[:, : contexts[0] - turns.shape[1]]
+    turns = random_tokens(models["original"], rounds + _WARMUP)
+    start = random_tokens(models["original"], _START)[:, : contexts[0] - turns.shape[1]]
     layers, speeds = {}, []
     for name, model in models.items():
         progress(f"checking the decoding of the {name} model", 0, 0)
@@ -142,12 +153,6 @@ def _measure(
         speeds.append(DecodeSpeed(context, slow.median, fast.median, ratio(slow, fast)))
         del steps  # with its caches, before the next ones are made
     return Speeds(tuple(speeds), **layers)
-
-
-def _tokens(model: Any, count: int) -> Tensor:
-    """Random tokens [1, count], the same ones each time."""
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    return torch.randint(vocabulary, (1, count), generator=torch.Generator().manual_seed(0))
 
 
 def _attach(model: Any, ids: Tensor) -> tuple[str, float]:
