@@ -6,6 +6,7 @@ conversion of the demo model) is made once a run.
 """
 
 import atexit
+import functools
 import os
 import shutil
 import tempfile
@@ -55,3 +56,15 @@ hypothesis.settings.load_profile("headwise")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured of this machine takes no time."""
+    from headwise.bench import suites
+    from headwise.measure import figures_store, measure_machine
+
+    small = functools.partial(measure_machine, read_bytes=2**20, gemm_size=32)
+    for module in (suites, figures_store):
+        monkeypatch.setattr(module, "measure_machine", small)
+    monkeypatch.setattr("headwise.measure.inputs.last_level_cache", lambda: 2**10)

@@ -1,6 +1,5 @@
 """Every block of Python and every command line of the README and the docs, as they stand."""
 
-import functools
 import re
 import shlex
 import shutil
@@ -12,7 +11,6 @@ import pytest
 from cli.checkpoints import save_tiny
 from headwise.cli import main
 from headwise.cli.app import command
-from headwise.measure import measure_machine
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -33,7 +31,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 @pytest.fixture
-def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_machine: None) -> Path:
     """A folder with what the pages speak of: a model, texts; the demo model is that one too."""
     model = save_tiny(tmp_path / "my-model", chat=True, limit=4096)
     for name in ("MODEL", "path/to/model"):
@@ -43,9 +41,6 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(text[:900] if name == "report.txt" else text)
     monkeypatch.setattr("headwise.loading.source.DEMO_PACKAGE", "no_such_package")
     monkeypatch.setattr("headwise.loading.source.DEMO_HUB_ID", str(model))
-    # what is measured of this machine takes no time
-    small = functools.partial(measure_machine, read_bytes=2**20, gemm_size=32)
-    monkeypatch.setattr("headwise.measure.figures_store.measure_machine", small)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

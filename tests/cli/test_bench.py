@@ -1,6 +1,5 @@
 """`headwise bench`: tables, JSON, exit codes, and one line for each bad input."""
 
-import functools
 import json
 import shlex
 from dataclasses import replace
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from cli.checkpoints import save_tiny
-from headwise import measure
 from headwise.bench import operators as bench_ops
 from headwise.bench import suites
 from headwise.cli import main
@@ -18,11 +16,7 @@ TINY = "decode:6/2:d16:47"
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small machine: what is measured of it takes no time."""
-    small = functools.partial(measure.measure_machine, read_bytes=2**20, gemm_size=32)
-    monkeypatch.setattr(suites, "measure_machine", small)
-    monkeypatch.setattr("headwise.measure.inputs.last_level_cache", lambda: 2**10)
+def _small(monkeypatch: pytest.MonkeyPatch, small_machine: None) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 

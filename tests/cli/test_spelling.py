@@ -1,6 +1,5 @@
 """One option is spelled alike in every command, and whatever is wrong is one line."""
 
-import functools
 import json
 import os
 import subprocess
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from cli.checkpoints import save_tiny, save_tiny_gguf
-from headwise import measure
 from headwise.cli import main
 from headwise.cli.app import command
 from headwise.loading import source
@@ -23,12 +21,7 @@ COMPARE += ["--pairs", "4", "--vocabulary", "16", "--batch", "40", "--contexts",
 COMPARE += ["--rounds", "4", "--mechanisms", "mha,mqa"]
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small machine: what is measured of it takes no time."""
-    small = functools.partial(measure.measure_machine, read_bytes=2**20, gemm_size=32)
-    monkeypatch.setattr(measure, "measure_machine", small)
-    monkeypatch.setattr("headwise.measure.inputs.last_level_cache", lambda: 2**10)
+pytestmark = pytest.mark.usefixtures("small_machine")
 
 
 @pytest.fixture
