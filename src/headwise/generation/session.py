@@ -11,14 +11,8 @@ from headwise.errors import LoadError, SpecError
 from headwise.generation.options import Sampling, check_length, context_limit
 from headwise.generation.run import OnPrefill, Run, generate
 from headwise.generation.text import TextStream, least_tokens, prompt_tokens
-from headwise.loading.load import (
-    find_device,
-    known_dtype,
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_folder,
-)
+from headwise.loading.model_folder import ModelFolder
+from headwise.loading.options import LoadOptions
 from headwise.loading.source import demo_model, find_source
 from headwise.spec import ModelSpec
 
@@ -60,12 +54,16 @@ class Session:
             ShapeError: prompt and answer are longer than the model's context.
             CapacityError: weights and cache would not fit in memory.
         """
-        dtype = known_dtype(dtype)
-        target = find_device(device)
+        options = LoadOptions(
+            dtype=dtype,
+            device=device,
+            attention="eager",  # the one that every model has; a run selects its own
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
         place = model if model is not None else demo_model()
-        folder = model_folder(place, progress=progress)
-        config = load_config(folder, trust_remote_code=trust_remote_code)
-        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        opened = ModelFolder.find(place, options)
+        config, tokenizer = opened.config, opened.tokenizer
         check_decoder(place, config)
         limit = context_limit(config)
         if least := least_tokens(tokenizer, document):
@@ -78,16 +76,7 @@ class Session:
                 f"{place}: its tokenizer made token {max(tokens)} and the model has {vocabulary}: "
                 "they are not of one model"
             )
-        loaded = load_model(
-            folder,
-            config,
-            dtype=dtype,
-            device=target,
-            attention="eager",  # the one that every model has; a run selects its own
-            context=len(tokens) + sampling.max_new_tokens,
-            trust_remote_code=trust_remote_code,
-            progress=progress,
-        )
+        loaded = opened.load(context=len(tokens) + sampling.max_new_tokens)
         progress("warming up", 0, 0)
         _warm_up(loaded, tokens[:32])
         return cls(find_source(place).name, loaded, tokenizer, tokens, sampling)

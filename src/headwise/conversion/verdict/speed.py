@@ -17,8 +17,8 @@ from headwise.generation.attention import select_attention
 from headwise.generation.options import context_limit
 from headwise.generation.session import LOGIT_TOLERANCE
 from headwise.generation.stepper import Stepper, random_tokens
-from headwise.loading.load import cache_bytes
-from headwise.loading.memory import weight_bytes
+from headwise.loading.model_folder import cache_bytes
+from headwise.loading.weight_files import weight_bytes
 from headwise.measure.timing import Ratio, interleaved, ratio
 
 CONTEXTS = (512, 2048, 8192)
