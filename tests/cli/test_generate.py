@@ -359,7 +359,7 @@ def test_an_accelerator_that_runs_out_of_memory_is_one_line(
     def exhausted(*arguments: object, **keywords: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("headwise.generation.run._generate", exhausted)
+    monkeypatch.setattr("headwise.generation.recorder._generate", exhausted)
     line = error_line(capsys, "generate", str(tiny), "--prompt", "x")
     assert "ran out of memory after 0 of 1 prompt tokens" in line
 

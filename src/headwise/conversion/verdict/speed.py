@@ -163,7 +163,7 @@ def _attach(model: Any, ids: Tensor) -> tuple[str, float]:
     without = Stepper(model).read(ids).float()
     groups = select_attention(model, "headwise")
     difference = Stepper(model).read(ids).float() - without
-    words = "; ".join(f"{group.layers} x {group.mechanism} on {group.backend}" for group in groups)
+    words = "; ".join(map(str, groups))
     return words, float(difference.norm() / without.norm())
 
 
