@@ -34,7 +34,7 @@ from headwise.conversion.target import Target
 from headwise.conversion.tuning.distillation import Tuning, distil
 from headwise.conversion.verdict.quality import Judge
 from headwise.conversion.verdict.verdict import CacheCost
-from headwise.loading.load import load_config, load_model, load_tokenizer, model_folder
+from headwise.loading.model_folder import ModelFolder, model_folder
 from headwise.loading.source import demo_model, find_source
 
 TARGETS = "mqa,mla,mla:75%,mla:50%,mla:25%"
@@ -62,7 +62,8 @@ def main() -> None:
 
 
 def _points(given: Any, folder: Path, scratch: Path) -> list[dict[str, Any]]:
-    tokenizer = load_tokenizer(folder)
+    checkpoint = Checkpoint(folder)
+    tokenizer = checkpoint.tokenizer
     reference = scratch / "reference.txt"
     # From Z to A: the end of the other order is what the method's constants were chosen on.
     names = sorted(topics.topics, reverse=True)
@@ -71,7 +72,6 @@ def _points(given: Any, folder: Path, scratch: Path) -> list[dict[str, Any]]:
     held_out = {"reference": text.held_out}
     for file in given.also:
         held_out[file.name] = Calibration.read(file, tokenizer, given.length, given.length).held_out
-    checkpoint = Checkpoint(folder)
     original = checkpoint.load()
     judges = {name: Judge(original, tokenizer, ids, _say) for name, ids in held_out.items()}
     points: list[dict[str, Any]] = []
@@ -92,7 +92,7 @@ def _points(given: Any, folder: Path, scratch: Path) -> list[dict[str, Any]]:
             errors = write_converted(checkpoint, request, text, out, _say)
             seconds = time.monotonic() - began
             point: dict[str, Any] = {"target": word, "method": method, "seconds": seconds}
-            point["share"] = CacheCost.between(checkpoint.config, load_config(out)).share
+            point["share"] = CacheCost.between(checkpoint.config, ModelFolder(out).config).share
             point["layer_errors"], point["tokens"] = errors, text.fitted.numel()
             point["converted"] = _quality(judges, _load(out))
             point |= {"tuned": None, "steps": steps, "tune_seconds": 0.0}
@@ -116,7 +116,7 @@ def _points(given: Any, folder: Path, scratch: Path) -> list[dict[str, Any]]:
 
 
 def _load(folder: Path) -> Any:
-    return load_model(folder, load_config(folder))
+    return ModelFolder(folder).load()
 
 
 def _quality(judges: dict[str, Judge], model: Any) -> dict[str, dict[str, float]]:

@@ -342,7 +342,7 @@ def test_an_unreachable_hub_id_is_one_line(capsys: pytest.CaptureFixture[str]) -
 def test_a_cache_that_does_not_fit_is_told_before_loading(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from headwise.loading.memory import weight_bytes
+    from headwise.loading.weight_files import weight_bytes
 
     # Room for the weights, not for the cache of 1 + 200 tokens as well.
     room = weight_bytes(tiny, None) + 200 * LAYERS * 2 * KV_HEADS * HEAD_DIM * 4
@@ -359,7 +359,7 @@ def test_an_accelerator_that_runs_out_of_memory_is_one_line(
     def exhausted(*arguments: object, **keywords: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("headwise.generation.run._generate", exhausted)
+    monkeypatch.setattr("headwise.generation.recorder._generate", exhausted)
     line = error_line(capsys, "generate", str(tiny), "--prompt", "x")
     assert "ran out of memory after 0 of 1 prompt tokens" in line
 

@@ -25,8 +25,9 @@ from headwise.conversion.checkpoint.weights import StoredWeights
 from headwise.conversion.checkpoint.workspace import file_digest
 from headwise.errors import HeadwiseError, LoadError, OptionError
 from headwise.generation.text import read_document
-from headwise.loading.load import load, model_folder
-from headwise.loading.memory import weight_bytes
+from headwise.loading.load import load
+from headwise.loading.model_folder import model_folder
+from headwise.loading.weight_files import weight_bytes
 from headwise.measure.figures_store import kept_figures
 from headwise.planning.model import find_model
 

@@ -18,8 +18,8 @@ import torch
 from cli.checkpoints import LAYERS, save_tiny_gguf
 from headwise.base.progress import Progress
 from headwise.errors import CapacityError, LoadError
-from headwise.loading import gguf_store
-from headwise.loading.gguf_store import converted
+from headwise.loading.gguf import store
+from headwise.loading.gguf.store import converted
 from headwise.loading.load import load
 
 # Of the whole run, before a test takes a folder of its own.
@@ -140,7 +140,7 @@ def test_a_record_without_a_config_and_weights_is_no_entry(shared: Path, files: 
     record["files"] = {name: record["files"].get(name, 0) for name in files}
     (entry / "tokenizer.json").touch()
     (entry / "headwise-gguf.json").write_text(json.dumps(record))
-    assert not gguf_store.is_whole(entry)
+    assert not store.is_whole(entry)
 
 
 def test_an_entry_that_an_earlier_format_kept_is_made_anew(shared: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_name_as_long_as_names_may_be_is_converted(
     file = tmp_path / (letter * (250 // len(letter.encode())) + ".gguf")
     shutil.copy(shared, file)
     entry = converted(file, write=write_little)
-    assert gguf_store.is_whole(entry)
+    assert store.is_whole(entry)
     assert len(os.fsencode(entry.name)) < 143  # what encrypted folders allow
 
 
@@ -192,7 +192,7 @@ def test_a_conversion_that_fails_leaves_nothing(shared: Path, cache: Path) -> No
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from headwise.loading.gguf_store import converted
+from headwise.loading.gguf.store import converted
 def write(file, folder, progress):
     (folder / "model.safetensors").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -207,7 +207,7 @@ def test_a_killed_conversion_is_never_taken_for_whole(shared: Path, cache: Path)
     left = [path for path in cache.iterdir() if path.is_dir()]
     assert [path.name.startswith(".") for path in left] == [True]
     entry = converted(shared, write=write_little)
-    assert gguf_store.is_whole(entry)
+    assert store.is_whole(entry)
     assert [path for path in cache.iterdir() if path.is_dir()] == [entry]
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from headwise.base.progress import silent
 from headwise.errors import HeadwiseError, LoadError
-from headwise.loading.gguf_file import read_header
-from headwise.loading.gguf_read import read_config, write_folder
+from headwise.loading.gguf.conversion import read_config, write_folder
+from headwise.loading.gguf.file import read_header
 
 TOKENS = ["<s>", "</s>", "a", "b", "ab"]
 

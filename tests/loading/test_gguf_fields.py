@@ -10,8 +10,8 @@ import torch
 import transformers as hf
 
 from headwise.errors import LoadError
-from headwise.loading.gguf_read import read_config
-from headwise.loading.gguf_store import converted
+from headwise.loading.gguf.conversion import read_config
+from headwise.loading.gguf.store import converted
 from headwise.loading.load import load
 from loading.gguf_files import SIZES, make_stock, write_gguf
 

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, Qwen2Config
 
 from headwise.loading import load
-from headwise.loading.gguf_q5 import teach_q5
+from headwise.loading.gguf.q5 import teach_q5
 from loading.gguf_files import SIZES, make_stock, write_gguf
 
 KINDS = ("Q5_0", "Q5_1")

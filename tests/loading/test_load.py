@@ -14,9 +14,10 @@ import torch
 from cli.checkpoints import LAYERS, save_tiny, save_tiny_gguf
 from headwise.errors import CapacityError, LoadError
 from headwise.loading.hub import download
-from headwise.loading.load import load, model_folder
-from headwise.loading.memory import weight_bytes
+from headwise.loading.load import load
+from headwise.loading.model_folder import model_folder
 from headwise.loading.source import DEMO_HUB_ID, demo_model
+from headwise.loading.weight_files import weight_bytes
 
 
 @pytest.fixture(scope="module")

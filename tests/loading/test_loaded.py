@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
 from headwise.conversion.methods.decoder import StreamedDecoder
 from headwise.errors import LoadError
-from headwise.loading.load import load_config, load_model
+from headwise.loading.model_folder import ModelFolder
 from headwise.viewing.models import open_model
 from loading.gguf_files import SIZES, make_stock
 
@@ -33,7 +33,7 @@ def change(folder: Path, add: dict[str, tuple[int, ...]], drop: tuple[str, ...] 
 
 
 def read(folder: Path) -> Any:
-    return load_model(folder, load_config(folder), attention="eager")
+    return ModelFolder(folder).load(attention="eager")
 
 
 LEFT = {

@@ -19,7 +19,7 @@ import transformers
 
 import headwise
 from headwise.generation.options import Sampling
-from headwise.generation.run import generate
+from headwise.generation.recorder import generate
 from headwise.viewing import view
 from headwise.viewing.capture import Capture, Wanted
 from headwise.viewing.forward_pass import run

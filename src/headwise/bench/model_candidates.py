@@ -75,7 +75,7 @@ def model_candidates(stock: Any, gguf: Path | None = None) -> list[ModelCandidat
     # Modules and configs of its own, the weights shared.
     weights = {id(tensor): tensor for tensor in (*stock.parameters(), *stock.buffers())}
     ours = copy.deepcopy(stock, weights)
-    mechanisms = select_attention(ours, HEADWISE)
+    groups = select_attention(ours, HEADWISE)
     attention = "sdpa"
     try:
         select_attention(stock, attention)
@@ -85,7 +85,7 @@ def model_candidates(stock: Any, gguf: Path | None = None) -> list[ModelCandidat
     return [
         ModelCandidate(
             HEADWISE,
-            "; ".join(f"{each.layers} x {each.mechanism} on {each.backend}" for each in mechanisms),
+            "; ".join(map(str, groups)),
             lambda tokens: Stepper(ours),
         ),
         ModelCandidate(REFERENCE, f"{attention}, dynamic cache", lambda tokens: Stepper(stock)),

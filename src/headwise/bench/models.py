@@ -26,7 +26,8 @@ from headwise.errors import LoadError, OptionError
 from headwise.generation.options import check_length, context_limit
 from headwise.generation.session import LOGIT_TOLERANCE, check_decoder
 from headwise.generation.stepper import random_tokens
-from headwise.loading.load import cache_bytes, load_config, load_model, model_folder
+from headwise.loading.model_folder import ModelFolder, cache_bytes
+from headwise.loading.options import LoadOptions
 from headwise.loading.source import demo_model, find_source
 from headwise.measure.memory import peak_memory
 from headwise.measure.timing import ROUNDS, Timing, interleaved
@@ -114,18 +115,17 @@ def open_model(
     if min(contexts) < 1:
         raise OptionError(f"contexts has {min(contexts)}; expected at least 1 token")
     place = model if model is not None else demo_model()
-    folder = model_folder(place, progress=progress)
-    config = load_config(folder, trust_remote_code=trust_remote_code)
-    check_decoder(place, config)
-    check_length(max(contexts), _tokens_after(rounds), context_limit(config))
-    loaded = load_model(
-        folder,
-        config,
+    options = LoadOptions(
         dtype=dtype,
         attention="eager",  # the one that every model has; a candidate selects its own
         trust_remote_code=trust_remote_code,
         progress=progress,
     )
+    opened = ModelFolder.find(place, options)
+    config = opened.config
+    check_decoder(place, config)
+    check_length(max(contexts), _tokens_after(rounds), context_limit(config))
+    loaded = opened.load()
     source = find_source(place)
     gguf = Path(source.place) if source.kind == "gguf" else None
     able = [peer for peer in PEERS if gguf is not None or peer != OPENVINO]

@@ -19,7 +19,7 @@ from headwise.bench.peers import check_names, select_peers
 from headwise.bench.presets import CONTEXTS, select_shapes
 from headwise.bench.results import ModelResult, Report, ShapeResult
 from headwise.errors import OptionError
-from headwise.loading.load import DTYPES, known_dtype
+from headwise.loading.options import DTYPES, known_dtype
 from headwise.measure.figures_store import keep_figures
 from headwise.measure.inputs import check_fits
 from headwise.measure.machine import Figures, check_threads, measure_machine, use_threads

@@ -12,7 +12,7 @@ from headwise.cli.documented import documented
 from headwise.cli.terminal import screen
 
 if TYPE_CHECKING:
-    from headwise.generation import Run
+    from headwise.generation import Answer
     from headwise.generation.session import Session
 
 Attention = Literal["headwise", "sdpa", "eager"]
@@ -59,6 +59,7 @@ def generate(
     from headwise.generation.options import Sampling
     from headwise.generation.session import Session
     from headwise.generation.text import read_document
+    from headwise.loading.options import LoadOptions
     from headwise.loading.progress import quiet_transformers
 
     sampling = Sampling(
@@ -78,13 +79,15 @@ def generate(
         session = Session.open(
             options.the_model(model, named),
             prompt,
+            LoadOptions(
+                dtype=dtype,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                progress=loading,
+            ),
+            sampling,
             document=text,
             chat=chat,
-            sampling=sampling,
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
-            progress=loading,
         )
     with quiet_transformers():
         runs = [_run(session, attention, cache, stream=not as_json)]
@@ -99,7 +102,7 @@ def generate(
     return 130 if any(run.interrupted for run in runs) else 0
 
 
-def _run(session: "Session", attention: str, cache: str, *, stream: bool) -> "Run":
+def _run(session: "Session", attention: str, cache: str, *, stream: bool) -> "Answer":
     """One measured run; its text goes to stdout as it comes, or its progress to stderr."""
     most, pieces = session.sampling.max_new_tokens, itertools.count(1)
     with screen(animated=False) as shown:

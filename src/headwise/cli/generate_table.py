@@ -7,16 +7,16 @@ from rich.table import Table
 from headwise.base.console import show as show_parts
 from headwise.base.memory import gib
 from headwise.cli.tables import lines_of
-from headwise.generation import Run
-from headwise.generation.session import Session, first_difference, identical
+from headwise.generation.answer import Answer, first_difference, identical
+from headwise.generation.session import Session
 
 
-def show(session: Session, runs: list[Run]) -> None:
+def show(session: Session, runs: list[Answer]) -> None:
     """Print the table of a session's runs to stdout, one column per run."""
     show_parts(table(session, runs))
 
 
-def table(session: Session, runs: list[Run]) -> Table:
+def table(session: Session, runs: list[Answer]) -> Table:
     """A session's runs side by side, one row per figure."""
     model = session.model
     title = f"{session.name}, {_dtype(session)} on {model.device}, prompt "
@@ -29,7 +29,7 @@ def table(session: Session, runs: list[Run]) -> Table:
     made.add_column("")
     for run in runs:
         made.add_column(lines_of(run.attention) + (" (interrupted)" if run.interrupted else ""))
-    rows: dict[str, Callable[[Run], str]] = {
+    rows: dict[str, Callable[[Answer], str]] = {
         "attention": _layers,
         "decode backend": _backends,
         "not used": _others,
@@ -48,29 +48,29 @@ def table(session: Session, runs: list[Run]) -> Table:
     return made
 
 
-def _layers(run: Run) -> str:
-    return "\n".join(f"{each.layers} x {each.mechanism}" for each in run.mechanisms)
+def _layers(run: Answer) -> str:
+    return "\n".join(f"{group.count} x {group.mechanism}" for group in run.layers)
 
 
-def _backends(run: Run) -> str:
-    return "\n".join(dict.fromkeys(each.backend for each in run.mechanisms))
+def _backends(run: Answer) -> str:
+    return "\n".join(dict.fromkeys(group.backend for group in run.layers))
 
 
-def _others(run: Run) -> str:
-    pairs = dict.fromkeys(pair for each in run.mechanisms for pair in each.others)
-    return "\n".join(f"{name}: {reason}" for name, reason in pairs)
+def _others(run: Answer) -> str:
+    others = dict.fromkeys(other for group in run.layers for other in group.others)
+    return "\n".join(f"{other.backend}: {other.reason}" for other in others)
 
 
-def _caches(run: Run) -> str:
+def _caches(run: Answer) -> str:
     counts: dict[str, int] = {}
-    for each in run.mechanisms:
-        counts[each.cache] = counts.get(each.cache, 0) + each.layers
+    for group in run.layers:
+        counts[group.cache] = counts.get(group.cache, 0) + group.count
     if len(counts) == 1:
         return next(iter(counts))
     return "\n".join(f"{layers} x {cache}" for cache, layers in counts.items())
 
 
-def _total(run: Run) -> str:
+def _total(run: Answer) -> str:
     if not run.cache_tokens:
         return "-"
     return f"{gib(run.cache_bytes)} for {run.cache_tokens:,} tokens"
@@ -84,7 +84,7 @@ def _dtype(session: Session) -> str:
     return str(session.model.dtype).removeprefix("torch.")
 
 
-def _verdict(session: Session, runs: list[Run]) -> str:
+def _verdict(session: Session, runs: list[Answer]) -> str:
     same = identical(runs)
     if same is None:
         return ""

@@ -24,7 +24,7 @@ from headwise.conversion.verdict.quality import judged
 from headwise.conversion.verdict.speed import Speeds, timed
 from headwise.conversion.verdict.verdict import CacheCost, Verdict
 from headwise.errors import ConversionError, LoadError, OptionError
-from headwise.loading.load import model_folder
+from headwise.loading.model_folder import model_folder
 from headwise.loading.source import find_source
 
 

@@ -10,8 +10,8 @@ from headwise.base.memory import gib
 from headwise.conversion.checkpoint.workspace import file_digest, model_state
 from headwise.conversion.target import Target
 from headwise.errors import CapacityError, OptionError
-from headwise.loading.memory import weight_bytes
 from headwise.loading.source import Source
+from headwise.loading.weight_files import weight_bytes
 
 METHODS = ("aware", "naive")
 # A folder is as large as its weights; this much more is its vocabulary and configs.

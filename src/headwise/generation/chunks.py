@@ -3,7 +3,7 @@
 Transformers' `generate` reads a prompt in one piece, unless its `prefill_chunk_size` says another.
 Chunks bound the memory of the activations, and show how far a long prompt is. But a rotation that
 depends on the length turns the keys of each chunk by other angles, and a convolution, a state or a
-mask over the whole prompt may begin anew at each. So this is a list of what is known to be exact;
+mask over the whole prompt may restart at each. So this is a list of what is known to be exact;
 whatever is not on it reads the whole prompt.
 """
 

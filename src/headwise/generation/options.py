@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from headwise.errors import OptionError, ShapeError
 
-ATTENTIONS = ("headwise", "sdpa", "eager")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -54,12 +52,6 @@ class Sampling:
             "top_p": self.top_p,
             "top_k": 0,
         }
-
-
-def check_attention(name: str) -> None:
-    """Raise OptionError for an attention that is not one of the three."""
-    if name not in ATTENTIONS:
-        raise OptionError(f"attention {name!r} is unknown; use one of {', '.join(ATTENTIONS)}")
 
 
 def check_length(

@@ -6,19 +6,13 @@ from typing import Any
 
 import torch
 
-from headwise.base.progress import Progress, silent
 from headwise.errors import LoadError, SpecError
+from headwise.generation.answer import Answer, first_difference, identical
 from headwise.generation.options import Sampling, check_length, context_limit
-from headwise.generation.run import OnPrefill, Run, generate
+from headwise.generation.recorder import OnPrefill, generate
 from headwise.generation.text import TextStream, least_tokens, prompt_tokens
-from headwise.loading.load import (
-    find_device,
-    known_dtype,
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_folder,
-)
+from headwise.loading.model_folder import ModelFolder
+from headwise.loading.options import LoadOptions
 from headwise.loading.source import demo_model, find_source
 from headwise.spec import ModelSpec
 
@@ -44,28 +38,24 @@ class Session:
         cls,
         model: str | None,
         prompt: str,
+        options: LoadOptions,
+        sampling: Sampling,
         *,
         document: str = "",
         chat: bool = False,
-        sampling: Sampling,
-        dtype: str = "auto",
-        device: str = "cpu",
-        trust_remote_code: bool = False,
-        progress: Progress = silent,
     ) -> "Session":
         """Load a model (None: the demo model), after checking that prompt and answer fit it.
+
+        The attention of `options` is not used: each answer selects its own.
 
         Raises:
             LoadError: no such model, or not one that is safe to read.
             ShapeError: prompt and answer are longer than the model's context.
             CapacityError: weights and cache would not fit in memory.
         """
-        dtype = known_dtype(dtype)
-        target = find_device(device)
         place = model if model is not None else demo_model()
-        folder = model_folder(place, progress=progress)
-        config = load_config(folder, trust_remote_code=trust_remote_code)
-        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        opened = ModelFolder.find(place, options)
+        config, tokenizer = opened.config, opened.tokenizer
         check_decoder(place, config)
         limit = context_limit(config)
         if least := least_tokens(tokenizer, document):
@@ -78,17 +68,9 @@ class Session:
                 f"{place}: its tokenizer made token {max(tokens)} and the model has {vocabulary}: "
                 "they are not of one model"
             )
-        loaded = load_model(
-            folder,
-            config,
-            dtype=dtype,
-            device=target,
-            attention="eager",  # the one that every model has; a run selects its own
-            context=len(tokens) + sampling.max_new_tokens,
-            trust_remote_code=trust_remote_code,
-            progress=progress,
-        )
-        progress("warming up", 0, 0)
+        length = len(tokens) + sampling.max_new_tokens
+        loaded = opened.load(context=length, attention="eager")  # which every model has
+        options.progress("warming up", 0, 0)
         _warm_up(loaded, tokens[:32])
         return cls(find_source(place).name, loaded, tokenizer, tokens, sampling)
 
@@ -99,8 +81,8 @@ class Session:
         cache: str = "contiguous",
         on_prefill: OnPrefill | None = None,
         on_text: OnText | None = None,
-    ) -> Run:
-        """Run the prompt with one attention; `on_text` gets the answer's text, a piece a token.
+    ) -> Answer:
+        """Run the prompt with one attention; `on_text` gets the answer's text, one piece per token.
 
         `cache` is for headwise, by the names that `headwise.attach` takes.
         """
@@ -110,7 +92,7 @@ class Session:
             if on_text is not None:
                 on_text(stream.push(token))
 
-        run = generate(
+        answer = generate(
             self.model,
             self.prompt,
             attention=attention,
@@ -121,14 +103,17 @@ class Session:
         )
         if on_text is not None and (rest := stream.finish()):
             on_text(rest)
-        return run
+        return answer
 
-    def text(self, run: Run) -> str:
-        """A run's answer as text."""
-        return str(self.tokenizer.decode(run.tokens, skip_special_tokens=True))
+    def text(self, answer: Answer) -> str:
+        """An answer as text."""
+        return str(self.tokenizer.decode(answer.tokens, skip_special_tokens=True))
 
-    def report(self, runs: list[Run]) -> dict[str, Any]:
-        """The runs as plain data, for JSON; times in seconds, sizes in bytes."""
+    def report(self, answers: list[Answer]) -> dict[str, Any]:
+        """The answers as plain data, for JSON; times in seconds, sizes in bytes."""
+        token = None
+        if identical(answers) is False:
+            token = first_difference(answers[0].tokens, answers[1].tokens)
         return {
             "model": self.name,
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -137,60 +122,18 @@ class Session:
             "temperature": self.sampling.temperature,
             "top_p": self.sampling.top_p,
             "seed": self.sampling.seed,
-            "runs": [self._run_report(run) for run in runs],
-            "identical": identical(runs),
-            "first_difference": self._difference_report(runs),
+            "runs": [answer.report(self.text(answer)) for answer in answers],
+            "identical": identical(answers),
+            "first_difference": None
+            if token is None
+            else {"token": token, "near_tie": self.near_tie(answers, token)},
         }
 
-    def near_tie(self, runs: list[Run], at: int) -> bool:
-        """Whether every run found its choice of token `at` too close to call in its dtype."""
+    def near_tie(self, answers: list[Answer], token: int) -> bool:
+        """Whether every answer found its choice of token `token` too close to call in its dtype."""
         tolerance = LOGIT_TOLERANCE.get(self.model.dtype, 0.0)
-        at_token = [run.margins[at] for run in runs if at < len(run.margins)]
-        return all(margin.lead <= tolerance * abs(margin.best) for margin in at_token)
-
-    def _difference_report(self, runs: list[Run]) -> dict[str, Any] | None:
-        at = (
-            None
-            if identical(runs) is not False
-            else first_difference(runs[0].tokens, runs[1].tokens)
-        )
-        if at is None:
-            return None
-        return {"token": at, "near_tie": self.near_tie(runs, at)}
-
-    def _run_report(self, run: Run) -> dict[str, Any]:
-        return {
-            "attention": run.attention,
-            "layers": [
-                {
-                    "count": each.layers,
-                    "mechanism": each.mechanism,
-                    "backend": each.backend,
-                    "cache": each.cache,
-                    "others": [{"backend": name, "reason": why} for name, why in each.others],
-                }
-                for each in run.mechanisms
-            ],
-            "text": self.text(run),
-            "tokens": run.tokens,
-            "prefill": {
-                "tokens": run.prefill_tokens,
-                "seconds": run.prefill_seconds,
-                "tokens_per_second": run.prefill_rate,
-            },
-            "decode": {
-                "tokens": len(run.tokens),
-                "seconds": sum(run.decode_seconds),
-                "tokens_per_second": run.decode_rate,
-                "median_seconds_per_token": run.decode_median,
-            },
-            "cache": {
-                "tokens": run.cache_tokens,
-                "bytes": run.cache_bytes,
-                "bytes_per_token": run.cache_bytes_per_token,
-            },
-            "interrupted": run.interrupted,
-        }
+        margins = [answer.margins[token] for answer in answers if token < len(answer.margins)]
+        return all(margin.lead <= tolerance * abs(margin.best) for margin in margins)
 
 
 def check_decoder(place: str, config: Any) -> None:
@@ -222,22 +165,3 @@ def _warm_up(model: Any, tokens: list[int]) -> None:
             f"the model's logits are not numbers in {str(model.dtype)[6:]}: its weights are "
             "damaged, or need another --dtype"
         )
-
-
-def identical(runs: list[Run]) -> bool | None:
-    """Whether two runs gave the same tokens; None without two whole runs."""
-    if len(runs) < 2 or any(run.interrupted for run in runs):
-        return None
-    return all(run.tokens == runs[0].tokens for run in runs[1:])
-
-
-def first_difference(first: list[int], second: list[int]) -> int | None:
-    """The position of the first token that differs, None where there is none.
-
-    >>> first_difference([5, 7, 11], [5, 7, 13]), first_difference([5], [5])
-    (2, None)
-    """
-    for position, (one, other) in enumerate(zip(first, second)):
-        if one != other:
-            return position
-    return None if len(first) == len(second) else min(len(first), len(second))

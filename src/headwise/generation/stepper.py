@@ -17,7 +17,7 @@ class Stepper:
     """A model with a cache of its own, that reads tokens and gives the next one's logits.
 
     A model's own `prepare_inputs_for_generation` decides what a step is given, so that one that
-    reads its context anew (Phi-3, where LongRoPE changes its factors) does so here too.
+    reads its context again (Phi-3, where LongRoPE changes its factors) does so here too.
 
     Attributes:
         ids: [1, L], what has been read.
@@ -68,16 +68,18 @@ class Stepper:
                 "read step by step; model.generate and headwise generate run it"
             )
         self.ids = torch.cat([self.ids, ids], dim=1)
-        given: dict[str, Any] = {"use_cache": True, **options}
+        arguments: dict[str, Any] = {"use_cache": True, **options}
         if self._has_positions:
             # a family that counts in several dimensions has its own way
-            given["position_ids"] = self.model._prepare_position_ids_for_generation(self.ids, {})
+            arguments["position_ids"] = self.model._prepare_position_ids_for_generation(
+                self.ids, {}
+            )
         inputs = self.model.prepare_inputs_for_generation(
             self.ids,
             next_sequence_length=ids.shape[1],
             cache=self.cache,
             is_first_iteration=first,
-            **given,
+            **arguments,
         )
         output = self.model(**inputs, return_dict=True)
         self.cache = output.get("cache")

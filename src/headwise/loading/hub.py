@@ -1,8 +1,8 @@
 """A model from the Hugging Face hub into its local cache: safetensors and configs, nothing else."""
 
+import fnmatch
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 
 from headwise.base.progress import Progress, silent
@@ -38,7 +38,8 @@ def download(repo: str, progress: Progress = silent) -> Path:
             )
         )
         if not any(folder.glob("*.safetensors")):
-            refuse_pickle(repo, _pickles(repo))
+            names = huggingface_hub.list_repo_files(repo)
+            refuse_pickle(repo, [name for kind in PICKLES for name in fnmatch.filter(names, kind)])
     return folder
 
 
@@ -69,29 +70,23 @@ def _one_line(repo: str) -> Iterator[None]:
         RepositoryNotFoundError,
     )
 
+    told: dict[type[Exception], str] = {
+        HFValidationError: f"{repo!r} is neither an existing path nor a hub id (owner/name)",
+        GatedRepoError: f"{repo} is gated: ask for access on its page on the hub, then run: "
+        "hf auth login",
+        RepositoryNotFoundError: f"{repo!r} is neither an existing path nor a model on the hub (or "
+        "it is private: run hf auth login)",
+        LocalEntryNotFoundError: f"{repo!r} is not an existing path nor in the hub's local cache, "
+        "and the hub cannot be reached; check the network, or give a local folder or .gguf file",
+    }
     try:
         yield
-    except HFValidationError as error:
-        raise LoadError(
-            f"{repo!r} is neither an existing path nor a hub id (owner/name)"
-        ) from error
-    except GatedRepoError as error:
-        raise LoadError(
-            f"{repo} is gated: ask for access on its page on the hub, then run: hf auth login"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise LoadError(
-            f"{repo!r} is neither an existing path nor a model on the hub (or it is private: "
-            "run hf auth login)"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise LoadError(
-            f"{repo!r} is not an existing path nor in the hub's local cache, and the hub cannot be "
-            "reached; check the network, or give a local folder or .gguf file"
-        ) from error
     except LoadError:
         raise
-    except OSError as error:
+    except (HFValidationError, OSError) as error:
+        for kind, text in told.items():
+            if isinstance(error, kind):
+                raise LoadError(text) from error
         text = " ".join(str(error).split())[:200]
         raise LoadError(f"{repo} could not be downloaded: {text}; try again") from error
 
@@ -104,10 +99,3 @@ def _bytes_only(progress: Progress) -> Progress:
             progress(stage, done, total)
 
     return report
-
-
-def _pickles(repo: str) -> list[str]:
-    import huggingface_hub
-
-    names = huggingface_hub.list_repo_files(repo)
-    return [name for name in names if any(fnmatch(name, pattern) for pattern in PICKLES)]

@@ -5,7 +5,7 @@ model's class, or the kind of weight, says is no part of the decoder's computati
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,35 +26,17 @@ _BESIDE = re.compile(
 )
 
 
-def check_loading(place: Path, found: dict[str, Any], model: Any) -> None:
+def check_loading(place: Path, loading: dict[str, Any], model: Any) -> None:
     """Refuse what `from_pretrained`'s loading info says was made up, left over or of another shape.
 
     Raises:
         LoadError: names the first weight.
     """
-    if found["missing_keys"]:
-        _refuse_missing(place, sorted(found["missing_keys"]))
-    check_shapes(place, found)
-    check_left(place, found["unexpected_keys"], model)
+    _check_made_up(place, loading, loading["missing_keys"])
+    check_left(place, loading["unexpected_keys"], model)
 
 
-def check_shapes(place: Path, found: dict[str, Any]) -> None:
-    """Refuse weights that Transformers made up because the file's have another shape."""
-    for name, held, asked in sorted(found["mismatched_keys"]):
-        raise LoadError(
-            f"{place} holds {name} of shape {list(held)} where its config asks for {list(asked)}: "
-            "config and weights are not of one model"
-        )
-
-
-def check_left(place: Path, names: Iterable[str], model: Any) -> None:
-    """Refuse weights, by name, that a decoder does not use though they are part of it."""
-    left = sorted(name for name in names if not _is_beside(name, model))
-    if left:
-        _refuse_left(place, left, model)
-
-
-def check_encoder(place: Path, found: dict[str, Any], model: Any) -> None:
+def check_encoder(place: Path, loading: dict[str, Any], model: Any) -> None:
     """As check_loading, for an encoder without a head: heads and poolers may lack or be left.
 
     Raises:
@@ -63,38 +45,49 @@ def check_encoder(place: Path, found: dict[str, Any], model: Any) -> None:
     prefix = f"{model.base_model_prefix}."
     parts = {name for name, _ in model.named_children()} - {"pooler"}
 
-    def is_inside(name: str) -> bool:
-        return name.removeprefix(prefix).split(".")[0] in parts and not _BUFFERS.search(name)
+    def inside(names: Iterable[str]) -> list[str]:
+        own = (name for name in names if name.removeprefix(prefix).split(".")[0] in parts)
+        return [name for name in own if not _BUFFERS.search(name)]
 
-    missing = sorted(name for name in found["missing_keys"] if is_inside(name))
+    _check_made_up(place, loading, inside(loading["missing_keys"]))
+    _refuse_left(place, inside(loading["unexpected_keys"]), model)
+
+
+def check_left(place: Path, names: Iterable[str], model: Any) -> None:
+    """Refuse weights, by name, that a decoder does not use though they are part of it.
+
+    Raises:
+        LoadError: names the first weight.
+    """
+    _refuse_left(place, [name for name in names if not _is_beside(name, model)], model)
+
+
+def _check_made_up(place: Path, loading: dict[str, Any], missing: Collection[str]) -> None:
+    """Refuse weights that Transformers made up: `missing` ones, and those of another shape."""
     if missing:
-        _refuse_missing(place, missing)
-    check_shapes(place, found)
-    left = sorted(name for name in found["unexpected_keys"] if is_inside(name))
-    if left:
-        _refuse_left(place, left, model)
-
-
-def _refuse_missing(place: Path, names: list[str]) -> None:
-    raise LoadError(
-        f"{place} lacks {len(names)} weights that its config asks for, first {names[0]}: "
-        "config and weights are not of one model"
-    )
+        raise LoadError(
+            f"{place} lacks {len(missing)} weights that its config asks for, first "
+            f"{min(missing)}: config and weights are not of one model"
+        )
+    for name, stored, asked in sorted(loading["mismatched_keys"]):
+        raise LoadError(
+            f"{place} holds {name} of shape {list(stored)} where its config asks for "
+            f"{list(asked)}: config and weights are not of one model"
+        )
 
 
 def _refuse_left(place: Path, names: list[str], model: Any) -> None:
-    raise LoadError(
-        f"{place} holds {len(names)} weights that {type(model).__name__} with this config does "
-        f"not use, first {names[0]}: config and weights are not of one model"
-    )
+    if names:
+        raise LoadError(
+            f"{place} holds {len(names)} weights that {type(model).__name__} with this config does "
+            f"not use, first {min(names)}: config and weights are not of one model"
+        )
 
 
 def _is_beside(name: str, model: Any) -> bool:
     """Whether a weight is one that the model's attention and layers never use."""
-    ignored = model._keys_to_ignore_on_load_unexpected or ()
-    if any(re.search(pattern, name) for pattern in ignored):
-        return True
-    if _BUFFERS.search(name) or _BESIDE.match(name):
+    ignored = (_BUFFERS, *(model._keys_to_ignore_on_load_unexpected or ()))
+    if _BESIDE.match(name) or any(re.search(pattern, name) for pattern in ignored):
         return True
     # Layers after the last one, which predict further tokens (DeepSeek-V3, GLM-4.5).
     config = model.config.get_text_config()

@@ -1,11 +1,9 @@
 """The bars of Transformers and of its hub, led to a `Progress`."""
 
 import io
-import re
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from typing import Any, TextIO
+from contextlib import contextmanager
+from typing import Any
 
 from headwise.base.progress import Progress
 
@@ -55,29 +53,15 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def tqdm_lines(progress: Progress, stage: str) -> Iterator[None]:
-    """While open, "12/272" in a bar written to stderr goes to `progress`; other text passes.
+def gguf_progress(progress: Progress, stage: str) -> Iterator[None]:
+    """While open, the bar of Transformers' GGUF reader goes to `progress`.
 
-    For the one bar that has no hook: Transformers' GGUF reader makes its own.
+    It is the one bar that has no hook, and is looked up in its module for each file.
     """
-    with redirect_stderr(_BarText(sys.stderr, progress, stage)):
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    before, reader.tqdm = reader.tqdm, bar_class(progress, stage)
+    try:
         yield
-
-
-class _BarText(io.TextIOBase):
-    def __init__(self, stderr: TextIO, progress: Progress, stage: str) -> None:
-        self.stderr, self.progress, self.stage, self.in_bar = stderr, progress, stage, False
-
-    def write(self, text: str) -> int:
-        found = re.search(r"\| (\d+)/(\d+) \[", text)
-        if found:
-            self.in_bar = True
-            self.progress(self.stage, int(found[1]), int(found[2]))
-        elif self.in_bar and not text.strip():
-            self.in_bar = text != "\n"  # the bar's returns, then the newline that ends it
-        else:
-            self.stderr.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        self.stderr.flush()
+    finally:
+        reader.tqdm = before

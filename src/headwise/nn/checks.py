@@ -2,26 +2,23 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from headwise.caches import Cache
 from headwise.errors import OptionError, ShapeError
-from headwise.nn.rope import Rope, check_positions
-from headwise.ops import check_mask_and_bias, require_tensor
+from headwise.nn.rope import Rope
+from headwise.ops import require_tensor
 from headwise.spec import AttentionSpec
 from headwise.spec.checks import positive_int
+
+
+def size_or(name: str, size: int | None, default: int) -> int:
+    """`size`, at least 1, or the default where it is None."""
+    return default if size is None else positive_int(name, size)
 
 
 def check_spec(spec: Any) -> None:
     """Raise `OptionError` unless `spec` is an AttentionSpec."""
     if not isinstance(spec, AttentionSpec):
         raise OptionError(f"spec is a {type(spec).__name__}, expected an AttentionSpec")
-
-
-def size_or(name: str, given: int | None, default: int) -> int:
-    """`given`, at least 1, or the default where there is none."""
-    return default if given is None else positive_int(name, given)
 
 
 def check_rope(rope: Any, dim: int, *, whole: bool) -> None:
@@ -62,23 +59,3 @@ def check_cache(cache: Any, window: int | None, *, cross: bool = False) -> None:
     if cache.window not in (None, window):
         own = "no window" if window is None else f"a window of {window}"
         raise ShapeError(f"the cache has a window of {cache.window}, this layer {own}")
-
-
-def next_positions(cache: Cache | None, hidden: Tensor) -> Tensor:
-    """[S] or, where sequences differ in length, [B, S]: positions after what the cache holds."""
-    steps = torch.arange(hidden.shape[1], device=hidden.device)
-    if cache is None:
-        return steps
-    if cache.starts is not None:
-        return torch.tensor(cache.starts, device=hidden.device)[:, None] + steps
-    return steps + cache.length
-
-
-def check_extras(
-    hidden: Tensor, heads: int, context: int, positions: Any, mask: Any, bias: Any = None
-) -> None:
-    """Raise `ShapeError` on what the operator would refuse, before a cache has been written to."""
-    batch, length = hidden.shape[:2]
-    if positions is not None:
-        check_positions(positions, batch, length)
-    check_mask_and_bias(mask, bias, hidden, (batch, heads, length, context))

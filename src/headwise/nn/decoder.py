@@ -41,7 +41,7 @@ class Decoder(nn.Module):
         hidden_size: E, heads * value_dim by default.
         feed_forward: inner width of the SwiGLU, 8/3 E rounded up to a multiple of 32 by default.
         theta: base of the rotary embedding, which layers with ALiBi do without.
-        checkpointing: compute each block anew in the backward pass instead of keeping its
+        checkpointing: compute each block again in the backward pass instead of keeping its
             activations.
 
     Raises:
@@ -62,19 +62,18 @@ class Decoder(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        specs = _layers(spec, layers)
+        specs = _attentions(spec, layers)
         self.specs, self.checkpointing = specs, checkpointing
         positive_int("vocabulary", vocabulary)
         size = size_or("hidden_size", hidden_size, specs[0].heads * specs[0].value_dim)
         inner = size_or("feed_forward", feed_forward, -(-8 * size // 3 // 32) * 32)
-        ropes: dict[int, Rope] = {}
-        for at in specs:
-            if not at.alibi and at.rotary_dim not in ropes:
-                ropes[at.rotary_dim] = Rope(at.rotary_dim, theta=theta)
+        dims = {each.rotary_dim for each in specs if not each.alibi}
+        ropes = {dim: Rope(dim, theta=theta) for dim in dims}
         self.embedding = nn.Embedding(vocabulary, size)
         nn.init.normal_(self.embedding.weight, std=size**-0.5)
         self.blocks = nn.ModuleList(
-            _Block(at, size, inner, None if at.alibi else ropes[at.rotary_dim]) for at in specs
+            _Block(each, size, inner, None if each.alibi else ropes[each.rotary_dim])
+            for each in specs
         )
         self.norm = RMSNorm(size, eps=1e-6)
 
@@ -98,7 +97,7 @@ class Decoder(nn.Module):
             ShapeError: there are not as many caches as blocks.
         """
         if caches is not None and len(caches) != len(self.blocks):
-            raise ShapeError(f"{len(caches)} caches, expected {len(self.blocks)}, one a block")
+            raise ShapeError(f"{len(caches)} caches, expected {len(self.blocks)}, one per block")
         hidden = self.embedding(tokens)
         for index, block in enumerate(self.blocks):
             cache = None if caches is None else caches[index]
@@ -130,7 +129,7 @@ class Decoder(nn.Module):
             max_new_tokens: how many to add.
             temperature: sample at it; None: the likeliest token each time.
             generator: of random numbers, for sampling.
-            use_cache: False reads all tokens anew for each one; the result is the same.
+            use_cache: False reads all tokens again for each one; the result is the same.
 
         Raises:
             OptionError: `max_new_tokens` is negative or `temperature` not above 0.
@@ -186,26 +185,34 @@ class _Block(nn.Module):
         return hidden + fed
 
 
-def _layers(spec: AttentionSpec | ModelSpec, layers: int | None) -> list[AttentionSpec]:
+def _attentions(spec: AttentionSpec | ModelSpec, layers: int | None) -> list[AttentionSpec]:
+    """The attention of each block.
+
+    Raises:
+        OptionError: `layers` is missing or given twice, `spec` neither kind of spec.
+        UnsupportedError: a layer that a decoder cannot have, or none.
+    """
     if isinstance(spec, AttentionSpec):
         if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
             raise OptionError(f"layers is {layers!r}, expected at least 1 with an AttentionSpec")
-        found = [spec] * layers
+        attentions = [spec] * layers
     elif not isinstance(spec, ModelSpec):
         raise OptionError(
             f"spec is a {type(spec).__name__}, expected an AttentionSpec or a ModelSpec"
         )
+    elif layers is not None:
+        raise OptionError(f"layers is {layers}, and {spec.family}'s ModelSpec says it already")
     else:
-        if layers is not None:
-            raise OptionError(f"layers is {layers}, and {spec.family}'s ModelSpec says it already")
-        found = []
+        attentions = []
         for layer in spec.layers:
             if layer.attention is None or layer.cross_attention is not None:
                 raise UnsupportedError(f"layer {layer.index} of {spec.family}: {layer}")
-            found.append(layer.attention)
-    for at in found:
-        if not at.causal or at.cross:
-            raise UnsupportedError(f"{at}: a decoder attends to itself and to no later token")
-    if not found:
+            attentions.append(layer.attention)
+    for attention in attentions:
+        if not attention.causal or attention.cross:
+            raise UnsupportedError(
+                f"{attention}: a decoder attends to itself and to no later token"
+            )
+    if not attentions:
         raise UnsupportedError(f"{spec} has no decoder layers")
-    return found
+    return attentions

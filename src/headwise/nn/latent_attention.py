@@ -11,14 +11,29 @@ from torch import Tensor, nn
 
 from headwise.caches import Cache
 from headwise.errors import UnsupportedError
-from headwise.nn import checks, pretrained
+from headwise.nn import checks
+from headwise.nn.layer import AttentionLayer, append, split_heads
 from headwise.nn.norm import RMSNorm
+from headwise.nn.pretrained import PretrainedLayer
 from headwise.nn.rope import Rope
 from headwise.ops import KV, Paradigm, latent_attention
 from headwise.spec import AttentionSpec
 
+# Options of a spec that MLA does not have here.
+_NOT_SERVED = ("window", "softcap", "sinks", "alibi", "relative_bias", "qk_norm", "cross")
+# The modules of Transformers' layer, by the names that they have here.
+_NAMES = {
+    "q_proj": "q_proj",
+    "q_a_proj": "q_down",
+    "q_a_layernorm": "q_norm",
+    "q_b_proj": "q_up",
+    "kv_a_proj_with_mqa": "kv_down",
+    "kv_a_layernorm": "kv_norm",
+    "o_proj": "o_proj",
+}
 
-class LatentAttention(nn.Module):
+
+class LatentAttention(AttentionLayer):
     """Compression to a latent and a rotary key, which are cached, and attention over them.
 
     Example:
@@ -57,7 +72,6 @@ class LatentAttention(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         checks.check_spec(spec)
         if spec.latent_rank is None or spec.rope_dim is None:
             raise UnsupportedError(f"{spec} has no latent: build it with Attention")
@@ -66,37 +80,25 @@ class LatentAttention(nn.Module):
                 f"{spec} rotates all {spec.head_dim} dims of a key, so that its scores do not "
                 "depend on the latent: give a head_dim above rope_dim"
             )
-        asked = {
-            "window": spec.window is not None,
-            "softcap": spec.softcap is not None,
-            "sinks": spec.sinks,
-            "alibi": spec.alibi,
-            "relative_bias": spec.relative_bias,
-            "qk_norm": spec.qk_norm,
-            "cross": spec.cross,
-        }
-        extra = [name for name, present in asked.items() if present]
-        if extra:
+        if extra := [name for name in _NOT_SERVED if getattr(spec, name)]:
             raise UnsupportedError(f"{spec}: MLA is not served with {', '.join(extra)}")
         checks.check_rope(rope, spec.rope_dim, whole=True)
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.spec, self.rope = spec, rope
+        super().__init__(spec, hidden_size, spec.value_dim, rope)
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.rank, self.rope_dim = spec.latent_rank, spec.rope_dim
-        default = spec.heads * spec.value_dim
-        self.hidden_size = size = checks.size_or("hidden_size", hidden_size, default)
-        query_size = spec.heads * spec.head_dim
+        size, query_size = self.hidden_size, spec.heads * spec.head_dim
         self.q_proj = self.q_down = self.q_norm = self.q_up = None
         if spec.query_rank is None:
-            self.q_proj = nn.Linear(size, query_size, bias=False, **made)
+            self.q_proj = nn.Linear(size, query_size, bias=False, **where)
         else:
-            self.q_down = nn.Linear(size, spec.query_rank, bias=False, **made)
-            self.q_norm = RMSNorm(spec.query_rank, eps=norm_eps, **made)
-            self.q_up = nn.Linear(spec.query_rank, query_size, bias=False, **made)
-        self.kv_down = nn.Linear(size, self.rank + self.rope_dim, bias=False, **made)
-        self.kv_norm = RMSNorm(self.rank, eps=norm_eps, **made)
-        self.w_uk = nn.Parameter(torch.empty(spec.heads, spec.nope_dim, self.rank, **made))
-        self.w_uv = nn.Parameter(torch.empty(spec.heads, spec.value_dim, self.rank, **made))
-        self.o_proj = nn.Linear(spec.heads * spec.value_dim, size, bias=False, **made)
+            self.q_down = nn.Linear(size, spec.query_rank, bias=False, **where)
+            self.q_norm = RMSNorm(spec.query_rank, eps=norm_eps, **where)
+            self.q_up = nn.Linear(spec.query_rank, query_size, bias=False, **where)
+        self.kv_down = nn.Linear(size, self.rank + self.rope_dim, bias=False, **where)
+        self.kv_norm = RMSNorm(self.rank, eps=norm_eps, **where)
+        self.w_uk = nn.Parameter(torch.empty(spec.heads, spec.nope_dim, self.rank, **where))
+        self.w_uv = nn.Parameter(torch.empty(spec.heads, spec.value_dim, self.rank, **where))
+        self.o_proj = nn.Linear(spec.heads * spec.value_dim, size, bias=False, **where)
         for weight in (self.w_uk, self.w_uv):  # as nn.Linear(R, ...) would
             nn.init.uniform_(weight, -(self.rank**-0.5), self.rank**-0.5)
 
@@ -128,28 +130,14 @@ class LatentAttention(nn.Module):
         """
         checks.check_hidden("hidden", hidden, self.hidden_size)
         checks.check_cache(cache, None)
-        before = 0 if cache is None else cache.length
-        context = before + hidden.shape[1]
-        checks.check_extras(hidden, self.spec.heads, context, positions, mask)
-        if positions is None:
-            positions = checks.next_positions(cache, hidden)
+        context = hidden.shape[1] + (0 if cache is None else cache.length)
+        positions = self.start(hidden, cache, context, positions=positions, mask=mask)
         query_latent, latent, key_rope = self.compress(hidden, positions)
-        kv = None
-        if cache is not None:
-            held = cache.append(latent.unsqueeze(1), key_rope.unsqueeze(1))
-            if isinstance(held, tuple):
-                latent, key_rope = held[0].squeeze(1), held[1].squeeze(1)
-            else:
-                kv = held
-        return self.attend(
-            query_latent,
-            latent,
-            key_rope,
-            kv=kv,
-            positions=positions,
-            mask=mask,
-            paradigm=paradigm,
-        )
+        latents, keys, kv = append(cache, latent.unsqueeze(1), key_rope.unsqueeze(1))
+        if latents is not None and keys is not None:
+            latent, key_rope = latents.squeeze(1), keys.squeeze(1)
+        options: Any = {"kv": kv, "positions": positions, "mask": mask, "paradigm": paradigm}
+        return self.attend(query_latent, latent, key_rope, **options)
 
     def compress(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """hidden [B,S,E] to query latent [B,S,Q] (hidden itself where queries are not compressed),
@@ -182,7 +170,7 @@ class LatentAttention(nn.Module):
         """
         project = self.q_proj if self.q_up is None else self.q_up
         assert project is not None
-        query = project(query_latent).unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
+        query = split_heads(project(query_latent), self.spec.heads)
         query_nope, query_rope = query.split([self.spec.nope_dim, self.rope_dim], dim=-1)
         if self.rope is not None:
             query_rope = self.rope(query_rope, positions)
@@ -200,8 +188,7 @@ class LatentAttention(nn.Module):
             mask=mask,
         )
         assert isinstance(out, Tensor)
-        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
-        return projected
+        return self.finish(out)
 
     @classmethod
     def from_pretrained_layer(cls, module: Any) -> "LatentAttention":
@@ -215,34 +202,14 @@ class LatentAttention(nn.Module):
             UnsupportedError: another kind of module, or one with biases.
             SpecError: its config contradicts itself.
         """
-        parts = pretrained.read(module, ("kv_a_proj_with_mqa", "kv_b_proj", "o_proj"))
+        stock = PretrainedLayer.read(module, ("kv_a_proj_with_mqa", "kv_b_proj", "o_proj"))
         for name in ("q_a_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"):
-            if parts.has_bias(name):
+            if stock.has_bias(name):
                 raise UnsupportedError(f"{name} has a bias, which LatentAttention has not")
-        spec = parts.spec
-        layer = cls(
-            spec,
-            parts.hidden_size,
-            rope=parts.rope,
-            norm_eps=parts.eps("kv_a_layernorm"),
-            **parts.made,
-        )
-        names = {"kv_a_proj_with_mqa": "kv_down", "o_proj": "o_proj"}
-        if spec.query_rank is None:
-            names["q_proj"] = "q_proj"
-        else:
-            names |= {"q_a_proj": "q_down", "q_b_proj": "q_up"}
-        for name, own in names.items():
-            pretrained.fill(layer, {f"{own}.weight": getattr(module, name).weight})
-        for name, own in (("kv_a_layernorm", "kv_norm"), ("q_a_layernorm", "q_norm")):
-            if getattr(layer, own) is not None:
-                pretrained.fill(layer, {f"{own}.weight": getattr(module, name).weight})
-        up = module.kv_b_proj.weight.view(spec.heads, -1, layer.rank)
+        spec, layer = stock.spec, cls(**stock.arguments("kv_a_layernorm"))
+        stock.fill(layer, _NAMES)
+        up = module.kv_b_proj.weight.detach().view(spec.heads, -1, layer.rank)
         w_uk, w_uv = up.split([spec.nope_dim, spec.value_dim], dim=1)
-        pretrained.fill(layer, {"w_uk": w_uk, "w_uv": w_uv})
-        layer.train(module.training)
+        layer.w_uk.data.copy_(w_uk)
+        layer.w_uv.data.copy_(w_uv)
         return layer
-
-    def extra_repr(self) -> str:
-        """What `print` shows."""
-        return str(self.spec)

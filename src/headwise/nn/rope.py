@@ -175,14 +175,14 @@ class Rope(nn.Module):
             raise OptionError(f"scaling is a {type(scaling).__name__}, expected one of {kinds}")
         self.dim, self.theta, self.scaling = dim, theta, scaling
         self.interleaved = interleaved
-        frequencies, self.factor = self._compute("cpu")
+        frequencies, self.factor = self._compute()
         # a default device or meta holds for it as for the weights
         empty = torch.empty(dim // 2)
         filled = frequencies.to(empty.device) if empty.device.type != "meta" else empty
         self.register_buffer("frequencies", filled, persistent=False)
 
-    def _compute(self, device: Any) -> tuple[Tensor, float]:
-        even = torch.arange(0, self.dim, 2, dtype=torch.float32, device=device)
+    def _compute(self) -> tuple[Tensor, float]:
+        even = torch.arange(0, self.dim, 2, dtype=torch.float32, device="cpu")
         frequencies = 1.0 / (self.theta ** (even / self.dim))
         if self.scaling is None:
             return frequencies, 1.0
@@ -192,7 +192,7 @@ class Rope(nn.Module):
         super()._apply(fn, recurse)
         device = self.frequencies.device
         if device.type != "meta":
-            self.frequencies = self._compute("cpu")[0].to(device)
+            self.frequencies = self._compute()[0].to(device)
         return self
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -207,20 +207,16 @@ class Rope(nn.Module):
             raise ShapeError(f"x has a last dim of {x.shape[-1]}, expected at least {self.dim}")
         if self.frequencies.device != x.device:
             # shared by modules, it follows none of them from device to device
-            self.frequencies = self._compute("cpu")[0].to(x.device)
+            self.frequencies = self._compute()[0].to(x.device)
         angles = positions[..., None].float() * self.frequencies
         if positions.ndim == 2:
             angles = angles[:, None]
         cos, sin = angles.cos() * self.factor, angles.sin() * self.factor
         turned = x[..., : self.dim].to(torch.promote_types(x.dtype, torch.float32))
-        if self.interleaved:
-            left, right = turned.unflatten(-1, (-1, 2)).unbind(-1)
-            pairs = torch.stack((left * cos - right * sin, right * cos + left * sin), dim=-1)
-            turned = pairs.flatten(-2)
-        else:
-            left, right = turned.chunk(2, dim=-1)
-            turned = torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
-        turned = turned.to(x.dtype)
+        sizes, dim = ((-1, 2), -1) if self.interleaved else ((2, -1), -2)
+        left, right = turned.unflatten(-1, sizes).unbind(dim)
+        pairs = torch.stack((left * cos - right * sin, right * cos + left * sin), dim)
+        turned = pairs.flatten(-2).to(x.dtype)
         if x.shape[-1] == self.dim:
             return turned
         return torch.cat((turned, x[..., self.dim :]), dim=-1)

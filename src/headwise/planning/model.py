@@ -11,7 +11,7 @@ from typing import Any
 from headwise.base.files import kind_of, local_path, read_json
 from headwise.base.progress import Progress, silent
 from headwise.errors import LoadError, OptionError
-from headwise.loading.gguf_read import read_config as read_gguf_config
+from headwise.loading.gguf.conversion import read_config as read_gguf_config
 from headwise.loading.hub import download_config
 from headwise.loading.source import ALIASES, check_gguf, find_source
 from headwise.planning.named_models import named_model, named_models, near_names

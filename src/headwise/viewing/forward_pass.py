@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from headwise.base.progress import Progress, silent
 from headwise.errors import UnsupportedError
 from headwise.generation.options import Sampling
-from headwise.generation.run import generate
+from headwise.generation.recorder import generate
 from headwise.hf import attach, detach
 from headwise.hf.inner_model import inner_models, named_parts
 from headwise.hf.observer import observing

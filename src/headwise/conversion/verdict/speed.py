@@ -17,8 +17,8 @@ from headwise.generation.attention import select_attention
 from headwise.generation.options import context_limit
 from headwise.generation.session import LOGIT_TOLERANCE
 from headwise.generation.stepper import Stepper, random_tokens
-from headwise.loading.load import cache_bytes
-from headwise.loading.memory import weight_bytes
+from headwise.loading.model_folder import cache_bytes
+from headwise.loading.weight_files import weight_bytes
 from headwise.measure.timing import Ratio, interleaved, ratio
 
 CONTEXTS = (512, 2048, 8192)
@@ -163,7 +163,7 @@ def _attach(model: Any, ids: Tensor) -> tuple[str, float]:
     without = Stepper(model).read(ids).float()
     groups = select_attention(model, "headwise")
     difference = Stepper(model).read(ids).float() - without
-    words = "; ".join(f"{group.layers} x {group.mechanism} on {group.backend}" for group in groups)
+    words = "; ".join(map(str, groups))
     return words, float(difference.norm() / without.norm())
 
 

@@ -8,8 +8,9 @@ import torch
 import families
 from generation.models import CUT, LIMIT, WHOLE, make, stock_tokens
 from headwise.errors import CapacityError
+from headwise.generation.answer import Answer
 from headwise.generation.options import Sampling
-from headwise.generation.run import Run, generate
+from headwise.generation.recorder import generate
 
 NEW = 7
 # Stock has no sdpa for these.
@@ -125,7 +126,7 @@ def test_a_fault_of_reading_in_chunks_cannot_be_in_stock_too(monkeypatch) -> Non
     assert stock == stock_tokens(lambda: make("llama-dynamic"), prompt, NEW) != ours
 
 
-def interrupted_at(count: int) -> tuple[Run, Any]:
+def interrupted_at(count: int) -> tuple[Answer, Any]:
     """A run that ends by Ctrl-C at so many tokens, read or written, and its model."""
     model = make("llama-gqa")
 

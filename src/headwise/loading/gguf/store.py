@@ -2,7 +2,7 @@
 
 Reading a GGUF takes Transformers 16-20 s for a 135M model (it parses the vocabulary several
 times), a safetensors folder of the same weights 0.2 s. An entry is named after the file's content,
-so that a changed file never finds the old entry, and is written whole or not at all. The content
+so that a changed file never finds the old entry, and is written atomically. The content
 is compared again after the conversion, so that an entry is of the content that it is named after.
 """
 
@@ -13,12 +13,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from headwise.base.files import CACHE_VARIABLE, cache_folder, read_json
+from headwise.base.files import CACHE_VARIABLE, cache_folder, one_line, read_json
 from headwise.base.memory import gib
 from headwise.base.progress import Progress, silent
 from headwise.base.written import remove_leftovers, written_whole
 from headwise.errors import CapacityError, LoadError
-from headwise.loading.gguf_read import float32_bytes, write_folder
+from headwise.loading.gguf.conversion import float32_bytes, write_folder
 
 # 2: format 1 kept files whose tensors were missing or left over, and whose rotation was not read.
 _FORMAT = 2
@@ -51,18 +51,21 @@ def converted(file: Path, *, progress: Progress = silent, write: Writer = write_
         return entry
     import filelock
 
-    def check_unchanged() -> None:
-        if _stamp(file) != before or _digest(file, progress) != digest:
-            raise LoadError(
-                f"{file} was changed while it was converted; give it again once it is complete"
-            )
-
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(entry.parent / f".{entry.name}.lock"):
-            if not is_whole(entry):
-                _convert(file, entry, progress, write, check_unchanged)
-    except (LoadError, CapacityError):
+            if is_whole(entry):
+                return entry
+            _make_room(file, entry)
+            with written_whole(entry) as part:
+                write(file, part, progress)
+                if _stamp(file) != before or _digest(file, progress) != digest:
+                    raise LoadError(
+                        f"{file} was changed while it was converted; give it again once it is "
+                        "complete"
+                    )
+                _record(part)
+    except LoadError:
         raise
     except OSError as error:
         raise LoadError(
@@ -78,7 +81,7 @@ def is_whole(entry: Path) -> bool:
 
     try:
         record = read_json(entry / _RECORD)
-        # Another version may dequantise or name things otherwise, so its entry is made anew.
+        # Another version may dequantise or name things otherwise, so its entry is made again.
         made_by = (record["format"], record["transformers"])
         sizes = record["files"]
         return (
@@ -91,10 +94,8 @@ def is_whole(entry: Path) -> bool:
         return False
 
 
-def _convert(
-    file: Path, entry: Path, progress: Progress, write: Writer, check: Callable[[], None]
-) -> None:
-    # Give room back before the disk is asked.
+def _make_room(file: Path, entry: Path) -> None:
+    """Remove what stands where the entry goes, then refuse a disk on which it does not fit."""
     remove_leftovers(entry)
     if entry.exists():
         shutil.rmtree(entry)
@@ -105,10 +106,6 @@ def _convert(
             f"converting {file.name} needs {gib(needed)} of disk but {entry.parent} has "
             f"{gib(free)} free; make room or set {CACHE_VARIABLE} to another folder"
         )
-    with written_whole(entry) as part:
-        write(file, part, progress)
-        check()
-        _record(part)
 
 
 def _record(folder: Path) -> None:
@@ -131,24 +128,17 @@ def _short(name: str) -> str:
 
 def _stamp(file: Path) -> tuple[int, int, int, int]:
     """What changes when a file is written to or replaced, even by what is put back later."""
-    try:
+    with one_line(f"{file} cannot be read"):
         stat = file.stat()
-    except OSError as error:
-        raise LoadError(f"{file} cannot be read: {error.strerror}") from error
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _digest(file: Path, progress: Progress) -> str:
     """16 hex digits of the file's sha256: 64 bits tell any two files of one user apart."""
-    stage, done = f"reading {file.name}", 0
     sha = hashlib.sha256()
-    try:
+    with one_line(f"{file} cannot be read"), file.open("rb") as stream:
         total = file.stat().st_size
-        with file.open("rb") as stream:
-            while block := stream.read(16 * 2**20):
-                sha.update(block)
-                done += len(block)
-                progress(stage, done, total)
-    except OSError as error:
-        raise LoadError(f"{file} cannot be read: {error.strerror}") from error
+        while block := stream.read(16 * 2**20):
+            sha.update(block)
+            progress(f"reading {file.name}", stream.tell(), total)
     return sha.hexdigest()[:16]

@@ -8,12 +8,12 @@ import torch
 from headwise.base.files import ANYTHING, one_line
 from headwise.base.memory import check_memory
 from headwise.base.progress import Progress
-from headwise.loading.gguf_config import gguf_config
-from headwise.loading.gguf_file import GgufFile, check_blocks, check_one_file, read_header
-from headwise.loading.gguf_rope import check_rope
-from headwise.loading.gguf_tensors import check_tensors
+from headwise.loading.gguf.config import gguf_config
+from headwise.loading.gguf.file import GgufFile, check_blocks, check_one_file, read_header
+from headwise.loading.gguf.rotation import check_rope
+from headwise.loading.gguf.tensors import check_tensors
 from headwise.loading.loaded import check_loading
-from headwise.loading.progress import quiet_transformers, tqdm_lines, transformers_progress
+from headwise.loading.progress import gguf_progress, quiet_transformers, transformers_progress
 
 _UNREADABLE = "cannot be read by Transformers"
 
@@ -76,10 +76,10 @@ def _read(gguf: GgufFile, progress: Progress, stage: str) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
     progress(stage + "weights", 0, 0)
     with (
-        tqdm_lines(progress, stage + "weights"),
+        gguf_progress(progress, stage + "weights"),
         transformers_progress(progress, stage + "weights"),
     ):
-        read, found = AutoModelForCausalLM.from_pretrained(
+        read, loading = AutoModelForCausalLM.from_pretrained(
             file.parent,
             config=config,
             dtype=torch.float32,
@@ -89,7 +89,7 @@ def _read(gguf: GgufFile, progress: Progress, stage: str) -> tuple[Any, Any]:
             **where,
         )
     # check_tensors went by names and numbers of elements; this is what was done in the end.
-    check_loading(file, found, read)
+    check_loading(file, loading, read)
     check_rope(gguf, read)
     # A model read from GGUF counts as quantised and refuses to be saved, so its tensors move to one
     # that does not; on the meta device, where making it costs nothing.

@@ -4,13 +4,14 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from headwise.base.files import ANYTHING, one_line
 from headwise.errors import LoadError
-from headwise.loading.gguf_q5 import teach_q5
+from headwise.loading.gguf.architectures import Architecture, architecture_of
+from headwise.loading.gguf.q5 import teach_q5
 
 # Parts that see or hear, in one file with the model that they feed: by tensor, and by field.
 BESIDE_TENSORS = ("v.", "mm.", "a.")
@@ -24,19 +25,29 @@ class GgufFile:
     """A header that was read: `fields` by key, `tensors` by name.
 
     An array of strings is its length. A tensor is Transformers' TensorInfo: its shape in PyTorch's
-    order, its type, where it lies;
-    `header` is Transformers' own.
+    order, its type, where it lies. `header` is Transformers' own.
     """
 
     path: Path
-    architecture: str
+    architecture: Architecture
     fields: dict[str, Any]
     tensors: dict[str, Any]
     header: Any
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of `{architecture}.name`."""
-        return self.fields.get(f"{self.architecture}.{name}", default)
+        """The value of the architecture's field `name`."""
+        return self.fields.get(f"{self.architecture.name}.{name}", default)
+
+    def refuse(self, what: str) -> NoReturn:
+        """Say what of the file Transformers' model would do otherwise.
+
+        Raises:
+            LoadError: always.
+        """
+        raise LoadError(
+            f"{self.path} {what}: the model would compute something else; give the original "
+            "model's folder"
+        )
 
     @property
     def float32_bytes(self) -> int:
@@ -78,7 +89,7 @@ def read_header(file: Path) -> GgufFile:
         size, end = file.stat().st_size, max(ends, default=0)
     if end > size:
         raise LoadError(f"{file} is cut short: {size} bytes of {end}; download it again")
-    return GgufFile(file, header.architecture, fields, tensors, header)
+    return GgufFile(file, architecture_of(header.architecture), fields, tensors, header)
 
 
 def check_one_file(gguf: GgufFile) -> None:
@@ -104,20 +115,22 @@ def check_blocks(gguf: GgufFile) -> None:
     file = gguf.path
     blocks = gguf.get("block_count")
     if type(blocks) is not int:
-        raise LoadError(f"{file} does not say {gguf.architecture}.block_count; download it again")
+        raise LoadError(
+            f"{file} does not say {gguf.architecture.name}.block_count; download it again"
+        )
     # Before a model is made of it: a damaged count could ask for billions of layers.
-    found = {
+    present = {
         int(match[1]): name for name in gguf.tensors if (match := re.match(r"blk\.(\d+)\.", name))
     }
-    if extra := sorted(number for number in found if number >= blocks):
+    if extra := sorted(number for number in present if number >= blocks):
         raise LoadError(
-            f"{file} holds {found[extra[0]]}, but its header says {blocks} blocks "
+            f"{file} holds {present[extra[0]]}, but its header says {blocks} blocks "
             f"(blk.0 to blk.{blocks - 1}): header and tensors are not of one model"
         )
-    if len(found) < blocks:
-        missing = next(number for number in range(blocks) if number not in found)
+    if len(present) < blocks:
+        missing = next(number for number in range(blocks) if number not in present)
         raise LoadError(
-            f"{file} lacks {blocks - len(found)} of its {blocks} blocks, first blk.{missing}: a "
+            f"{file} lacks {blocks - len(present)} of its {blocks} blocks, first blk.{missing}: a "
             "part of a model, or a conversion that was cut off; give the whole file"
         )
 

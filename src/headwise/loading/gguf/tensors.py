@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from headwise.errors import LoadError
-from headwise.loading.gguf_file import BESIDE_TENSORS, GgufFile
-from headwise.loading.gguf_rope import ROPE_TENSORS
+from headwise.loading.gguf.file import BESIDE_TENSORS, GgufFile
+from headwise.loading.gguf.rotation import ROPE_TENSORS
 
 
 def check_tensors(gguf: GgufFile, config: Any) -> None:
@@ -42,10 +42,8 @@ def check_tensors(gguf: GgufFile, config: Any) -> None:
         ):
             left.append(name)
     if left:
-        raise LoadError(
-            f"{file} holds {_first(left)}, which Transformers' {type(model).__name__} does not "
-            "use: the model would compute something else; give the original model's folder"
-        )
+        kind = type(model).__name__
+        gguf.refuse(f"holds {_first(left)}, which Transformers' {kind} does not use")
     tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
     names = {place: name for name, place in places.items()}
     missing = [
@@ -61,8 +59,8 @@ def check_tensors(gguf: GgufFile, config: Any) -> None:
             "damaged file; give the whole file"
         )
     for place, sources in filled.items():
-        held = sum(math.prod(gguf.tensors[name].shape) for name in sources)
-        if held != math.prod(wanted[place]):
+        elements = sum(math.prod(gguf.tensors[name].shape) for name in sources)
+        if elements != math.prod(wanted[place]):
             shapes = ", ".join(f"{name} {list(gguf.tensors[name].shape)}" for name in sources)
             raise LoadError(
                 f"{file} holds {shapes} where its header asks for {list(wanted[place])} "
@@ -83,12 +81,13 @@ def _places(gguf: GgufFile, model: Any, config: Any) -> dict[str, str]:
         get_gguf_hf_weights_map,
     )
 
-    if is_gguf_arch_supported(gguf.architecture):
-        mapping = get_gguf_conversion_mapping(gguf.architecture, config)
+    architecture = gguf.architecture.name
+    if is_gguf_arch_supported(architecture):
+        mapping = get_gguf_conversion_mapping(architecture, config)
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         return {name: rename_source_key(name, renamings, converters)[0] for name in gguf.tensors}
-    processor = TENSOR_PROCESSORS.get(gguf.architecture, TensorProcessor)(config=config.to_dict())
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
     places: dict[str, str] = get_gguf_hf_weights_map(_Shallow(model, depth=1), processor)
     return places
 
@@ -96,7 +95,7 @@ def _places(gguf: GgufFile, model: Any, config: Any) -> dict[str, str]:
 class _Shallow:
     """A model with its children down to one depth, for the name map alone.
 
-    Transformers makes that map anew for every module of the tree (29 s for a 135M model); only the
+    Transformers makes that map again for every module of the tree (29 s for a 135M model); only the
     model and the base model in it (Bloom's names) ever add a name.
     """
 

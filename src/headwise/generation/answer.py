@@ -1,0 +1,105 @@
+"""An answer: the tokens that a model generated, how clear each was, and what it all took."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+from headwise.generation.attention import LayerGroup
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How clear the choice of one token was: the best logit, and its lead over the second."""
+
+    best: float
+    lead: float
+
+
+@dataclass
+class Answer:
+    """What one generation gave and took.
+
+    `prefill_seconds` is what the model took to read the prompt, which gives the logits of the first
+    token too. `decode_seconds` has one entry per token; the first counts from the beginning, with
+    the reading of the prompt. `interrupted`: by the user, so that tokens may lack.
+    """
+
+    attention: str
+    layers: tuple[LayerGroup, ...]
+    prompt_tokens: int
+    tokens: list[int] = field(default_factory=list)
+    margins: list[Margin] = field(default_factory=list)
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: list[float] = field(default_factory=list)
+    cache_tokens: int = 0
+    cache_bytes: int = 0
+    interrupted: bool = False
+
+    @property
+    def prefill_rate(self) -> float | None:
+        """Prompt tokens per second; None where nothing was prefilled."""
+        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else None
+
+    @property
+    def decode_rate(self) -> float | None:
+        """Generated tokens per second after the first; None where there is no second one."""
+        steady = self.decode_seconds[1:]
+        return len(steady) / sum(steady) if steady else None
+
+    @property
+    def decode_median(self) -> float | None:
+        """Median seconds per generated token after the first; None where there is no second one."""
+        return median(self.decode_seconds[1:]) if self.decode_seconds[1:] else None
+
+    @property
+    def cache_bytes_per_token(self) -> float | None:
+        """Bytes of cache over the tokens that it has read; None where there is no cache."""
+        return self.cache_bytes / self.cache_tokens if self.cache_tokens else None
+
+    def report(self, text: str) -> dict[str, Any]:
+        """The answer, whose `text` this is, for JSON; times in seconds, sizes in bytes."""
+        return {
+            "attention": self.attention,
+            "layers": [asdict(group) for group in self.layers],
+            "text": text,
+            "tokens": self.tokens,
+            "prefill": {
+                "tokens": self.prefill_tokens,
+                "seconds": self.prefill_seconds,
+                "tokens_per_second": self.prefill_rate,
+            },
+            "decode": {
+                "tokens": len(self.tokens),
+                "seconds": sum(self.decode_seconds),
+                "tokens_per_second": self.decode_rate,
+                "median_seconds_per_token": self.decode_median,
+            },
+            "cache": {
+                "tokens": self.cache_tokens,
+                "bytes": self.cache_bytes,
+                "bytes_per_token": self.cache_bytes_per_token,
+            },
+            "interrupted": self.interrupted,
+        }
+
+
+def identical(answers: Sequence[Answer]) -> bool | None:
+    """Whether answers have the same tokens; None without two whole ones."""
+    if len(answers) < 2 or any(answer.interrupted for answer in answers):
+        return None
+    return all(answer.tokens == answers[0].tokens for answer in answers[1:])
+
+
+def first_difference(first: list[int], second: list[int]) -> int | None:
+    """The position of the first token that differs, None where there is none.
+
+    >>> first_difference([5, 7, 11], [5, 7, 13]), first_difference([5], [5])
+    (2, None)
+    """
+    if first == second:
+        return None
+    pairs = enumerate(zip(first, second))
+    shorter = min(len(first), len(second))
+    return next((index for index, (one, other) in pairs if one != other), shorter)
