@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from headwise.conversion.request import Request
+from headwise.conversion.request import ConversionRequest
 from headwise.conversion.target import Target
 from headwise.errors import OptionError
 
@@ -18,7 +18,7 @@ def check(to: str, out: Path, **changes: object) -> None:
         "length": 32,
         "tune": 0,
     }
-    Request(target=Target.parse(to), out=out, **options | changes)
+    ConversionRequest(target=Target.parse(to), out=out, **options | changes)
 
 
 @pytest.mark.parametrize(

@@ -136,10 +136,10 @@ def check_index(index: Tensor, batch: int | None = None) -> None:
         )
 
 
-def check_crop(length: Any, held: int) -> None:
-    """Raise `ShapeError` unless `length` is an int of 0 to `held`."""
-    if not isinstance(length, int) or not 0 <= length <= held:
-        raise ShapeError(f"crop to {length!r} tokens, expected 0 to {held}, those held")
+def check_crop(length: Any, most: int) -> None:
+    """Raise `ShapeError` unless `length` is an int of 0 to `most`."""
+    if not isinstance(length, int) or not 0 <= length <= most:
+        raise ShapeError(f"crop to {length!r} tokens, expected 0 to {most}, those held")
 
 
 def check_pair(first: Tensor, second: Tensor) -> None:

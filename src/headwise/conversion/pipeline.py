@@ -16,7 +16,7 @@ from headwise.conversion.checkpoint.companions import companions
 from headwise.conversion.checkpoint.workspace import Workspace
 from headwise.conversion.coverage import check, check_head, check_length
 from headwise.conversion.methods.layerwise import write_converted
-from headwise.conversion.request import Request
+from headwise.conversion.request import ConversionRequest
 from headwise.conversion.target import Target
 from headwise.conversion.tuning.distillation import write_tuned
 from headwise.conversion.verdict.card import model_card
@@ -81,7 +81,7 @@ def convert(
         CapacityError: it would not fit in memory or on the disk.
     """
     began = time.monotonic()
-    request = Request(
+    request = ConversionRequest(
         target=Target.parse(to),
         out=_resolved(out),
         calibration=None if calibration is None else local_path(calibration),
@@ -146,7 +146,7 @@ def convert(
     return made
 
 
-def _calibration(original: Checkpoint, request: Request) -> Calibration | None:
+def _calibration(original: Checkpoint, request: ConversionRequest) -> Calibration | None:
     """The text of the request, as tokens of the original; None where it names none."""
     if request.calibration is None:
         return None

@@ -19,11 +19,11 @@ _SLACK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ConversionRequest:
     """The options of `convert`, which says what they mean, as one value.
 
     >>> from headwise.conversion.target import Target
-    >>> Request(target=Target.parse("mqa"), out=Path("new"))
+    >>> ConversionRequest(target=Target.parse("mqa"), out=Path("new"))
     Traceback (most recent call last):
     headwise.errors.OptionError: calibration is missing: mqa drops what a text shows to matter ...
 

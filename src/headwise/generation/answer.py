@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-from headwise.generation.attention import LayerGroup
+from headwise.generation.attention import BackendLayers
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Answer:
     """
 
     attention: str
-    layers: tuple[LayerGroup, ...]
+    layers: tuple[BackendLayers, ...]
     prompt_tokens: int
     tokens: list[int] = field(default_factory=list)
     margins: list[Margin] = field(default_factory=list)

@@ -20,7 +20,7 @@ class NotUsed:
 
 
 @dataclass(frozen=True)
-class LayerGroup:
+class BackendLayers:
     """Equal layers of a model: how many, their attention in words, what ran and what did not.
 
     `cache` is what held the keys, by the names that `headwise.attach` takes; "Transformers" where
@@ -39,7 +39,7 @@ class LayerGroup:
 
 def select_attention(
     model: Any, attention: str, cache: str = "contiguous"
-) -> tuple[LayerGroup, ...]:
+) -> tuple[BackendLayers, ...]:
     """Make a model run with "headwise", "sdpa" or "eager", whatever it ran with before.
 
     `cache` is for headwise, by the names that `headwise.attach` takes.
@@ -63,15 +63,15 @@ def select_attention(
             f"{'eager' if attention == 'sdpa' else 'sdpa'} or headwise"
         ) from error
     return tuple(
-        LayerGroup(count, words, f"Transformers {attention}")
+        BackendLayers(count, words, f"Transformers {attention}")
         for count, words in _layers(model.config)
     )
 
 
-def _attached(layer: LayerReport) -> LayerGroup:
+def _attached(layer: LayerReport) -> BackendLayers:
     """One layer of an AttachReport."""
     accepted = next((verdict for verdict in layer.decode if verdict.accepted), None)
-    return LayerGroup(
+    return BackendLayers(
         1,
         str(layer.spec) if layer.spec is not None else "read at run time",
         accepted.backend if accepted is not None else "headwise, by shape",

@@ -27,7 +27,7 @@ from headwise.conversion.methods.method import Method
 from headwise.conversion.methods.projections import Projections
 from headwise.conversion.methods.refit import Refit
 from headwise.conversion.methods.statistics import LayerStatistics, Moments, Sensitivity
-from headwise.conversion.request import Request
+from headwise.conversion.request import ConversionRequest
 from headwise.errors import ConversionError
 
 # Sequences that go through a layer together.
@@ -37,7 +37,11 @@ _SENSED = 1024
 
 
 def write_converted(
-    original: Checkpoint, request: Request, text: Calibration | None, part: Path, progress: Progress
+    original: Checkpoint,
+    request: ConversionRequest,
+    text: Calibration | None,
+    part: Path,
+    progress: Progress,
 ) -> list[float]:
     """Convert a checkpoint into the empty folder `part`, layer by layer.
 
