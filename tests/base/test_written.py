@@ -8,10 +8,13 @@ import pytest
 from headwise.base.written import check_writable, write_whole
 from headwise.bench import Report
 from headwise.errors import OptionError
+from headwise.measure import Figures
 
 
 def test_a_report_is_json_with_machine_versions_and_command(tmp_path: Path) -> None:
-    Report("headwise bench ops --rounds 4").write(tmp_path / "out.json")
+    report = Report("headwise bench ops --rounds 4")
+    with report.recording(tmp_path / "out.json"):
+        report.figures.append(Figures(2, 1e10, 2**30, {}))
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["command"] == "headwise bench ops --rounds 4"
     assert found["environment"]["cpu"]["torch_threads"] >= 1

@@ -18,6 +18,7 @@ import headwise
 from cli.checkpoints import KV_HEADS, save_tiny
 from headwise.conversion import Target, convert, pipeline
 from headwise.conversion.calibration import Calibration
+from headwise.conversion.checkpoint.checkpoint import attentions
 from headwise.conversion.checkpoint.weights import StoredWeights, write_weights
 from headwise.conversion.coverage import check
 from headwise.conversion.methods import layerwise
@@ -176,7 +177,7 @@ def test_a_conversion_that_fails_leaves_nothing(
         raise KeyboardInterrupt
 
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(layerwise, "_write_layer", fail)
+    monkeypatch.setattr(layerwise, "copy_companions", fail)
     with pytest.raises(KeyboardInterrupt):
         convert(model, "mqa", out=tmp_path / "out", **sizes)
     assert sorted(tmp_path.iterdir()) == before
@@ -335,7 +336,9 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(
 
 
 def test_sliding_windows_stay_in_gqa() -> None:
-    assert check(hf.MistralConfig(sliding_window=64), Target.parse("gqa:4")).window == 64
+    config = hf.MistralConfig(sliding_window=64)
+    check(config, Target.parse("gqa:4"))
+    assert {attention.window for attention in attentions(config)} == {64}
 
 
 @pytest.mark.parametrize(
