@@ -182,6 +182,17 @@ def test_chosen_tokens_are_refused_not_ignored() -> None:
         )
 
 
+def test_what_a_module_passes_on_besides_may_have_any_name() -> None:
+    from headwise.hf.interface import headwise_attention_forward
+
+    states, module = torch.randn(1, 2, 3, 4), torch.nn.Identity()
+    expected, _ = headwise_attention_forward(module, states, states, states, None)
+    out, _ = headwise_attention_forward(
+        module, states, states, states, None, mask=None, module_name="x", position_ids=None
+    )
+    assert torch.equal(out, expected)
+
+
 def test_a_cache_prefilled_without_gradients_goes_on_with_them() -> None:
     def gradient(model: Any) -> torch.Tensor:
         with torch.no_grad():

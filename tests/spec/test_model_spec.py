@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -78,6 +79,7 @@ def test_text_says_what_the_stacks_are_made_of():
         (lambda: make(LayerSpec(0, FULL), max_context=0), "max_context=0"),
         (lambda: LayerSpec(-1, FULL), "index=-1"),
         (lambda: LayerSpec(0, Uncovered("")), "reason is empty"),
+        (lambda: LayerSpec(0, "attention"), "mixer is a str in layer 0"),
         (lambda: LayerSpec(0, CROSS), "attention="),
         (lambda: LayerSpec(0, FULL, FULL), "cross_attention="),
     ],
@@ -112,6 +114,10 @@ def test_the_old_fields_of_a_layer_are_taken_with_a_warning():
         assert layer == LayerSpec(0, mixer)
     with pytest.warns(DeprecationWarning, match="mixer"), pytest.raises(SpecError, match="one of"):
         LayerSpec(0, FULL, state=state)
+    with pytest.warns(DeprecationWarning, match="mixer"):
+        assert replace(LayerSpec(0, FULL), attention=LOCAL) == LayerSpec(0, LOCAL)
+    with pytest.warns(DeprecationWarning, match="mixer"):
+        assert replace(LayerSpec(0, FULL), attention=None, note="x") == LayerSpec(0, Uncovered("x"))
     with pytest.warns(DeprecationWarning, match=r"LayerSpec\.note"):
         assert LayerSpec(0, state).note == str(state)
     with pytest.warns(DeprecationWarning, match=r"LayerSpec\.state"):

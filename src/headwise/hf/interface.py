@@ -27,6 +27,7 @@ def headwise_attention_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     dropout: float = 0.0,
+    scaling: float | None = None,
     **asked: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend for one module.
@@ -39,7 +40,7 @@ def headwise_attention_forward(
     Raises:
         UnsupportedError: sparse attention.
     """
-    request = read_request(module, query, key, value, attention_mask, dropout, **asked)
+    request = read_request(module, query, key, value, attention_mask, dropout, scaling, **asked)
     observer = current_observer()
     if observer is not None:
         return observed(observer, request)

@@ -55,6 +55,7 @@ def read_request(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
+    /,  # what modules pass on besides may have any name
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,

@@ -61,6 +61,11 @@ class LayerSpec:
 
     def _check(self) -> None:
         integer("index", self.index, least=0)
+        if not isinstance(self.mixer, Mixer):
+            raise SpecError(
+                f"mixer is a {type(self.mixer).__name__} in layer {self.index}: expected an "
+                "AttentionSpec, a StateSpec or Uncovered(reason)"
+            )
         if self.attention is not None and self.attention.cross:
             raise SpecError(
                 f"attention={self.attention} in layer {self.index}: expected self-attention; "
@@ -139,19 +144,17 @@ class LayerSpec:
 
 
 def _old_mixer(
-    index: int,
-    mixer: Mixer | None,
-    attention: AttentionSpec | None = None,
-    note: str = "",
-    state: StateSpec | None = None,
+    index: int, mixer: Mixer | None, note: str = "", state: StateSpec | None = None, **old: Any
 ) -> Mixer:
     """The mixer of what `LayerSpec` was given before it had one."""
     _warn("LayerSpec(attention=, note=, state=)")
-    mixers = [each for each in (mixer, attention, state) if each is not None]
+    if "attention" in old:  # `dataclasses.replace` gives the mixer of before as well
+        mixer = old["attention"]
+    mixers = [each for each in (mixer, state) if each is not None]
     if len(mixers) > 1:
         raise SpecError(f"{mixers[0]} and {mixers[1]} in layer {index}: expected one of them")
     if not mixers and not note:
-        raise SpecError(f"note is empty in layer {index}: say why attention is None")
+        raise SpecError(f"mixer is missing in layer {index}: expected what mixes its tokens")
     return mixers[0] if mixers else Uncovered(note)
 
 
