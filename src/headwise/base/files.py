@@ -7,6 +7,7 @@ waits for a writer for ever, and a device may have no end.
 import json
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,25 @@ import torch
 
 from headwise.errors import HeadwiseError, LoadError
 
-# Readers raise anything at all when a file is damaged: tokenizers raises Exception itself, and
-# behind a GGUF's header stand numpy, dataclasses of huggingface_hub with errors of their own and
-# all of Transformers. A list of types was tried, and a bit flipped elsewhere went past it.
+# What damaged or foreign data makes a reader raise: the system's errors, values out of range
+# (UnicodeDecodeError is one), fields of the wrong type or missing ones, structures that are cut
+# short or nest too deeply (RecursionError is a RuntimeError), sizes that no memory holds.
+FAULTS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    struct.error,
+    MemoryError,
+)
+
+# For readers that raise anything at all when a file is damaged: tokenizers raises Exception itself,
+# and behind a GGUF's header stand numpy, dataclasses of huggingface_hub with errors of their own
+# and all of Transformers. A list of types was tried, and a bit flipped elsewhere went past it.
 ANYTHING = (Exception,)
 
 # No config or index is larger; the safetensors format caps its headers at the same size.
@@ -36,7 +53,7 @@ def one_line(
     what: str,
     *,
     kind: type[HeadwiseError] = LoadError,
-    faults: tuple[type[Exception], ...] = ANYTHING,
+    faults: tuple[type[Exception], ...] = FAULTS,
 ) -> Iterator[None]:
     """Turn what reading foreign data raises into one line: `what`, then the reason.
 

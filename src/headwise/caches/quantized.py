@@ -161,19 +161,17 @@ class QuantizedCache(Cache):
         self._scales.to(device)
 
 
-INT8 = CacheKind(
-    "int8",
-    ("int8",),
-    lambda size, sinks: QuantizedCache(8),
-    lambda size, sinks: "int8, one scale per row",
-    layout="int8",
-    bits=8,
-)
-INT4 = CacheKind(
-    "int4",
-    ("int4",),
-    lambda size, sinks: QuantizedCache(4),
-    lambda size, sinks: "int4, rotated, one scale per 32 elements",
-    layout="int4",
-    bits=4,
-)
+def _kind(bits: Bits, words: str) -> CacheKind:
+    name = f"int{bits}"
+    return CacheKind(
+        name,
+        (name,),
+        lambda size, sinks: QuantizedCache(bits),
+        lambda size, sinks: f"{name}, {words}",
+        layout=name,
+        bits=bits,
+    )
+
+
+INT8 = _kind(8, "one scale per row")
+INT4 = _kind(4, "rotated, one scale per 32 elements")

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from headwise.caches import CacheChoice
 from headwise.hf.attach_report import report_of
 from headwise.hf.attachment import put_on, take_off
-from headwise.hf.coverage import cover, require_cache, spec_of
+from headwise.hf.coverage import cover, require_cache
 from headwise.hf.inner_model import inner_model
 from headwise.hf.module_hook import NAME
 from headwise.hf.report import AttachReport
@@ -72,7 +72,7 @@ def attach(
         if stays and attachment.choice == choice:
             report: AttachReport = attachment.report
             return report
-        require_cache(model, spec_of(model), choice)
+        require_cache(model, choice)
         detach(model)  # another attention was set since, or another cache is asked for
     coverage = cover(model, choice, strict=strict)
     report = report_of(coverage, choice)

@@ -77,14 +77,19 @@ def cover(model: PreTrainedModel, choice: CacheChoice, *, strict: bool) -> Cover
         raise UnsupportedError(
             f"strict=True, and {len(left)} layers of {name} would stay with Transformers; {first}"
         )
-    spec = spec_of(model)
-    require_cache(model, spec, choice)
-    return Coverage(model, own, sparse, parts, left, spec, _grows_a_cache(model, spec))
+    return Coverage(model, own, sparse, parts, left, *require_cache(model, choice))
 
 
-def require_cache(model: PreTrainedModel, spec: ModelSpec | None, choice: CacheChoice) -> None:
-    """Raise `UnsupportedError` where the model cannot use the cache."""
-    if choice != CacheChoice() and not _grows_a_cache(model, spec):
+def require_cache(model: PreTrainedModel, choice: CacheChoice) -> tuple[ModelSpec | None, bool]:
+    """The model's spec, and whether it makes a `DynamicCache`.
+
+    Raises:
+        UnsupportedError: the model cannot use the cache.
+        SpecError: its config contradicts itself.
+    """
+    spec = _spec(model)
+    grows_cache = _grows_a_cache(model, spec)
+    if choice != CacheChoice() and not grows_cache:
         raise UnsupportedError(
             f"cache={str(choice)!r}, and {type(model).__name__} has no cache that grows: leave it "
             "out"
@@ -98,9 +103,10 @@ def require_cache(model: PreTrainedModel, spec: ModelSpec | None, choice: CacheC
                 f"cache={str(choice)!r} packs two numbers per byte, and {type(model).__name__} "
                 f"caches rows of {dims[0]} and {dims[1]}: expected even ones; take int8"
             )
+    return spec, grows_cache
 
 
-def spec_of(model: PreTrainedModel) -> ModelSpec | None:
+def _spec(model: PreTrainedModel) -> ModelSpec | None:
     """The model's spec; None for a family without a reader that runs on SDPA, and so on ours."""
     try:
         return ModelSpec.from_config(model.config)

@@ -69,11 +69,13 @@ def observed(observer: Observer, request: Request) -> tuple[Tensor, Tensor | Non
     if receives_latents(request.module):
         latent = (request.key.shape[-1], request.value.shape[-1])
         content_dim = query.shape[-1] - latent[1]
-    cached = request.rows
     request.options.return_lse = latent is not None
     attended = attend_latents(request)
     if attended is not None and latent is not None:
-        query, key = absorbed_query(request.module, query, latent[1]), torch.cat(cached, dim=-1)
+        query, key = (
+            absorbed_query(request.module, query, latent[1]),
+            torch.cat(request.rows, dim=-1),
+        )
         content_dim = latent[0]
     else:
         # PyTorch's own kernel gives no lse, and asked for it another one would run

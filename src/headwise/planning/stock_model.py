@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from headwise.base.files import one_line
+from headwise.base.files import FAULTS, one_line
 from headwise.errors import SpecError, UnsupportedError
 from headwise.planning.model import PlannedModel
 from headwise.spec import FAMILIES
@@ -67,8 +67,11 @@ def transformers_takes(model: PlannedModel) -> Iterator[None]:
     Raises:
         SpecError: in place of what its config classes, modules and caches raise.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
+    faults = (*FAULTS, ImportError, StrictDataclassError)
     refused = f"{model.name}: Transformers does not take this config"
-    with one_line(refused, kind=SpecError), warnings.catch_warnings():
+    with one_line(refused, kind=SpecError, faults=faults), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
