@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from transformers.cache_utils import StaticCache
 
 from headwise.bench.openvino_candidate import (
     OPENVINO,
@@ -19,6 +18,7 @@ from headwise.bench.openvino_candidate import (
 from headwise.errors import UnsupportedError
 from headwise.generation.attention import select_attention
 from headwise.generation.stepper import Stepper
+from headwise.hf.stock_names import StaticCache
 
 HEADWISE = "headwise"
 REFERENCE = "stock-dynamic"

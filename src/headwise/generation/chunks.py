@@ -9,10 +9,9 @@ whatever is not on it reads the whole prompt.
 
 from typing import Any
 
-from transformers.cache_utils import get_layer_types_and_kwargs
-
 from headwise.errors import SpecError
 from headwise.generation.rotation import length_free
+from headwise.hf.stock_names import get_layer_types_and_kwargs
 from headwise.spec import ModelSpec
 
 CHUNK = 512

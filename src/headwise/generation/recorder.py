@@ -15,6 +15,7 @@ from headwise.generation.chunks import chunk_size
 from headwise.generation.options import Sampling
 from headwise.generation.rotation import forget_length
 from headwise.hf import cache_nbytes
+from headwise.hf.stock_names import CACHE
 
 OnToken = Callable[[int], None]
 OnPrefill = Callable[[int, int], None]
@@ -129,7 +130,7 @@ class _Recorder:
         self.pass_began = time.perf_counter()
 
     def _after(self, model: Any, args: Any, inputs: dict[str, Any], output: Any) -> None:
-        answer, cache, read = self.answer, output.get("cache"), inputs["input_ids"].shape[1]
+        answer, cache, read = self.answer, output.get(CACHE), inputs["input_ids"].shape[1]
         # a pass into another cache has restarted, as Phi-3's where its short factors end
         answer.cache_tokens = read + (answer.cache_tokens if cache is self.cache else 0)
         self.cache = cache

@@ -11,6 +11,7 @@ from headwise.errors import UnsupportedError
 from headwise.generation.chunks import chunk_size, reads_in_chunks
 from headwise.generation.rotation import forget_length
 from headwise.hf import cache_nbytes
+from headwise.hf.stock_names import CACHE
 
 
 class Stepper:
@@ -68,7 +69,7 @@ class Stepper:
                 "read step by step; model.generate and headwise generate run it"
             )
         self.ids = torch.cat([self.ids, ids], dim=1)
-        arguments: dict[str, Any] = {"use_cache": True, **options}
+        arguments: dict[str, Any] = {CACHE: self.cache, "use_cache": True, **options}
         if self._has_positions:
             # a family that counts in several dimensions has its own way
             arguments["position_ids"] = self.model._prepare_position_ids_for_generation(
@@ -77,12 +78,11 @@ class Stepper:
         inputs = self.model.prepare_inputs_for_generation(
             self.ids,
             next_sequence_length=ids.shape[1],
-            cache=self.cache,
             is_first_iteration=first,
             **arguments,
         )
         output = self.model(**inputs, return_dict=True)
-        self.cache = output.get("cache")
+        self.cache = output.get(CACHE)
         logits: Tensor = output.logits
         return logits
 

@@ -3,13 +3,13 @@
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
 
 from headwise.caches import CacheChoice
 from headwise.hf import families
 from headwise.hf.cache import cache_name, use_own_layers
 from headwise.hf.coverage import Coverage
 from headwise.hf.report import AttachReport, LayerReport
+from headwise.hf.stock_names import DynamicCache
 from headwise.ops import Problem, explain_problem
 from headwise.spec import AttentionSpec, ModelSpec
 

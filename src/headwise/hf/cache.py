@@ -8,14 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import (
-    Cache,
-    CacheLayerMixin,
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    EncoderDecoderCache,
-)
 
 from headwise.caches import (
     CacheChoice,
@@ -26,6 +18,14 @@ from headwise.caches import (
 )
 from headwise.errors import ShapeError, UnsupportedError
 from headwise.hf.cached_rows import CachedRows, WindowKV, rows_of
+from headwise.hf.stock_names import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
+)
 
 
 class OwnLayer(CacheLayerMixin):

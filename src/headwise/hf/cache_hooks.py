@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from headwise.caches import CacheChoice
 from headwise.hf.cache import use_own_layers
 from headwise.hf.module_hook import ModuleHook
+from headwise.hf.stock_names import Cache, DynamicCache, EncoderDecoderCache
 
-# What models call their cache: now, and until Transformers 5.40.
+# What models call their cache: since Transformers 5.24; before, and until 5.40.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 

@@ -18,8 +18,10 @@ from transformers import (
     DeepseekV3ForCausalLM,
     DeepseekV3Model,
 )
-from transformers.cache_utils import Cache
-from transformers.conversion_mapping import (
+
+from headwise.hf.stock_names import (
+    CACHE,
+    Cache,
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
@@ -51,7 +53,7 @@ def _expand_first(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A hook before an attention module: new tokens are expanded, and then cached."""
     expand = partial(type(module).expand_kv, module)
-    return inputs, options | {"cache": _Expanding(options.get("cache"), expand)}
+    return inputs, options | {CACHE: _Expanding(options.get(CACHE), expand)}
 
 
 class DeepseekV2MhaConfig(DeepseekV2Config):

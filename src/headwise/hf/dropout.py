@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from headwise.errors import UnsupportedError
 from headwise.hf.request import Request
+from headwise.hf.stock_names import sdpa_attention_forward
 from headwise.ops import Options
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.utils.import_utils import is_tracing
+
+from headwise.hf.stock_names import is_tracing
 
 # The attribute of modules whose config said "eager" before the model was attached.
 EAGER = "_headwise_eager"

@@ -4,13 +4,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from headwise.hf.attend import attend_latents, attend_rows
 from headwise.hf.masks import headwise_mask
 from headwise.hf.module_hook import NAME
 from headwise.hf.observer import current_observer, observed
 from headwise.hf.request import read_request
+from headwise.hf.stock_names import AttentionMaskInterface
 
 
 def register() -> None:

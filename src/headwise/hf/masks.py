@@ -14,11 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.masking_utils import causal_mask_function, sdpa_mask
-from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
 from headwise.hf.empty_rows import share
 from headwise.hf.inner_model import refusal, refused_by_name
+from headwise.hf.stock_names import (
+    causal_mask_function,
+    is_torchdynamo_exporting,
+    is_tracing,
+    sdpa_mask,
+)
 from headwise.spec import family_of
 
 

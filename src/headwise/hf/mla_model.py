@@ -10,20 +10,21 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
-from transformers.cache_utils import Cache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import (
+from transformers import LlamaForCausalLM
+
+from headwise.hf.mla_config import HeadwiseMlaConfig
+from headwise.hf.stock_names import (
+    ALL_ATTENTION_FUNCTIONS,
+    Cache,
     LlamaDecoderLayer,
-    LlamaForCausalLM,
     LlamaModel,
     LlamaPreTrainedModel,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
+    copy_,
     eager_attention_forward,
+    normal_,
 )
-
-from headwise.hf.mla_config import HeadwiseMlaConfig
 
 
 class HeadwiseMlaAttention(nn.Module):
@@ -78,13 +79,16 @@ class HeadwiseMlaAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend: hidden_states [B,S,E], position_embeddings cos and sin [B,S,D]. Returns [B,S,E].
 
         attention_mask, cache and the rest are as in Transformers' other modules; the cache holds
-        latents and rope keys, and they are expanded behind it.
+        latents and rope keys, and they are expanded behind it. past_key_values is its name before
+        Transformers 5.24.
         """
+        cache = past_key_values if cache is None else cache
         batch, length, _ = hidden_states.shape
         # of both tables the second half repeats the first
         cos, sin = (
@@ -160,9 +164,9 @@ class HeadwiseMlaPreTrainedModel(LlamaPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, HeadwiseMlaAttention):
             # of mean square 1, so that a rope query is as large as the query that it is made of
-            init.normal_(module.rope_mix, std=2**-0.5)
+            normal_(module.rope_mix, std=2**-0.5)
             pairs = torch.arange(len(module.rope_planes), device=module.rope_planes.device)
-            init.copy_(module.rope_planes, pairs % (module.head_dim // 2))
+            copy_(module.rope_planes, pairs % (module.head_dim // 2))
 
 
 # The constructors below go past those of their Llama, which would make Llama's layers first.

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import output_capturing
 
 from headwise.errors import UnsupportedError
 from headwise.hf.cached_rows import WindowKV, view_of
 from headwise.hf.empty_rows import EAGER, EmptyRows, empty_rows
+from headwise.hf.stock_names import _active_collector
 from headwise.ops import KV, AttentionCall, Options
 
 
@@ -150,8 +150,7 @@ def _weights_are_collected() -> bool:
     GPT-2 and GPT-BigCode do not hand that argument on to the attention function, so ask what
     collects their outputs. A compiler cannot trace that, and gets the argument alone.
     """
-    collector = getattr(output_capturing, "_active_collector", None)
-    if collector is None or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return False
-    collected = collector.get() or {}
+    collected = _active_collector.get() or {}
     return "attentions" in collected or "cross_attentions" in collected

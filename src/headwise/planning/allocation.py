@@ -12,6 +12,11 @@ from torch import Tensor
 
 from headwise.errors import SpecError, UnsupportedError
 from headwise.hf.cache import OwnLayer, held_tensors, use_own_layers
+from headwise.hf.stock_names import (
+    CacheLayerMixin,
+    DynamicCache,
+    LinearAttentionCacheLayerMixin,
+)
 from headwise.planning.model import PlannedModel
 from headwise.planning.stock_model import transformers_config, transformers_takes
 from headwise.planning.workload import Workload
@@ -96,8 +101,6 @@ def stock_heads(model: PlannedModel) -> int | None:
 
 def _caches(model: PlannedModel) -> tuple[Any, Any]:
     """Empty caches of Transformers: for the decoder's own tokens, for those of an encoder."""
-    from transformers import DynamicCache
-
     config = transformers_config(model)
     # T5's config describes both its stacks, and its decoder's depth may differ.
     if model.spec.has_cross_attention:
@@ -114,8 +117,6 @@ def _check_layers(model: PlannedModel, cache: Any) -> None:
     The two are read from different fields where a config contradicts itself: a family whose reader
     knows no layer_types, with layer_types.
     """
-    from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
-
     if len(cache.layers) < len(model.spec.layers):
         raise SpecError(
             f"{model.name}: Transformers makes a cache of {len(cache.layers)} layers of this, "

@@ -4,13 +4,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import EncoderDecoderCache
 
 from headwise.base.memory import available_bytes
 from headwise.base.progress import Progress, silent
 from headwise.errors import OptionError, UnsupportedError
 from headwise.hf.attach import attach
 from headwise.hf.cache import cache_nbytes
+from headwise.hf.stock_names import CACHE, EncoderDecoderCache
 from headwise.planning.allocation import allocated, headwise_bytes, stock_bytes
 from headwise.planning.decode_times import TimeCheck, check_times
 from headwise.planning.devices import DEVICES
@@ -135,7 +135,7 @@ def _run(model: Any, spec: ModelSpec, workload: Workload) -> Any:
     cache = None
     for part in tokens.split([workload.context - 1, 1], dim=1):
         if part.shape[1]:
-            cache = model(**{name: part}, cache=cache, **options).cache
+            cache = model(**{name: part, CACHE: cache}, **options)[CACHE]
     return cache
 
 

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 from transformers import GenerationConfig, GlmConfig
-from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from headwise.base.progress import Progress, silent
 from headwise.conversion.checkpoint.checkpoint import Checkpoint
@@ -26,6 +24,7 @@ from headwise.conversion.methods.method import adapted_config
 from headwise.conversion.methods.projections import Projections, augmented
 from headwise.errors import ConversionError
 from headwise.hf.deepseek_mha import MHA_CONFIGS
+from headwise.hf.stock_names import GlmRotaryEmbedding, LlamaRotaryEmbedding
 from headwise.spec import FAMILIES
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from headwise.base.progress import Progress
 from headwise.conversion.calibration import Calibration
@@ -29,6 +28,7 @@ from headwise.conversion.methods.refit import Refit
 from headwise.conversion.methods.statistics import LayerStatistics, Moments, Sensitivity
 from headwise.conversion.request import ConversionRequest
 from headwise.errors import ConversionError
+from headwise.hf.stock_names import apply_rotary_pos_emb
 
 # Sequences that go through a layer together.
 _BATCH = 2

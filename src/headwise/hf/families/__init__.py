@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.models.falcon import modeling_falcon
-from transformers.models.gpt_neo import modeling_gpt_neo
 
 from headwise.hf.families.bloom import BloomForward
 from headwise.hf.families.falcon import FalconForward, cache_note
 from headwise.hf.inner_model import OFF_THE_INTERFACE, refused_by_name
 from headwise.hf.module_hook import NAME, ModuleHook
+from headwise.hf.stock_names import FALCON_ATTENTION_CLASSES, GPT_NEO_ATTENTION_CLASSES
 
 __all__ = ["cache_note", "forward_obstacle", "off_interface", "refuse_name", "replace_forward"]
 
@@ -30,10 +29,7 @@ class _RefusedByName:
 
 def refuse_name() -> None:
     """Have the decoders that look their class up by the name refuse ours with a reason."""
-    for classes in (
-        modeling_falcon.FALCON_ATTENTION_CLASSES,
-        modeling_gpt_neo.GPT_NEO_ATTENTION_CLASSES,
-    ):
+    for classes in (FALCON_ATTENTION_CLASSES, GPT_NEO_ATTENTION_CLASSES):
         classes[NAME] = _RefusedByName
 
 

@@ -172,8 +172,7 @@ def _check_fields(gguf: GgufFile, model_type: str, size: int | None, names: set[
 
 def _taken(gguf: GgufFile, model_type: str) -> set[str]:
     """The fields that Transformers itself makes the config of."""
-    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+    from headwise.hf.stock_names import GGUF_CONFIG_ARCHS, GGUF_CONFIG_MAPPING
 
     architecture = gguf.architecture.name
     if architecture in GGUF_CONFIG_ARCHS:

@@ -62,8 +62,7 @@ def read_header(file: Path) -> GgufFile:
     Raises:
         LoadError: a damaged file, one that is no language model, or a later file of a split one.
     """
-    from transformers.integrations.gguf import read_gguf_metadata
-    from transformers.integrations.gguf.reader import GgufHeader
+    from headwise.hf.stock_names import GgufHeader, read_gguf_metadata
 
     teach_q5()
     with one_line(f"{file} is not a GGUF file that can be read", faults=ANYTHING):

@@ -13,12 +13,13 @@ from torch import Tensor
 def teach_q5() -> None:
     """Have Transformers' reader know both, where it does not yet; any number of times."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-    from transformers.integrations.gguf import dequant
+
+    from headwise.hf.stock_names import _DEQUANT, GGML_BLOCK, GGML_NAME
 
     for kind in (GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q5_1):
-        dequant.GGML_BLOCK.setdefault(kind, GGML_QUANT_SIZES[kind])
-        dequant.GGML_NAME.setdefault(kind, kind.name)
-        dequant._DEQUANT.setdefault(kind, partial(_dequantize, kind))
+        GGML_BLOCK.setdefault(kind, GGML_QUANT_SIZES[kind])
+        GGML_NAME.setdefault(kind, kind.name)
+        _DEQUANT.setdefault(kind, partial(_dequantize, kind))
 
 
 def _dequantize(kind: Any, blocks: Tensor, dtype: torch.dtype) -> Tensor:

@@ -205,7 +205,7 @@ def _head_size(gguf: GgufFile) -> int:
 
 def _divisors(gguf: GgufFile) -> dict[str, Tensor]:
     """The tensors of divisors in the file, read."""
-    from transformers.integrations.gguf import load_gguf_state_dict
+    from headwise.hf.stock_names import load_gguf_state_dict
 
     names = [name for name in ROPE_TENSORS if name in gguf.tensors]
     tensors = load_gguf_state_dict(gguf.header) if names else {}

@@ -70,15 +70,15 @@ def check_tensors(gguf: GgufFile, config: Any) -> None:
 
 def _places(gguf: GgufFile, model: Any, config: Any) -> dict[str, str]:
     """Which weight of the model each tensor name fills; Transformers has two readers for this."""
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-    from transformers.integrations.gguf.utils import (
-        get_gguf_conversion_mapping,
-        is_gguf_arch_supported,
-    )
-    from transformers.modeling_gguf_pytorch_utils import (
+    from headwise.hf.stock_names import (
         TENSOR_PROCESSORS,
         TensorProcessor,
+        WeightConverter,
+        WeightRenaming,
+        get_gguf_conversion_mapping,
         get_gguf_hf_weights_map,
+        is_gguf_arch_supported,
+        rename_source_key,
     )
 
     architecture = gguf.architecture.name
