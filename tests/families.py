@@ -128,6 +128,8 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             sliding_window=WINDOW,
             query_pre_attn_scalar=13,
             attn_logit_softcapping=5.0,
+            # what it is: before 5.22 stock loads it with SDPA, which leaves out the cap
+            attn_implementation="eager",
         ),
     ),
     "gemma3": (
