@@ -72,7 +72,9 @@ class ForwardCache:
         cache: Cache = DynamicCache(config=config)
         if model.config.is_encoder_decoder:
             cache = EncoderDecoderCache(cache, DynamicCache(config=config))
-        return args, {**kwargs, self.argument: use_own_layers(cache, self.choice)}
+        # a None under the other name beside ours is one argument twice
+        others = {name: value for name, value in kwargs.items() if name not in CACHE_ARGUMENTS}
+        return args, {**others, self.argument: use_own_layers(cache, self.choice)}
 
     def _passed(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         position = self.positions.get(name)
