@@ -36,19 +36,6 @@ def attention_sources(name: str) -> list[str]:
 
 
 @every_family
-def test_sdpa_is_what_the_model_class_supports(name: str) -> None:
-    assert FAMILIES[name].sdpa == model_class(name)._supports_sdpa
-
-
-@every_family
-def test_a_window_is_passed_where_every_attention_module_hands_it_over(name: str) -> None:
-    sources = attention_sources(name)
-    if FAMILIES[name].passes_window:
-        assert sources
-        assert all("sliding_window=" in source for source in sources)
-
-
-@every_family
 def test_latents_are_passed_where_expand_kv_goes_straight_to_the_attention_function(
     name: str,
 ) -> None:

@@ -1,10 +1,10 @@
 """The mask function that Transformers calls for a model attached to headwise.
 
-It says None only where the mask is exactly the operator's own causal or window rule (the last query
-sits on the last key), or where nothing is masked; anything else is spelled out as a boolean mask.
-Modules that are not causal although their mask is (Gemma's, with use_bidirectional_attention) take
-None for no mask at all: they get it where Transformers' SDPA does, for one query and for a prompt
-without padding, and nowhere else.
+It says None only where the mask is exactly the operator's own causal rule (the last query sits on
+the last key), or where nothing is masked. A causal window is a rule too, in a `WindowMask`;
+anything else is spelled out as a boolean mask. Modules that are not causal although their mask is
+(Gemma's, with use_bidirectional_attention) take None for no mask at all: they get it where
+Transformers' SDPA does, for one query and for a prompt without padding, and nowhere else.
 """
 
 import sys
@@ -23,7 +23,7 @@ from headwise.hf.stock_names import (
     is_tracing,
     sdpa_mask,
 )
-from headwise.spec import family_of
+from headwise.hf.window_mask import WindowMask, is_window
 
 
 def headwise_mask(
@@ -44,13 +44,17 @@ def headwise_mask(
     reason = None if config is None else _refusal(type(config))
     if reason is not None:
         raise refused_by_name(config.model_type, reason)
-    none_hides_nothing = getattr(config, "use_bidirectional_attention", None) is True
     if _has_padding(attention_mask, kv_length, kv_offset) is False:
         aligned = isinstance(q_offset, int) and q_offset + q_length == kv_offset + kv_length
-        in_window = local_size is None or kv_length < local_size
-        rule = allow_is_causal_skip and not none_hides_nothing
-        if rule and aligned and (in_window or _passes_window(config)):
-            return None
+        if allow_is_causal_skip and aligned:
+            if local_size is None or kv_length < local_size:
+                if not _none_hides_nothing(config):
+                    return None
+            elif not _traces() and is_window(mask_function, local_size):
+                if q_length == 1 and kv_length == local_size:
+                    return None  # hides nothing
+                size = (batch_size, 1, q_length, kv_length)
+                return WindowMask(size, local_size, torch.device(kwargs.get("device", "cpu")))
         # a causal module takes None for its causal rule, so only say it where modules are not
         encoder = getattr(config, "is_causal", True) is not False
         if allow_is_bidirectional_skip and encoder and local_size is None:
@@ -65,8 +69,8 @@ def headwise_mask(
         attention_mask=attention_mask,
         local_size=local_size,
         allow_is_causal_skip=allow_is_causal_skip
-        and none_hides_nothing
-        and (q_length == 1 or _has_sdpa(config)),
+        and _none_hides_nothing(config)
+        and (q_length == 1 or _has_sdpa(type(config))),
         allow_is_bidirectional_skip=False,
         **kwargs,
     )
@@ -81,6 +85,19 @@ def _refusal(kind: type) -> str | None:
 
 @cache
 def _read_refusal(kind: type) -> str | None:
+    reasons = [refusal(model, getattr(kind, "model_type", "")) for model in _models(kind)]
+    return reasons[0] if reasons and all(reasons) else None
+
+
+@torch.compiler.assume_constant_result
+def _has_sdpa(kind: type) -> bool:
+    """Whether stock runs SDPA; where it runs eager attention, that has a mask for every prompt."""
+    return all(model._supports_sdpa for model in _models(kind))
+
+
+@cache
+def _models(kind: type) -> list[Any]:
+    """The model classes that take a class of configs."""
     # Transformers' files, and those that follow it, come in pairs
     name = kind.__module__.replace("configuration_", "modeling_")
     module = sys.modules.get(name)
@@ -91,21 +108,17 @@ def _read_refusal(kind: type) -> str | None:
         and issubclass(model, PreTrainedModel)
         and model.__module__ == name
     ]
-    own = [model for model in models if model.config_class is kind] or models
-    reasons = [refusal(model, getattr(kind, "model_type", "")) for model in own]
-    return reasons[0] if reasons and all(reasons) else None
+    return [model for model in models if model.config_class is kind] or models
 
 
-def _passes_window(config: Any) -> bool:
-    """Whether the modules hand their window to the attention function, so that None may say it."""
-    family = family_of(getattr(config, "model_type", None))
-    return family is not None and family.passes_window
+def _none_hides_nothing(config: Any) -> bool:
+    """Whether modules are not causal although their mask is, and take None for no mask at all."""
+    return getattr(config, "use_bidirectional_attention", None) is True
 
 
-def _has_sdpa(config: Any) -> bool:
-    """Whether stock runs SDPA; where it runs eager attention, that has a mask for every prompt."""
-    family = family_of(getattr(config, "model_type", None))
-    return family is None or family.sdpa
+def _traces() -> bool:
+    """Whether a graph is made, which a mask without memory must not enter."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def _has_padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int) -> bool | None:

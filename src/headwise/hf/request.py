@@ -10,6 +10,7 @@ from headwise.errors import UnsupportedError
 from headwise.hf.cached_rows import WindowKV, view_of
 from headwise.hf.empty_rows import EAGER, EmptyRows, empty_rows
 from headwise.hf.stock_names import _active_collector
+from headwise.hf.window_mask import WindowMask, window_of
 from headwise.ops import KV, AttentionCall, Options
 
 
@@ -82,6 +83,14 @@ def read_request(
             f"{type(module).__name__} attends to chosen tokens only (sparse attention), which "
             "headwise does not: call headwise.detach(model)"
         )
+    kv: Any = view_of(key, value)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if isinstance(mask, WindowMask):
+        rule = window_of(mask, query, key, kv)
+        if rule is None:
+            mask = mask.dense()
+        else:  # it is complete, whatever the module says
+            mask, causal, sliding_window = None, True, rule
     options = Options(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
@@ -89,9 +98,7 @@ def read_request(
         sinks=s_aux,
         bias=position_bias,
     )
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     weights = bool(output_attentions) or _weights_are_collected()
-    kv: Any = view_of(key, value)
     request = Request(module, query, key, value, kv, options, dropout, mask, weights=weights)
     if isinstance(kv, WindowKV):
         _read_window(request, kv)

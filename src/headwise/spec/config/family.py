@@ -19,9 +19,6 @@ class Family:
             config.json files leave out what equals them.
         aliases: other names under which a config may give a field.
         in_transformers: whether Transformers has models of it.
-        sdpa: whether Transformers runs it with SDPA.
-        passes_window: whether its attention modules hand their window to the attention function at
-            every call.
         passes_latents: whether its modules hand what `expand_kv` returns straight to the attention
             function (MLA).
         interleaved_rope: whether its rotary pairs lie beside each other, whatever a config says.
@@ -40,8 +37,6 @@ class Family:
     defaults: Mapping[str, object]
     aliases: Mapping[str, str] = field(default_factory=dict)
     in_transformers: bool = True
-    sdpa: bool = True
-    passes_window: bool = False
     passes_latents: bool = False
     interleaved_rope: bool = False
     partial_rope: bool = True

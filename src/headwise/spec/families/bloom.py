@@ -15,7 +15,6 @@ def _read(fields: ConfigFields) -> Layout:
 BLOOM = Family(
     model_type="bloom",
     read=_read,
-    sdpa=False,
     defaults={"hidden_size": 64, "n_layer": 2, "n_head": 8},
     aliases={
         "n_embed": "hidden_size",

@@ -95,12 +95,8 @@ def _windows(fields: ConfigFields, window: int | None, pattern: int) -> list[int
     return layer_windows(fields, window, default=slides)
 
 
-GEMMA2 = Family(
-    model_type="gemma2", read=_read_gemma2, defaults=_GEMMA2, passes_window=True, sdpa=False
-)
-GEMMA3_TEXT = Family(
-    model_type="gemma3_text", read=_read_gemma3, defaults=_GEMMA3, passes_window=True
-)
+GEMMA2 = Family(model_type="gemma2", read=_read_gemma2, defaults=_GEMMA2)
+GEMMA3_TEXT = Family(model_type="gemma3_text", read=_read_gemma3, defaults=_GEMMA3)
 GEMMA3 = Composite(model_type="gemma3", text="gemma3_text")
 GEMMA3N_TEXT = Family(model_type="gemma3n_text", read=_read_gemma3n, defaults=_GEMMA3N)
 GEMMA3N = Composite(model_type="gemma3n", text="gemma3n_text")

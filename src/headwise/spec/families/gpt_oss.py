@@ -27,6 +27,4 @@ GPT_OSS = Family(
         "layer_types": None,
         "max_position_embeddings": 131072,
     },
-    sdpa=False,
-    passes_window=True,
 )

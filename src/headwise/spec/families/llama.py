@@ -116,16 +116,13 @@ MISTRAL = Family(
     model_type="mistral",
     read=_read_mistral,
     defaults=_MISTRAL,
-    passes_window=True,
     converts=True,
 )
 MIXTRAL = Family(model_type="mixtral", read=_read_mistral, defaults=_MIXTRAL)
 GEMMA = Family(model_type="gemma", read=_read_gemma, defaults=_GEMMA)
 PALIGEMMA = Composite(model_type="paligemma", sets={"use_bidirectional_attention": True})
 GLM = Family(model_type="glm", read=_read_llama, defaults=_GLM)
-PHI3 = Family(model_type="phi3", read=_read_mistral, defaults=_PHI3, passes_window=True)
-QWEN2 = Family(
-    model_type="qwen2", read=_read_qwen2, defaults=_QWEN2, passes_window=True, converts=True
-)
-QWEN3 = Family(model_type="qwen3", read=_read_qwen3, defaults=_QWEN3, passes_window=True)
+PHI3 = Family(model_type="phi3", read=_read_mistral, defaults=_PHI3)
+QWEN2 = Family(model_type="qwen2", read=_read_qwen2, defaults=_QWEN2, converts=True)
+QWEN3 = Family(model_type="qwen3", read=_read_qwen3, defaults=_QWEN3)
 QWEN3_MOE = Family(model_type="qwen3_moe", read=_read_qwen3_moe, defaults=_QWEN3_MOE)
