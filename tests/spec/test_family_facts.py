@@ -1,8 +1,5 @@
 """What a `Family` says of Transformers' modules, held against those modules."""
 
-import inspect
-import sys
-
 import pytest
 import torch
 import transformers
@@ -21,33 +18,6 @@ every_family = pytest.mark.parametrize("name", IN_TRANSFORMERS)
 
 def model_class(name: str) -> type:
     return getattr(transformers, MODEL_MAPPING_NAMES[name])
-
-
-def attention_sources(name: str) -> list[str]:
-    module = sys.modules[model_class(name).__module__]
-    return [
-        inspect.getsource(kind)
-        for kind in vars(module).values()
-        if inspect.isclass(kind)
-        and kind.__module__ == module.__name__
-        and "ttention" in kind.__name__
-        and "attention_interface(" in inspect.getsource(kind)
-    ]
-
-
-@every_family
-def test_latents_are_passed_where_expand_kv_goes_straight_to_the_attention_function(
-    name: str,
-) -> None:
-    expanding = [source for source in attention_sources(name) if "self.expand_kv(" in source]
-    if not FAMILIES[name].passes_latents:
-        return
-    assert expanding
-    for source in expanding:
-        _, between = source.split("self.expand_kv(", 1)
-        between = between.partition("attention_interface(")[0]
-        assert "key_states =" not in between
-        assert "value_states =" not in between
 
 
 def test_stock_falcon_caches_the_heads_that_its_family_says() -> None:

@@ -28,6 +28,8 @@ def report_of(coverage: Coverage, choice: CacheChoice) -> AttachReport:
     if spec is None:
         family = model.config.model_type
         note = f"no spec reader for {family!r}: what each call needs is read from its arguments"
+        for said in dict.fromkeys(map(_latent_note, coverage.latents.values())):
+            note += f"; {said}"
         every = LayerReport("all", None, (), (), note, cache=_joined(caches))
         words = choice.words if coverage.grows_cache else "none of ours"
         return AttachReport(type(model).__name__, (every, *left), words)
@@ -75,12 +77,13 @@ def _encoder_layers(coverage: Coverage, spec: ModelSpec) -> list[LayerReport]:
 def _decoder_layers(
     coverage: Coverage, spec: ModelSpec, caches: tuple[str, ...]
 ) -> list[LayerReport]:
-    model, obstacles = coverage.model, coverage.latent_obstacles
-    reasons = sorted(reason for reason in obstacles if reason is not None)
-    note = f"the latents are expanded at every step: {reasons[0]}" if reasons else ""
-    absorbs = bool(obstacles) and not reasons
+    model, note = coverage.model, ""
     if coverage.own:
         note = families.cache_note(next(iter(coverage.own.values())), model.dtype)
+    obstacles = {
+        getattr(model.get_submodule(name), "layer_idx", None): obstacle
+        for name, obstacle in coverage.latents.items()
+    }
     skipped = {index for index, name in enumerate(coverage.own) if name in coverage.left}
     layers = []
     for layer in spec.layers:
@@ -89,11 +92,21 @@ def _decoder_layers(
         if covered and layer.index not in skipped:
             assert attention is not None
             cache = caches[min(layer.index, len(caches) - 1)] if caches else "none"
-            layers.append(layer_report(name, attention, model, note, absorbs, cache))
+            said, absorbs = note, False
+            if layer.index in obstacles:
+                obstacle = obstacles[layer.index]
+                said, absorbs = _latent_note(obstacle), obstacle is None
+            layers.append(layer_report(name, attention, model, said, absorbs, cache))
         if layer.cross_attention is not None:
             cross = layer.cross_attention
             layers.append(layer_report(f"{name}.cross", cross, model, "", False, "none"))
     return layers
+
+
+def _latent_note(obstacle: str | None) -> str:
+    if obstacle is None:
+        return "absorbed: a step attends to the latents as they are cached"
+    return f"the latents are expanded at every step: {obstacle}"
 
 
 def _caches(model: PreTrainedModel, choice: CacheChoice) -> tuple[str, ...]:

@@ -7,10 +7,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from headwise.caches import CacheChoice
-from headwise.hf import families, latent
+from headwise.hf import families
 from headwise.hf.cache_hooks import ForwardCache, PrepareCache
 from headwise.hf.coverage import Coverage
 from headwise.hf.empty_rows import EAGER
+from headwise.hf.latent import LatentPassthrough
 from headwise.hf.module_hook import NAME, ModuleHook, StockConfig
 from headwise.hf.report import AttachReport
 
@@ -68,10 +69,11 @@ def put_on(coverage: Coverage, report: AttachReport, choice: CacheChoice) -> Non
     if not coverage.own:
         _name_configs(coverage, previous)
     _mark_eager(model, attachment)
-    for module in coverage.latent_modules:
-        if latent.obstacle(module) is None and "expand_kv" not in module.__dict__:
-            module.expand_kv = latent.LatentPassthrough(module)
-            attachment.marked.append((module, "expand_kv"))
+    for name, obstacle in coverage.latents.items():
+        if obstacle is None:
+            expanding: Any = model.get_submodule(name)
+            expanding.expand_kv = LatentPassthrough(expanding)
+            attachment.marked.append((expanding, "expand_kv"))
     model._headwise = attachment
     if coverage.grows_cache:
         model._prepare_cache_for_generation = PrepareCache(model, choice)

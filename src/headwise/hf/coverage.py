@@ -7,9 +7,10 @@ from transformers import PreTrainedModel
 
 from headwise.caches import CacheChoice
 from headwise.errors import SpecError, UnsupportedError
-from headwise.hf import families, latent
+from headwise.hf import families
 from headwise.hf.cache_hooks import CACHE_ARGUMENTS, parameters
 from headwise.hf.inner_model import has_source, refusal, takes_interface
+from headwise.hf.latent_modules import chooses_tokens, latent_modules
 from headwise.hf.module_hook import NAME
 from headwise.spec import FAMILIES, ModelSpec
 
@@ -19,32 +20,21 @@ class Coverage:
     """What `attach` finds in a model.
 
     own: attention modules that are not on the interface, by name. sparse: modules that attend to
-    chosen tokens. parts: models in the model with a config of their own that cannot be attached,
-    and why. left: names of all that stays with Transformers, and why. spec: None for a family
-    without a reader. grows_cache: whether the model makes a `DynamicCache`, whose layers ours can
-    replace.
+    chosen tokens. latents: MLA modules, by name, and why each expands its latents at every step
+    (None: they are absorbed). parts: models in the model with a config of their own that cannot be
+    attached, and why. left: names of all that stays with Transformers, and why. spec: None for a
+    family without a reader. grows_cache: whether the model makes a `DynamicCache`, whose layers
+    ours can replace.
     """
 
     model: PreTrainedModel
     own: dict[str, Any]
     sparse: dict[str, Any]
+    latents: dict[str, str | None]
     parts: dict[str, str]
     left: dict[str, str]
     spec: ModelSpec | None
     grows_cache: bool
-
-    @property
-    def latent_modules(self) -> list[Any]:
-        """The MLA modules whose `expand_kv` can be replaced, or could but for an obstacle."""
-        family = FAMILIES.get(family_name(self.model))
-        if family is None or not family.passes_latents:
-            return []
-        return [module for module in self.model.modules() if hasattr(module, "expand_kv")]
-
-    @property
-    def latent_obstacles(self) -> set[str | None]:
-        """What keeps each of them from being absorbed; None where nothing does."""
-        return {latent.obstacle(module) for module in self.latent_modules}
 
 
 def cover(model: PreTrainedModel, choice: CacheChoice, *, strict: bool) -> Coverage:
@@ -77,7 +67,8 @@ def cover(model: PreTrainedModel, choice: CacheChoice, *, strict: bool) -> Cover
         raise UnsupportedError(
             f"strict=True, and {len(left)} layers of {name} would stay with Transformers; {first}"
         )
-    return Coverage(model, own, sparse, parts, left, *require_cache(model, choice))
+    cached = require_cache(model, choice)
+    return Coverage(model, own, sparse, latent_modules(model), parts, left, *cached)
 
 
 def require_cache(model: PreTrainedModel, choice: CacheChoice) -> tuple[ModelSpec | None, bool]:
@@ -196,11 +187,7 @@ def _attention_without_source(model: PreTrainedModel) -> str | None:
 
 def _sparse_modules(model: PreTrainedModel) -> dict[str, Any]:
     """Attention to tokens that an indexer chooses: the module's own, or that of a layer before."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if getattr(module, "indexer", None) is not None or getattr(module, "skip_topk", False)
-    }
+    return {name: module for name, module in model.named_modules() if chooses_tokens(module)}
 
 
 def _left_to_stock(

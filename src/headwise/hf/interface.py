@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from headwise.hf.attend import attend_latents, attend_rows
+from headwise.hf.latent import require_latents
 from headwise.hf.masks import headwise_mask
 from headwise.hf.module_hook import NAME
 from headwise.hf.observer import current_observer, observed
@@ -38,8 +39,9 @@ def headwise_attention_forward(
     weights [B,H,S,L].
 
     Raises:
-        UnsupportedError: sparse attention.
+        UnsupportedError: sparse attention, or MLA whose module changed the latents on their way.
     """
+    require_latents(module, key, value)
     request = read_request(module, query, key, value, attention_mask, dropout, scaling, **asked)
     observer = current_observer()
     if observer is not None:

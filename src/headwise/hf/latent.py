@@ -8,8 +8,11 @@ receives the latents, and decides per call between absorbing and the module's ow
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from headwise.errors import UnsupportedError
+from headwise.hf.cached_rows import CachedRows
+from headwise.hf.latent_modules import obstacle
 from headwise.hf.module_hook import NAME, ModuleHook
 from headwise.hf.request import Request
 from headwise.ops import choose_paradigm, latent_attention
@@ -18,13 +21,47 @@ from headwise.ops import choose_paradigm, latent_attention
 class LatentPassthrough(ModuleHook):
     """Stands in for a module's `expand_kv`: latent [B,1,L,R] and rope key [B,1,L,P] go through.
 
-    Where the user has set another attention since, it is the module's own expansion again.
+    Where the user has set another attention since, it is the module's own expansion again. What
+    goes through is marked, so that our attention function knows it again.
     """
 
     def __call__(self, latent: Tensor, key_rope: Tensor) -> tuple[Tensor, Tensor]:
         """Return both as they are, for our attention function."""
         module = self.owner
-        return (latent, key_rope) if receives_latents(module) else expand(module, latent, key_rope)
+        if not receives_latents(module):
+            return expand(module, latent, key_rope)
+        return self._marked(latent, "latent"), self._marked(key_rope, "rope key")
+
+    def require(self, latent: Tensor, key_rope: Tensor) -> None:
+        """Check that the attention function was given what went through, and nobody wrote to it.
+
+        Raises:
+            UnsupportedError: other tensors.
+        """
+        for given, part in ((latent, "latent"), (key_rope, "rope key")):
+            if getattr(given, _MARK, None) != (self, part, _version(given)):
+                raise UnsupportedError(
+                    f"{type(self.owner).__name__} does not attend to what its expand_kv returns, "
+                    f"but to something made of it (its {part}), so that its latents cannot be "
+                    "absorbed: call headwise.detach(model)"
+                )
+
+    def _marked(self, rows: Tensor, part: str) -> Tensor:
+        # a mark lives as long as the call: it is on an alias, and never on what a cache keeps
+        alias = rows if isinstance(rows, CachedRows) else rows.view_as(rows)
+        setattr(alias, _MARK, (self, part, _version(rows)))
+        return alias
+
+
+# An attribute of the tensors that a LatentPassthrough hands on: itself, the part, the version.
+_MARK = "_headwise_handed_on"
+
+
+def _version(rows: Tensor) -> int | None:
+    """How often PyTorch has seen somebody write to it; None where it does not count."""
+    if torch.compiler.is_compiling() or rows.is_inference():
+        return None
+    return rows._version
 
 
 def receives_latents(module: Any) -> bool:
@@ -33,23 +70,20 @@ def receives_latents(module: Any) -> bool:
     return passes and module.config._attn_implementation == NAME
 
 
+def require_latents(module: Any, key: Tensor, value: Tensor) -> None:
+    """Where a module is to give latents, check that these are the ones that it was handed.
+
+    Raises:
+        UnsupportedError: they are others.
+    """
+    if receives_latents(module):
+        module.__dict__["expand_kv"].require(key, value)
+
+
 def expand(module: Any, latent: Tensor, key_rope: Tensor) -> tuple[Tensor, Tensor]:
     """The module's own expansion: key [B,H,L,N+P] and value [B,H,L,V]."""
     key, value = type(module).expand_kv(module, latent, key_rope)
     return key, value
-
-
-def obstacle(module: Any) -> str | None:
-    """Why w_uk and w_uv cannot be read off the module's up-projection; None if they can."""
-    projection = module.kv_b_proj
-    if type(projection) is not nn.Linear or type(projection.weight) is not nn.Parameter:
-        return f"kv_b_proj is a {type(projection).__name__} with its own way to multiply"
-    if projection.bias is not None:
-        return "kv_b_proj has a bias"
-    replaced = "forward" in projection.__dict__ or projection.weight.device.type == "meta"
-    if replaced or projection._forward_hooks or projection._forward_pre_hooks:
-        return "kv_b_proj has hooks"
-    return None
 
 
 def absorb(request: Request) -> tuple[Tensor, Tensor | None] | None:

@@ -19,8 +19,6 @@ class Family:
             config.json files leave out what equals them.
         aliases: other names under which a config may give a field.
         in_transformers: whether Transformers has models of it.
-        passes_latents: whether its modules hand what `expand_kv` returns straight to the attention
-            function (MLA).
         interleaved_rope: whether its rotary pairs lie beside each other, whatever a config says.
         partial_rope: whether a `partial_rotary_factor` counts; a module may have its own rule.
         stock_kv_heads: kv heads that Transformers caches where these are more than the spec's.
@@ -37,7 +35,6 @@ class Family:
     defaults: Mapping[str, object]
     aliases: Mapping[str, str] = field(default_factory=dict)
     in_transformers: bool = True
-    passes_latents: bool = False
     interleaved_rope: bool = False
     partial_rope: bool = True
     stock_kv_heads: Callable[[ConfigFields], int | None] | None = None

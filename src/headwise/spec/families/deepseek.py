@@ -131,7 +131,6 @@ DEEPSEEK_V2 = Family(
     model_type="deepseek_v2",
     read=_read,
     defaults=_V2,
-    passes_latents=True,
     interleaved_rope=True,
     expands="normalised",
 )
@@ -139,7 +138,6 @@ DEEPSEEK_V3 = Family(
     model_type="deepseek_v3",
     read=_read,
     defaults=_V3,
-    passes_latents=True,
     expands="normalised",
 )
 DEEPSEEK_V32 = Family(model_type="deepseek_v32", read=_read_v32, defaults=_V32)
@@ -149,7 +147,6 @@ GLM4_MOE_LITE = Family(
     model_type="glm4_moe_lite",
     read=_read,
     defaults=_GLM4_MOE_LITE,
-    passes_latents=True,
     partial_rope=False,
 )
-MINICPM3 = Family(model_type="minicpm3", read=_read, defaults=_MINICPM3, passes_latents=True)
+MINICPM3 = Family(model_type="minicpm3", read=_read, defaults=_MINICPM3)

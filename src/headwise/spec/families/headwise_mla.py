@@ -71,6 +71,5 @@ HEADWISE_MLA = Family(
     model_type="headwise_mla",
     read=_read,
     defaults=_DEFAULTS,
-    passes_latents=True,
     expands="linear",
 )
