@@ -18,6 +18,7 @@ from headwise.caches import ContiguousCache, PagedCache, QuantizedCache, WindowC
 from headwise.measure.memory import kept_activations
 from headwise.nn import Attention, LatentAttention, Rope
 from headwise.nn.attention import alibi_slopes
+from headwise.spec import FAMILIES
 
 GQA = AttentionSpec(heads=6, kv_heads=2, head_dim=8, value_dim=8)
 MLA = AttentionSpec(heads=3, kv_heads=3, head_dim=14, value_dim=10, latent_rank=20, rope_dim=6)
@@ -206,13 +207,21 @@ def test_alibi_slopes_are_those_of_transformers(heads: int) -> None:
     torch.testing.assert_close(alibi_slopes(heads), _get_alibi_slopes(heads, torch.device("cpu")))
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        *("llama-gqa", "llama-mha", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_oss"),
-        *("deepseek_v2", "deepseek_v3", "deepseek_v3-yarn", "glm4_moe_lite", "minicpm3"),
-    ],
+COPIED = (
+    *("llama-gqa", "llama-mha", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2"),
+    *("gemma3", "gpt_oss"),
+    *("deepseek_v2", "deepseek_v3", "deepseek_v3-yarn", "glm4_moe_lite", "minicpm3"),
 )
+
+
+def test_only_families_whose_layers_are_compared_here_are_copied() -> None:
+    compared = {make(name).config.model_type for name in COPIED}
+    assert compared == {name for name, family in FAMILIES.items() if family.copies}
+    with pytest.raises(headwise.UnsupportedError, match=r"model_type 'glm' may do more .* llama"):
+        Attention.from_pretrained_layer(make("glm").model.layers[0].self_attn)
+
+
+@pytest.mark.parametrize("family", COPIED)
 def test_a_pretrained_layer_attends_as_in_its_model(family: str) -> None:
     model = make(family, attn_implementation="eager")
     kind: Any = LatentAttention if "kv_lora_rank" in model.config.to_dict() else Attention

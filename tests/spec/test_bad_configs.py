@@ -134,8 +134,8 @@ def test_sizes_of_latents_that_do_not_fit_the_layers_are_named(change, message):
 
 
 def test_kinds_of_layers_that_are_not_covered_are_named():
-    config = {"model_type": "qwen3_next", "num_hidden_layers": 1, "layer_types": ["mamba"]}
-    with pytest.raises(SpecError, match="'mamba'"):
+    config = {"model_type": "qwen3_next", "num_hidden_layers": 1, "layer_types": ["moe"]}
+    with pytest.raises(SpecError, match="'moe'"):
         ModelSpec.from_config(config)
     with pytest.raises(SpecError, match="layer_types has 2 entries"):
         ModelSpec.from_config(config | {"layer_types": ["linear_attention"] * 2})

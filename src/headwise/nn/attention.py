@@ -198,9 +198,8 @@ class Attention(AttentionLayer):
     def from_pretrained_layer(cls, module: Any) -> "Attention":
         """A copy of the attention module of a Transformers model, weights and all.
 
-        Serves modules with q_proj, k_proj, v_proj and o_proj of families whose config `ModelSpec`
-        reads: Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, gpt-oss. Dropout of the attention is not
-        taken over.
+        Serves the modules of Llama, Mistral and Mixtral, Qwen 2 and 3, Gemma 2 and 3, and gpt-oss.
+        Dropout of the attention is not taken over.
 
         Example:
             >>> import transformers

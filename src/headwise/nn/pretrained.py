@@ -39,6 +39,13 @@ class PretrainedLayer:
                 f"{kind} has not {what}: expected an attention module of a Transformers model, "
                 "such as model.model.layers[0].self_attn"
             )
+        copied = [name for name, family in FAMILIES.items() if family.copies]
+        model_type = getattr(config, "model_type", None)
+        if model_type not in copied:
+            raise UnsupportedError(
+                f"{kind}: attention of model_type {model_type!r} may do more than is "
+                f"copied: expected one of {', '.join(copied)}"
+            )
         try:
             layers = ModelSpec.from_config(config).layers
         except SpecError as error:
@@ -87,7 +94,7 @@ def _rope(config: Any, spec: AttentionSpec, index: int) -> Rope:
     if "rope_type" not in rotary and kinds is not None:  # one for each kind of layer
         rotary = rotary[kinds[index]]
     part = rotary.get("partial_rotary_factor", 1.0)
-    if part != 1.0 and (rotary["rope_type"] != "default" or not family.partial_rope):
+    if part != 1.0 and (rotary["rope_type"] != "default" or family.partial_rope):
         raise UnsupportedError(f"partial_rotary_factor={part}: expected 1, whole heads")
     return Rope(
         spec.rotary_dim,

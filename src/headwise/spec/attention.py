@@ -44,7 +44,8 @@ class AttentionSpec:
         softcap: c in c * tanh(score / c), applied before the masks.
         alibi: whether scores get ALiBi's linear bias.
         relative_bias: whether scores get a learned relative position bias (T5).
-        qk_norm: whether queries and keys are normalised per head before attention.
+        qk_norm: whether queries and keys are normalised before attention, per head or, as in
+            OLMo 2, all heads together.
         cross: whether keys and values come from an encoder.
         latent_rank: R, size of the cached latent (MLA).
         rope_dim: P, size of the shared rotary key beside the latent (MLA).

@@ -20,7 +20,10 @@ class Family:
         aliases: other names under which a config may give a field.
         in_transformers: whether Transformers has models of it.
         interleaved_rope: whether its rotary pairs lie beside each other, whatever a config says.
-        partial_rope: whether a `partial_rotary_factor` counts; a module may have its own rule.
+        partial_rope: whether a `partial_rotary_factor` leaves a part of each head as it is; most
+            modules do not look at it.
+        copies: whether `from_pretrained_layer` copies its attention module: no more than
+            projections, norms per head, and the same rotation in every layer of a kind.
         stock_kv_heads: kv heads that Transformers caches where these are more than the spec's.
         ties_head: whether Transformers ties the output head whatever a config says.
         encoder_class: the class that runs the encoder alone, where no Auto class does.
@@ -36,7 +39,8 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
     in_transformers: bool = True
     interleaved_rope: bool = False
-    partial_rope: bool = True
+    partial_rope: bool = False
+    copies: bool = False
     stock_kv_heads: Callable[[ConfigFields], int | None] | None = None
     ties_head: bool = False
     encoder_class: str = "AutoModel"
@@ -53,8 +57,10 @@ class Composite:
         model_type: as configs name it.
         text: the model_type that its config class fills in where a config leaves the text part out.
         sets: fields that its config class sets in a text part that leaves them out.
+        alone: the text part that its config class makes where a config leaves it out.
     """
 
     model_type: str
     text: str | None = None
     sets: Mapping[str, object] = field(default_factory=dict)
+    alone: Mapping[str, object] = field(default_factory=dict)

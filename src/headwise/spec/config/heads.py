@@ -48,15 +48,20 @@ def key_value_heads(fields: ConfigFields, heads: int, name: str = "num_key_value
     return count
 
 
-def grouped_heads(fields: ConfigFields, **options: Any) -> AttentionSpec:
+def grouped_heads(
+    fields: ConfigFields, head_dim: int | None = None, **options: Any
+) -> AttentionSpec:
     """Attention with the fields of Llama's kin; `options` are those of `AttentionSpec`.
+
+    `head_dim` is given where the field does not count.
 
     >>> config = {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
     >>> print(grouped_heads(ConfigFields(config), window=128))
     GQA 9/3 heads, D 64, window 128
     """
     heads = fields.positive("num_attention_heads")
-    head_dim = fields.optional_positive("head_dim") or split_hidden(fields)
+    if head_dim is None:
+        head_dim = fields.optional_positive("head_dim") or split_hidden(fields)
     return AttentionSpec(
         heads=heads,
         kv_heads=key_value_heads(fields, heads),

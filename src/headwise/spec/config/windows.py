@@ -6,8 +6,9 @@ from headwise.errors import SpecError
 from headwise.spec.checks import shown
 from headwise.spec.config.fields import ConfigFields
 
-# "attention" is what configs written before Transformers 5 call it.
-_SLIDES = {"full_attention": False, "attention": False, "sliding_attention": True}
+_SLIDES = {"full_attention": False, "sliding_attention": True}
+# What configs written before Transformers 5 call them.
+_OLD_KINDS = {"attention": "full_attention", "mamba": "linear_attention"}
 
 
 def layer_kinds(
@@ -30,6 +31,7 @@ def layer_kinds(
             f"layer_types has {length}: expected one for each of the "
             f"num_hidden_layers={layers} layers"
         )
+    types = [_OLD_KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in types]
     unknown = [kind for kind in types if not isinstance(kind, str) or kind not in known]
     if unknown:
         raise SpecError(
@@ -62,3 +64,13 @@ def layer_windows(
             "expected the window's tokens (and use_sliding_window, where the family has it)"
         )
     return [window if slide else None for slide in slides]
+
+
+def used_window(fields: ConfigFields) -> int | None:
+    """sliding_window where use_sliding_window is on: published configs have one that is off.
+
+    >>> used_window(ConfigFields({"use_sliding_window": True, "sliding_window": 4096}))
+    4096
+    """
+    used = fields.flag("use_sliding_window")
+    return fields.optional_positive("sliding_window") if used else None

@@ -58,7 +58,7 @@ def read_config(config: object) -> tuple[str, Layout]:
     text = outer.raw("text_config")
     instead: dict[str, object] = {}
     if text is not None or composite.text is not None:
-        config = {} if text is None else text
+        config = composite.alone if text is None else text
         inner = ConfigFields(config)
         # The class that runs is the outer one.
         instead["architectures"] = outer.raw("architectures")

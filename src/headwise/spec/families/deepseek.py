@@ -133,12 +133,14 @@ DEEPSEEK_V2 = Family(
     defaults=_V2,
     interleaved_rope=True,
     expands="normalised",
+    copies=True,
 )
 DEEPSEEK_V3 = Family(
     model_type="deepseek_v3",
     read=_read,
     defaults=_V3,
     expands="normalised",
+    copies=True,
 )
 DEEPSEEK_V32 = Family(model_type="deepseek_v32", read=_read_v32, defaults=_V32)
 DEEPSEEK_V2_MHA = Family(model_type="headwise_deepseek_v2_mha", read=_read_expanded, defaults=_V2)
@@ -147,6 +149,7 @@ GLM4_MOE_LITE = Family(
     model_type="glm4_moe_lite",
     read=_read,
     defaults=_GLM4_MOE_LITE,
-    partial_rope=False,
+    partial_rope=True,
+    copies=True,
 )
-MINICPM3 = Family(model_type="minicpm3", read=_read, defaults=_MINICPM3)
+MINICPM3 = Family(model_type="minicpm3", read=_read, defaults=_MINICPM3, copies=True)

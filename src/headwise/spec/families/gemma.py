@@ -5,10 +5,9 @@ from dataclasses import replace
 from headwise.errors import SpecError
 from headwise.spec.config.family import Composite, Family
 from headwise.spec.config.fields import ConfigFields
-from headwise.spec.config.heads import grouped_heads, with_windows
-from headwise.spec.config.layout import Layout, one_stack
+from headwise.spec.config.layout import Layout
 from headwise.spec.config.prefix import bidirectional, has_prefix
-from headwise.spec.config.windows import layer_windows
+from headwise.spec.config.stacks import grouped_stack, nth_full
 
 _GEMMA2: dict[str, object] = {
     "num_hidden_layers": 26,
@@ -55,9 +54,8 @@ def _read_gemma3(fields: ConfigFields) -> Layout:
 
 
 def _read_gemma3n(fields: ConfigFields) -> Layout:
-    attention = grouped_heads(fields, scale=1.0, qk_norm=True)
-    windows = _windows(fields, fields.optional_positive("sliding_window"), pattern=5)
-    layout = one_stack(with_windows(attention, windows), fields.positive("max_position_embeddings"))
+    windows = nth_full(fields, 5, fields.optional_positive("sliding_window"))
+    layout = grouped_stack(fields, windows, scale=1.0, qk_norm=True)
     own = max(0, len(windows) - fields.whole("num_kv_shared_layers"))
     # The last layers have no keys of their own: each reads those of the last one of its kind.
     shared = tuple(
@@ -77,26 +75,24 @@ def _last_of_kind(windows: list[int | None], window: int | None, index: int) -> 
 
 
 def _read(fields: ConfigFields, window: int | None, pattern: int, qk_norm: bool = False) -> Layout:
-    attention = grouped_heads(
+    return grouped_stack(
         fields,
+        nth_full(fields, pattern, window),
         scale=fields.number("query_pre_attn_scalar") ** -0.5,
         causal=not bidirectional(fields),
         prefix=has_prefix(fields),
         softcap=fields.optional_number("attn_logit_softcapping"),
         qk_norm=qk_norm,
     )
-    attentions = with_windows(attention, _windows(fields, window, pattern))
-    return one_stack(attentions, fields.positive("max_position_embeddings"))
 
 
-def _windows(fields: ConfigFields, window: int | None, pattern: int) -> list[int | None]:
-    """Of each layer, where every `pattern`-th one is global unless layer_types says otherwise."""
-    slides = [(index + 1) % pattern != 0 for index in range(fields.layers("num_hidden_layers"))]
-    return layer_windows(fields, window, default=slides)
-
-
-GEMMA2 = Family(model_type="gemma2", read=_read_gemma2, defaults=_GEMMA2)
-GEMMA3_TEXT = Family(model_type="gemma3_text", read=_read_gemma3, defaults=_GEMMA3)
+GEMMA2 = Family(
+    model_type="gemma2",
+    read=_read_gemma2,
+    defaults=_GEMMA2,
+    copies=True,
+)
+GEMMA3_TEXT = Family(model_type="gemma3_text", read=_read_gemma3, defaults=_GEMMA3, copies=True)
 GEMMA3 = Composite(model_type="gemma3", text="gemma3_text")
 GEMMA3N_TEXT = Family(model_type="gemma3n_text", read=_read_gemma3n, defaults=_GEMMA3N)
 GEMMA3N = Composite(model_type="gemma3n", text="gemma3n_text")

@@ -2,16 +2,13 @@
 
 from headwise.spec.config.family import Family
 from headwise.spec.config.fields import ConfigFields
-from headwise.spec.config.heads import grouped_heads, with_windows
-from headwise.spec.config.layout import Layout, one_stack
-from headwise.spec.config.windows import layer_windows
+from headwise.spec.config.layout import Layout
+from headwise.spec.config.stacks import grouped_stack, nth_full
 
 
 def _read(fields: ConfigFields) -> Layout:
-    slides = [index % 2 == 0 for index in range(fields.layers("num_hidden_layers"))]
-    windows = layer_windows(fields, fields.optional_positive("sliding_window"), default=slides)
-    attentions = with_windows(grouped_heads(fields, sinks=True), windows)
-    return one_stack(attentions, fields.positive("max_position_embeddings"))
+    windows = nth_full(fields, 2, fields.optional_positive("sliding_window"))
+    return grouped_stack(fields, windows, sinks=True)
 
 
 GPT_OSS = Family(
@@ -27,4 +24,5 @@ GPT_OSS = Family(
         "layer_types": None,
         "max_position_embeddings": 131072,
     },
+    copies=True,
 )

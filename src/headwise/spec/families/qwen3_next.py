@@ -55,10 +55,11 @@ def _full_layers(fields: ConfigFields) -> list[bool]:
     return [kind == "full_attention" for kind in types]
 
 
-QWEN3_NEXT = Family(model_type="qwen3_next", read=_read, defaults=_NEXT)
+QWEN3_NEXT = Family(model_type="qwen3_next", read=_read, defaults=_NEXT, partial_rope=True)
 QWEN3_5_TEXT = Family(
     model_type="qwen3_5_text",
     read=_read,
     defaults=_NEXT | {"num_hidden_layers": 32, "num_key_value_heads": 4},
+    partial_rope=True,
 )
 QWEN3_5 = Composite(model_type="qwen3_5", text="qwen3_5_text")
