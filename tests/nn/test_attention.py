@@ -301,6 +301,11 @@ def test_gradients_survive_checkpointing(name: str) -> None:
             "give bias= to forward",
         ),
         (
+            lambda: Attention(replace(GQA, window=4, chunked=True)),
+            headwise.UnsupportedError,
+            "leave window and chunked out, and give mask= to forward",
+        ),
+        (
             lambda: build(GQA)(hidden(), hidden()),
             headwise.ShapeError,
             "layer of GQA 6/2 heads, D 8: expected no source",

@@ -120,10 +120,21 @@ def test_cache_bytes_refuse_impossible_lengths(context, batch):
         (make(causal=False, relative_bias=True), f"{GROUPED}, bidirectional, relative bias"),
         (make(causal=False, cross=True), f"{GROUPED}, cross"),
         (make(alibi=True, qk_norm=True), f"{GROUPED}, ALiBi, qk-norm"),
+        (make(window=9, chunked=True), f"{GROUPED}, chunks of 9"),
     ],
 )  # fmt: skip
 def test_text_is_short_and_names_what_is_special(spec, text):
     assert str(spec) == text
+
+
+def test_chunks_are_counted_as_their_mask_shows_them():
+    spec = make(window=5, chunked=True)
+    position = torch.arange(23)
+    mask = position[:, None] >= position
+    mask &= position[:, None] // 5 == position // 5
+    for queries in (1, 4, 23):
+        assert spec.pairs(queries, 23) == mask[23 - queries :].sum()
+    assert (spec.cached_tokens(4), spec.cached_tokens(23)) == (4, 4)
 
 
 def test_specs_are_frozen_keyword_only_and_usable_as_keys():
@@ -141,6 +152,8 @@ def test_specs_are_frozen_keyword_only_and_usable_as_keys():
         ({"kv_heads": 12}, "kv_heads=12"),
         ({"cross": True}, "cross=True"),
         ({"cross": True, "causal": False, "window": 5}, "window=5"),
+        ({"chunked": True}, "chunked=True with window=None"),
+        ({"chunked": True, "window": 5, "causal": False}, "causal=False"),
         ({"rope_dim": 7}, "rope_dim=7"),
         ({"query_rank": 29}, "query_rank=29"),
         ({"latent_rank": 37, "kv_heads": 6}, "rope_dim=None"),
@@ -158,7 +171,7 @@ NOT_POSITIVE_INTEGERS = st.one_of(
 )
 SIZES = ["heads", "kv_heads", "head_dim", "value_dim"]
 OPTIONAL_SIZES = ["window", "latent_rank", "rope_dim", "query_rank"]
-FLAGS = ["causal", "sinks", "alibi", "relative_bias", "qk_norm", "cross"]
+FLAGS = ["causal", "chunked", "sinks", "alibi", "relative_bias", "qk_norm", "cross"]
 
 
 @given(st.sampled_from(SIZES + OPTIONAL_SIZES), NOT_POSITIVE_INTEGERS)

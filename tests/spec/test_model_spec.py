@@ -102,6 +102,15 @@ def test_the_spec_floor_imports_neither_torch_nor_transformers():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("missing", ["heads", "key_dim", "value_dim"])
+def test_a_state_has_matrices_whole_or_not_at_all(missing):
+    convolution = StateSpec(conv_channels=5, conv_width=3)
+    assert (convolution.nbytes(2, "bf16"), convolution.flops(4, 4)) == (2 * 5 * 3 * 2, 0)
+    sizes = {"heads": 2, "key_dim": 3, "value_dim": 4, missing: 0}
+    with pytest.raises(SpecError, match=f"{missing}=0"):
+        StateSpec(conv_channels=5, conv_width=3, **sizes)
+
+
 def test_the_old_fields_of_a_layer_are_taken_with_a_warning():
     state = StateSpec(conv_channels=2, conv_width=2, heads=1, key_dim=3, value_dim=3)
     for old, mixer in (

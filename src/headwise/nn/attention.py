@@ -75,6 +75,11 @@ class Attention(AttentionLayer):
                 f"{spec}: a relative bias is computed once for all layers; leave it out of the "
                 "spec and give bias= to forward"
             )
+        if spec.chunked:
+            raise UnsupportedError(
+                f"{spec}: chunks are a mask; leave window and chunked out, and give mask= to "
+                "forward"
+            )
         if spec.alibi and not spec.causal:
             raise UnsupportedError(f"{spec}: ALiBi is defined for causal attention; give bias=")
         if source_size is not None and not spec.cross:

@@ -164,9 +164,10 @@ def _append(
         made = cache.layers[layer.index]
         inputs = _empty(dtype, workload.batch, mixer.conv_channels, tokens)
         made.update_conv_state(inputs, conv_kernel_size=mixer.conv_width)
-        made.update_recurrent_state(
-            _empty("float32", workload.batch, mixer.heads, mixer.key_dim, mixer.value_dim)
-        )
+        if mixer.heads:
+            made.update_recurrent_state(
+                _empty("float32", workload.batch, mixer.heads, mixer.key_dim, mixer.value_dim)
+            )
 
 
 def _rows(spec: AttentionSpec, workload: Workload, tokens: int, heads: int | None) -> list[Tensor]:

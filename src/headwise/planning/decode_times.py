@@ -41,7 +41,8 @@ def check_times(plan: "Plan", progress: Progress) -> tuple[tuple[TimeCheck, ...]
             continue
         for context in contexts:
             # a window's layer is one that holds no more than the window
-            shape = Shape(spec=replace(attention, window=None), context=attention.pairs(1, context))
+            whole = replace(attention, window=None, chunked=False)
+            shape = Shape(spec=whole, context=attention.pairs(1, context))
             shapes.setdefault(shape, (attention, context))
     if not shapes:
         notes = notes or ["no layer is timed: the model takes fewer than 1,024 tokens"]

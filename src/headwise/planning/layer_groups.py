@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from headwise.planning.workload import Workload
-from headwise.spec import LayerSpec, ModelSpec
+from headwise.spec import LayerSpec, ModelSpec, StateSpec
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,10 @@ def layer_groups(spec: ModelSpec, one: Workload) -> tuple[LayerGroup, ...]:
 
 
 def mechanism_of(layer: LayerSpec) -> str:
-    """The mechanism of a layer: "GQA", ..., or "linear" where it does not attend."""
-    return "linear" if layer.attention is None else layer.attention.mechanism
+    """The mechanism of a layer: "GQA", ..., or what it does instead of attending."""
+    if isinstance(layer.mixer, StateSpec):
+        return "linear" if layer.mixer.heads else "convolution"
+    return "none" if layer.attention is None else layer.attention.mechanism
 
 
 def _group(stack: str, layer: LayerSpec, indices: tuple[int, ...], one: Workload) -> LayerGroup:

@@ -8,6 +8,8 @@ from headwise.spec.checks import boolean, finite, positive_int, token_count
 from headwise.spec.dtypes import Dtype, bytes_per_element
 from headwise.spec.indexer import IndexerSpec
 
+_FLAGS = ("causal", "prefix", "chunked", "sinks", "alibi", "relative_bias", "qk_norm", "cross")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
@@ -40,6 +42,8 @@ class AttentionSpec:
             before them (a prefix language model); not causal, and cached like a causal layer.
         window: w; a causal query at position p sees keys p-w+1 .. p, one that is not causal
             sees both sides, |p - key| < w. None: no limit.
+        chunked: whether positions are cut into chunks of w instead (Llama 4): a causal query sees
+            its own chunk up to itself. A cache holds as much as for a window of w.
         sinks: whether each head has a learned logit in its softmax denominator.
         softcap: c in c * tanh(score / c), applied before the masks.
         alibi: whether scores get ALiBi's linear bias.
@@ -68,6 +72,7 @@ class AttentionSpec:
     causal: bool = True
     prefix: bool = False
     window: int | None = None
+    chunked: bool = False
     sinks: bool = False
     softcap: float | None = None
     alibi: bool = False
@@ -85,7 +90,7 @@ class AttentionSpec:
         for name in ("window", "latent_rank", "rope_dim", "query_rank"):
             if getattr(self, name) is not None:
                 positive_int(name, getattr(self, name))
-        for name in ("causal", "prefix", "sinks", "alibi", "relative_bias", "qk_norm", "cross"):
+        for name in _FLAGS:
             boolean(name, getattr(self, name))
         scale = self.head_dim**-0.5 if self.scale is None else finite("scale", self.scale)
         object.__setattr__(self, "scale", scale)
@@ -105,6 +110,11 @@ class AttentionSpec:
             raise SpecError(
                 f"prefix=True with causal={self.causal}, cross={self.cross}: a prompt whose tokens "
                 "see one another is self-attention that is not causal; give causal=False"
+            )
+        if self.chunked and (self.window is None or not self.causal):
+            raise SpecError(
+                f"chunked=True with window={self.window}, causal={self.causal}: chunks are of "
+                "causal attention; give their size as the window, and causal=True"
             )
         self._check_latent()
 
@@ -240,6 +250,9 @@ class AttentionSpec:
                 f"query_length={query_length} with context={context}: expected at most as many "
                 "queries as tokens"
             )
+        if self.chunked:
+            assert self.window is not None
+            return _chunks(context, self.window) - _chunks(context - query_length, self.window)
         most = min(each for each in (self.window, self._topk, context) if each is not None)
         if not self.causal and not (self.prefix and query_length < context):
             # both sides of a token, itself counted twice
@@ -319,7 +332,7 @@ class AttentionSpec:
         elif not self.causal:
             parts.append("bidirectional prefix" if self.prefix else "bidirectional")
         if self.window is not None:
-            parts.append(f"window {self.window}")
+            parts.append(f"{'chunks of' if self.chunked else 'window'} {self.window}")
         if self.softcap is not None:
             parts.append(f"softcap {self.softcap:g}")
         labels = {
@@ -336,3 +349,9 @@ def _staircase(tokens: int, most: int) -> int:
     """min(1, most) + min(2, most) + ... up to `tokens`."""
     rising = min(tokens, most)
     return rising * (rising + 1) // 2 + (tokens - rising) * most
+
+
+def _chunks(tokens: int, size: int) -> int:
+    """1 + 2 + ... + size, over and over, up to `tokens` numbers."""
+    whole, rest = divmod(tokens, size)
+    return whole * _staircase(size, size) + _staircase(rest, rest)

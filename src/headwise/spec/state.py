@@ -1,4 +1,7 @@
-"""What a layer of linear attention keeps instead of a cache: a state whose size never changes."""
+"""What a layer keeps instead of a cache: a state whose size never changes.
+
+Of linear attention, of a state-space model (Mamba-2), or of a short convolution.
+"""
 
 from dataclasses import dataclass
 
@@ -19,28 +22,37 @@ class StateSpec:
     >>> state.nbytes(1, "bf16")
     2162688
 
+    A short convolution by itself (LFM2) has no heads:
+
+    >>> print(StateSpec(conv_channels=2048, conv_width=3))
+    convolution 2048 channels, width 3
+
     Args:
-        conv_channels: channels of the convolution, those of query, key and value together.
+        conv_channels: channels of the convolution, those of query, key and value together (for
+            Mamba-2 those of C, B and x).
         conv_width: inputs that it reaches over, all of which are kept, as Transformers does; the
             next step would do with one fewer.
-        heads: value heads, each with a matrix.
-        key_dim: rows of that matrix.
-        value_dim: its columns.
+        heads: value heads, each with a matrix; 0 where the convolution is all.
+        key_dim: rows of that matrix (for Mamba-2 the size of the state).
+        value_dim: its columns (the size of a head).
 
     Raises:
-        SpecError: a number below 1.
+        SpecError: a number below 1, or some of the matrices' numbers without the others.
 
-    Source: Gated DeltaNet, https://arxiv.org/abs/2412.06464.
+    Sources: Gated DeltaNet, https://arxiv.org/abs/2412.06464; Mamba-2,
+    https://arxiv.org/abs/2405.21060.
     """
 
     conv_channels: int
     conv_width: int
-    heads: int
-    key_dim: int
-    value_dim: int
+    heads: int = 0
+    key_dim: int = 0
+    value_dim: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("conv_channels", "conv_width", "heads", "key_dim", "value_dim"):
+        matrices = ("heads", "key_dim", "value_dim")
+        has_any = any(getattr(self, name) != 0 for name in matrices)
+        for name in ("conv_channels", "conv_width", *(matrices if has_any else ())):
             positive_int(name, getattr(self, name))
 
     @property
@@ -64,8 +76,13 @@ class StateSpec:
         return self.nbytes(batch, dtype)
 
     def flops(self, query_length: int, context: int) -> int:
-        """Operations of the recurrence over `query_length` tokens, whatever came before."""
+        """Operations of the recurrence over `query_length` tokens, whatever came before.
+
+        Those of the convolution are not counted: its filters are weights.
+        """
         return _FLOPS * query_length * self.matrix_elements
 
     def __str__(self) -> str:
+        if not self.heads:
+            return f"convolution {self.conv_channels} channels, width {self.conv_width}"
         return f"linear attention {self.heads} heads, state {self.key_dim} x {self.value_dim}"

@@ -148,7 +148,7 @@ class Problem:
         >>> Problem.of(spec, query_length=1, context=50, dtype=torch.float32).group_size
         3
         """
-        others: dict[str, Any] = {"batch": 1, **facts}
+        others: dict[str, Any] = {"batch": 1, "mask": spec.chunked, **facts}
         return cls(
             **others,
             heads=spec.heads,
@@ -159,8 +159,9 @@ class Problem:
             value_dim=spec.value_dim,
             dtype=dtype,
             device=device,
-            causal=spec.causal and not spec.cross,
-            window=spec.window if spec.causal else None,
+            # chunks are a mask to an operator, which then is all that hides
+            causal=spec.causal and not spec.cross and not spec.chunked,
+            window=spec.window if spec.causal and not spec.chunked else None,
             sinks=spec.sinks,
             softcap=spec.softcap is not None,
             alibi=spec.alibi,
