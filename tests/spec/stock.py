@@ -78,6 +78,38 @@ LINEAR = {
     "linear_conv_kernel_dim": 5,
 }
 NEXT_TYPES = ["linear_attention", "full_attention", "full_attention"] + ["linear_attention"] * 4
+MAMBA = {
+    "hidden_size": 60,
+    "num_attention_heads": 15,
+    "num_key_value_heads": 5,
+    "head_dim": 22,
+    "intermediate_size": 17,
+    "moe_intermediate_size": 11,
+    "moe_shared_expert_intermediate_size": 13,
+    "n_routed_experts": 2,
+    "num_experts_per_tok": 1,
+    "vocab_size": 31,
+    "ssm_state_size": 6,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 9,
+    "n_groups": 2,
+    "conv_kernel": 3,
+    "chunk_size": 8,
+}
+GEMMA4 = {
+    "num_attention_heads": 20,
+    "head_dim": 22,
+    "global_head_dim": 26,
+    "sliding_window": 19,
+    "hidden_size_per_layer_input": 3,
+    "vocab_size_per_layer_input": 31,
+}
+CHUNKED = {
+    "head_dim": 22,
+    "num_local_experts": 2,
+    "intermediate_size_mlp": 19,
+    "attention_chunk_size": 19,
+}
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 11}
 
 # name -> (model_type, fields as a config.json gives them)
@@ -170,6 +202,89 @@ CONFIGS = {
             "vocab_size_per_layer_input": 31,
         },
     ),
+    "gemma4": (
+        "gemma4_text",
+        GROUPED
+        | GEMMA4
+        | {
+            "num_global_key_value_heads": 4,
+            "attention_k_eq_v": True,
+            "layer_types": [*MIXED[:5], "sliding_attention", "full_attention"],
+        },
+    ),
+    # the last layer is global, whatever the pattern says, and two share keys of the first five
+    "gemma4 shared": ("gemma4_text", GROUPED | GEMMA4 | {"num_kv_shared_layers": 1}),
+    "gemma4_unified": ("gemma4_unified_text", GROUPED | GEMMA4),
+    "llama4": ("llama4_text", GROUPED | CHUNKED),
+    "llama4 lists": (
+        "llama4_text",
+        GROUPED
+        | CHUNKED
+        | {
+            "no_rope_layers": [0, 1, 1, 0, 1, 0, 1],
+            "layer_types": ["full_attention", "chunked_attention"] * 3 + ["full_attention"],
+        },
+    ),
+    "llama4 whole": (
+        "llama4_text",
+        GROUPED | CHUNKED | {"attention_chunk_size": None, "use_qk_norm": False},
+    ),
+    "nemotron": ("nemotron", GROUPED),
+    "nemotron_h": ("nemotron_h", MAMBA | {"hybrid_override_pattern": "M-*M-*"}),
+    "nemotron_h names": (
+        "nemotron_h",
+        MAMBA | {"layers_block_type": ["mamba", "attention", "moe", "linear_attention", "mlp"]},
+    ),
+    "lfm2": ("lfm2", GROUPED | {"full_attn_idxs": [1, 4], "conv_L_cache": 4}),
+    "lfm2_moe": (
+        "lfm2_moe",
+        GROUPED
+        | {
+            "layer_types": ["conv", "full_attention", "conv", "conv", "full_attention"]
+            + ["conv"] * 2,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": 11,
+        },
+    ),
+    "qwen2_moe": ("qwen2_moe", GROUPED | EXPERTS | {"num_experts": 2}),
+    "qwen2_moe windows": (
+        "qwen2_moe",
+        GROUPED
+        | EXPERTS
+        | {
+            "num_experts": 2,
+            "use_sliding_window": True,
+            "sliding_window": 19,
+            "max_window_layers": 4,
+        },
+    ),
+    "qwen3_5_moe": ("qwen3_5_moe_text", GROUPED | EXPERTS | LINEAR | {"num_experts": 2}),
+    "minimax_m2": ("minimax_m2", GROUPED | EXPERTS | {"head_dim": 22}),
+    "qwen2_vl": ("qwen2_vl_text", GROUPED),
+    "qwen2_5_vl windows": (
+        "qwen2_5_vl_text",
+        GROUPED | {"use_sliding_window": True, "sliding_window": 19, "max_window_layers": 4},
+    ),
+    "qwen3_vl": ("qwen3_vl_text", GROUPED | {"head_dim": 22}),
+    "qwen3_vl_moe": ("qwen3_vl_moe_text", GROUPED | EXPERTS | {"num_experts": 2}),
+    "glm4v": ("glm4v_text", GROUPED),
+    "glm4v_moe": ("glm4v_moe_text", GROUPED | EXPERTS | {"hidden_size": 64, "n_routed_experts": 2}),
+    "whisper": (
+        "whisper",
+        {
+            "d_model": 60,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 5,
+            "decoder_layers": 3,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 17,
+            "decoder_ffn_dim": 17,
+            "vocab_size": 31,
+            "pad_token_id": 0,
+            "max_target_positions": 43,
+        },
+    ),
     "deepseek_v32": (
         "deepseek_v32",
         MLA | {"index_n_heads": 3, "index_head_dim": 7, "index_topk": 12},
@@ -251,6 +366,14 @@ def stock_layers(name):
             [_separate(block.layer[0].SelfAttention, "q", "k", "v") for block in encoder],
             [_separate(block.layer[1].EncDecAttention, "q", "k", "v") for block in decoder],
         )
+    if model_type == "whisper":
+        names = ("q_proj", "k_proj", "v_proj")
+        encoder, decoder = model.encoder.layers, model.decoder.layers
+        return (
+            [_separate(layer.self_attn, *names) for layer in decoder],
+            [_separate(layer.self_attn, *names) for layer in encoder],
+            [_separate(layer.encoder_attn, *names) for layer in decoder],
+        )
     if model_type in ("gpt2", "gpt_bigcode"):
         own = [_fused(block.attn, block.attn.c_attn.weight.numel() // 55, 55) for block in model.h]
         cross = [
@@ -267,7 +390,11 @@ def stock_layers(name):
         return [_fused(layer, layer.query_key_value.out_features, 55) for layer in own], [], []
     if "kv_lora_rank" in CONFIGS[name][1]:
         return [_latent(layer.self_attn) for layer in model.layers], [], []
-    modules = [layer.self_attn for layer in model.layers if hasattr(layer, "self_attn")]
+    modules = [
+        getattr(layer, "self_attn", None) or layer.mixer
+        for layer in model.layers
+        if hasattr(layer, "self_attn") or getattr(layer, "block_type", "") == "full_attention"
+    ]
     if model_type == "phi3":
         sizes = [(at.qkv_proj.out_features, at.o_proj.in_features) for at in modules]
         return [_fused(module, *size) for module, size in zip(modules, sizes)], [], []
@@ -278,7 +405,9 @@ def _separate(module, query, key, value):
     # a layer that shares another's keys has no projections for them, and Qwen3-Next's queries come
     # with a gate of their size
     sizes = [getattr(getattr(module, name, None), "out_features", None) for name in (key, value)]
-    gated = type(module).__name__ in ("Qwen3NextAttention", "Qwen3_5Attention")
+    gated = type(module).__name__ in (
+        *("Qwen3NextAttention", "Qwen3_5Attention", "Qwen3_5MoeAttention"),
+    )
     return Stock(module, getattr(module, query).out_features // (2 if gated else 1), *sizes)
 
 

@@ -17,7 +17,8 @@ SLIDING = ["sliding_attention", "full_attention"]
     [
         ({}, "model_type=None"),
         ({"model_type": 7}, "model_type=7"),
-        ({"model_type": "mamba"}, "expected one of bert, .*gemma3"),
+        ({"model_type": "mamba"}, "expected one of [0-9]+, as "),
+        ({"model_type": "gemma3_txt"}, "expected one of [0-9]+, as gemma3_text, gemma"),
         ({"model_type": "llava"}, "model_type='llava'"),
         ({"model_type": "llava", "text_config": {}}, "model_type=None"),
         ({"model_type": "llava", "text_config": {"model_type": "mamba"}}, "model_type='mamba'"),
@@ -74,6 +75,46 @@ SLIDING = ["sliding_attention", "full_attention"]
             {"model_type": "deepseek_v3", "rope_scaling": {"type": "yarn", "mscale_all_dim": 1.0}},
             "rope_scaling.factor=None",
         ),
+        (
+            {"model_type": "gemma4_text", "use_bidirectional_attention": "all"},
+            "use_bidirectional_attention='all'",
+        ),
+        ({"model_type": "gemma4_text", "num_kv_shared_layers": 26}, r"layer 5 \(window None\)"),
+        ({"model_type": "gemma4_text", "per_layer_config": [1]}, r"per_layer_config=\[1\]"),
+        ({"model_type": "gemma4_text", "per_layer_config": {"30": {}}}, "has '30': {}"),
+        (
+            {"model_type": "gemma4_text", "per_layer_config": {"3": {"sliding_window": 8}}},
+            "'sliding_window': 8}: expected",
+        ),
+        (
+            {"model_type": "gemma4_text", "per_layer_config": {"03": {"head_dim": 0}}},
+            "head_dim=0",
+        ),
+        (
+            {
+                "model_type": "gemma4_text",
+                "attention_k_eq_v": True,
+                "num_global_key_value_heads": 3,
+            },
+            "kv_heads=3 does not divide heads=8",
+        ),
+        ({"model_type": "llama4_text", "no_rope_layers": [1, 0]}, r"no_rope_layers=\[1, 0\]"),
+        (
+            {
+                "model_type": "llama4_text",
+                "num_hidden_layers": 1,
+                "attention_chunk_size": None,
+                "layer_types": ["chunked_attention"],
+            },
+            "attention_chunk_size is not set while 1 of 1",
+        ),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "MX"}, "contains 'X'"),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": ""}, "hybrid_override_pattern=''"),
+        ({"model_type": "nemotron_h", "layers_block_type": "M*"}, "layers_block_type='M\\*'"),
+        ({"model_type": "nemotron_h", "layer_types": ["conv"]}, "contains 'conv'"),
+        ({"model_type": "lfm2", "full_attn_idxs": 3}, "layers that attend are 3"),
+        ({"model_type": "lfm2_moe"}, "layer_types=None"),
+        ({"model_type": "whisper", "decoder_attention_heads": 7}, "decoder_attention_heads=7"),
         ({"model_type": "llama", "is_causal": False}, "is_causal=False"),
         ({"model_type": "llama", "per_layer_config": {"3": {"head_dim": 8}}}, "per_layer_config"),
     ],
@@ -148,6 +189,7 @@ def test_layer_types_written_before_transformers_5_are_understood():
 
 # Not looked at by default: the window while use_sliding_window is off, the hidden size beside a
 # head_dim.
+_VL_WINDOW = ("sliding_window", "max_window_layers")
 UNUSED = {
     ("qwen2", "sliding_window"),
     ("qwen3", "sliding_window"),
@@ -156,6 +198,11 @@ UNUSED = {
     ("gemma", "hidden_size"),
     ("glm", "hidden_size"),
     ("gpt_oss", "hidden_size"),
+    ("llama4_text", "hidden_size"),
+    ("minimax_m2", "hidden_size"),
+    ("qwen3_vl_text", "hidden_size"),
+    ("qwen2_moe", "sliding_window"),
+    *((f"qwen{version}_vl_text", name) for version in ("2", "2_5") for name in _VL_WINDOW),
 }
 INTEGER_FIELDS = sorted(
     (model_type, name)

@@ -7,7 +7,6 @@ from headwise.spec import AttentionSpec, ModelSpec
 from headwise.spec.checks import shown
 from spec.damaged import damaged
 
-# The names of all families stand in the error of an unknown one.
 LONGEST = 700
 
 

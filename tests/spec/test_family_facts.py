@@ -6,7 +6,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, FalconConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from headwise.spec import FAMILIES, config_fields, family_of
+from headwise.spec import FAMILIES, config_fields, families, family_of
 
 IN_TRANSFORMERS = [
     name
@@ -18,6 +18,11 @@ every_family = pytest.mark.parametrize("name", IN_TRANSFORMERS)
 
 def model_class(name: str) -> type:
     return getattr(transformers, MODEL_MAPPING_NAMES[name])
+
+
+def test_no_model_type_is_declared_twice() -> None:
+    names = [declared.model_type for declared in families._DECLARED]
+    assert sorted(names) == sorted(set(names))
 
 
 def test_stock_falcon_caches_the_heads_that_its_family_says() -> None:

@@ -151,6 +151,186 @@ GPT_OSS_20B = {
     "sliding_window": 128,
 }
 
+LLAMA4_SCOUT = {
+    "model_type": "llama4",
+    "text_config": {
+        "attention_chunk_size": 8192,
+        "head_dim": 128,
+        "hidden_size": 5120,
+        "max_position_embeddings": 10485760,
+        "model_type": "llama4_text",
+        "no_rope_layers": [],
+        "num_attention_heads": 40,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 8,
+        "use_qk_norm": True,
+    },
+    "vision_config": {"model_type": "llama4_vision_model"},
+}
+GEMMA4_26B = {
+    "model_type": "gemma4",
+    "text_config": {
+        "attention_k_eq_v": True,
+        "global_head_dim": 512,
+        "head_dim": 256,
+        "hidden_size": 2816,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5,
+        "max_position_embeddings": 262144,
+        "model_type": "gemma4_text",
+        "num_attention_heads": 16,
+        "num_global_key_value_heads": 2,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 8,
+        "sliding_window": 1024,
+    },
+}
+GEMMA4_E2B = {
+    "model_type": "gemma4",
+    "text_config": {
+        "global_head_dim": 512,
+        "head_dim": 256,
+        "hidden_size": 1536,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
+        "model_type": "gemma4_text",
+        "num_attention_heads": 8,
+        "num_global_key_value_heads": None,
+        "num_hidden_layers": 35,
+        "num_key_value_heads": 1,
+        "num_kv_shared_layers": 20,
+        "sliding_window": 512,
+    },
+}
+NEMOTRON_NANO_9B_V2 = {
+    "model_type": "nemotron_h",
+    "conv_kernel": 4,
+    "head_dim": 128,
+    "hidden_size": 4480,
+    "hybrid_override_pattern": "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-",
+    "mamba_head_dim": 80,
+    "mamba_num_heads": 128,
+    "max_position_embeddings": 131072,
+    "n_groups": 8,
+    "num_attention_heads": 40,
+    "num_hidden_layers": 56,
+    "num_key_value_heads": 8,
+    "ssm_state_size": 128,
+}
+MINITRON_4B = {
+    "model_type": "nemotron",
+    "head_dim": 128,
+    "hidden_size": 3072,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 24,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+}
+LFM2_1_2B = {
+    "model_type": "lfm2",
+    "conv_L_cache": 3,
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+    "hidden_size": 2048,
+    "max_position_embeddings": 128000,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+}
+QWEN1_5_MOE = {
+    "model_type": "qwen2_moe",
+    "hidden_size": 2048,
+    "max_position_embeddings": 8192,
+    "max_window_layers": 21,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 16,
+    "sliding_window": 32768,
+    "use_sliding_window": False,
+}
+MINIMAX_M2 = {
+    "model_type": "minimax_m2",
+    "head_dim": 128,
+    "hidden_size": 3072,
+    "num_attention_heads": 48,
+    "num_hidden_layers": 62,
+    "num_key_value_heads": 8,
+    "rotary_dim": 64,
+}
+KIMI_K2_5 = {
+    "model_type": "kimi_k25",
+    "text_config": {
+        "hidden_size": 7168,
+        "kv_lora_rank": 512,
+        "max_position_embeddings": 262144,
+        "model_type": "kimi_k2",
+        "num_attention_heads": 64,
+        "num_hidden_layers": 61,
+        "num_key_value_heads": 64,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "rope_scaling": {"factor": 64.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "yarn"},
+        "v_head_dim": 128,
+    },
+}
+PHI3_MINI_128K = {
+    "model_type": "phi3",
+    "hidden_size": 3072,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "original_max_position_embeddings": 4096,
+    "rope_scaling": {"long_factor": [1.5] * 48, "short_factor": [1.0] * 48, "type": "longrope"},
+    "sliding_window": 262144,
+}
+QWEN2_5_VL_7B = {
+    "model_type": "qwen2_5_vl",
+    "hidden_size": 3584,
+    "max_position_embeddings": 128000,
+    "max_window_layers": 28,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rope_scaling": {"mrope_section": [16, 24, 24], "type": "mrope"},
+    "sliding_window": 32768,
+    "use_sliding_window": False,
+    "vision_config": {"depth": 32, "hidden_size": 1280},
+}
+QWEN3_VL_8B = {
+    "model_type": "qwen3_vl",
+    "text_config": {
+        "head_dim": 128,
+        "hidden_size": 4096,
+        "max_position_embeddings": 262144,
+        "model_type": "qwen3_vl_text",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+    },
+}
+GLM_4_5V = {
+    "model_type": "glm4v_moe",
+    "text_config": {
+        "head_dim": 128,
+        "hidden_size": 4096,
+        "max_position_embeddings": 65536,
+        "model_type": "glm4v_moe_text",
+        "num_attention_heads": 96,
+        "num_hidden_layers": 46,
+        "num_key_value_heads": 8,
+    },
+}
+WHISPER_LARGE_V3 = {
+    "model_type": "whisper",
+    "d_model": 1280,
+    "decoder_attention_heads": 20,
+    "decoder_layers": 32,
+    "encoder_attention_heads": 20,
+    "encoder_layers": 32,
+    "max_source_positions": 1500,
+    "max_target_positions": 448,
+    "num_hidden_layers": 32,
+}
+
 
 @pytest.mark.parametrize(
     ("config", "mechanism", "bytes_per_token"),
@@ -165,6 +345,16 @@ GPT_OSS_20B = {
         (STARCODER, "MQA", 20_480),
         # DeepSeek-V3 report: 61 layers x (512 + 64) elements.
         (DEEPSEEK_V3, "MLA", 70_272),
+        (KIMI_K2_5, "MLA", 70_272),
+        # 2 rows x kv heads x D x 2 bytes, in each layer
+        (MINITRON_4B, "GQA", 32 * 2 * 8 * 128 * 2),
+        (QWEN1_5_MOE, "MHA", 24 * 2 * 16 * 128 * 2),
+        (MINIMAX_M2, "GQA", 62 * 2 * 8 * 128 * 2),
+        # LongRoPE changes angles, not sizes
+        (PHI3_MINI_128K, "MHA", 32 * 2 * 32 * 96 * 2),
+        (QWEN2_5_VL_7B, "GQA", 57_344),
+        (QWEN3_VL_8B, "GQA", 36 * 2 * 8 * 128 * 2),
+        (GLM_4_5V, "GQA", 46 * 2 * 8 * 128 * 2),
     ],
 )
 def test_cache_cost_of_a_token_is_the_published_one(config, mechanism, bytes_per_token):
@@ -224,3 +414,53 @@ def test_gpt_oss_windows_bound_half_of_the_layers():
     per_layer = 2 * 8 * 64 * 2
     assert spec.cache_bytes(10_000) == 12 * per_layer * 10_000 + 12 * per_layer * 127
     assert all(layer.attention.sinks for layer in spec.layers)
+
+
+def test_llama4_scout_holds_a_chunk_in_three_layers_of_four():
+    spec = ModelSpec.from_config(LLAMA4_SCOUT)
+    row = 2 * 8 * 128 * 2
+    assert spec.cache_bytes(1_000_000) == 12 * row * 1_000_000 + 36 * row * 8191
+    assert str(spec.layers[0]) == "GQA 40/8 heads, D 128, chunks of 8192, qk-norm"
+    assert str(spec.layers[3]) == "GQA 40/8 heads, D 128"
+    assert spec.max_context == 10_485_760
+
+
+def test_gemma4_has_heads_of_512_in_global_layers():
+    spec = ModelSpec.from_config(GEMMA4_26B)
+    local, whole = 2 * 8 * 256 * 2, 2 * 2 * 512 * 2
+    assert spec.cache_bytes(100_000) == 25 * local * 1023 + 5 * whole * 100_000
+    assert {layer.attention.scale for layer in spec.layers} == {1.0}
+
+
+def test_gemma4_e2b_caches_15_of_its_35_layers():
+    spec = ModelSpec.from_config(GEMMA4_E2B)
+    assert [layer.index for layer in spec.layers if layer.cached] == list(range(15))
+    assert {layer.shares for layer in spec.layers[15:]} == {13, 14}
+    assert spec.cache_bytes(100_000) == 12 * 2 * 256 * 2 * 511 + 3 * 2 * 512 * 2 * 100_000
+
+
+def test_nemotron_nano_attends_in_4_of_56_layers():
+    spec = ModelSpec.from_config(NEMOTRON_NANO_9B_V2)
+    kinds = [str(layer) for layer in spec.layers]
+    assert kinds.count("GQA 40/8 heads, D 128") == 4
+    assert kinds.count("linear attention 128 heads, state 128 x 80") == 27
+    # x, B and C of 8 groups, four of each in bfloat16; and a state in float32
+    state = (128 * 80 + 2 * 8 * 128) * 4 * 2 + 128 * 80 * 128 * 4
+    assert spec.cache_bytes(5000) == 27 * state + 4 * 2 * 8 * 128 * 2 * 5000
+
+
+def test_lfm2_keeps_three_inputs_of_each_convolution():
+    spec = ModelSpec.from_config(LFM2_1_2B)
+    assert [layer.index for layer in spec.layers if layer.cached] == [2, 5, 8, 10, 12, 14]
+    assert spec.cache_bytes(4000) == 10 * 2048 * 3 * 2 + 6 * 2 * 8 * 64 * 2 * 4000
+
+
+def test_whisper_caches_the_audio_once_and_the_text_as_it_grows():
+    spec = ModelSpec.from_config(WHISPER_LARGE_V3)
+    row = 2 * 20 * 64 * 2
+    assert spec.cache_bytes(100, encoder_context=1500) == 32 * row * (100 + 1500)
+    assert (len(spec.encoder_layers), spec.max_context) == (32, 448)
+
+
+def test_phi3_with_longrope_takes_the_long_context():
+    assert ModelSpec.from_config(PHI3_MINI_128K).max_context == 131_072

@@ -69,7 +69,7 @@ def test_a_partial_rotary_factor_counts_where_the_family_says(name: str) -> None
 def test_the_pairs_of_a_rotation_lie_where_the_family_says(name: str) -> None:
     embedding, dims = rotary(name, 1.0)
     module = sys.modules[type(embedding).__module__]
-    first = torch.zeros(1, 1, 2, dims)
+    first = torch.zeros(1, 2, 2, dims)  # as many heads as tokens: some take them in turn
     first[..., 0] = 1.0
     kinds = inspect.signature(embedding.forward).parameters
     options = {"layer_type": "full_attention"} if "layer_type" in kinds else {}
@@ -81,7 +81,7 @@ def test_the_pairs_of_a_rotation_lie_where_the_family_says(name: str) -> None:
     else:
         turned = module.apply_rotary_pos_emb(first, first, *angles)[0]
     # the token at position 1 has its first dim turned by one radian into the other of its pair
-    partner = int(turned[0, 0, 1, 1:].abs().argmax()) + 1
-    assert turned[0, 0, 1, partner] == pytest.approx(0.8414709848, abs=1e-6)
+    partner = int(turned[0, 1, 1, 1:].abs().argmax()) + 1
+    assert turned[0, 1, 1, partner] == pytest.approx(0.8414709848, abs=1e-6)
     assert partner in (1, dims // 2)
     assert FAMILIES[name].interleaved_rope == (partner == 1)

@@ -3,12 +3,21 @@
 import dataclasses
 import json
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
-from transformers import CONFIG_MAPPING, AutoConfig, DynamicCache, Gemma3Config
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    Gemma3Config,
+)
 
-from headwise.spec import ModelSpec, StateSpec
+from headwise.hf.cache import cache_nbytes
+from headwise.spec import ModelSpec, StateSpec, Uncovered
 from headwise.spec.families import FAMILIES
 from spec.stock import CONFIGS, raw_config, stock_config, stock_layers
 
@@ -65,7 +74,8 @@ def test_options_are_those_of_the_stock_module(name):
         causal = getattr(module, "is_causal", True)
         assert attention.causal == (causal and not attention.cross)
         assert attention.sinks == hasattr(module, "sinks")
-        assert attention.qk_norm == hasattr(module, "q_norm")
+        norms = ("q_norm", "q_layernorm", "qk_norm")
+        assert attention.qk_norm == any(hasattr(module, name) for name in norms)
         assert attention.softcap == getattr(module, "attn_logit_softcapping", None)
         if hasattr(module, "sliding_window"):
             assert attention.window == module.sliding_window
@@ -73,13 +83,13 @@ def test_options_are_those_of_the_stock_module(name):
             assert getattr(attention, field) == getattr(module, attribute, None)
 
 
-# T5's cache is made of two others, and the encoders have none.
+# T5's and Whisper's cache is made of two others, and the encoders have none.
 @pytest.mark.parametrize(
     "name",
     [
         name
         for name in CONFIGS
-        if name not in ("bert", "roberta", "t5", "gemma3_text bidirectional")
+        if name not in ("bert", "roberta", "t5", "whisper", "gemma3_text bidirectional")
     ],
 )
 def test_windows_are_those_of_the_stock_cache(name):
@@ -89,15 +99,31 @@ def test_windows_are_those_of_the_stock_cache(name):
     for layer, cached in zip(layers, stock):
         kind = type(cached).__name__
         assert isinstance(layer.mixer, StateSpec) == (kind == "LinearAttentionLayer")
-        assert (layer.shares is not None) == (kind == "DummyLayer")
+        keeps_none = layer.shares is not None or isinstance(layer.mixer, Uncovered)
+        assert keeps_none == (kind == "DummyLayer")
         if layer.cached is not None:
             assert layer.cached.window == getattr(cached, "sliding_window", None)
             assert (layer.cached.indexer is not None) == (kind == "DynamicIndexedLayer")
 
 
-def test_layers_that_share_read_the_layer_that_stock_has_them_read():
-    layers = ModelSpec.from_config(raw_config("gemma3n")).layers
-    modes = stock_config("gemma3n").kv_sharing_modes
+@pytest.mark.parametrize("name", ["gemma4", "llama4", "nemotron_h", "lfm2"])
+def test_a_cache_of_stock_takes_the_bytes_of_the_spec(name):
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_config(stock_config(name), dtype=torch.bfloat16).eval()
+    tokens = torch.randint(1, 31, (2, 23))
+    with torch.no_grad():
+        cache = model(tokens[:, :22], use_cache=True).cache
+        cache = model(tokens[:, 22:], cache=cache, use_cache=True).cache
+    expected = ModelSpec.from_config(raw_config(name)).cache_bytes(23, batch=2, dtype="bfloat16")
+    assert cache_nbytes(cache) == expected
+
+
+@pytest.mark.parametrize("name", ["gemma3n", "gemma4 shared"])
+def test_layers_that_share_read_the_layer_that_stock_has_them_read(name):
+    layers = ModelSpec.from_config(raw_config(name)).layers
+    modes = stock_config(name).kv_sharing_modes
     assert [layer.shares is not None for layer in layers] == [mode == "reuse" for mode in modes]
     stored = {layers[at].attention.window: at for at, mode in enumerate(modes) if mode == "store"}
     assert len(stored) == 2
@@ -116,9 +142,9 @@ def test_dict_object_and_attributes_read_the_same(name):
     assert ModelSpec.from_config(SimpleNamespace(**config.to_dict())) == expected
 
 
-# headwise_mla has no default sizes of its latents.
+# headwise_mla has no default sizes of its latents, lfm2_moe none of its kinds of layers.
 @pytest.mark.parametrize(
-    "model_type", [name for name in FAMILIES if name not in ("palm", "headwise_mla")]
+    "model_type", [name for name in FAMILIES if name not in ("palm", "headwise_mla", "lfm2_moe")]
 )
 def test_a_config_of_defaults_reads_as_transformers_own(model_type):
     stock = AutoConfig.for_model(model_type)
@@ -129,9 +155,11 @@ def test_a_config_of_defaults_reads_as_transformers_own(model_type):
 def test_each_default_is_that_of_the_config_class(model_type):
     stock = CONFIG_MAPPING[model_type]
     defaults = {field.name: field.default for field in dataclasses.fields(stock)}
-    # Not fields of their classes: rope_scaling is renamed on reading, patterns and intervals have
-    # their defaults in __post_init__, and Qwen2Attention takes a head_dim if there is one.
-    renamed = {"rope_scaling": None, "head_dim": None}
+    # Not fields of their classes: rope_scaling is renamed on reading, patterns, intervals and the
+    # sizes of global layers have their defaults in __post_init__, and Qwen2Attention takes a
+    # head_dim if there is one.
+    renamed = {"rope_scaling": None, "head_dim": None, "hybrid_override_pattern": None}
+    renamed |= {"global_head_dim": 512, "num_global_key_value_heads": None}
     defaults = renamed | {"sliding_window_pattern": 6, "full_attention_interval": 4} | defaults
     for name, value in FAMILIES[model_type].defaults.items():
         assert (name, value) == (name, defaults[name])
@@ -144,8 +172,10 @@ def test_aliases_are_those_of_the_config_class(model_type):
     attribute_map = {other: name for other, name in stock.attribute_map.items() if name in read}
     if model_type == "glm4_moe_lite":
         del attribute_map["head_dim"]  # that of the rotary part, which has a name of its own
-    # These config classes take n_embed apart by hand.
+    # These config classes take other names apart by hand.
     by_hand = {"n_embed": "hidden_size"} if model_type in ("falcon", "bloom") else {}
+    if model_type == "nemotron_h":
+        by_hand = {"mamba_n_groups": "n_groups", "mamba_d_conv": "conv_kernel"}
     assert FAMILIES[model_type].aliases == attribute_map | by_hand
 
 
@@ -157,6 +187,31 @@ def test_multimodal_gemma3_reads_its_text_part():
     assert ModelSpec.from_config({"model_type": "gemma3", "text_config": untyped}) == expected
     assert ModelSpec.from_config(Gemma3Config(text_config=dict(text))) == expected
     assert ModelSpec.from_config({"model_type": "gemma3"}) == ModelSpec.from_config(Gemma3Config())
+
+
+@pytest.mark.parametrize(
+    ("outer", "text"),
+    [("qwen2_vl", "qwen2_vl"), ("qwen2_5_vl", "qwen2_5_vl windows"), ("qwen3_vl", "qwen3_vl")],
+)
+def test_multimodal_configs_read_as_the_text_part_that_transformers_makes(outer, text):
+    fields = {key: value for key, value in raw_config(text).items() if key != "model_type"}
+    expected = ModelSpec.from_config(raw_config(text))
+    nested = {"model_type": outer, "text_config": {**fields, "model_type": outer}}
+    assert ModelSpec.from_config(nested) == expected
+    assert ModelSpec.from_config(AutoConfig.for_model(outer, text_config=fields)) == expected
+    if outer != "qwen3_vl":  # published with the fields of both parts beside one another
+        flat = {**fields, "vision_config": {"hidden_size": 8}}
+        assert ModelSpec.from_config({"model_type": outer, **flat}) == expected
+        assert ModelSpec.from_config(AutoConfig.for_model(outer, **flat)) == expected
+
+
+def test_kimi_k25_reads_a_text_part_that_is_deepseek_v3_under_another_name():
+    text = raw_config("deepseek_v3")
+    expected = ModelSpec.from_config(text)
+    published = {"model_type": "kimi_k25", "text_config": text | {"model_type": "kimi_k2"}}
+    assert ModelSpec.from_config(published) == expected
+    made = AutoConfig.for_model("kimi_k25", text_config=text | {"model_type": "kimi_k2"})
+    assert ModelSpec.from_config(made) == expected
 
 
 def test_multimodal_wrappers_of_a_known_text_model_read_it():

@@ -46,6 +46,9 @@ IMPORTED: Mapping[str, Mapping[str, str]] = {
     "transformers.integrations.sdpa_attention": {
         "sdpa_attention_forward": "attention with dropout",
     },
+    "transformers.modeling_outputs": {
+        "BaseModelOutput": "what an encoder has seen, for a plan that is verified",
+    },
     "transformers.modeling_utils": {
         "ALL_ATTENTION_FUNCTIONS": "the attention functions that `headwise_mla` may run on",
     },

@@ -109,7 +109,10 @@ def _model(name: str, config: dict[str, Any], sources: tuple[str, ...] = ()) -> 
     inner, outer = config.get("text_config"), config
     if isinstance(inner, dict):
         notes.append("the text part alone is counted")
-        config = inner
+        tied = {key: outer[key] for key in ("tie_word_embeddings",) if key in outer}
+        config = {**tied, **inner}
+    elif spec.family != outer.get("model_type"):
+        notes.append("the text part alone is counted")
     quantised = config.get("quantization_config") or outer.get("quantization_config")
     parts = (config, outer)
     dtypes = [part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]

@@ -15,15 +15,19 @@ _SMALL = {
     32: ("moe_intermediate_size", "shared_expert_intermediate_size"),
     8: ("hidden_size_per_layer_input",),
     4: ("num_local_experts", "num_experts", "n_routed_experts"),
-    2: ("num_experts_per_tok",),
+    2: ("num_experts_per_tok", "top_k_experts"),
     1: ("n_group", "topk_group"),
     0: ("pad_token_id", "bos_token_id", "decoder_start_token_id"),
 }
 _PER_LAYER = (
-    *("layer_types", "mlp_layer_types"),
+    *("layer_types", "mlp_layer_types", "layers_block_type", "hybrid_override_pattern"),
+    "no_rope_layers",
     *("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"),  # one number in most families
 )
-_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
+_DEPTHS = (
+    *("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers"),
+    *("encoder_layers", "decoder_layers"),
+)
 
 
 def reduced(model: PlannedModel) -> PlannedModel:
@@ -57,7 +61,8 @@ def _narrower(model: PlannedModel) -> Iterator[dict[str, Any]]:
     small: dict[str, Any] = {
         name: 8 * attention.heads for name in ("hidden_size", "d_model") if name in config
     }
-    if hasattr(known, "head_dim") and attention.mechanism != "MLA":
+    # not hasattr: a config whose layers differ in it raises
+    if "head_dim" in {*vars(known), *known.attribute_map} and attention.mechanism != "MLA":
         yield {**config, **small, "head_dim": attention.head_dim}
     yield {**config, **small}
     yield config
@@ -83,8 +88,8 @@ def _with_depth(config: dict[str, Any], layers: int) -> dict[str, Any]:
         if fewer.get(name) is not None:
             fewer[name] = layers
     for name in _PER_LAYER:
-        if isinstance(fewer.get(name), list | tuple):
-            fewer[name] = list(fewer[name][:layers])
+        if isinstance(fewer.get(name), list | tuple | str):
+            fewer[name] = fewer[name][:layers]
     return fewer
 
 

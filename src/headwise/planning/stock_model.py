@@ -80,8 +80,11 @@ def _model_class(model: PlannedModel) -> Any:
     """The class of Transformers that makes such a model: encoder, encoder-decoder or decoder."""
     import transformers
 
+    family = FAMILIES[model.spec.family]
     if not model.spec.layers:
-        return getattr(transformers, FAMILIES[model.spec.family].encoder_class)
+        return getattr(transformers, family.encoder_class)
+    if family.decoder_class is not None:
+        return getattr(transformers, family.decoder_class)
     if model.spec.encoder_layers:
         return transformers.AutoModelForSeq2SeqLM
     return transformers.AutoModelForCausalLM

@@ -10,7 +10,7 @@ from headwise.base.progress import Progress, silent
 from headwise.errors import OptionError, UnsupportedError
 from headwise.hf.attach import attach
 from headwise.hf.cache import cache_nbytes
-from headwise.hf.stock_names import CACHE, EncoderDecoderCache
+from headwise.hf.stock_names import CACHE, BaseModelOutput, EncoderDecoderCache
 from headwise.planning.allocation import allocated, headwise_bytes, stock_bytes
 from headwise.planning.decode_times import TimeCheck, check_times
 from headwise.planning.devices import DEVICES
@@ -125,12 +125,13 @@ def _run(model: Any, spec: ModelSpec, workload: Workload) -> Any:
     """The cache that holds the workload's tokens: a prompt, and one decode step."""
     tokens = torch.zeros(workload.batch, workload.context, dtype=torch.int64)
     options: dict[str, Any] = {"use_cache": True}
-    if spec.encoder_layers:
-        source = torch.zeros(workload.batch, workload.encoder_context, dtype=torch.int64)
-        options["encoder_outputs"] = model.get_encoder()(input_ids=source)
-    elif spec.has_cross_attention:
+    if spec.has_cross_attention:
         size = (workload.batch, workload.encoder_context, model.config.hidden_size)
-        options["encoder_hidden_states"] = torch.zeros(size, dtype=model.dtype)
+        seen = torch.zeros(size, dtype=model.dtype)
+        if spec.encoder_layers:
+            options["encoder_outputs"] = BaseModelOutput(last_hidden_state=seen)
+        else:
+            options["encoder_hidden_states"] = seen
     name = "decoder_input_ids" if spec.encoder_layers else "input_ids"
     cache = None
     for part in tokens.split([workload.context - 1, 1], dim=1):

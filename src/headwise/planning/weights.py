@@ -61,8 +61,10 @@ class Weights:
         return self.read(1)
 
 
-# Modules that make keys and values of an encoder's tokens: T5's, BERT's and GPT-2's.
-_CROSS = re.compile(r"EncDecAttention\.[kv]$|crossattention\.(self\.(key|value)|c_attn)$")
+# Modules that make keys and values of an encoder's tokens: T5's, BERT's and GPT-2's, Whisper's.
+_CROSS = re.compile(
+    r"EncDecAttention\.[kv]$|crossattention\.(self\.(key|value)|c_attn)$|encoder_attn\.[kv]_proj$"
+)
 
 
 def count_weights(model: PlannedModel) -> Weights:
@@ -79,7 +81,8 @@ def count_weights(model: PlannedModel) -> Weights:
     built = build_on_meta(model)
     encoder = built.get_encoder() if model.spec.encoder_layers and model.spec.layers else None
     inside = set() if encoder is None else set(encoder.modules())
-    chosen = getattr(built.config, "num_experts_per_tok", None) or 0
+    named = ("num_experts_per_tok", "top_k_experts")
+    chosen = next((n for name in named if (n := getattr(built.config, name, None))), 0)
     uses: dict[nn.Parameter, str | int] = {}
     for path, module in built.named_modules():
         for weight in module.parameters(recurse=False):
@@ -99,10 +102,15 @@ def count_weights(model: PlannedModel) -> Weights:
     )
     output = built.get_output_embeddings() if model.spec.layers else None
     head = 0 if output is None else sum(weight.numel() for weight in output.parameters())
-    total = amounts.total()
-    if family.ties_head and model.config.get("tie_word_embeddings") is False:
+    total, dense = amounts.total(), amounts["dense"]
+    tied = model.config.get("tie_word_embeddings")
+    if model.spec.layers and output is None:
+        # a text part that is built alone has no head, and its table is of the head's size
+        head = built.get_input_embeddings().weight.numel()
+        total, dense = total + (0 if tied else head), dense + head
+    if family.ties_head and tied is False:
         total += head
-    return Weights(total, amounts["dense"], head, amounts["encoder"], amounts["cross"], experts)
+    return Weights(total, dense, head, amounts["encoder"], amounts["cross"], experts)
 
 
 def _expert_count(model: PlannedModel, count: int, chosen: int) -> int:

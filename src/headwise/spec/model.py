@@ -69,7 +69,7 @@ class ModelSpec:
 
         >>> ModelSpec.from_config({"model_type": "mamba"})
         Traceback (most recent call last):
-        headwise.errors.SpecError: model_type='mamba' is not covered: expected one of bert, ...
+        headwise.errors.SpecError: model_type='mamba' is not covered: expected one of ...
 
         Raises:
             SpecError: naming the field, for an unknown model_type or an inconsistent config.

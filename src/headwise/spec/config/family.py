@@ -24,9 +24,12 @@ class Family:
             modules do not look at it.
         copies: whether `from_pretrained_layer` copies its attention module: no more than
             projections, norms per head, and the same rotation in every layer of a kind.
+        per_layer: whether its reader looks at a `per_layer_config`.
         stock_kv_heads: kv heads that Transformers caches where these are more than the spec's.
         ties_head: whether Transformers ties the output head whatever a config says.
         encoder_class: the class that runs the encoder alone, where no Auto class does.
+        decoder_class: the class that runs the decoder, where no Auto class does; of a text part
+            one without a head.
         weights: (all, output head) parameters, where no model of Transformers can be counted.
         converts: whether `convert` takes its checkpoints: Llama's layout of weights.
         expands: how `convert` makes MHA of its MLA: of a latent that keys are linear in, or of a
@@ -41,9 +44,11 @@ class Family:
     interleaved_rope: bool = False
     partial_rope: bool = False
     copies: bool = False
+    per_layer: bool = False
     stock_kv_heads: Callable[[ConfigFields], int | None] | None = None
     ties_head: bool = False
     encoder_class: str = "AutoModel"
+    decoder_class: str | None = None
     weights: Callable[[ConfigFields], tuple[int, int]] | None = None
     converts: bool = False
     expands: Literal["linear", "normalised"] | None = None
@@ -58,9 +63,14 @@ class Composite:
         text: the model_type that its config class fills in where a config leaves the text part out.
         sets: fields that its config class sets in a text part that leaves them out.
         alone: the text part that its config class makes where a config leaves it out.
+        flat: whether published configs give the fields of the text part beside those of the others,
+            and not in a part of their own.
+        renamed: model_types of published text parts, by which its config class knows others.
     """
 
     model_type: str
     text: str | None = None
+    flat: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
     sets: Mapping[str, object] = field(default_factory=dict)
     alone: Mapping[str, object] = field(default_factory=dict)

@@ -4,6 +4,7 @@ A file is found by being here. It holds `Family` objects, and `Composite` ones f
 """
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -58,22 +59,31 @@ def read_config(config: object) -> tuple[str, Layout]:
     text = outer.raw("text_config")
     instead: dict[str, object] = {}
     if text is not None or composite.text is not None:
-        config = composite.alone if text is None else text
+        if text is not None or not composite.flat:
+            config = composite.alone if text is None else text
         inner = ConfigFields(config)
         # The class that runs is the outer one.
         instead["architectures"] = outer.raw("architectures")
         instead |= {
             name: value for name, value in composite.sets.items() if inner.raw(name) is None
         }
-        model_type = inner.model_type(default=composite.text)
+        if composite.text is None or inner.raw("model_type") != model_type:
+            model_type = inner.model_type(default=composite.text)
+        else:  # named as the whole is
+            model_type = composite.text
+        model_type = composite.renamed.get(model_type, model_type)
     family = FAMILIES.get(model_type)
     if family is None:
-        known = [*FAMILIES, *(each.model_type for each in _COMPOSITES.values() if each.text)]
+        known = sorted(
+            [*FAMILIES, *(each.model_type for each in _COMPOSITES.values() if each.text)]
+        )
+        near = get_close_matches(model_type, known, n=3) or known[:3]
         raise SpecError(
-            f"model_type={shown(model_type)} is not covered: expected one of {', '.join(known)}"
+            f"model_type={shown(model_type)} is not covered: expected one of {len(known)}, as "
+            f"{', '.join(near)}"
         )
     fields = ConfigFields(config, defaults=family.defaults, aliases=family.aliases, instead=instead)
-    if fields.raw("per_layer_config"):
+    if fields.raw("per_layer_config") and not family.per_layer:
         raise SpecError(
             "per_layer_config overrides fields of single layers, which is not covered: "
             f"expected a {model_type} config whose fields hold for every layer"

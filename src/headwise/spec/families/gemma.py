@@ -1,12 +1,10 @@
 """Gemma 2, and the text parts of Gemma 3 and 3n: local and global layers, scales of their own."""
 
-from dataclasses import replace
-
-from headwise.errors import SpecError
 from headwise.spec.config.family import Composite, Family
 from headwise.spec.config.fields import ConfigFields
 from headwise.spec.config.layout import Layout
 from headwise.spec.config.prefix import bidirectional, has_prefix
+from headwise.spec.config.sharing import share_keys
 from headwise.spec.config.stacks import grouped_stack, nth_full
 
 _GEMMA2: dict[str, object] = {
@@ -56,22 +54,7 @@ def _read_gemma3(fields: ConfigFields) -> Layout:
 def _read_gemma3n(fields: ConfigFields) -> Layout:
     windows = nth_full(fields, 5, fields.optional_positive("sliding_window"))
     layout = grouped_stack(fields, windows, scale=1.0, qk_norm=True)
-    own = max(0, len(windows) - fields.whole("num_kv_shared_layers"))
-    # The last layers have no keys of their own: each reads those of the last one of its kind.
-    shared = tuple(
-        replace(layer, shares=_last_of_kind(windows[:own], windows[layer.index], layer.index))
-        for layer in layout.layers[own:]
-    )
-    return layout._replace(layers=layout.layers[:own] + shared)
-
-
-def _last_of_kind(windows: list[int | None], window: int | None, index: int) -> int:
-    if window not in windows:
-        raise SpecError(
-            f"num_kv_shared_layers: layer {index} (window {window}) shares keys and values, and no "
-            "earlier layer of its kind has any; lower num_kv_shared_layers"
-        )
-    return len(windows) - 1 - windows[::-1].index(window)
+    return share_keys(layout, fields.whole("num_kv_shared_layers"))
 
 
 def _read(fields: ConfigFields, window: int | None, pattern: int, qk_norm: bool = False) -> Layout:

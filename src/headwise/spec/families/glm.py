@@ -56,11 +56,16 @@ GLM4V_TEXT = Family(
     model_type="glm4v_text",
     read=_read_4v,
     defaults=_GLM4V,
+    decoder_class="Glm4vTextModel",
     interleaved_rope=True,
     partial_rope=True,
 )
 GLM4V_MOE_TEXT = Family(
-    model_type="glm4v_moe_text", read=_read_4v_moe, defaults=_GLM4V_MOE, partial_rope=True
+    model_type="glm4v_moe_text",
+    read=_read_4v_moe,
+    defaults=_GLM4V_MOE,
+    decoder_class="Glm4vMoeTextModel",
+    partial_rope=True,
 )
 GLM4V = Composite(model_type="glm4v", text="glm4v_text")
 GLM46V = Composite(model_type="glm46v", text="glm4v_text")

@@ -1,4 +1,4 @@
-"""Qwen3-Next and Qwen3.5: three layers of gated linear attention, then one of full attention."""
+"""Qwen3-Next, Qwen3.5 and its MoE: three layers of gated linear attention, then a full one."""
 
 from headwise.spec.config.family import Composite, Family
 from headwise.spec.config.fields import ConfigFields
@@ -63,3 +63,10 @@ QWEN3_5_TEXT = Family(
     partial_rope=True,
 )
 QWEN3_5 = Composite(model_type="qwen3_5", text="qwen3_5_text")
+QWEN3_5_MOE_TEXT = Family(
+    model_type="qwen3_5_moe_text",
+    read=_read,
+    defaults=_NEXT | {"num_hidden_layers": 40},
+    partial_rope=True,
+)
+QWEN3_5_MOE = Composite(model_type="qwen3_5_moe", text="qwen3_5_moe_text")
