@@ -4,8 +4,10 @@ Weights are drawn with a range of 0.2, so that logits differ by whole units and 
 not near-ties; dims are distinct, so that a transposed axis cannot pass.
 """
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 
@@ -61,6 +63,28 @@ def _mla(**changes: Any) -> dict[str, Any]:
     )
 
 
+def _dense_mla(**changes: Any) -> dict[str, Any]:
+    """Of two layers and no experts: what is theirs is in the attention."""
+    return _mla() | {"num_hidden_layers": 2, "first_k_dense_replace": 2} | changes
+
+
+def _longcat() -> dict[str, Any]:
+    """One layer, which attends twice and has experts beside."""
+    own = {"num_hidden_layers", "intermediate_size", "moe_intermediate_size", "num_experts_per_tok"}
+    return {name: value for name, value in _mla().items() if name not in own} | {
+        "num_layers": 1,
+        "head_dim": 8,
+        "q_lora_rank": 16,
+        "ffn_hidden_size": 64,
+        "expert_ffn_hidden_size": 32,
+        "moe_topk": 2,
+        "zero_expert_num": 1,
+    }
+
+
+_DELTA = ["linear_attention", "full_attention"]
+
+
 def _falcon(**changes: Any) -> dict[str, Any]:
     # FalconLinear's weights are drawn with initializer_range too
     return {
@@ -87,6 +111,7 @@ _YARN = {
     "beta_fast": 32,
     "beta_slow": 1,
 }
+_BY_POSITION = {"llama_4_scaling_beta": 0.5, "original_max_position_embeddings": 4}
 _HALF_ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 HYBRID = ["sliding_attention", "full_attention", "sliding_attention"]
 
@@ -199,6 +224,29 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "MiniCPM3Config",
         _mla() | {"q_lora_rank": 16, "scale_emb": 1, "dim_model_base": None},
     ),
+    "axk1": ("AXK1ForCausalLM", "AXK1Config", _dense_mla(q_lora_rank=16)),
+    "youtu": (
+        "YoutuForCausalLM",
+        "YoutuConfig",
+        _dense_mla(embedding_initializer_range=0.2, tie_word_embeddings=False),
+    ),
+    # the query grows every four tokens
+    "mistral4": (
+        "Mistral4ForCausalLM",
+        "Mistral4Config",
+        _dense_mla(rope_parameters=_YARN | _BY_POSITION),
+    ),
+    "longcat_flash": ("LongcatFlashForCausalLM", "LongcatFlashConfig", _longcat()),
+    "kimi_linear": (
+        "KimiLinearForCausalLM",
+        "KimiLinearConfig",
+        _dense_mla(layer_types=_DELTA, linear_head_dim=10, linear_num_heads=3),
+    ),
+    "bailing_hybrid": (
+        "BailingHybridForCausalLM",
+        "BailingHybridConfig",
+        _dense_mla(layer_types=_DELTA, head_dim=10),
+    ),
     # in every layer other sizes, and one whose keys are rotated whole
     "headwise_mla": (
         "HeadwiseMlaForCausalLM",
@@ -269,12 +317,24 @@ ENCODERS = ("bert", "roberta")
 DECODERS = tuple(name for name in _MODELS if name not in (*ENCODERS, "t5"))
 GENERATORS = (*DECODERS, "t5")
 FAMILIES = tuple(_MODELS)
+# DeepSeek's attention again, but for a change beside it: some tests of them are in `make sweep`.
+KIN = ("axk1", "youtu", "mistral4", "longcat_flash", "kimi_linear", "bailing_hybrid")
 MLA = (
     *("deepseek_v2", "deepseek_v3", "deepseek_v3-yarn", "glm4_moe_lite", "minicpm3"),
+    *KIN,
     "headwise_mla",
 )
+# Half of their layers are linear attention, which stays with Transformers.
+LINEAR = ("kimi_linear", "bailing_hybrid")
 # Not on Transformers' attention interface: the forward of their modules is replaced.
 OWN_FORWARD = ("falcon-7b", "falcon-40b", "falcon-rw", "bloom")
+
+
+def all_but_sweep(families: Iterable[str], sweep: Collection[str]) -> list[Any]:
+    """Parameters of a test: those of `sweep` run in `make sweep` alone."""
+    return [
+        pytest.param(name, marks=pytest.mark.sweep if name in sweep else ()) for name in families
+    ]
 
 
 def make(family: str, **changes: Any) -> Any:

@@ -11,7 +11,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
 
 import headwise
-from families import ENCODERS, FAMILIES, OWN_FORWARD, make
+from families import ENCODERS, FAMILIES, LINEAR, OWN_FORWARD, make
 from hf.test_attach_generation import MODES, modes_without
 from hf.test_attach_partly import PARTLY
 
@@ -38,6 +38,12 @@ _TITLES = {
     "deepseek_v3-mha": "DeepSeek-V3 expanded to MHA",
     "glm4_moe_lite": "GLM-4.7-Flash",
     "minicpm3": "MiniCPM3",
+    "axk1": "A.X K1",
+    "youtu": "Youtu-LLM",
+    "mistral4": "Mistral Small 4",
+    "longcat_flash": "LongCat-Flash",
+    "kimi_linear": "Kimi Linear",
+    "bailing_hybrid": "Ling 3",
     "headwise_mla": "Llama, Mistral and Qwen2 converted to MLA",
     "falcon-7b": "Falcon 7B",
     "falcon-40b": "Falcon 40B and 180B",
@@ -80,14 +86,15 @@ def main() -> None:
 
 def _row(family: str) -> list[str]:
     model = make(family)
-    report = headwise.attach(model, strict=True)
+    report = headwise.attach(model, strict=family not in LINEAR)
+    attached = [layer for layer in report.layers if not layer.stock]
     by = "its modules' forward" if family in OWN_FORWARD else "the attention interface"
-    kinds = dict.fromkeys(_kind(layer.spec) for layer in report.layers)
+    kinds = dict.fromkeys(_kind(layer.spec) for layer in attached)
+    if family in LINEAR:
+        kinds["linear attention, by stock"] = None
     chosen = [
         ", ".join(
-            dict.fromkeys(
-                headwise.ops.Explanation(getattr(at, phase)).chosen for at in report.layers
-            )
+            dict.fromkeys(headwise.ops.Explanation(getattr(at, phase)).chosen for at in attached)
         )
         for phase in ("decode", "prefill")
     ]

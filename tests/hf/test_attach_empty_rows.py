@@ -16,7 +16,7 @@ from transformers import StaticCache
 from transformers.masking_utils import create_causal_mask
 
 import headwise
-from families import ENCODERS, FAMILIES, VOCABULARY, WINDOW, make
+from families import ENCODERS, FAMILIES, KIN, VOCABULARY, WINDOW, make
 from headwise.hf import empty_rows
 from rounding import half_precision_error, relative_error
 
@@ -40,6 +40,11 @@ CASES = [
 ]
 # stock's eager path adds ALiBi twice there, in every row; ours follows its sdpa path
 CASES.remove(("falcon-rw", "eager"))
+# what is nearly another family, in `make sweep`
+CASES = [
+    pytest.param(*case, marks=pytest.mark.sweep if case[0] in KIN else (), id="-".join(case))
+    for case in CASES
+]
 
 
 def _make(family: str, implementation: str, **changes: Any) -> Any:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import headwise
-from families import DECODERS, ENCODERS, GENERATORS, MLA, VOCABULARY, make
+from families import DECODERS, ENCODERS, GENERATORS, KIN, LINEAR, MLA, VOCABULARY, make
 from headwise.hf import attend
+from headwise.hf.cache import OwnLayer
 from rounding import half_precision_error, relative_error
 
 NEW_TOKENS = 24
@@ -45,7 +46,13 @@ MODES = {
 _MODES_OF = {
     "t5": {"chunked prefill"},
     "falcon-rw": {"static cache", "static cache, padded"},
+    # a state cannot be cropped
+    **{family: {"prompt lookup"} for family in LINEAR},
 }
+
+
+# Of families that are nearly another one.
+_SWEPT = ("static cache", "static cache, padded", "no cache")
 
 
 def modes_without(mode: str) -> list[str]:
@@ -55,7 +62,12 @@ def modes_without(mode: str) -> list[str]:
 
 def _cases() -> list[Any]:
     return [
-        pytest.param(family, mode, id=f"{family}-{mode}")
+        pytest.param(
+            family,
+            mode,
+            id=f"{family}-{mode}",
+            marks=pytest.mark.sweep if family in KIN and mode in _SWEPT else (),
+        )
         for family in GENERATORS
         for mode in MODES
         if mode not in _MODES_OF.get(family, set())
@@ -135,6 +147,7 @@ def test_absorbed_decoding_in_half_precision_is_as_close_as_its_roundings_allow(
 def test_attached_models_run_our_attention(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(family)
     layers = model.config.num_hidden_layers if family != "t5" else 3 + 3 + 3
+    layers -= family in LINEAR
     calls = []
     ours = {"run_call": attend.run_call, "absorb": attend.absorb}
 
@@ -174,8 +187,11 @@ def test_the_latent_cache_holds_rank_plus_rope_elements_a_token(family: str) -> 
     headwise.attach(model)
     with torch.no_grad():
         cache = model(PROMPT, use_cache=True).cache
-    elements = 3 * (20 + 8) * PROMPT.shape[1]  # layers, R + P, tokens
-    assert headwise.hf.cache_nbytes(cache) == elements * 4
+    held = [layer for layer in cache.layers if isinstance(layer, OwnLayer)]
+    layers = {"headwise_mla": 3, **dict.fromkeys(MLA[:5], 3), **dict.fromkeys(LINEAR, 1)}
+    assert len(held) == layers.get(family, 2)
+    elements = (20 + 8) * PROMPT.shape[1]  # R + P, tokens
+    assert sum(layer.cache.nbytes for layer in held) == len(held) * elements * 4
 
 
 @pytest.mark.parametrize("family", [name for name in DECODERS if name not in ("gemma3", "gpt_oss")])

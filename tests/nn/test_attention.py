@@ -211,6 +211,7 @@ COPIED = (
     *("llama-gqa", "llama-mha", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2"),
     *("gemma3", "gpt_oss"),
     *("deepseek_v2", "deepseek_v3", "deepseek_v3-yarn", "glm4_moe_lite", "minicpm3"),
+    *("axk1", "youtu"),
 )
 
 
@@ -245,6 +246,13 @@ def test_a_pretrained_layer_attends_as_in_its_model(family: str) -> None:
             size = float(expected.abs().max())
             torch.testing.assert_close(layer(x), expected, atol=2e-5 * size, rtol=0)
             assert not layer.training
+
+
+@pytest.mark.parametrize("family", ["mistral4", "longcat_flash", "kimi_linear", "bailing_hybrid"])
+def test_latent_attention_that_does_more_is_refused(family: str) -> None:
+    attention = next(at for at in make(family).modules() if hasattr(at, "expand_kv"))
+    with pytest.raises(headwise.UnsupportedError, match="may do more than is copied"):
+        LatentAttention.from_pretrained_layer(attention)
 
 
 @pytest.mark.parametrize("name", SPECS)

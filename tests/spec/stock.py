@@ -45,6 +45,15 @@ MLA = {
     "qk_rope_head_dim": 6,
     "v_head_dim": 23,
 }
+LONGCAT = {key: value for key, value in MLA.items() if key != "num_hidden_layers"} | {
+    "num_layers": 2,
+    "ffn_hidden_size": 17,
+    "expert_ffn_hidden_size": 11,
+    "moe_topk": 2,
+    "head_dim": 6,
+}
+DELTA = MLA | {"num_hidden_layers": 7, "q_lora_rank": None, "num_experts": 8, "n_group": 2}
+DELTA |= {"pad_token_id": 0}
 OWN_MLA = {
     "hidden_size": 60,
     "num_attention_heads": 5,
@@ -308,6 +317,37 @@ CONFIGS = {
     "glm4_moe_lite yarn": ("glm4_moe_lite", MLA | {"rope_scaling": YARN}),
     "minicpm3": ("minicpm3", MLA),
     "minicpm3 value dim": ("minicpm3", MLA | {"v_head_dim": None, "q_lora_rank": None}),
+    "axk1": ("axk1", MLA),
+    "axk1 yarn": ("axk1", MLA | {"rope_scaling": YARN}),
+    "youtu": ("youtu", MLA | {"q_lora_rank": None}),
+    # of an even head dim, which its config class asks for
+    "mistral4": ("mistral4", MLA | {"qk_nope_head_dim": 14}),
+    "mistral4 yarn": ("mistral4", MLA | {"qk_nope_head_dim": 14, "rope_scaling": YARN}),
+    "longcat_flash": ("longcat_flash", LONGCAT),
+    "longcat_flash yarn": ("longcat_flash", LONGCAT | {"rope_scaling": YARN}),
+    "kimi_linear": (
+        "kimi_linear",
+        DELTA
+        | {
+            "linear_attn_config": {
+                "full_attn_layers": [3, 4, 7],
+                "kda_layers": [1, 2, 5, 6],
+                "head_dim": 11,
+                "num_heads": 3,
+                "short_conv_kernel_size": 5,
+            }
+        },
+    ),
+    "kimi_linear defaults": ("kimi_linear", DELTA | {"linear_head_dim": 11, "linear_num_heads": 3}),
+    "kimi_linear layer types": ("kimi_linear", DELTA | {"layer_types": NEXT_TYPES}),
+    "bailing_hybrid": (
+        "bailing_hybrid",
+        DELTA | {"head_dim": 11, "short_conv_kernel_size": 5, "layer_group_size": 3},
+    ),
+    "bailing_hybrid yarn": (
+        "bailing_hybrid",
+        DELTA | {"rope_scaling": YARN, "layer_types": NEXT_TYPES},
+    ),
     "headwise_mla": ("headwise_mla", OWN_MLA),
     "deepseek_v3 yarn plain": (
         "deepseek_v3",
@@ -389,7 +429,7 @@ def stock_layers(name):
         own = [block.self_attention for block in model.h]
         return [_fused(layer, layer.query_key_value.out_features, 55) for layer in own], [], []
     if "kv_lora_rank" in CONFIGS[name][1]:
-        return [_latent(layer.self_attn) for layer in model.layers], [], []
+        return [_latent(module) for module in _expanding(model)], [], []
     modules = [
         getattr(layer, "self_attn", None) or layer.mixer
         for layer in model.layers
@@ -414,6 +454,11 @@ def _separate(module, query, key, value):
 def _fused(module, total, query):
     """Query, key and value behind one projection; key and value are equally large."""
     return Stock(module, query, (total - query) // 2, (total - query) // 2)
+
+
+def _expanding(model):
+    """The MLA modules; LongCat has two in a layer."""
+    return [module for module in model.modules() if hasattr(module, "expand_kv")]
 
 
 def _latent(module):

@@ -1,5 +1,7 @@
 """A config that cannot be read or contradicts itself: a one-line error names the field."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from hypothesis import given
@@ -187,28 +189,31 @@ def test_layer_types_written_before_transformers_5_are_understood():
     assert ModelSpec.from_config(config).layers[0].attention.window is None
 
 
-# Not looked at by default: the window while use_sliding_window is off, the hidden size beside a
-# head_dim.
-_VL_WINDOW = ("sliding_window", "max_window_layers")
-UNUSED = {
-    ("qwen2", "sliding_window"),
-    ("qwen3", "sliding_window"),
-    ("qwen3", "hidden_size"),
-    ("qwen3_moe", "sliding_window"),
-    ("gemma", "hidden_size"),
-    ("glm", "hidden_size"),
-    ("gpt_oss", "hidden_size"),
-    ("llama4_text", "hidden_size"),
-    ("minimax_m2", "hidden_size"),
-    ("qwen3_vl_text", "hidden_size"),
-    ("qwen2_moe", "sliding_window"),
-    *((f"qwen{version}_vl_text", name) for version in ("2", "2_5") for name in _VL_WINDOW),
-}
+class Asked(dict):
+    """A config that keeps the names that a reader asks for."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: object = None) -> object:
+        self.names.add(name)
+        return super().get(name, default)
+
+
+def asked(model_type: str) -> set[str]:
+    """What a reader looks at by default: not a window that is off, nor any size that is given."""
+    config = Asked({"model_type": model_type})
+    with suppress(SpecError):  # of our own families, some sizes have no default
+        ModelSpec.from_config(config)
+    return config.names
+
+
 INTEGER_FIELDS = sorted(
     (model_type, name)
     for model_type, family in FAMILIES.items()
-    for name, value in family.defaults.items()
-    if type(value) is int and (model_type, name) not in UNUSED
+    for name in family.defaults.keys() & asked(model_type)
+    if type(family.defaults[name]) is int
 )
 
 

@@ -46,8 +46,10 @@ def test_t5_has_a_tied_head_whatever_its_config_says() -> None:
 
 
 @every_family
-def test_the_class_of_an_encoder_alone_exists(name: str) -> None:
+def test_the_classes_of_an_encoder_and_a_decoder_exist(name: str) -> None:
     assert hasattr(transformers, FAMILIES[name].encoder_class)
+    decoder = FAMILIES[name].decoder_class
+    assert decoder is None or hasattr(transformers, decoder)
 
 
 def test_a_multimodal_type_is_of_its_text_parts_family() -> None:

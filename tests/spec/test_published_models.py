@@ -131,6 +131,55 @@ DEEPSEEK_V3 = {
     "rope_scaling": {"factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "yarn"},
     "v_head_dim": 128,
 }
+# Of LongCat-Flash-Chat, Youtu-LLM-2B and Kimi-Linear-48B-A3B: what a config.json says.
+LONGCAT_FLASH = {
+    "model_type": "longcat_flash",
+    "hidden_size": 6144,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 64,
+    "num_layers": 28,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+YOUTU_2B = {
+    "model_type": "youtu",
+    "hidden_size": 2048,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 16,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+KIMI_LINEAR_48B = {
+    "model_type": "kimi_linear",
+    "hidden_size": 2304,
+    "kv_lora_rank": 512,
+    "linear_attn_config": {
+        "full_attn_layers": [4, 8, 12, 16, 20, 24, 27],
+        "head_dim": 128,
+        "kda_layers": [
+            *(1, 2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 15, 17, 18, 19, 21, 22, 23, 25, 26),
+        ],
+        "num_heads": 32,
+        "short_conv_kernel_size": 4,
+    },
+    "model_max_length": 1048576,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 27,
+    "num_key_value_heads": 32,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rope_scaling": None,
+    "v_head_dim": 128,
+}
 STARCODER = {
     "model_type": "gpt_bigcode",
     "multi_query": True,
@@ -355,6 +404,12 @@ WHISPER_LARGE_V3 = {
         (QWEN2_5_VL_7B, "GQA", 57_344),
         (QWEN3_VL_8B, "GQA", 36 * 2 * 8 * 128 * 2),
         (GLM_4_5V, "GQA", 46 * 2 * 8 * 128 * 2),
+        # 32 layers x 576 elements; LongCat-Flash has 28 layers that attend twice.
+        (YOUTU_2B, "MLA", 36_864),
+        (LONGCAT_FLASH, "MLA", 64_512),
+        # 61 layers x 576; Mistral Small 4 has 36 layers of 256 + 64.
+        ({"model_type": "axk1"}, "MLA", 70_272),
+        ({"model_type": "mistral4"}, "MLA", 23_040),
     ],
 )
 def test_cache_cost_of_a_token_is_the_published_one(config, mechanism, bytes_per_token):
@@ -376,6 +431,38 @@ def test_deepseek_v2_lite_projects_its_queries_directly():
     attention = ModelSpec.from_config(DEEPSEEK_V2_LITE).layers[0].attention
     assert (attention.query_rank, attention.nope_dim, attention.rope_dim) == (None, 128, 64)
     assert str(attention) == "MLA 16 heads, R 512 + P 64"
+
+
+def test_longcat_flash_attends_twice_in_each_of_28_layers():
+    spec = ModelSpec.from_config(LONGCAT_FLASH)
+    assert len(spec.layers) == 56
+    assert spec.layers[0].attention.scale == 192**-0.5
+
+
+def test_mistral_small_4_has_yarn_in_its_scale_by_default():
+    attention = ModelSpec.from_config({"model_type": "mistral4"}).layers[0].attention
+    # a factor of 128: (0.1 ln 128 + 1)^2 / sqrt(128)
+    assert attention.scale == pytest.approx(0.19495, rel=1e-4)
+
+
+def test_kimi_linear_keeps_three_states_for_each_latent_cache():
+    spec = ModelSpec.from_config(KIMI_LINEAR_48B)
+    latent = [layer.index for layer in spec.layers if layer.attention is not None]
+    assert latent == [3, 7, 11, 15, 19, 23, 26]
+    # the paper's ratio of 3 to 1: 7 of 27 layers cache, here 576 elements a token
+    assert spec.cache_bytes_per_token("bfloat16") == 7 * 576 * 2
+    # per layer 32 matrices of 128 x 128 in float32, and 4 inputs of 3 x 4096 channels
+    state = 32 * 128 * 128 * 4 + 4 * 3 * 4096 * 2
+    assert spec.cache_bytes(1000) == 7 * 576 * 2 * 1000 + 20 * state
+    assert spec.max_context == 1048576
+
+
+def test_ling_3_attends_in_every_sixth_layer():
+    spec = ModelSpec.from_config({"model_type": "bailing_hybrid"})
+    latent = [layer.index for layer in spec.layers if layer.attention is not None]
+    assert latent == [5, 11, 17, 23, 29, 35, 41]
+    state = 32 * 128 * 128 * 4 + 4 * 3 * 4096 * 2
+    assert spec.cache_bytes(1) == 7 * 576 * 2 + 35 * state
 
 
 def test_gemma3_has_five_local_layers_for_each_global_one():

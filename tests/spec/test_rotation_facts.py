@@ -69,19 +69,20 @@ def test_a_partial_rotary_factor_counts_where_the_family_says(name: str) -> None
 def test_the_pairs_of_a_rotation_lie_where_the_family_says(name: str) -> None:
     embedding, dims = rotary(name, 1.0)
     module = sys.modules[type(embedding).__module__]
-    first = torch.zeros(1, 2, 2, dims)  # as many heads as tokens: some take them in turn
-    first[..., 0] = 1.0
+    ones = torch.zeros(2, 2, 2, dims)  # as many heads as tokens: some take them in turn
+    ones[0, ..., 0] = ones[1, ..., 1] = 1.0
     kinds = inspect.signature(embedding.forward).parameters
     options = {"layer_type": "full_attention"} if "layer_type" in kinds else {}
-    angles = embedding(first, torch.tensor([[0, 1]]), **options)
+    angles = embedding(ones, torch.tensor([[0, 1]]), **options)
     if isinstance(angles, torch.Tensor):  # one complex number for cosine and sine
-        turned = module.apply_rotary_emb(first, first, angles)[0]
-    elif "x" in inspect.signature(module.apply_rotary_pos_emb).parameters:
-        turned = module.apply_rotary_pos_emb(first, *angles)
+        turned = module.apply_rotary_emb(ones, ones, angles)[0]
     else:
-        turned = module.apply_rotary_pos_emb(first, first, *angles)[0]
-    # the token at position 1 has its first dim turned by one radian into the other of its pair
-    partner = int(turned[0, 1, 1, 1:].abs().argmax()) + 1
-    assert turned[0, 1, 1, partner] == pytest.approx(0.8414709848, abs=1e-6)
-    assert partner in (1, dims // 2)
-    assert FAMILIES[name].interleaved_rope == (partner == 1)
+        rotate = getattr(module, "apply_rotary_pos_emb", None)
+        rotate = rotate or module.apply_rotary_pos_emb_interleave
+        alone = "x" in inspect.signature(rotate).parameters
+        turned = rotate(ones, *angles) if alone else rotate(ones, ones, *angles)[0]
+    # the token at position 1 has its first dim turned by one radian, with the other of its pair
+    first, second = turned[:, 1, 1]
+    places = first.nonzero().flatten()
+    assert sorted(first[places].tolist()) == pytest.approx([0.5403023059, 0.8414709848], abs=1e-6)
+    assert FAMILIES[name].interleaved_rope == torch.equal(places, second.nonzero().flatten())

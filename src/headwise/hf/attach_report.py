@@ -36,7 +36,7 @@ def report_of(coverage: Coverage, choice: CacheChoice) -> AttachReport:
     layers = (*_encoder_layers(coverage, spec), *_decoder_layers(coverage, spec, caches))
     words = "none of ours" if spec.layers else "none (an encoder)"
     cache = choice.words if caches else words
-    if any(name != str(choice) for name in caches):
+    if any(name not in (str(choice), "none") for name in caches):
         cache += "; in sliding layers what the window reaches"
     return AttachReport(type(model).__name__, (*layers, *left), cache)
 

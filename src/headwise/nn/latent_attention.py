@@ -194,9 +194,9 @@ class LatentAttention(AttentionLayer):
     def from_pretrained_layer(cls, module: Any) -> "LatentAttention":
         """A copy of an MLA module of a Transformers model, weights and all.
 
-        Serves DeepSeek-V2 and V3, GLM-4.7-Flash and MiniCPM3. Rotary keys are cached in the order
-        of the weights, which for DeepSeek-V3 is not that of Transformers' own cache. Dropout of the
-        attention is not taken over.
+        Serves DeepSeek-V2 and V3, GLM-4.7-Flash, MiniCPM3, A.X K1 and Youtu. Rotary keys are cached
+        in the order of the weights, which for DeepSeek-V3 is not that of Transformers' own cache.
+        Dropout of the attention is not taken over.
 
         Raises:
             UnsupportedError: another kind of module, or one with biases.

@@ -26,7 +26,8 @@ class PretrainedLayer:
         """Read `module`.
 
         Raises:
-            UnsupportedError: it does not have a config or one of the projections.
+            UnsupportedError: it does not have a config or one of the projections, or does more than
+                what is built here.
             SpecError: its config contradicts itself.
         """
         kind, config = type(module).__name__, getattr(module, "config", None)

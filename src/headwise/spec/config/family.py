@@ -28,8 +28,8 @@ class Family:
         stock_kv_heads: kv heads that Transformers caches where these are more than the spec's.
         ties_head: whether Transformers ties the output head whatever a config says.
         encoder_class: the class that runs the encoder alone, where no Auto class does.
-        decoder_class: the class that runs the decoder, where no Auto class does; of a text part
-            one without a head.
+        decoder_class: the class that runs the decoder, where no Auto class does; one
+            without a head of most text parts.
         weights: (all, output head) parameters, where no model of Transformers can be counted.
         converts: whether `convert` takes its checkpoints: Llama's layout of weights.
         expands: how `convert` makes MHA of its MLA: of a latent that keys are linear in, or of a
