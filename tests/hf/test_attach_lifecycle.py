@@ -198,7 +198,7 @@ def test_the_report_of_t5_lists_encoder_decoder_and_cross_attention() -> None:
 
 def test_a_family_without_a_reader_is_attached_and_says_so() -> None:
     torch.manual_seed(2)
-    config = hf.Starcoder2Config(
+    config = hf.StableLmConfig(
         vocab_size=VOCABULARY,
         hidden_size=48,
         intermediate_size=64,
@@ -206,16 +206,15 @@ def test_a_family_without_a_reader_is_attached_and_says_so() -> None:
         num_attention_heads=6,
         num_key_value_heads=2,
         initializer_range=0.2,
-        sliding_window=7,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=None,
     )
-    model = hf.Starcoder2ForCausalLM(config).eval()
+    model = hf.StableLmForCausalLM(config).eval()
     expected = _tokens(model)
     report = headwise.attach(model)
     assert report.layers[0].spec is None
-    assert "no spec reader for 'starcoder2'" in str(report)
+    assert "no spec reader for 'stablelm'" in str(report)
     assert torch.equal(_tokens(model), expected)
 
 

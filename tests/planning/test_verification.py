@@ -174,6 +174,25 @@ def test_a_reduced_model_has_every_kind_of_layer(name: str) -> None:
     assert len(small.spec.layers) <= (20 if name.startswith("gemma-3n") else 6)
 
 
+def test_sizes_that_contradict_one_another_are_left_as_they_are() -> None:
+    config = {
+        "model_type": "granitemoehybrid",
+        "hidden_size": 96,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 9,
+        "layers_block_type": ["mamba"] * 3 + ["attention"] + ["mamba"] * 5,
+        "mamba_n_heads": 6,
+        "mamba_d_head": 32,
+        "vocab_size": 9999,
+    }
+    model = PlannedModel("granite", ModelSpec.from_config(config), config)
+    small = reduced(model)
+    assert len(small.spec.layers) == 4
+    # the heads of Mamba-2 add up to the hidden size twice
+    assert (small.config["hidden_size"], small.config["vocab_size"]) == (96, 512)
+
+
 def test_rates_are_those_that_the_times_are_made_of() -> None:
     made = KernelRates(
         {"call": 1e-4, "latent call": 3e-4, "folded element": 1e-10}

@@ -3,6 +3,7 @@
 The numbers are chosen so that no product of two of them equals another product.
 """
 
+import functools
 import warnings
 from dataclasses import dataclass
 
@@ -120,6 +121,18 @@ CHUNKED = {
     "attention_chunk_size": 19,
 }
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 11}
+GLM_EXPERTS = {"n_routed_experts": 8, "moe_intermediate_size": 11, "topk_group": 1, "n_group": 1}
+GRANITE = {"attention_multiplier": 0.37, "shared_intermediate_size": 13, "num_local_experts": 2}
+GRANITE_MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 7,
+    "mamba_d_conv": 5,
+    "mamba_chunk_size": 8,
+    "layers_block_type": ["mamba", "attention", "mamba", "mamba", "attention", "mamba", "mamba"],
+}
+
+MPT = {"d_model": 55, "n_heads": 5, "n_layers": 3, "max_seq_len": 43, "vocab_size": 31}
 
 # name -> (model_type, fields as a config.json gives them)
 CONFIGS = {
@@ -277,8 +290,6 @@ CONFIGS = {
     ),
     "qwen3_vl": ("qwen3_vl_text", GROUPED | {"head_dim": 22}),
     "qwen3_vl_moe": ("qwen3_vl_moe_text", GROUPED | EXPERTS | {"num_experts": 2}),
-    "glm4v": ("glm4v_text", GROUPED),
-    "glm4v_moe": ("glm4v_moe_text", GROUPED | EXPERTS | {"hidden_size": 64, "n_routed_experts": 2}),
     "whisper": (
         "whisper",
         {
@@ -353,6 +364,77 @@ CONFIGS = {
         "deepseek_v3",
         MLA | {"rope_scaling": {"type": "yarn", "factor": 40.0}},
     ),
+    "ministral": ("ministral", GROUPED | {"head_dim": 22, "sliding_window": 19}),
+    "ministral layer types": ("ministral", GROUPED | {"head_dim": 22, "layer_types": MIXED}),
+    "ministral3": ("ministral3", GROUPED | {"head_dim": 22}),
+    "ministral3 windows": ("ministral3", GROUPED | {"head_dim": 22, "sliding_window": 19}),
+    "olmo": ("olmo", GROUPED | {"clip_qkv": 8.0}),
+    "olmo2": ("olmo2", GROUPED),
+    "olmo3": ("olmo3", GROUPED | {"sliding_window": 19}),
+    "olmo3 layer types": ("olmo3", GROUPED | {"layer_types": MIXED}),
+    "olmoe": ("olmoe", GROUPED | {"num_experts": 8}),
+    "granite": ("granite", GROUPED | GRANITE),
+    "granitemoe": ("granitemoe", GROUPED | GRANITE),
+    "granitemoeshared": ("granitemoeshared", GROUPED | GRANITE),
+    "granite_swa": ("granite_swa", GROUPED | GRANITE | {"sliding_window": 19}),
+    "granitemoe_swa": ("granitemoe_swa", GROUPED | GRANITE | {"layer_types": MIXED}),
+    "granitemoehybrid": ("granitemoehybrid", GROUPED | GRANITE | GRANITE_MAMBA),
+    "cohere": ("cohere", GROUPED | {"num_key_value_heads": None}),
+    "cohere normalised": ("cohere", GROUPED | {"use_qk_norm": True}),
+    "cohere2": ("cohere2", GROUPED | {"sliding_window": 19}),
+    "cohere2 pattern": ("cohere2", GROUPED | {"sliding_window_pattern": 3}),
+    "cohere2_moe": (
+        "cohere2_moe",
+        GROUPED
+        | {
+            "head_dim": 22,
+            "first_k_dense_replace": 2,
+            "prefix_dense_sliding_window_pattern": 2,
+            "prefix_dense_intermediate_size": 17,
+        },
+    ),
+    "exaone4": ("exaone4", GROUPED | {"sliding_window": 19, "sliding_window_pattern": 3}),
+    "exaone4 full": (
+        "exaone4",
+        GROUPED | {"sliding_window": None, "layer_types": ["full_attention"] * 7},
+    ),
+    "exaone_moe": (
+        "exaone_moe",
+        GROUPED
+        | {"sliding_window": 19, "sliding_window_pattern": "LLG", "layer_types": MIXED}
+        | {"num_experts": 8, "moe_intermediate_size": 11},
+    ),
+    "glm4": ("glm4", GROUPED | {"head_dim": 22}),
+    "glm4_moe": ("glm4_moe", GROUPED | GLM_EXPERTS),
+    "glm4_moe normalised": (
+        "glm4_moe",
+        GROUPED | GLM_EXPERTS | {"head_dim": 22, "use_qk_norm": True},
+    ),
+    "glm4v": ("glm4v_text", GROUPED | {"head_dim": 22}),
+    "glm4v_moe": ("glm4v_moe_text", GROUPED | GLM_EXPERTS | {"head_dim": 22}),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", GROUPED | {"head_dim": 22}),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", GROUPED | {"head_dim": 22, "num_experts": 2}),
+    "ernie4_5": ("ernie4_5", GROUPED | {"head_dim": 22}),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        GROUPED | {"moe_num_experts": 8, "moe_intermediate_size": 11},
+    ),
+    "seed_oss": ("seed_oss", GROUPED | {"head_dim": 22}),
+    "apertus": ("apertus", GROUPED),
+    "arcee": ("arcee", GROUPED),
+    "smollm3": ("smollm3", GROUPED | {"sliding_window": 19}),
+    "smollm3 windows": ("smollm3", GROUPED | {"use_sliding_window": True, "sliding_window": 19}),
+    "smollm3 rotations": (
+        "smollm3",
+        GROUPED
+        | {"use_sliding_window": True, "sliding_window": 19}
+        | {"no_rope_layers": [0, 0, 1, 1, 0, 1, 1]},
+    ),
+    "starcoder2": ("starcoder2", GROUPED | {"sliding_window": 19}),
+    "gpt_neox": ("gpt_neox", HEADS),
+    "opt": ("opt", HEADS | {"ffn_dim": 17, "word_embed_proj_dim": 55}),
+    "mpt": ("mpt", MPT),
+    "mpt scale": ("mpt", MPT | {"attn_config": {"softmax_scale": 0.37}}),
     "deepseek_v3 linear rope": (
         "deepseek_v3",
         MLA | {"rope_scaling": {"type": "linear", "factor": 3.0, "mscale_all_dim": 0.5}},
@@ -384,6 +466,7 @@ class Stock:
     value: int | None
 
 
+@functools.cache
 def stock_layers(name):
     """(decoder or only stack, encoder beside it, cross-attention) as lists of Stock."""
     model_type = CONFIGS[name][0]
@@ -428,12 +511,21 @@ def stock_layers(name):
     if model_type == "bloom":
         own = [block.self_attention for block in model.h]
         return [_fused(layer, layer.query_key_value.out_features, 55) for layer in own], [], []
+    if model_type == "mpt":
+        own = [block.attn for block in model.blocks]
+        return [_fused(layer, layer.Wqkv.out_features, 55) for layer in own], [], []
+    if model_type == "gpt_neox":
+        own = [layer.attention for layer in model.layers]
+        return [_fused(layer, layer.query_key_value.out_features, 55) for layer in own], [], []
     if "kv_lora_rank" in CONFIGS[name][1]:
         return [_latent(module) for module in _expanding(model)], [], []
+    layers = model.decoder.layers if model_type == "opt" else model.layers
+    # Granite 4's layers of Mamba-2 have an attention that is None
     modules = [
         getattr(layer, "self_attn", None) or layer.mixer
-        for layer in model.layers
-        if hasattr(layer, "self_attn") or getattr(layer, "block_type", "") == "full_attention"
+        for layer in layers
+        if getattr(layer, "self_attn", None) is not None
+        or getattr(layer, "block_type", "") == "full_attention"
     ]
     if model_type == "phi3":
         sizes = [(at.qkv_proj.out_features, at.o_proj.in_features) for at in modules]

@@ -118,6 +118,27 @@ SLIDING = ["sliding_attention", "full_attention"]
         ({"model_type": "lfm2_moe"}, "layer_types=None"),
         ({"model_type": "whisper", "decoder_attention_heads": 7}, "decoder_attention_heads=7"),
         ({"model_type": "llama", "is_causal": False}, "is_causal=False"),
+        ({"model_type": "mpt", "attn_config": [1]}, r"attn_config=\[1\]"),
+        (
+            {"model_type": "mpt", "attn_config": {"attn_type": "multiquery_attention"}},
+            "attn_config.attn_type='multiquery_attention'",
+        ),
+        (
+            {"model_type": "mpt", "attn_config": {"softmax_scale": 0}},
+            "attn_config.softmax_scale=0",
+        ),
+        (
+            {"model_type": "granitemoehybrid", "mamba_d_head": 63},
+            "mamba_n_heads=128 with mamba_d_head=63: .* = 8192",
+        ),
+        ({"model_type": "granitemoehybrid", "mamba_d_head": None}, "mamba_d_head=None"),
+        ({"model_type": "exaone4", "sliding_window_pattern": "LLLG"}, "sliding_window_pattern="),
+        (
+            {"model_type": "smollm3", "use_sliding_window": True, "sliding_window": 9}
+            | {"no_rope_layers": [1]},
+            r"no_rope_layers=\[1\]: expected a list",
+        ),
+        ({"model_type": "mistral3", "text_config": {"model_type": "x"}}, "model_type='x'"),
         ({"model_type": "llama", "per_layer_config": {"3": {"head_dim": 8}}}, "per_layer_config"),
     ],
 )  # fmt: skip

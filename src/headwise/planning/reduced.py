@@ -11,8 +11,11 @@ from headwise.spec import ModelSpec
 # Sizes for what decides neither the attention nor its cache.
 _SMALL = {
     512: ("vocab_size", "vocab_size_per_layer_input"),
-    64: ("intermediate_size", "ffn_hidden_size", "n_inner", "d_ff"),
-    32: ("moe_intermediate_size", "shared_expert_intermediate_size"),
+    64: ("intermediate_size", "ffn_hidden_size", "n_inner", "d_ff", "ffn_dim"),
+    32: (
+        *("moe_intermediate_size", "shared_expert_intermediate_size"),
+        "shared_intermediate_size",
+    ),
     8: ("hidden_size_per_layer_input",),
     4: ("num_local_experts", "num_experts", "n_routed_experts"),
     2: ("num_experts_per_tok", "top_k_experts"),
@@ -25,7 +28,7 @@ _PER_LAYER = (
     *("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"),  # one number in most families
 )
 _DEPTHS = (
-    *("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers"),
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"),
     *("encoder_layers", "decoder_layers"),
 )
 
@@ -38,18 +41,12 @@ def reduced(model: PlannedModel) -> PlannedModel:
     'gpt_oss, context up to 131072: 1 x GQA 64/8 heads, D 64, window 128, sinks + 1 x GQA ...'
     """
     wanted = _kinds(model.spec)
-    config = next(
-        each for each in _narrower(model) if _kinds(ModelSpec.from_config(each)) == wanted
-    )
+    config = next(each for each in _narrower(model) if _kinds_of(each) == wanted)
     depth = max(len(model.spec.layers), len(model.spec.encoder_layers))
     for layers in range(1, depth):
         fewer = _with_depth(config, layers)
-        try:
-            spec = ModelSpec.from_config(fewer)
-        except HeadwiseError:
-            continue
-        if _kinds(spec) == wanted:
-            return PlannedModel(model.name, spec, fewer)
+        if _kinds_of(fewer) == wanted:
+            return PlannedModel(model.name, ModelSpec.from_config(fewer), fewer)
     return PlannedModel(model.name, ModelSpec.from_config(config), config)
 
 
@@ -91,6 +88,14 @@ def _with_depth(config: dict[str, Any], layers: int) -> dict[str, Any]:
         if isinstance(fewer.get(name), list | tuple | str):
             fewer[name] = fewer[name][:layers]
     return fewer
+
+
+def _kinds_of(config: dict[str, Any]) -> set[tuple[Any, ...]] | None:
+    """Those of a config; None where the smaller sizes contradict one another."""
+    try:
+        return _kinds(ModelSpec.from_config(config))
+    except HeadwiseError:
+        return None
 
 
 def _kinds(spec: ModelSpec) -> set[tuple[Any, ...]]:
