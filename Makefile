@@ -31,7 +31,7 @@ HAS_NODE := command -v npm >/dev/null && node -e '$(OLD_NODE)' 2>/dev/null
 with_node = if $(HAS_NODE); then $(MAKE) -s --no-print-directory $(WEB) && $(1); else \
     echo "no Node.js 20.19 or newer with npm: the page's JavaScript is left out"; fi
 
-.PHONY: demo test sweep nightly lint lint-page format docs wheel clean help
+.PHONY: demo test sweep nightly matrix lint lint-page format docs wheel clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -39,6 +39,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make sweep    run those that take long and are more of the same"
 	@echo "make nightly  run everything with 1 and 2 threads, and the kernels at every level with 4"
+	@echo "make matrix   run the tests on the releases of Transformers and PyTorch that are supported"
 	@echo "make lint     ruff, clang-format, mypy, import-linter, lines of code; with Node.js the page's JavaScript"
 	@echo "make format   let ruff, clang-format and prettier rewrite what they can"
 	@echo "make docs     build the site into docs/_build/html"
@@ -64,6 +65,10 @@ nightly: .venv/.dev
 	for level in $$($(BIN)/python -c $(LEVELS)); do \
 	    HEADWISE_TEST_THREADS=4 HEADWISE_CPU_LEVEL=$$level $(BIN)/python -m pytest -q -n $(JOBS) \
 	        -m "not sweep" tests/ops tests/caches tests/hf tests/csrc || exit 1; done
+
+# Rows of docs/versions.md, each in a fresh environment of up to 6 GB: all, or those that hold ROWS.
+matrix: .venv/.dev
+	$(BIN)/python packaging/matrix.py $(ROWS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

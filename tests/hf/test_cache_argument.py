@@ -1,4 +1,4 @@
-"""A cache is handed to a model once, under one name; a warning of stock is an error here."""
+"""A cache is handed to a model once, under one name; Transformers' warnings are errors here."""
 
 import pytest
 import torch

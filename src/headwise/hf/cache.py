@@ -108,7 +108,8 @@ class OwnLayer(CacheLayerMixin):
                 f"crop({tokens_to_remove}): expected a negative number, the tokens to remove"
             )
         if self.is_initialized:
-            self.cache.crop(max(0, self.cache.length + tokens_to_remove))
+            # Transformers 5.17 passes a tensor
+            self.cache.crop(max(0, self.cache.length + int(tokens_to_remove)))
 
     def reset(self) -> None:
         """Forget everything and release the memory."""
