@@ -65,6 +65,30 @@ def _linear() -> Any:
     return hf.Qwen3NextForCausalLM(config).eval()
 
 
+def _convolutions() -> Any:
+    torch.manual_seed(3)
+    config = hf.Lfm2Config(
+        **_SMALL, full_attn_idxs=[1], intermediate_size=64, block_auto_adjust_ff_dim=False
+    )
+    return hf.Lfm2ForCausalLM(config).eval()
+
+
+def _mamba() -> Any:
+    torch.manual_seed(3)
+    sizes = {"mamba_num_heads": 4, "mamba_head_dim": 8, "ssm_state_size": 6, "n_groups": 2}
+    config = hf.NemotronHConfig(
+        **_SMALL | {"num_hidden_layers": None}, hybrid_override_pattern="M*-", **sizes
+    )
+    return hf.NemotronHForCausalLM(config).eval()
+
+
+def _both() -> Any:
+    torch.manual_seed(3)
+    small = _SMALL | {"num_hidden_layers": 2, "intermediate_size": 64}
+    sizes = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 6, "mamba_n_groups": 2}
+    return hf.FalconH1ForCausalLM(hf.FalconH1Config(**small, **sizes)).eval()
+
+
 _MIXED = ["full_attention", "minimax_m3_sparse", "full_attention"]
 
 
@@ -72,7 +96,9 @@ def _tokens(model: Any) -> torch.Tensor:
     return model.generate(PROMPT, max_new_tokens=20, do_sample=False)
 
 
-@pytest.mark.parametrize("make_model", [lambda: _sparse(_MIXED), _linear])
+@pytest.mark.parametrize(
+    "make_model", [lambda: _sparse(_MIXED), _linear, _convolutions, _mamba, _both]
+)
 def test_what_cannot_be_replaced_stays_and_the_rest_is_attached(make_model: Any) -> None:
     model = make_model()
     expected = _tokens(model)
@@ -113,6 +139,15 @@ def test_the_report_says_which_layer_stays_and_why() -> None:
     assert "model.layers.1.self_attn  stays with Transformers" in text
     assert "model.layers.1.self_attn: attends to the tokens that an indexer chooses" in text
     assert "decoder.0,2: a recurrent or linear attention" in str(headwise.attach(_linear()))
+    assert "decoder.0,2: a short convolution" in str(headwise.attach(_convolutions()))
+    assert "decoder.0: a recurrent or linear" in str(headwise.attach(_mamba()))
+
+
+def test_the_report_says_whose_cache_it_is() -> None:
+    assert headwise.attach(_linear()).cache == "contiguous, grown in place"
+    report = headwise.attach(_both())
+    assert (report.cache, report.layers[0].cache) == ("none of ours", "none")
+    assert "decoder.0-1.recurrent: a recurrent or linear attention with the cache" in str(report)
 
 
 @pytest.mark.parametrize("make_model", [lambda: _sparse(_MIXED), _linear])

@@ -31,14 +31,19 @@ def report_of(coverage: Coverage, choice: CacheChoice) -> AttachReport:
         for said in dict.fromkeys(map(_latent_note, coverage.latents.values())):
             note += f"; {said}"
         every = LayerReport("all", None, (), (), note, cache=_joined(caches))
-        words = choice.words if coverage.grows_cache else "none of ours"
-        return AttachReport(type(model).__name__, (every, *left), words)
+        return AttachReport(type(model).__name__, (every, *left), _words(caches, choice, True))
     layers = (*_encoder_layers(coverage, spec), *_decoder_layers(coverage, spec, caches))
-    words = "none of ours" if spec.layers else "none (an encoder)"
-    cache = choice.words if caches else words
-    if any(name not in (str(choice), "none") for name in caches):
-        cache += "; in sliding layers what the window reaches"
-    return AttachReport(type(model).__name__, (*layers, *left), cache)
+    words = _words(caches, choice, bool(spec.layers))
+    return AttachReport(type(model).__name__, (*layers, *left), words)
+
+
+def _words(caches: tuple[str, ...], choice: CacheChoice, decodes: bool) -> str:
+    """What the report says of all layers' caches."""
+    own = set(caches) - {"none"}
+    if not own:
+        return "none of ours" if decodes else "none (an encoder)"
+    windows = own != {str(choice)}
+    return choice.words + ("; in sliding layers what the window reaches" if windows else "")
 
 
 def layer_report(

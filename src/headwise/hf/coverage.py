@@ -14,6 +14,15 @@ from headwise.hf.latent_modules import chooses_tokens, latent_modules
 from headwise.hf.module_hook import NAME
 from headwise.spec import FAMILIES, ModelSpec
 
+_RECURRENT = "a recurrent or linear attention"
+# What of a layer does not attend, by Transformers' name of its kind: the part, and what it is.
+_NOT_ATTENTION = {
+    "linear_attention": ("", _RECURRENT),
+    "conv": ("", "a short convolution"),
+    "hybrid": (".recurrent", f"{_RECURRENT} with the cache of the layer"),
+    "hybrid_sliding": (".recurrent", f"{_RECURRENT} with the cache of the layer"),
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
@@ -152,7 +161,7 @@ def _require_interface(model: PreTrainedModel, sparse: dict[str, Any]) -> None:
     if not takes_interface(type(model)):
         raise UnsupportedError(
             f"{name} does not take its attention from Transformers' attention interface, so "
-            "headwise cannot replace it"
+            f"headwise cannot replace it{_decoder_alone(model)}"
         )
     config = model.config.get_text_config(decoder=True)
     if len(sparse) >= config.num_hidden_layers:
@@ -165,6 +174,15 @@ def _require_interface(model: PreTrainedModel, sparse: dict[str, Any]) -> None:
             "config.output_attentions=True works with eager attention only: pass "
             "output_attentions=True per call instead"
         )
+
+
+def _decoder_alone(model: PreTrainedModel) -> str:
+    """Where the decoder is that can be attached without the rest; "" where there is none."""
+    for name, module in _parts(model).items():
+        text = module.config.model_type == family_name(model)
+        if text and refusal(type(module), module.config.model_type) is None:
+            return f"; its decoder can be attached by itself: .{name} ({type(module).__name__})"
+    return ""
 
 
 def _parts(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
@@ -199,8 +217,7 @@ def _left_to_stock(
     reasons |= dict.fromkeys(sparse, chosen)
     kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
     for index, kind in enumerate(kinds):
-        if kind == "linear_attention":
-            reasons[f"decoder.{index}"] = (
-                "a recurrent or linear attention, which headwise does not run"
-            )
+        if kind in _NOT_ATTENTION:
+            part, what = _NOT_ATTENTION[kind]
+            reasons[f"decoder.{index}{part}"] = f"{what}, which headwise does not run"
     return {name: reason for name, reason in reasons.items() if reason is not None}
