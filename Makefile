@@ -37,7 +37,7 @@ with_node = if $(HAS_NODE); then $(MAKE) -s --no-print-directory $(WEB) && $(1);
 help:
 	@echo "make demo     ask a real model about a text of 2,100 tokens, next to stock Transformers"
 	@echo "make test     run the tests"
-	@echo "make sweep    run those that take long and are more of the same"
+	@echo "make sweep    run those that take long and are more of the same, and write docs/models.md"
 	@echo "make nightly  run everything with 1 and 2 threads, and the kernels at every level with 4"
 	@echo "make matrix   run the tests on the releases of Transformers and PyTorch that are supported"
 	@echo "make lint     ruff, clang-format, mypy, import-linter, lines of code; with Node.js the page's JavaScript"
@@ -55,6 +55,7 @@ test: .venv/.dev
 
 sweep: .venv/.dev
 	$(BIN)/python -m pytest -n $(JOBS) -m sweep
+	$(BIN)/python tests/sweep_families.py
 
 # What must hold on any machine: whatever the number of threads, and on older CPUs. Some hours.
 # More threads than cores must not spin.

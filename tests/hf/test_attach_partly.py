@@ -13,11 +13,6 @@ from families import OWN_FORWARD, VOCABULARY, make
 from headwise.hf.module_hook import NAME
 from rounding import half_precision_error, relative_error
 
-# Of models like those below, for the docs.
-PARTLY = {
-    "Qwen3-Next and other hybrids": "layers of linear attention",
-    "MiniMax-M3": "layers of sparse attention, whose indexer chooses the keys",
-}
 PROMPT = torch.randint(3, VOCABULARY, (2, 23), generator=torch.Generator().manual_seed(6))
 _SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
