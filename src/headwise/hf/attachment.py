@@ -12,7 +12,7 @@ from headwise.hf.cache_hooks import ForwardCache, PrepareCache
 from headwise.hf.coverage import Coverage
 from headwise.hf.empty_rows import EAGER
 from headwise.hf.latent import LatentPassthrough
-from headwise.hf.module_hook import NAME, ModuleHook, StockConfig
+from headwise.hf.module_hook import ATTACHED, NAME, ModuleHook, StockConfig
 from headwise.hf.report import AttachReport
 
 
@@ -109,6 +109,8 @@ def _name_configs(coverage: Coverage, previous: list[tuple[Any, str | None]]) ->
     for config, implementation in previous:
         if id(config) in stay:
             config._attn_implementation_internal = implementation
+        elif config._attn_implementation == NAME:
+            config._attn_implementation_internal = ATTACHED
 
 
 def _mark_eager(model: PreTrainedModel, attachment: Attachment) -> None:

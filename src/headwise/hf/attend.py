@@ -1,9 +1,11 @@
 """A request attended to: latents absorbed, keys and values by our operator, dropout by stock."""
 
+import torch
 from torch import Tensor
 
 from headwise.hf.dropout import attend_with_dropout
 from headwise.hf.latent import absorb, expand, receives_latents
+from headwise.hf.masks import is_eager_only
 from headwise.hf.request import Request
 from headwise.ops import run_call, weights_of
 
@@ -33,13 +35,23 @@ def attend_latents(request: Request) -> Attended | None:
 
 def attend_rows(request: Request) -> Attended:
     """Attention over keys and values."""
-    if request.dropout:
+    # what an eager function that nobody has read returns as weights is its own
+    unread = request.weights and is_eager_only(type(getattr(request.module, "config", None)))
+    if request.dropout or unread:
         return *attend_with_dropout(request), None
+    request.options.return_lse |= request.sinks is not None
     out, lse = run_call(request.call())
     if request.empty is not None:
         out = request.empty.fill(out, request.query, *request.rows)
-    out = out.transpose(1, 2).contiguous()
-    return out, _weights(request) if request.weights else None, lse
+    weights = _weights(request) if request.weights else None
+    if request.sinks is not None:
+        assert lse is not None
+        sinks = request.sinks.squeeze(-1).to(lse.dtype)
+        kept = torch.sigmoid(lse - sinks).unsqueeze(-1)  # what the sink leaves of the weights
+        out = (out * kept).to(out.dtype)
+        weights = None if weights is None else (weights * kept).to(weights.dtype)
+        lse = torch.logaddexp(lse, sinks)
+    return out.transpose(1, 2).contiguous(), weights, lse
 
 
 def _weights(request: Request) -> Tensor:

@@ -7,9 +7,9 @@ from transformers import PreTrainedModel
 
 from headwise.caches import CacheChoice
 from headwise.errors import SpecError, UnsupportedError
-from headwise.hf import families
+from headwise.hf import eager, families
 from headwise.hf.cache_hooks import CACHE_ARGUMENTS, parameters
-from headwise.hf.inner_model import has_source, refusal, takes_interface
+from headwise.hf.inner_model import OFF_THE_INTERFACE, has_source, refusal, takes_interface
 from headwise.hf.latent_modules import chooses_tokens, latent_modules
 from headwise.hf.module_hook import NAME
 from headwise.spec import FAMILIES, ModelSpec
@@ -61,7 +61,7 @@ def cover(model: PreTrainedModel, choice: CacheChoice, *, strict: bool) -> Cover
     parts = {
         part: reason
         for part, module in _parts(model).items()
-        if (reason := refusal(type(module), module.config.model_type)) is not None
+        if (reason := _obstacle(module)) is not None
     }
     left = _left_to_stock(model, own, sparse) | parts
     if own and model.config._attn_implementation == NAME:
@@ -116,12 +116,22 @@ def _spec(model: PreTrainedModel) -> ModelSpec | None:
         known = model.config.model_type in FAMILIES or hasattr(model.config, "text_config")
         if known and family in FAMILIES:
             raise
-        if not model._supports_sdpa:
+        asked = not model._supports_sdpa and not families.off_interface(model)
+        reason = eager.obstacle(model) if asked else None
+        if reason is not None:
             raise UnsupportedError(
-                f"{type(model).__name__}: no spec reader for model_type {family!r}, and no SDPA in "
-                "Transformers either, so that what its attention needs is not known"
+                f"{type(model).__name__} has no spec reader (model_type {family!r}), no SDPA in "
+                f"Transformers, and what its attention needs is not known: {reason}"
             ) from None
         return None
+
+
+def _obstacle(part: PreTrainedModel) -> str | None:
+    """Why a model in a model cannot be attached; None if it can."""
+    if not takes_interface(type(part)):
+        return OFF_THE_INTERFACE
+    known = part._supports_sdpa or part.config.model_type in FAMILIES
+    return None if known else eager.obstacle(part)
 
 
 def family_name(model: PreTrainedModel) -> str:
@@ -158,16 +168,19 @@ def _require_interface(model: PreTrainedModel, sparse: dict[str, Any]) -> None:
             f"{name} has attention of its own, {unread}, whose source cannot be read, so that how "
             "it attends is not known: define it in a file"
         )
-    if not takes_interface(type(model)):
+    models = [model, *_parts(model).values()]
+    if not any(takes_interface(type(each)) for each in models):
         raise UnsupportedError(
             f"{name} does not take its attention from Transformers' attention interface, so "
             f"headwise cannot replace it{_decoder_alone(model)}"
         )
     config = model.config.get_text_config(decoder=True)
-    if len(sparse) >= config.num_hidden_layers:
+    # a module without a config cannot be given one that keeps it with Transformers
+    unkept = [module for module in sparse.values() if not hasattr(module, "config")]
+    if unkept or len(sparse) >= config.num_hidden_layers:
         raise UnsupportedError(
-            f"every layer of {name} attends to the tokens that an indexer chooses (sparse "
-            "attention), which headwise does not do"
+            f"{'' if unkept else 'every layer of '}{name} attends to the tokens that an indexer "
+            "chooses (sparse attention), which headwise does not do"
         )
     if config.output_attentions:
         raise UnsupportedError(

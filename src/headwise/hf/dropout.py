@@ -1,4 +1,4 @@
-"""Attention with dropout, which our operators do not have: Transformers' own code.
+"""Transformers' own code, for dropout, which our operators do not have, and for weights of its own.
 
 It draws the random numbers that the model drew before it was attached, where that was eager or
 SDPA.
@@ -27,7 +27,9 @@ def attend_with_dropout(request: Request) -> tuple[Tensor, Tensor | None]:
     extra: dict[str, Any] = {"is_causal": False}
     hidden = None
     if not by_sdpa:
-        function, extra = _eager_function(module), {"softcap": options.softcap}
+        function, extra = eager_function(module), {"softcap": options.softcap}
+        if request.sinks is not None:
+            extra["sinks"] = request.sinks
         if mask.dtype == torch.bool:
             hidden = None if request.eager else ~mask.any(-1)
             mask = torch.where(mask, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
@@ -40,7 +42,7 @@ def attend_with_dropout(request: Request) -> tuple[Tensor, Tensor | None]:
     return out, weight if request.weights else None
 
 
-def _eager_function(module: Any) -> Any:
+def eager_function(module: Any) -> Any:
     """Transformers' eager attention of the module's family, a subclass of a user's included."""
     name = "eager_attention_forward"
     for base in type(module).__mro__:

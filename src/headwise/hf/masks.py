@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from headwise.hf.empty_rows import share
 from headwise.hf.inner_model import refusal, refused_by_name
+from headwise.hf.module_hook import AttachedName
 from headwise.hf.stock_names import (
     causal_mask_function,
     is_torchdynamo_exporting,
@@ -24,6 +25,7 @@ from headwise.hf.stock_names import (
     sdpa_mask,
 )
 from headwise.hf.window_mask import WindowMask, is_window
+from headwise.spec import family_of
 
 
 def headwise_mask(
@@ -41,14 +43,16 @@ def headwise_mask(
     **kwargs: Any,
 ) -> Tensor | None:
     """Boolean mask [B, 1, S, L], True = attend, or None where the operator needs none."""
-    reason = None if config is None else _refusal(type(config))
+    attached = isinstance(getattr(config, "_attn_implementation", None), AttachedName)
+    reason = None if config is None or attached else _refusal(type(config))
     if reason is not None:
         raise refused_by_name(config.model_type, reason)
+    spelled_out = config is not None and is_eager_only(type(config))
     if _has_padding(attention_mask, kv_length, kv_offset) is False:
         aligned = isinstance(q_offset, int) and q_offset + q_length == kv_offset + kv_length
         if allow_is_causal_skip and aligned:
             if local_size is None or kv_length < local_size:
-                if not _none_hides_nothing(config):
+                if not _none_hides_nothing(config) and not spelled_out:
                     return None
             elif not _traces() and is_window(mask_function, local_size):
                 if q_length == 1 and kv_length == local_size:
@@ -57,7 +61,7 @@ def headwise_mask(
                 return WindowMask(size, local_size, torch.device(kwargs.get("device", "cpu")))
         # a causal module takes None for its causal rule, so only say it where modules are not
         encoder = getattr(config, "is_causal", True) is not False
-        if allow_is_bidirectional_skip and encoder and local_size is None:
+        if allow_is_bidirectional_skip and encoder and local_size is None and not spelled_out:
             return None
     mask: Tensor = sdpa_mask(
         batch_size=batch_size,
@@ -70,6 +74,7 @@ def headwise_mask(
         local_size=local_size,
         allow_is_causal_skip=allow_is_causal_skip
         and _none_hides_nothing(config)
+        and not spelled_out
         and (q_length == 1 or _has_sdpa(type(config))),
         allow_is_bidirectional_skip=False,
         **kwargs,
@@ -93,6 +98,19 @@ def _read_refusal(kind: type) -> str | None:
 def _has_sdpa(kind: type) -> bool:
     """Whether stock runs SDPA; where it runs eager attention, that has a mask for every prompt."""
     return all(model._supports_sdpa for model in _models(kind))
+
+
+@torch.compiler.assume_constant_result
+def is_eager_only(kind: type) -> bool:
+    """Whether stock always has a mask, and nothing says that its modules know their own rule."""
+    return _read_eager_only(kind)
+
+
+@cache
+def _read_eager_only(kind: type) -> bool:
+    models = _models(kind)
+    known = family_of(getattr(kind, "model_type", None)) is not None
+    return bool(models) and not known and not any(model._supports_sdpa for model in models)
 
 
 @cache

@@ -9,6 +9,15 @@ from torch import nn
 NAME = "headwise"
 
 
+class AttachedName(str):
+    """The name in the configs of an attached model: what it needs has been looked at."""
+
+    __slots__ = ()
+
+
+ATTACHED = AttachedName(NAME)
+
+
 class StockConfig:
     """A config for modules that stay with Transformers: the model's, but for our name.
 

@@ -22,6 +22,7 @@ class Request:
     that stands for both. mask: as it came, or what a window with sinks leaves of it. eager: whether
     the attention before was eager. empty: the rows that average all values. weights: whether the
     attention weights are asked for. columns: the keys' positions where a cache has dropped some.
+    sinks: one per query, [B,H,S,1]; one per head is an option.
     """
 
     module: nn.Module
@@ -36,6 +37,7 @@ class Request:
     empty: EmptyRows | None = None
     weights: bool = False
     columns: Tensor | None = None
+    sinks: Tensor | None = None
 
     def call(self) -> AttentionCall:
         """The call of our operator."""
@@ -63,6 +65,7 @@ def read_request(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    sinks: Tensor | None = None,
     position_bias: Tensor | None = None,
     output_attentions: bool | None = None,
     eager: bool | None = None,
@@ -100,6 +103,7 @@ def read_request(
     )
     weights = bool(output_attentions) or _weights_are_collected()
     request = Request(module, query, key, value, kv, options, dropout, mask, weights=weights)
+    request.sinks = sinks
     if isinstance(kv, WindowKV):
         _read_window(request, kv)
     if torch.is_autocast_enabled(query.device.type):
@@ -135,7 +139,7 @@ def _read_mask(request: Request) -> None:
     if mask is None:
         return
     # the sink takes all the weight of a row whose scores are the lowest number
-    if options.sinks is None:
+    if options.sinks is None and request.sinks is None:
         request.empty = empty_rows(
             mask,
             eager=request.eager,
