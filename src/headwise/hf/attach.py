@@ -45,7 +45,8 @@ def attach(
 
     Args:
         model: any `PreTrainedModel` whose attention is on Transformers' attention interface, and
-            Falcon and Bloom; or what holds one such model, which is then attached: a PEFT model,
+            Falcon, Bloom, MPT, GPT-Neo and GPT-NeoX Japanese; or what holds one such model, which
+            is then attached: a PEFT model,
             what torch.compile or DistributedDataParallel return, a pipeline, a module of yours.
         cache: what holds the tokens of the layers that see all of them: "contiguous"; "paged" or
             "paged:16", pages of 64 or 16 tokens, which beams share; "int8" or

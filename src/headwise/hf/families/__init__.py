@@ -1,4 +1,4 @@
-"""Families that are not on Transformers' interface: a file each, and a line in `_FORWARDS`."""
+"""Families that are not on Transformers' interface: a class each, and a line in `_FORWARDS`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,16 +7,21 @@ from transformers import PreTrainedModel
 
 from headwise.hf.families.bloom import BloomForward
 from headwise.hf.families.falcon import FalconForward, cache_note
+from headwise.hf.families.gpt_neo import GptNeoForward, GptNeoXJapaneseForward
+from headwise.hf.families.mpt import MptForward
 from headwise.hf.inner_model import OFF_THE_INTERFACE, refused_by_name
 from headwise.hf.module_hook import NAME, ModuleHook
 from headwise.hf.stock_names import FALCON_ATTENTION_CLASSES, GPT_NEO_ATTENTION_CLASSES
 
 __all__ = ["cache_note", "forward_obstacle", "off_interface", "refuse_name", "replace_forward"]
 
-# The attention class in Transformers' modeling file, and what stands in for its forward.
+# The class in Transformers' modeling file, and what stands in for its forward.
 _FORWARDS: Mapping[str, type[ModuleHook]] = {
     "FalconAttention": FalconForward,
     "BloomAttention": BloomForward,
+    "MptBlock": MptForward,
+    "GPTNeoSelfAttention": GptNeoForward,
+    "GPTNeoXJapaneseAttention": GptNeoXJapaneseForward,
 }
 
 
