@@ -311,8 +311,9 @@ def test_attach_refuses_what_is_not_a_model(bad: Any, message: str) -> None:
 
 
 def test_attach_refuses_a_model_that_is_not_on_the_interface() -> None:
-    model = hf.MptForCausalLM(hf.MptConfig(vocab_size=99, d_model=32, n_layers=1, n_heads=4))
-    with pytest.raises(headwise.UnsupportedError, match="MptForCausalLM does not take"):
+    sizes = {"vocab_size": 99, "d_model": 32, "ffn_dim": 40, "num_layers": 1, "attention_heads": 4}
+    model = hf.XGLMForCausalLM(hf.XGLMConfig(**sizes))
+    with pytest.raises(headwise.UnsupportedError, match="XGLMForCausalLM does not take"):
         headwise.attach(model)
 
 

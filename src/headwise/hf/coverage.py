@@ -120,8 +120,8 @@ def _spec(model: PreTrainedModel) -> ModelSpec | None:
         reason = eager.obstacle(model) if asked else None
         if reason is not None:
             raise UnsupportedError(
-                f"{type(model).__name__} has no spec reader (model_type {family!r}), no SDPA in "
-                f"Transformers, and what its attention needs is not known: {reason}"
+                f"{type(model).__name__} has no spec reader (model_type {family!r}) and no SDPA in "
+                f"Transformers, and {reason}"
             ) from None
         return None
 

@@ -46,7 +46,7 @@ def obstacle(model: nn.Module) -> str | None:
             reason = _difference(module, call)
             if reason is not None:
                 return f"{name}: {reason}"
-    return None if attends else "it has none, only states, which headwise does not run"
+    return None if attends else "no attention, only states, which headwise does not run"
 
 
 @cache
