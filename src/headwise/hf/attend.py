@@ -5,7 +5,7 @@ from torch import Tensor
 
 from headwise.hf.dropout import attend_with_dropout
 from headwise.hf.latent import absorb, expand, receives_latents
-from headwise.hf.masks import is_eager_only
+from headwise.hf.masks import runs_eagerly
 from headwise.hf.request import Request
 from headwise.ops import run_call, weights_of
 
@@ -35,9 +35,9 @@ def attend_latents(request: Request) -> Attended | None:
 
 def attend_rows(request: Request) -> Attended:
     """Attention over keys and values."""
-    # what an eager function that nobody has read returns as weights is its own
-    unread = request.weights and is_eager_only(type(getattr(request.module, "config", None)))
-    if request.dropout or unread:
+    # what an eager function returns as weights is its own: with the sinks (gpt-oss), or without
+    own = request.weights and runs_eagerly(type(getattr(request.module, "config", None)))
+    if request.dropout or own:
         return *attend_with_dropout(request), None
     request.options.return_lse |= request.sinks is not None
     out, lse = run_call(request.call())

@@ -47,7 +47,7 @@ def headwise_mask(
     reason = None if config is None or attached else _refusal(type(config))
     if reason is not None:
         raise refused_by_name(config.model_type, reason)
-    spelled_out = config is not None and is_eager_only(type(config))
+    spelled_out = config is not None and _is_unread(type(config))
     if _has_padding(attention_mask, kv_length, kv_offset) is False:
         aligned = isinstance(q_offset, int) and q_offset + q_length == kv_offset + kv_length
         if allow_is_causal_skip and aligned:
@@ -75,7 +75,7 @@ def headwise_mask(
         allow_is_causal_skip=allow_is_causal_skip
         and _none_hides_nothing(config)
         and not spelled_out
-        and (q_length == 1 or _has_sdpa(type(config))),
+        and (q_length == 1 or not runs_eagerly(type(config))),
         allow_is_bidirectional_skip=False,
         **kwargs,
     )
@@ -95,22 +95,15 @@ def _read_refusal(kind: type) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def _has_sdpa(kind: type) -> bool:
-    """Whether stock runs SDPA; where it runs eager attention, that has a mask for every prompt."""
-    return all(model._supports_sdpa for model in _models(kind))
-
-
-@torch.compiler.assume_constant_result
-def is_eager_only(kind: type) -> bool:
-    """Whether stock always has a mask, and nothing says that its modules know their own rule."""
-    return _read_eager_only(kind)
-
-
-@cache
-def _read_eager_only(kind: type) -> bool:
+def runs_eagerly(kind: type) -> bool:
+    """Whether stock has no SDPA for a class of configs: then it has a mask for every prompt."""
     models = _models(kind)
-    known = family_of(getattr(kind, "model_type", None)) is not None
-    return bool(models) and not known and not any(model._supports_sdpa for model in models)
+    return bool(models) and not any(model._supports_sdpa for model in models)
+
+
+def _is_unread(kind: type) -> bool:
+    """Whether, besides, nothing says that its modules know their own rule."""
+    return runs_eagerly(kind) and family_of(getattr(kind, "model_type", None)) is None
 
 
 @cache
