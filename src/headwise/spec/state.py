@@ -5,13 +5,13 @@ Of linear attention, of a state-space model (Mamba-2), or of a short convolution
 
 from dataclasses import dataclass
 
-from headwise.spec.checks import positive_int, token_count
+from headwise.spec.checks import boolean, positive_int, token_count
 from headwise.spec.dtypes import Dtype, bytes_per_element
 
 _RECURRENT_BYTES = 4
-# Of one element of the matrices at one token: its decay, the products of key and query with it, and
-# the update, two of which are multiply-adds.
-_FLOPS = 7
+# Of one element of the matrices at one token: its decay, and two multiply-adds, the update and the
+# product with the query. The delta rule has the product with the key as well.
+_FLOPS, _DELTA_FLOPS = 5, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,8 @@ class StateSpec:
         heads: value heads, each with a matrix; 0 where the convolution is all.
         key_dim: rows of that matrix (for Mamba-2 the size of the state).
         value_dim: its columns (the size of a head).
+        delta: whether an update takes off what the matrix holds for its key (the delta rule);
+            without it the state decays and is added to (Mamba-2).
 
     Raises:
         SpecError: a number below 1, or some of the matrices' numbers without the others.
@@ -48,12 +50,14 @@ class StateSpec:
     heads: int = 0
     key_dim: int = 0
     value_dim: int = 0
+    delta: bool = True
 
     def __post_init__(self) -> None:
         matrices = ("heads", "key_dim", "value_dim")
         has_any = any(getattr(self, name) != 0 for name in matrices)
         for name in ("conv_channels", "conv_width", *(matrices if has_any else ())):
             positive_int(name, getattr(self, name))
+        boolean("delta", self.delta)
 
     @property
     def matrix_elements(self) -> int:
@@ -80,9 +84,11 @@ class StateSpec:
 
         Those of the convolution are not counted: its filters are weights.
         """
-        return _FLOPS * query_length * self.matrix_elements
+        each = _FLOPS + (_DELTA_FLOPS if self.delta else 0)
+        return each * query_length * self.matrix_elements
 
     def __str__(self) -> str:
         if not self.heads:
             return f"convolution {self.conv_channels} channels, width {self.conv_width}"
-        return f"linear attention {self.heads} heads, state {self.key_dim} x {self.value_dim}"
+        name = "linear attention" if self.delta else "state space"
+        return f"{name} {self.heads} heads, state {self.key_dim} x {self.value_dim}"

@@ -72,6 +72,7 @@ def _state(fields: ConfigFields) -> StateSpec:
         heads=heads,
         key_dim=key_dim,
         value_dim=value_dim,
+        delta=False,
     )
 
 

@@ -66,6 +66,7 @@ def _state(fields: ConfigFields) -> StateSpec:
         heads=heads,
         key_dim=state,
         value_dim=head_dim,
+        delta=False,
     )
 
 
