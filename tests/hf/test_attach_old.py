@@ -107,7 +107,7 @@ def test_copies_and_pickles_and_is_detached(name: str) -> None:
 def test_its_own_cache_holds_what_is_asked_for(name: str) -> None:
     model = make(name)
     report = headwise.attach(model, cache="paged:16")
-    assert [layer.cache for layer in report.layers] == ["paged:16"]
+    assert {layer.cache for layer in report.layers} == {"paged:16"}
     with torch.no_grad():
         cache = model(PROMPT, use_cache=True).cache
     assert {type(layer).__name__ for layer in cache.layers} == {"ViewLayer"}

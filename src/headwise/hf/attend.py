@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from headwise.hf.dropout import attend_with_dropout
+from headwise.hf.dropout import attend_with_dropout, eager_function
 from headwise.hf.latent import absorb, expand, receives_latents
 from headwise.hf.masks import runs_eagerly
 from headwise.hf.request import Request
@@ -36,8 +36,9 @@ def attend_latents(request: Request) -> Attended | None:
 def attend_rows(request: Request) -> Attended:
     """Attention over keys and values."""
     # what an eager function returns as weights is its own: with the sinks (gpt-oss), or without
-    own = request.weights and runs_eagerly(type(getattr(request.module, "config", None)))
-    if request.dropout or own:
+    module = request.module
+    own = request.weights and runs_eagerly(type(getattr(module, "config", None)))
+    if request.dropout or (own and eager_function(module) is not None):
         return *attend_with_dropout(request), None
     request.options.return_lse |= request.sinks is not None
     out, lse = run_call(request.call())

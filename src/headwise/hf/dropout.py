@@ -28,6 +28,11 @@ def attend_with_dropout(request: Request) -> tuple[Tensor, Tensor | None]:
     hidden = None
     if not by_sdpa:
         function, extra = eager_function(module), {"softcap": options.softcap}
+        if function is None:
+            raise UnsupportedError(
+                f"{type(module).__name__} has no eager attention to take dropout from: set its "
+                "attention dropout to 0, or call headwise.detach(model)"
+            )
         if request.sinks is not None:
             extra["sinks"] = request.sinks
         if mask.dtype == torch.bool:
@@ -43,7 +48,10 @@ def attend_with_dropout(request: Request) -> tuple[Tensor, Tensor | None]:
 
 
 def eager_function(module: Any) -> Any:
-    """Transformers' eager attention of the module's family, a subclass of a user's included."""
+    """Transformers' eager attention of the module's family, a subclass of a user's included.
+
+    None where the family has none.
+    """
     name = "eager_attention_forward"
     for base in type(module).__mro__:
         names = vars(sys.modules[base.__module__])
@@ -52,10 +60,7 @@ def eager_function(module: Any) -> Any:
         function = names.get(name) or next(others, None)
         if function is not None:
             return function
-    raise UnsupportedError(
-        f"{type(module).__name__} has no eager attention to take dropout from: set its attention "
-        "dropout to 0, or call headwise.detach(model)"
-    )
+    return None
 
 
 def _explicit_mask(query: Tensor, key: Tensor, options: Options) -> Tensor:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.errors import UnsupportedError
 from headwise.hf.attend import attend_rows
 from headwise.hf.dropout import eager_function
 from headwise.hf.empty_rows import EAGER
@@ -62,9 +61,8 @@ def _calls(kind: type) -> tuple[ast.Call, ...]:
 
 def _difference(module: nn.Module, call: ast.Call) -> str | None:
     """What the attention of one call has that ours does not; None where they agree."""
-    try:
-        eager = eager_function(module)
-    except UnsupportedError:
+    eager = eager_function(module)
+    if eager is None:
         return "its family has no eager attention to compare with"
     named = inspect.signature(eager).parameters.items()
     unknown = {name for name, one in named if one.kind is not one.VAR_KEYWORD} - _KNOWN
