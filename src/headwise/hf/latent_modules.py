@@ -65,11 +65,13 @@ class _Projection:
 
 
 def _difference(module: Any) -> str | None:
-    """How the module's own expansion differs from w_uk and w_uv; None if it does not.
+    """How its attention, or its expansion, differs from that of w_uk and w_uv; None if it does not.
 
     Its `expand_kv` runs on a copy of the module, with numbers where its weights are: what it does
     with them is what counts. No hook of a module runs.
     """
+    if getattr(module, "sliding_window", None) is not None:
+        return "it attends to a window"
     rope_dim = getattr(module, "qk_rope_head_dim", None)
     if not isinstance(rope_dim, int):
         return "it does not say how many dims are rotated (qk_rope_head_dim)"
