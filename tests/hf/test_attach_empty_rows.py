@@ -18,6 +18,7 @@ from transformers.masking_utils import create_causal_mask
 import headwise
 from families import ENCODERS, FAMILIES, KIN, VOCABULARY, WINDOW, make
 from headwise.hf import empty_rows
+from headwise.hf.stock_names import CACHE
 from rounding import half_precision_error, relative_error
 
 LENGTH = 23
@@ -379,8 +380,8 @@ def test_a_mask_of_transformers_that_is_written_to_is_looked_through_again() -> 
             config=model.config,
             inputs_embeds=torch.zeros(1, 9, model.config.hidden_size),
             attention_mask=seen,
-            cache=None,
             position_ids=torch.arange(9)[None],
+            **{CACHE: None},
         )
         with torch.no_grad():
             first = model(input_ids=ids, attention_mask=mask, use_cache=False).logits

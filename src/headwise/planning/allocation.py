@@ -117,7 +117,9 @@ def _check_layers(model: PlannedModel, cache: Any) -> None:
     The two are read from different fields where a config contradicts itself: a family whose reader
     knows no layer_types, with layer_types.
     """
-    if len(cache.layers) < len(model.spec.layers):
+    # before Transformers 5.23 a cache ends before the layers that read the keys of others
+    holding = [layer.index for layer in model.spec.layers if layer.shares is None]
+    if len(cache.layers) <= max(holding):
         raise SpecError(
             f"{model.name}: Transformers makes a cache of {len(cache.layers)} layers of this, "
             f"expected {len(model.spec.layers)}; correct layer_types"
