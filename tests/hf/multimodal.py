@@ -285,8 +285,7 @@ def _mllama() -> Case:
     return hf.MllamaForConditionalGeneration(config), inputs
 
 
-def got_ocr2() -> Case:
-    """A tower with attention of its own kind: the whole is refused, its decoder is not."""
+def _got_ocr2() -> Case:
     config = hf.GotOcr2Config(
         text_config=TEXT | {"model_type": "qwen2"},
         vision_config=_TOWER
@@ -370,6 +369,7 @@ MODELS: dict[str, Callable[[], Case]] = {
     "gemma4": _gemma4,
     "llama4": _llama4,
     "whisper": _whisper,
+    "got_ocr2": _got_ocr2,
     "gemma3": _gemma3,
     "pixtral": _pixtral,
     "llava_next": _llava_next,

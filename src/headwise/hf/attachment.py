@@ -101,15 +101,10 @@ def take_off(model: PreTrainedModel, attachment: Attachment) -> None:
 
 def _name_configs(coverage: Coverage, previous: list[tuple[Any, str | None]]) -> None:
     """Put our name into every config but those of parts that cannot be attached."""
-    model = coverage.model
-    # Transformers would not set it on a class of a notebook, whose file it cannot read
-    model.config._attn_implementation_internal = NAME
-    model.set_attn_implementation(NAME)  # on its parts
-    stay = {id(model.get_submodule(name).config) for name in coverage.parts}
-    for config, implementation in previous:
-        if id(config) in stay:
-            config._attn_implementation_internal = implementation
-        elif config._attn_implementation == NAME:
+    stay = {id(coverage.model.get_submodule(name).config) for name in coverage.parts}
+    for config, _ in previous:
+        if id(config) not in stay:
+            # past Transformers' setter, which looks for the class's file and logs what it refuses
             config._attn_implementation_internal = ATTACHED
 
 

@@ -9,7 +9,7 @@ from headwise.caches import CacheChoice
 from headwise.errors import SpecError, UnsupportedError
 from headwise.hf import eager, families
 from headwise.hf.cache_hooks import CACHE_ARGUMENTS, parameters
-from headwise.hf.inner_model import OFF_THE_INTERFACE, has_source, refusal, takes_interface
+from headwise.hf.inner_model import OFF_THE_INTERFACE, has_source, takes_interface
 from headwise.hf.latent_modules import chooses_tokens, latent_modules
 from headwise.hf.module_hook import NAME
 from headwise.spec import FAMILIES, ModelSpec
@@ -172,7 +172,7 @@ def _require_interface(model: PreTrainedModel, sparse: dict[str, Any]) -> None:
     if not any(takes_interface(type(each)) for each in models):
         raise UnsupportedError(
             f"{name} does not take its attention from Transformers' attention interface, so "
-            f"headwise cannot replace it{_decoder_alone(model)}"
+            "headwise cannot replace it"
         )
     config = model.config.get_text_config(decoder=True)
     # a module without a config cannot be given one that keeps it with Transformers
@@ -187,15 +187,6 @@ def _require_interface(model: PreTrainedModel, sparse: dict[str, Any]) -> None:
             "config.output_attentions=True works with eager attention only: pass "
             "output_attentions=True per call instead"
         )
-
-
-def _decoder_alone(model: PreTrainedModel) -> str:
-    """Where the decoder is that can be attached without the rest; "" where there is none."""
-    for name, module in _parts(model).items():
-        text = module.config.model_type == family_name(model)
-        if text and refusal(type(module), module.config.model_type) is None:
-            return f"; its decoder can be attached by itself: .{name} ({type(module).__name__})"
-    return ""
 
 
 def _parts(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
