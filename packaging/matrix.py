@@ -135,7 +135,7 @@ def _said(command: list[str | Path]) -> str | None:
     if done.returncode == 0:
         return None
     errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-    return (errors or done.stderr.splitlines() or ["no word of why"])[-1].replace("|", "/")
+    return (errors or done.stderr.splitlines() or ["no word of why"])[0].replace("|", "/")
 
 
 def _write(lines: dict[tuple[str, ...], list[str]]) -> None:
