@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.models.flint import modeling_flint
 
 import headwise
 from sweep_families import VOCABULARY, difference, generated, make
+
+modeling_flint = pytest.importorskip(
+    "transformers.models.flint.modeling_flint", reason="Transformers is older than these families"
+)
 
 # sinks by the softmax, sinks by the log-sum-exp, a softcap, sinks in some layers, sinks per query
 UNREAD = ("flint", "granite_swa", "vaultgemma", "mimo_v2_flash", "inkling2_text")
@@ -139,3 +142,16 @@ def test_of_a_model_whose_tower_is_off_the_interface_the_rest_is_attached() -> N
     assert difference(expected, generated(model, "prompt")) == ("", False)
     assert [layer.name for layer in report.layers if layer.stock] == ["model.vision_tower"]
     assert model.model.language_model.config._attn_implementation == "headwise"
+
+
+def test_a_module_of_a_notebook_in_such_a_model_is_looked_through() -> None:
+    class Around(torch.nn.Sequential):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return super().forward(hidden)
+
+    Around.__qualname__, Around.__module__ = "Around", "__main__"  # whose file does not have it
+    model = make("vaultgemma")
+    model.model.layers[0].mlp = Around(model.model.layers[0].mlp)
+    expected = generated(model, "prompt")
+    headwise.attach(model)
+    assert difference(expected, generated(model, "prompt")) == ("", False)

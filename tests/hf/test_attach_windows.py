@@ -1,5 +1,6 @@
 """Sliding windows reach the kernels as a number: no mask of queries by keys is made at prefill."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -292,3 +293,33 @@ def test_functions_are_told_apart_once() -> None:
         for _ in range(3):
             assert is_window(sliding_window_causal_mask_function(window), window)
     assert len(calls) == 1
+
+
+OFFSET = 0
+
+
+def test_a_rule_that_may_change_or_looks_at_a_sequence_is_no_window() -> None:
+    def sees_more(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return (key <= query) & (key > query - 4) | (key < OFFSET)
+
+    def of_one_sequence(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return (key <= query) & (key > query - 4) | (key == 0) & (batch == 1)
+
+    def of_one_head(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return (key <= query) & (key > query - 4) & ((head + 1) > 0)
+
+    def positions(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return (key <= query) & (key > query - 4)
+
+    assert is_window(positions, 4)
+    assert not any(is_window(each, 4) for each in (sees_more, of_one_sequence, of_one_head))
+
+
+def test_what_looks_at_the_memory_of_a_mask_sees_its_booleans() -> None:
+    expected = torch.ones(1, 1, 3, 5, dtype=torch.bool).tril(2).triu(1)
+    mask = WindowMask((1, 1, 3, 5), 2, CPU)
+    assert torch.equal(copy.deepcopy(mask), expected)
+    assert mask.tolist() == expected.tolist()
+    assert (mask.numpy() == expected.numpy()).all()
+    assert mask.data_ptr() == mask.untyped_storage().data_ptr() != 0
+    assert torch.equal(mask.share_memory_(), expected)

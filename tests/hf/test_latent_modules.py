@@ -268,3 +268,20 @@ def _tokens_of(model: Any, prompt: torch.Tensor) -> torch.Tensor:
             output = model(prompt, cache=cache, use_cache=True)
             cache, prompt = output.cache, output.logits[:, -1:].argmax(-1)
     return prompt
+
+
+def test_a_hook_on_all_modules_keeps_the_expansion() -> None:
+    model = make("deepseek_v3")
+    ids = torch.tensor([[5, 7, 11, 13]])
+    headwise.attach(model)
+    double = nn.modules.module.register_module_forward_hook(
+        lambda module, _, out: out * 2 if isinstance(module, nn.Linear) else None
+    )
+    with torch.no_grad():
+        try:
+            given = model(ids, use_cache=False).logits
+            headwise.detach(model)
+            expected = model(ids, use_cache=False).logits
+        finally:
+            double.remove()
+    torch.testing.assert_close(given, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)

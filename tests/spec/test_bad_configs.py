@@ -138,6 +138,7 @@ SLIDING = ["sliding_attention", "full_attention"]
             | {"no_rope_layers": [1]},
             r"no_rope_layers=\[1\]: expected a list",
         ),
+        ({"model_type": "paligemma"}, "text_config is missing: .* 'paligemma'"),
         ({"model_type": "mistral3", "text_config": {"model_type": "x"}}, "model_type='x'"),
         ({"model_type": "llama", "per_layer_config": {"3": {"head_dim": 8}}}, "per_layer_config"),
     ],

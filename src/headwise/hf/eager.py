@@ -54,8 +54,11 @@ def _calls(kind: type) -> tuple[ast.Call, ...]:
     owner = next((base for base in kind.__mro__ if "forward" in vars(base)), nn.Module)
     if owner.__module__.startswith("torch."):
         return ()
-    source = ast.parse(textwrap.dedent(inspect.getsource(owner)))
-    calls = (node for node in ast.walk(source) if isinstance(node, ast.Call))
+    try:
+        source = textwrap.dedent(inspect.getsource(owner))
+    except OSError:  # of a notebook: attention whose source cannot be read was refused before
+        return ()
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
     return tuple(node for node in calls if getattr(node.func, "id", None) == _FUNCTION)
 
 

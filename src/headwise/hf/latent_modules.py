@@ -36,11 +36,13 @@ def obstacle(module: Any) -> str | None:
     """Why w_uk and w_uv cannot be read off the module's up-projection; None if they can."""
     projection = module.kv_b_proj
     if type(projection) is not nn.Linear or type(projection.weight) is not nn.Parameter:
-        return f"kv_b_proj is a {type(projection).__name__} with its own way to multiply"
+        kind = type(projection)
+        return f"kv_b_proj is a {kind.__module__}.{kind.__name__}, with its own way to multiply"
     if projection.bias is not None:
         return "kv_b_proj has a bias"
     replaced = "forward" in projection.__dict__ or projection.weight.device.type == "meta"
-    if replaced or projection._forward_hooks or projection._forward_pre_hooks:
+    hooks = projection._forward_hooks or projection._forward_pre_hooks
+    if replaced or hooks or nn.modules.module._has_any_global_hook():
         return "kv_b_proj has hooks"
     return None
 

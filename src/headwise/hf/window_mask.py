@@ -1,6 +1,6 @@
 """The mask of a causal sliding window as a rule, in place of its S x L booleans."""
 
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -47,6 +47,26 @@ class WindowMask(Tensor):
         args, kwargs = tree_map_only(cls, cls.dense, (args, kwargs or {}))
         return function(*args, **kwargs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return self.dense().clone()
+
+    # what looks at memory does not pass the dispatch above
+
+    def numpy(self, *, force: bool = False) -> Any:
+        return self.dense().numpy(force=force)
+
+    def tolist(self) -> list[Any]:
+        return self.dense().tolist()
+
+    def data_ptr(self) -> int:
+        return self.dense().data_ptr()
+
+    def untyped_storage(self) -> Any:
+        return self.dense().untyped_storage()
+
+    def share_memory_(self) -> Tensor:
+        return self.dense().share_memory_()
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"{type(self).__name__}(shape={list(self.shape)}, window={self.window})"
 
@@ -65,17 +85,17 @@ def is_window(function: Any, window: int) -> bool:
 
     function(batch, head, query position, key position) gives booleans. Only one that is made of
     code and whole numbers can be, as it depends on positions alone; one that holds a tensor (chunks
-    that begin after the padding, packed sequences) is taken for something else.
+    that begin after the padding, packed sequences), reads a global, or looks at its batch or head
+    is taken for something else.
     """
     parts = _parts(function)
     if parts is None or window < 1:
         return False
     known = _KNOWN.get((parts, window))
     if known is None:
-        zero = torch.zeros((), dtype=torch.long, device="cpu")
-        if is_tracing(zero):  # a fake tensor, which has no value to look at
+        if is_tracing(torch.zeros(())):  # a fake tensor, which has no value to look at
             return False
-        known = _KNOWN[parts, window] = _is_window(function, window, zero)
+        known = _KNOWN[parts, window] = _is_window(function, window)
     return known
 
 
@@ -86,7 +106,10 @@ _MOST_PARTS = 32
 
 
 def _parts(function: Any) -> tuple[Any, ...] | None:
-    """The code and the numbers that a function is made of; None if it has anything else."""
+    """The code and the numbers that a function is made of; None if it has anything else.
+
+    Of what its file has, it may name modules alone: others may change.
+    """
     parts: list[Any] = []
     pending = [function]
     for part in pending:
@@ -97,6 +120,9 @@ def _parts(function: Any) -> tuple[Any, ...] | None:
             parts.append(len(part))
             pending += part
         elif kind is FunctionType and part.__defaults__ is None and len(pending) < _MOST_PARTS:
+            outside = part.__globals__.keys() & part.__code__.co_names
+            if not all(isinstance(part.__globals__[name], ModuleType) for name in outside):
+                return None
             parts.append(part.__code__)
             pending += [cell.cell_contents for cell in part.__closure__ or ()]
         else:
@@ -104,10 +130,27 @@ def _parts(function: Any) -> tuple[Any, ...] | None:
     return tuple(parts)
 
 
-def _is_window(function: Any, window: int, zero: Tensor) -> bool:
+class _Unread:
+    """A batch or head that a rule of positions does not look at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise TypeError(f"a window does not ask for the {name} of its batch or head")
+
+    def _read(self, *others: Any) -> Any:
+        raise TypeError("a window does not compute with its batch or head")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _read
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __floordiv__ = _read
+    __index__ = __bool__ = __int__ = __hash__ = _read
+
+
+def _is_window(function: Any, window: int) -> bool:
     """Look at whole rows: two in a row tell chunks, the others gaps and keys that all see."""
     starts = [0, window - 1, window, window + 1, 2 * window, 3 * window]
     rows = torch.tensor(starts, device="cpu")[:, None]
     keys = torch.arange(3 * window + 2, device="cpu")
-    found = function(zero, zero, rows, keys).expand(len(starts), len(keys))
+    try:
+        found = function(_Unread(), _Unread(), rows, keys).expand(len(starts), len(keys))
+    except (TypeError, IndexError, RuntimeError):  # it looks at its batch or head
+        return False
     return torch.equal(found, (keys <= rows) & (keys > rows - window))

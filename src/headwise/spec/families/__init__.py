@@ -73,6 +73,8 @@ def read_config(config: object) -> tuple[str, Layout]:
             model_type = composite.text
         model_type = composite.renamed.get(model_type, model_type)
     family = FAMILIES.get(model_type)
+    if family is None and model_type in _COMPOSITES:
+        raise SpecError(f"text_config is missing: expected it in a config of {model_type!r}")
     if family is None:
         known = sorted(
             [*FAMILIES, *(each.model_type for each in _COMPOSITES.values() if each.text)]
