@@ -357,6 +357,7 @@ def sweep(names: Iterable[str], processes: int) -> Iterator[Row]:
 
 
 def _child(name: str, end: Any) -> None:
+    os.dup2(2, 1)  # what a model prints is no line of ours
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     with torch.no_grad():
