@@ -168,7 +168,7 @@ def test_a_wrapped_up_projection_keeps_its_own_expansion(wrapped: str) -> None:
     if wrapped == "before attach":
         wrap(model)
         report = headwise.attach(model)
-        assert "kv_b_proj is a _Doubled" in str(report)
+        assert "._Doubled, with its own way to multiply" in str(report)
     else:
         headwise.attach(model)
         wrap(model)

@@ -75,5 +75,6 @@ def test_the_cache_of_an_attached_decoder_is_ours_and_takes_what_the_spec_says(n
     tokens = inputs["input_ids"].shape[1] + 11
     spec = ModelSpec.from_config(model.config)
     assert headwise.hf.cache_nbytes(cache) == spec.cache_bytes(tokens, 2, "float32")
-    held = {layer.cache.partition(":")[0] for layer in report.layers}
-    assert held == ({"contiguous", "window", "none"} if name == "gemma4" else {"contiguous"})
+    # layers that share keys have none, or before Transformers 5.23 are not there
+    held = {layer.cache.partition(":")[0] for layer in report.layers} - {"none"}
+    assert held == ({"contiguous", "window"} if name == "gemma4" else {"contiguous"})
