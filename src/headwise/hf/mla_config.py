@@ -45,6 +45,9 @@ class HeadwiseMlaConfig(LlamaConfig):
         name: plan for name, plan in LlamaConfig.base_model_tp_plan.items() if ".mlp." in name
     }
 
+    # Transformers before 5.20 makes one without fields, unless told that there is none
+    has_no_defaults_at_init: ClassVar = True
+
     # Typed as what readers see: a None is refused in __post_init__, by one line of ours.
     kv_lora_rank: list[int] = None  # type: ignore[assignment]
     qk_rope_head_dim: list[int] = None  # type: ignore[assignment]
