@@ -2,9 +2,9 @@
 
 from headwise.spec.config.family import Family
 from headwise.spec.config.fields import ConfigFields
-from headwise.spec.config.heads import grouped_heads, with_windows
-from headwise.spec.config.layout import Layout, one_stack
-from headwise.spec.config.windows import layer_windows
+from headwise.spec.config.layout import Layout
+from headwise.spec.config.stacks import grouped_stack, read_normalised
+from headwise.spec.config.windows import layer_windows, used_window
 
 _QWEN2_MOE: dict[str, object] = {
     "hidden_size": 2048,
@@ -29,24 +29,14 @@ _MINIMAX_M2: dict[str, object] = {
 
 
 def _read_qwen2_moe(fields: ConfigFields) -> Layout:
-    used = fields.flag("use_sliding_window")
-    window = fields.optional_positive("sliding_window") if used else None
+    window = used_window(fields)
     layers, last = fields.layers("num_hidden_layers"), fields.whole("max_window_layers")
     # every other one of the first layers, where Qwen2 has the window in its last
     slides = [window is not None and index % 2 == 0 and index < last for index in range(layers)]
-    windows = layer_windows(fields, window, default=slides)
-    attentions = with_windows(grouped_heads(fields), windows)
-    return one_stack(attentions, fields.positive("max_position_embeddings"))
-
-
-def _read_minimax_m2(fields: ConfigFields) -> Layout:
-    # the norms are over all heads together
-    attention = grouped_heads(fields, qk_norm=True)
-    layers = fields.layers("num_hidden_layers")
-    return one_stack([attention] * layers, fields.positive("max_position_embeddings"))
+    return grouped_stack(fields, layer_windows(fields, window, default=slides))
 
 
 QWEN2_MOE = Family(model_type="qwen2_moe", read=_read_qwen2_moe, defaults=_QWEN2_MOE)
 MINIMAX_M2 = Family(
-    model_type="minimax_m2", read=_read_minimax_m2, defaults=_MINIMAX_M2, partial_rope=True
+    model_type="minimax_m2", read=read_normalised, defaults=_MINIMAX_M2, partial_rope=True
 )

@@ -3,11 +3,10 @@
 Their rotary positions count the axes of an image; what is cached does not differ from a text's.
 """
 
-from headwise.spec.attention import AttentionSpec
 from headwise.spec.config.family import Composite, Family
 from headwise.spec.config.fields import ConfigFields
-from headwise.spec.config.heads import grouped_heads, key_value_heads, with_windows
-from headwise.spec.config.layout import Layout, one_stack
+from headwise.spec.config.layout import Layout
+from headwise.spec.config.stacks import grouped_stack, read_normalised
 from headwise.spec.config.windows import layer_windows
 
 _QWEN2_VL: dict[str, object] = {
@@ -45,30 +44,10 @@ def _read_qwen2_vl(fields: ConfigFields) -> Layout:
     layers = fields.layers("num_hidden_layers")
     first = 0 if window is None else fields.whole("max_window_layers")
     slides = [window is not None and index >= first for index in range(layers)]
+    # rounded down, and a head_dim is not looked at
+    head_dim = max(1, fields.positive("hidden_size") // fields.positive("num_attention_heads"))
     windows = layer_windows(fields, window, default=slides)
-    attentions = with_windows(_split_heads(fields), windows)
-    return one_stack(attentions, fields.positive("max_position_embeddings"))
-
-
-def _read_qwen3_vl(fields: ConfigFields) -> Layout:
-    return _alike(fields, grouped_heads(fields, qk_norm=True))
-
-
-def _alike(fields: ConfigFields, attention: AttentionSpec) -> Layout:
-    layers = fields.layers("num_hidden_layers")
-    return one_stack([attention] * layers, fields.positive("max_position_embeddings"))
-
-
-def _split_heads(fields: ConfigFields) -> AttentionSpec:
-    """Heads that share the hidden size, rounded down."""
-    heads = fields.positive("num_attention_heads")
-    head_dim = max(1, fields.positive("hidden_size") // heads)
-    return AttentionSpec(
-        heads=heads,
-        kv_heads=key_value_heads(fields, heads),
-        head_dim=head_dim,
-        value_dim=head_dim,
-    )
+    return grouped_stack(fields, windows, head_dim=head_dim)
 
 
 QWEN2_VL_TEXT = Family(
@@ -87,14 +66,14 @@ QWEN2_5_VL_TEXT = Family(
 QWEN2_5_VL = Composite(model_type="qwen2_5_vl", text="qwen2_5_vl_text", flat=True)
 QWEN3_VL_TEXT = Family(
     model_type="qwen3_vl_text",
-    read=_read_qwen3_vl,
+    read=read_normalised,
     defaults=_QWEN3_VL,
     decoder_class="Qwen3VLTextModel",
 )
 QWEN3_VL = Composite(model_type="qwen3_vl", text="qwen3_vl_text")
 QWEN3_VL_MOE_TEXT = Family(
     model_type="qwen3_vl_moe_text",
-    read=_read_qwen3_vl,
+    read=read_normalised,
     defaults=_QWEN3_VL_MOE,
     decoder_class="Qwen3VLMoeTextModel",
 )
