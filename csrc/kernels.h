@@ -22,6 +22,30 @@ inline int64_t scratch_bytes(const ProjectArgs& args) {
   return 4 * rows * (padded(args.rows) + padded(args.width) + kBlock + 16) + 64 * 8;
 }
 
+// A matrix that is multiplied with rows x: out = x W^T + bias.
+struct LinearWeight {
+  const void* data;  // W [rows,width]
+  const void* bias;  // [rows], contiguous; null: none
+  void* out;         // [rows of x,rows], contiguous
+  int64_t rows;
+  bool transposed;  // W's columns are contiguous, not its rows
+  int64_t stride;   // from row to row, or from column to column
+};
+
+// Weights that are multiplied with the same rows.
+struct LinearArgs {
+  const void* x;  // [rows,width]
+  Dtype dtype;    // of all
+  int64_t rows, width, x_row;
+};
+
+// Bytes of x as the products read it.
+inline int64_t taken_bytes(const LinearArgs& args) { return 4 * args.rows * padded(args.width); }
+// Bytes of a thread's scratch for up to `outputs` at once.
+inline int64_t scratch_bytes(const LinearArgs& args, int64_t outputs) {
+  return 4 * args.rows * (padded(outputs) + 2 * kBlock) + 64 * 8;
+}
+
 // Rows to become integers with scales.
 struct QuantizeArgs {
   const void* rows;  // [B,heads,S,D]
@@ -42,6 +66,11 @@ enum Level { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 typedef void (*AttendFunction)(const AttendArgs&, const Plan&, int64_t task, char* scratch);
 // The products of one head.
 typedef void (*ProjectFunction)(const ProjectArgs&, int64_t head, char* scratch);
+// The rows of x as the products read them.
+typedef void (*TakeFunction)(const LinearArgs&, void* taken);
+// `count` of the outputs of one weight, for all rows of x.
+typedef void (*LinearFunction)(const LinearArgs&, const LinearWeight&, int64_t first, int64_t count,
+                               const void* taken, char* scratch);
 // `count` of the rows of all sequences and heads.
 typedef void (*QuantizeFunction)(const QuantizeArgs&, int64_t first, int64_t count, char* scratch);
 
@@ -49,6 +78,8 @@ typedef void (*QuantizeFunction)(const QuantizeArgs&, int64_t first, int64_t cou
 struct Kernels {
   AttendFunction attend;
   ProjectFunction project;
+  TakeFunction take;
+  LinearFunction linear;
   QuantizeFunction quantize;
   bool pairs;  // bf16 is multiplied as it is, in pairs
 };

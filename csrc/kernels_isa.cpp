@@ -81,20 +81,36 @@ void attend_task(const AttendArgs& args, const Plan& plan, int64_t index, char* 
   }
 }
 
+// Calls what(T{}) with the type of a dtype.
+template <class What>
+void with_type(Dtype dtype, const What& what) {
+  if (dtype == kBfloat16)
+    what(bf16{});
+  else if (dtype == kFloat16)
+    what(f16{});
+  else
+    what(float{});
+}
+
 void project_head(const ProjectArgs& args, int64_t head, char* scratch) {
-  if (args.dtype == kBfloat16) {
-    project<bf16>(args, head, scratch);
-  } else if (args.dtype == kFloat16) {
-    project<f16>(args, head, scratch);
-  } else {
-    project<float>(args, head, scratch);
-  }
+  with_type(args.dtype, [&](auto type) { project<decltype(type)>(args, head, scratch); });
+}
+
+void take(const LinearArgs& args, void* taken) {
+  with_type(args.dtype, [&](auto type) { take_rows<decltype(type)>(args, taken); });
+}
+
+void linear_outputs(const LinearArgs& args, const LinearWeight& weight, int64_t first,
+                    int64_t count, const void* taken, char* scratch) {
+  with_type(args.dtype,
+            [&](auto type) { linear<decltype(type)>(args, weight, first, count, taken, scratch); });
 }
 
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {attend_task, project_head, quantize_rows, kHasPairs};
+const Kernels kKernels = {attend_task,    project_head,  take,
+                          linear_outputs, quantize_rows, kHasPairs};
 
 }  // namespace HEADWISE_ISA
 }  // namespace headwise

@@ -53,15 +53,19 @@ inline void take_strides(const Tensor& tensor, int64_t* batch, int64_t* head, in
 
 // A new contiguous tensor on the CPU. `new_empty` would take a microsecond more: it goes through
 // the dispatcher.
-template <size_t DIMS>
-Tensor new_tensor(const int64_t (&sizes)[DIMS], ScalarType dtype) {
-  int64_t strides[DIMS], step = 1;
-  for (size_t i = DIMS; i-- > 0; step *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = step;
+inline Tensor new_tensor(const int64_t* sizes, int64_t dims, ScalarType dtype) {
+  int64_t strides[64], step = 1;  // PyTorch's tensors have at most 64 dims
+  for (int64_t i = dims; i-- > 0; step *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = step;
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      DIMS, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      dims, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
+}
+
+template <size_t DIMS>
+Tensor new_tensor(const int64_t (&sizes)[DIMS], ScalarType dtype) {
+  return new_tensor(sizes, DIMS, dtype);
 }
 
 // The kernels of a level, which this machine must have.

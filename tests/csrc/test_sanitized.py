@@ -69,11 +69,12 @@ def test_random_calls_are_clean_and_right(sanitizer, seeds, tmp_path):
         own = flags if index <= best_level() else plain
         built = run(compiler, *own, *level, "-c", "-o", objects[-1])
         assert built.returncode == 0, built.stderr
-    sources = (HERE / "fuzz_attend.cpp", CSRC / "dispatch.cpp", CSRC / "plan.cpp")
-    program = tmp_path / "fuzz"
-    built = run(compiler, *flags, *sources, *objects, "-o", program)
-    assert built.returncode == 0, built.stderr
-    for seed in seeds:
-        ran = run(program, calls, seed)
-        assert ran.returncode == 0, f"seed {seed}: {ran.stdout}{ran.stderr}"
-        assert ran.stdout.endswith(" 0 failures\n")
+    for name in ("fuzz_attend", "fuzz_linear"):
+        sources = (HERE / f"{name}.cpp", CSRC / "dispatch.cpp", CSRC / "plan.cpp")
+        program = tmp_path / name
+        built = run(compiler, *flags, *sources, *objects, "-o", program)
+        assert built.returncode == 0, built.stderr
+        for seed in seeds:
+            ran = run(program, calls, seed)
+            assert ran.returncode == 0, f"{name}, seed {seed}: {ran.stdout}{ran.stderr}"
+            assert ran.stdout.endswith(" 0 failures\n")

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from headwise.caches import CacheChoice
+from headwise.errors import OptionError
 from headwise.hf.attach_report import report_of
 from headwise.hf.attachment import put_on, take_off
 from headwise.hf.coverage import cover, require_cache
@@ -17,11 +18,18 @@ from headwise.hf.inner_model import inner_model
 from headwise.hf.module_hook import NAME
 from headwise.hf.report import AttachReport
 
+# How much of a decoding step is run: attention alone, or all that can be.
+STEPS = ("all", "attention")
+
 
 def attach(
-    model: PreTrainedModel | Any, *, cache: str = "contiguous", strict: bool = False
+    model: PreTrainedModel | Any,
+    *,
+    cache: str = "contiguous",
+    step: str = "all",
+    strict: bool = False,
 ) -> AttachReport:
-    """Run a Transformers model's attention, and its cache, on headwise.
+    """Run a Transformers model's decoding step on headwise: its attention, cache and products.
 
     Example:
         >>> import headwise, transformers
@@ -52,6 +60,8 @@ def attach(
             "paged:16", pages of 64 or 16 tokens, which beams share; "int8" or
             "int4", rounded; "window:2048" or "window:2048,sinks=4", the last 2048 tokens and the
             first 4 only. Layers with a sliding window hold what it reaches, whatever is chosen.
+        step: "all": products of up to 16 rows with the weights run on headwise as well, where that
+            is faster; "attention": attention and its cache alone.
         strict: raise where some attention would be left to Transformers. Without it the rest is
             attached, and the report says what is left and why.
 
@@ -62,22 +72,24 @@ def attach(
         UnsupportedError: not a Transformers model, nor what holds one; or one of whose attention
             nothing (with `strict`: not everything) can be replaced; or a cache that the model
             cannot use.
-        OptionError: no such cache.
+        OptionError: no such cache, or no such step.
         SpecError: the model's config contradicts itself.
     """
     model = inner_model("attach", model)
     choice = CacheChoice.parse(cache)
+    if step not in STEPS:
+        raise OptionError(f"step is {step!r}, expected one of {', '.join(map(repr, STEPS))}")
     attachment = model.__dict__.get("_headwise")
     if attachment is not None:
         stays = not attachment.previous or model.config._attn_implementation == NAME
-        if stays and attachment.choice == choice:
+        if stays and (attachment.choice, attachment.step) == (choice, step):
             report: AttachReport = attachment.report
             return report
         require_cache(model, choice)
-        detach(model)  # another attention was set since, or another cache is asked for
-    coverage = cover(model, choice, strict=strict)
+        detach(model)  # another attention was set since, or another cache or step is asked for
+    coverage = cover(model, choice, step=step, strict=strict)
     report = report_of(coverage, choice)
-    put_on(coverage, report, choice)
+    put_on(coverage, report, choice, step)
     return report
 
 

@@ -31,10 +31,24 @@ def report_of(coverage: Coverage, choice: CacheChoice) -> AttachReport:
         for said in dict.fromkeys(map(_latent_note, coverage.latents.values())):
             note += f"; {said}"
         every = LayerReport("all", None, (), (), note, cache=_joined(caches))
-        return AttachReport(type(model).__name__, (every, *left), _words(caches, choice, True))
+        words = _words(caches, choice, True)
+        return AttachReport(type(model).__name__, (every, *left), words, _products(coverage))
     layers = (*_encoder_layers(coverage, spec), *_decoder_layers(coverage, spec, caches))
     words = _words(caches, choice, bool(spec.layers))
-    return AttachReport(type(model).__name__, (*layers, *left), words)
+    return AttachReport(type(model).__name__, (*layers, *left), words, _products(coverage))
+
+
+def _products(coverage: Coverage) -> str:
+    """What the report says of the products with weights; nothing where attention alone is run."""
+    if not coverage.linears:
+        return ""
+    reasons = list(coverage.linears.values())
+    said = f"{reasons.count(None)} of {len(reasons)} weights on cpu"
+    for reason in dict.fromkeys(filter(None, reasons)):
+        names = [name for name, why in coverage.linears.items() if why == reason]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        said += f"; {names[0]}{more} stays with Transformers: {reason}"
+    return said
 
 
 def _words(caches: tuple[str, ...], choice: CacheChoice, decodes: bool) -> str:

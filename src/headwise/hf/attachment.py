@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from headwise.caches import CacheChoice
-from headwise.hf import families
+from headwise.hf import families, linear
 from headwise.hf.cache_hooks import ForwardCache, PrepareCache
 from headwise.hf.coverage import Coverage
 from headwise.hf.empty_rows import EAGER
@@ -49,9 +49,10 @@ class Attachment:
     marked: list[tuple[Any, str]]
     report: AttachReport
     choice: CacheChoice
+    step: str
 
 
-def put_on(coverage: Coverage, report: AttachReport, choice: CacheChoice) -> None:
+def put_on(coverage: Coverage, report: AttachReport, choice: CacheChoice, step: str) -> None:
     """Attach all that the coverage says can be."""
     model = coverage.model
     previous = [
@@ -59,13 +60,18 @@ def put_on(coverage: Coverage, report: AttachReport, choice: CacheChoice) -> Non
         for config in ([] if coverage.own else _configs(model))
     ]
     kept = [(module, module.config) for module in coverage.sparse.values()]
-    attachment = Attachment(previous, kept, [], report, choice)
+    attachment = Attachment(previous, kept, [], report, choice, step)
     for module, config in kept:
         module.config = StockConfig(config, "sdpa" if model._supports_sdpa else "eager")
     for module in coverage.own.values():
         if families.forward_obstacle(module) is None:
             families.replace_forward(module)
             attachment.marked.append((module, "forward"))
+    for name, obstacle in coverage.linears.items():
+        if obstacle is None:
+            multiplying = model.get_submodule(name)
+            linear.replace_forward(multiplying)
+            attachment.marked.append((multiplying, "forward"))
     if not coverage.own:
         _name_configs(coverage, previous)
     _mark_eager(model, attachment)

@@ -11,6 +11,7 @@ from headwise.hf import eager, families
 from headwise.hf.cache_hooks import CACHE_ARGUMENTS, parameters
 from headwise.hf.inner_model import OFF_THE_INTERFACE, has_source, takes_interface
 from headwise.hf.latent_modules import chooses_tokens, latent_modules
+from headwise.hf.linear import linear_modules
 from headwise.hf.module_hook import NAME
 from headwise.spec import FAMILIES, ModelSpec
 
@@ -30,23 +31,25 @@ class Coverage:
 
     own: attention modules that are not on the interface, by name. sparse: modules that attend to
     chosen tokens. latents: MLA modules, by name, and why each expands its latents at every step
-    (None: they are absorbed). parts: models in the model with a config of their own that cannot be
-    attached, and why. left: names of all that stays with Transformers, and why. spec: None for a
-    family without a reader. grows_cache: whether the model makes a `DynamicCache`, whose layers
-    ours can replace.
+    (None: they are absorbed). linears: modules that multiply by a weight, by name, and why one
+    stays with stock (None: products of few rows are ours). parts: models in the model with a config
+    of their own that cannot be attached, and why. left: names of all that stays with Transformers,
+    and why. spec: None for a family without a reader. grows_cache: whether the model makes a
+    `DynamicCache`, whose layers ours can replace.
     """
 
     model: PreTrainedModel
     own: dict[str, Any]
     sparse: dict[str, Any]
     latents: dict[str, str | None]
+    linears: dict[str, str | None]
     parts: dict[str, str]
     left: dict[str, str]
     spec: ModelSpec | None
     grows_cache: bool
 
 
-def cover(model: PreTrainedModel, choice: CacheChoice, *, strict: bool) -> Coverage:
+def cover(model: PreTrainedModel, choice: CacheChoice, *, step: str, strict: bool) -> Coverage:
     """Look through a model.
 
     Raises:
@@ -77,7 +80,8 @@ def cover(model: PreTrainedModel, choice: CacheChoice, *, strict: bool) -> Cover
             f"strict=True, and {len(left)} layers of {name} would stay with Transformers; {first}"
         )
     cached = require_cache(model, choice)
-    return Coverage(model, own, sparse, latent_modules(model), parts, left, *cached)
+    linears = linear_modules(model) if step == "all" else {}
+    return Coverage(model, own, sparse, latent_modules(model), linears, parts, left, *cached)
 
 
 def require_cache(model: PreTrainedModel, choice: CacheChoice) -> tuple[ModelSpec | None, bool]:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headwise.hf.module_hook import ModuleHook
+
 # Float32's rounding, in case a module casts; what is laid out otherwise differs by whole units.
 _TOLERANCE = 1e-4
 _TOKENS = 3
@@ -40,7 +42,9 @@ def obstacle(module: Any) -> str | None:
         return f"kv_b_proj is a {kind.__module__}.{kind.__name__}, with its own way to multiply"
     if projection.bias is not None:
         return "kv_b_proj has a bias"
-    replaced = "forward" in projection.__dict__ or projection.weight.device.type == "meta"
+    forward = projection.__dict__.get("forward")  # ours gives what the class's own gives
+    foreign = forward is not None and not isinstance(forward, ModuleHook)
+    replaced = foreign or projection.weight.device.type == "meta"
     hooks = projection._forward_hooks or projection._forward_pre_hooks
     if replaced or hooks or nn.modules.module._has_any_global_hook():
         return "kv_b_proj has hooks"

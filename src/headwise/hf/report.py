@@ -34,11 +34,15 @@ class LayerReport:
 
 @dataclass(frozen=True, repr=False)
 class AttachReport:
-    """What runs where in an attached model; prints as a table."""
+    """What runs where in an attached model; prints as a table.
+
+    `products`: which products of up to 16 rows run on headwise, in words; "" for none.
+    """
 
     model: str
     layers: tuple[LayerReport, ...]
     cache: str
+    products: str = ""
 
     def __repr__(self) -> str:
         backends = dict.fromkeys(_columns(layer)[2] or "stock" for layer in self.layers)
@@ -68,6 +72,8 @@ class AttachReport:
             for row in rows
         ]
         lines.insert(0, f"{self.model}, attached to headwise; cache: {self.cache}")
+        if self.products:
+            notes.append(f"products of up to 16 rows: {self.products}")
         return "\n".join([*lines, *notes, *self._why()])
 
     def _why(self) -> list[str]:

@@ -46,6 +46,9 @@ IMPORTED: Mapping[str, Mapping[str, str]] = {
     "transformers.integrations.sdpa_attention": {
         "sdpa_attention_forward": "attention with dropout",
     },
+    "transformers.pytorch_utils": {
+        "Conv1D": "the product of GPT-2, with its weight stored transposed",
+    },
     "transformers.modeling_outputs": {
         "BaseModelOutput": "what an encoder has seen, for a plan that is verified",
     },

@@ -9,7 +9,7 @@ from headwise.ops.attend.checks import check_mask_and_bias, require_tensor
 from headwise.ops.attend.operator import attention, explain, explain_call, run_call
 from headwise.ops.attend.visible import visible_keys
 from headwise.ops.attend.weights import attention_weights, score_rows, weights_of
-from headwise.ops.backend import BACKENDS, explain_problem
+from headwise.ops.backend import BACKENDS, explain_problem, faster
 from headwise.ops.backend.protocol import (
     Accepted,
     Backend,
@@ -48,6 +48,7 @@ __all__ = [
     "explain",
     "explain_call",
     "explain_problem",
+    "faster",
     "latent_attention",
     "quantize",
     "require_tensor",

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from headwise.errors import ShapeError
 from headwise.ops.attend.checks import (
@@ -22,6 +21,7 @@ from headwise.ops.attend.checks import (
     require_per_head,
     require_tensor,
 )
+from headwise.ops.modes import forward_mode
 from headwise.ops.views import KV
 from headwise.spec import AttentionSpec
 
@@ -242,11 +242,6 @@ class AttentionCall:
             *(options.sinks, options.alibi_slopes, options.bias),
         )
         return any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-def forward_mode() -> bool:
-    """Whether tensors may carry tangents (torch.func.jvp, forward_ad), which kernels would drop."""
-    return forward_ad._current_level >= 0
 
 
 def check(call: AttentionCall) -> Problem:

@@ -40,7 +40,7 @@ def choose(problem: Problem, backend: str | None) -> Backend:
 
 
 def choose_offer(
-    operator: Literal["project", "quantize"], backend: str | None, *arguments: Any
+    operator: Literal["linear", "project", "quantize"], backend: str | None, *arguments: Any
 ) -> Callable[..., Any]:
     """The fastest of what the backends offer for an operator; of a named one only, where it serves.
 
@@ -53,3 +53,12 @@ def choose_offer(
         if offer.serves is None or (backend in (None, known.name) and offer.serves(*arguments)):
             return offer.run
     raise AssertionError(f"no backend offers {operator} for everything")
+
+
+def faster(operator: Literal["linear"], *arguments: Any) -> Callable[..., Any] | None:
+    """What serves these arguments faster than PyTorch's own operators; None where nothing does."""
+    for known in BACKENDS:
+        offer: Offer | None = getattr(known, operator)
+        if offer is not None and offer.serves is not None and offer.serves(*arguments):
+            return offer.run
+    return None

@@ -6,17 +6,18 @@ gradients. The library is loaded at the first question about it.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwise.errors import OptionError
-from headwise.ops.attend.call import AttentionCall, Problem, forward_mode
+from headwise.ops.attend.call import AttentionCall, Problem
 from headwise.ops.backend.protocol import Accepted, Backend, Offer, Rejected, Verdict
 from headwise.ops.integers.rounding import INT4_GROUP
+from headwise.ops.modes import forward_mode, watched
 from headwise.ops.views import PagedKV, QuantKV
 
 # The instruction sets that the kernels are built for, slowest first: the index is the level.
@@ -112,6 +113,7 @@ def _load() -> str:
         except OSError as error:
             return f"the C++ library does not load: {str(error).splitlines()[0]}"
         torch.library.register_fake("headwise::attend", _fake)
+        torch.library.register_fake("headwise::linear", _fake_linear)
         torch.library.register_fake("headwise::project", _fake_project)
         torch.library.register_fake("headwise::quantize", _fake_quantize)
     _best = torch.ops.headwise.best_level()
@@ -140,6 +142,12 @@ def _fake(
     out = query.new_empty(*query.shape[:3], value_dim)
     lse = query.new_empty(query.shape[:3] if return_lse else (0,), dtype=torch.float32)
     return out, lse
+
+
+def _fake_linear(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor | None], level: int
+) -> list[Tensor]:
+    return [x.new_empty(*x.shape[:-1], weight.shape[0]) for weight in weights]
 
 
 def _fake_project(x: Tensor, weight: Tensor, up: bool, level: int) -> Tensor:
@@ -244,6 +252,52 @@ def project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
     return result
 
 
+def _multiplies(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether the kernel multiplies these plain tensors, and faster than PyTorch."""
+    return (
+        type(x) is Tensor
+        and not watched()  # first: in a trace sizes are tensors
+        and x.is_cpu
+        and x.dtype in _DTYPES
+        and x.ndim > 0
+        and 0 < x.numel() <= _most_rows(x.dtype) * x.shape[-1]
+        and all(
+            type(weight) in (Tensor, nn.Parameter)
+            and weight.dtype is x.dtype
+            and weight.is_cpu
+            and weight.shape[-1] == x.shape[-1]
+            and 1 in weight.stride()
+            for weight in weights
+        )
+        and not (
+            torch.is_grad_enabled()
+            and (x.requires_grad or any(weight.requires_grad for weight in weights))
+        )
+        and not ready()
+    )
+
+
+def _most_rows(dtype: torch.dtype) -> int:
+    """Rows of x up to which reading the weight is what a product takes."""
+    # PyTorch multiplies more of them by AMX, in tiles of 16, and these kernels one by one
+    return 4 if dtype == torch.bfloat16 and LEVELS[_level] == "amx" else _MOST_PROJECTED
+
+
+def linear(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """Products of few rows with weights that are read as they are stored, once.
+
+    x [...,E], weights [F,E], stored by rows or transposed, and biases [F] give x weight^T + bias
+    [...,F] each.
+    """
+    return tuple(
+        torch.ops.headwise.linear.default(
+            x.contiguous(), list(weights), list(biases), _chosen_level()
+        )
+    )
+
+
 def _quantizes(rows: Tensor, bits: int) -> bool:
     served = rows.device.type == "cpu" and rows.dtype in _DTYPES
     return served and rows.shape[-1] <= _MOST_DIM and not ready()
@@ -267,6 +321,7 @@ BACKEND = Backend(
     available,
     _accepts,
     _attend,
+    linear=Offer(linear, _multiplies),
     project=Offer(project, _projects),
     quantize=Offer(quantize, _quantizes),
 )

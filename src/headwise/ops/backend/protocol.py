@@ -49,6 +49,7 @@ class Backend:
     one problem, from the problem alone; `attend` runs a call that was accepted and returns
     out [B,H,S,V] and lse [B,H,S] or None. The others are there where a backend offers them:
 
+    linear(x, weights, biases): x [...,E] by the transposes of weights [F,E], plus biases [F].
     project(x, weight, up=): [B,H,S,N] by [H,N,R], or by the transpose of [H,V,R] without `up`.
     quantize(rows, bits): integers and scales of rows, see `headwise.ops.quantize`.
     """
@@ -57,6 +58,7 @@ class Backend:
     available: Callable[[], tuple[bool, str]]
     accepts: Callable[[Problem], Verdict]
     attend: Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
+    linear: Offer | None = None
     project: Offer | None = None
     quantize: Offer | None = None
 

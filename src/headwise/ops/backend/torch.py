@@ -4,8 +4,11 @@ Attention is `scaled_dot_product_attention` where that is fast, else matrix prod
 softmax, in blocks of queries.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from headwise.ops.attend import products, sdpa
 from headwise.ops.attend.blocks import blocks, rows_per_block
@@ -66,11 +69,19 @@ def _project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
     return x @ (weight if up else weight.transpose(-1, -2))
 
 
+def _linear(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    each = zip(weights, biases, strict=True)
+    return tuple(functional.linear(x, weight, bias) for weight, bias in each)
+
+
 BACKEND = Backend(
     "torch",
     always,
     _accepts,
     attend,
+    linear=Offer(_linear),
     project=Offer(_project),
     quantize=Offer(rounding.quantize),
 )

@@ -1,0 +1,132 @@
+// Products of few rows with a matrix, which is read once: x W^T with W as it is stored, by rows, or
+// transposed, by columns.
+//
+// By rows each output is a product of x with a row of W, as of queries with keys; by columns the
+// outputs are a sum of W's lines weighted by x, as of values by weights.
+#pragma once
+
+#include "kernels.h"
+#include "rowwise_float.h"
+#include "rowwise_pairs.h"
+
+namespace headwise {
+namespace HEADWISE_ISA {
+
+// What x is taken as for weights of T: bf16 where pairs are multiplied as they are, else floats.
+template <class T>
+struct Taken {
+  typedef typename Either<kHasPairs && Same<T, bf16>::value, bf16, float>::Type Type;
+};
+
+// A row of `width` elements as the products read it: padded with zeros.
+template <class T>
+HEADWISE_INLINE void take_row(const T* from, int64_t width, typename Taken<T>::Type* to) {
+  for (int64_t d = 0; d < width; ++d) {
+    if constexpr (Same<typename Taken<T>::Type, T>::value)
+      to[d] = from[d];
+    else
+      to[d] = to_float(from[d]);
+  }
+  for (int64_t d = width; d < padded(width); ++d) to[d] = {};
+}
+
+// Rows of W that are multiplied before their outputs are written: some 16 KiB, which the second
+// pass over more than four rows of x finds in the cache.
+HEADWISE_INLINE int rows_at_once(int64_t bytes) {
+  const int64_t rows = 16384 / (bytes > 0 ? bytes : 1) / 4 * 4;
+  return int(rows < 4 ? 4 : rows < kBlock ? rows : kBlock);
+}
+
+// The products of `rows` rows of x with the rows first..first + count of W. Calls emit(row, at, n,
+// products) with those of one row of x and the n rows of W from `at` on.
+template <class T, class Emit>
+HEADWISE_INLINE void linear_by_rows(const typename Taken<T>::Type* x, int64_t rows, int64_t width,
+                                    const StridedRows<T>& weight, int64_t first, int64_t count,
+                                    Scratch scratch, const Emit& emit) {
+  const int64_t pitch = padded(width), end = first + count;
+  const int step = rows_at_once(StridedRows<T>::bytes(width));
+  float* product = scratch.take<float>(rows * kBlock);
+  for (int64_t block = first; block < end; block += step) {
+    const int n = int(end - block < step ? end - block : step);
+    const int64_t next = block + step;
+    Ahead ahead;
+    ahead.add(weight, next, end - next < step ? end - next : step, width);
+    for (int j = 0; j < n; j += 4) {
+      const T* line[4];  // past the last row the last one stands in
+      for (int k = 0; k < 4; ++k) line[k] = weight.row(block + (j + k < n ? j + k : n - 1));
+      by_rows(rows, [&](auto R, int64_t row) HEADWISE_LAMBDA {
+        float* to = product + row * kBlock + j;
+#if defined(HEADWISE_PAIRS)
+        if constexpr (Same<T, bf16>::value) {
+          score_tile_dot<R.value>(x + row * pitch, pitch, line, width, to, ahead);
+          return;
+        }
+#endif
+        if constexpr (!Same<typename Taken<T>::Type, bf16>::value)
+          score_tile<R.value, StridedRows<T>>(x + row * pitch, pitch, line, width, to, ahead);
+      });
+    }
+    for (int64_t row = 0; row < rows; ++row) emit(row, block, n, product + row * kBlock);
+  }
+}
+
+// The same for W stored transposed: `weight` has `width` lines of at least first + count elements.
+template <class T, class Emit>
+HEADWISE_INLINE void linear_by_columns(const typename Taken<T>::Type* x, int64_t rows,
+                                       int64_t width, const StridedRows<T>& weight, int64_t first,
+                                       int64_t count, Scratch scratch, const Emit& emit) {
+  const int64_t pitch = padded(width), out_pitch = padded(count);
+  const StridedRows<T> stripe = {weight.base + first, weight.stride};
+  float* sum = scratch.take<float>(rows * out_pitch);
+  float* part = scratch.take<float>(rows * kBlock);
+  float* one = scratch.take<float>(rows);
+  __builtin_memset(sum, 0, sizeof(float) * rows * out_pitch);
+  for (int64_t row = 0; row < rows; ++row) one[row] = 1.0f;
+  for (int64_t block = 0; block < width; block += kBlock) {
+    const int n = int(width - block < kBlock ? width - block : kBlock);
+    const int64_t next = block + kBlock;
+    Ahead ahead;
+    ahead.add(stripe, next, width - next < kBlock ? width - next : kBlock, count);
+    const T* line[kBlock];
+    for (int j = 0; j < n; ++j) line[j] = stripe.row(block + j);
+    for (int64_t row = 0; row < rows; ++row)
+      for (int j = 0; j < n; ++j) part[row * kBlock + j] = to_float(x[row * pitch + block + j]);
+    by_rows(rows, [&](auto R, int64_t row) HEADWISE_LAMBDA {
+      weigh<R.value, StridedRows<T>>(part + row * kBlock, line, n, count, one + row,
+                                     sum + row * out_pitch, out_pitch, ahead);
+    });
+  }
+  for (int64_t row = 0; row < rows; ++row) emit(row, first, int(count), sum + row * out_pitch);
+}
+
+// The outputs first..first + count of one weight. `x` is what take_rows made.
+template <class T>
+void linear(const LinearArgs& args, const LinearWeight& weight, int64_t first, int64_t count,
+            const void* taken, char* memory) {
+  const auto* x = static_cast<const typename Taken<T>::Type*>(taken);
+  const StridedRows<T> rows = {static_cast<const T*>(weight.data), weight.stride};
+  const T* bias = static_cast<const T*>(weight.bias);
+  const auto emit = [&](int64_t row, int64_t at, int n, const float* product) HEADWISE_LAMBDA {
+    T* to = static_cast<T*>(weight.out) + row * weight.rows + at;
+    if (bias == nullptr) {
+      for (int j = 0; j < n; ++j) from_float(product[j], to + j);
+    } else {
+      for (int j = 0; j < n; ++j) from_float(product[j] + to_float(bias[at + j]), to + j);
+    }
+  };
+  if (weight.transposed)
+    linear_by_columns<T>(x, args.rows, args.width, rows, first, count, {memory}, emit);
+  else
+    linear_by_rows<T>(x, args.rows, args.width, rows, first, count, {memory}, emit);
+}
+
+template <class T>
+void take_rows(const LinearArgs& args, void* to) {
+  auto* rows = static_cast<typename Taken<T>::Type*>(to);
+  for (int64_t row = 0; row < args.rows; ++row)
+    take_row<T>(static_cast<const T*>(args.x) + row * args.x_row, args.width,
+                rows + row * padded(args.width));
+}
+
+}  // namespace HEADWISE_ISA
+}  // namespace headwise
