@@ -268,6 +268,26 @@ def difference(stock: Any, ours: Any) -> tuple[str, bool]:
     return ("", False) if torch.equal(stock.sequences, ours.sequences) else ("sequences", True)
 
 
+def nearer(model: Any, mode: str, stock: Any, ours: Any) -> bool:
+    """Whether our logits are as near to those in float64 as stock's own are, at every step."""
+    exact = copy.deepcopy(model)
+    headwise.detach(exact)
+    if hasattr(exact, "set_experts_implementation"):
+        exact.set_experts_implementation("eager")  # the others take no float64
+    try:
+        run = generated(exact.double(), mode)
+    except RuntimeError:
+        return False  # what casts to float32
+    if not all(torch.equal(run.sequences, other.sequences) for other in (stock, ours)):
+        return False
+    for logits in zip(run.logits, stock.logits, ours.logits, strict=True):
+        expected, theirs, own = (each[logits[0].isfinite()].double() for each in logits)
+        bound = max(TOLERANCE * expected.abs().max(), (theirs - expected).abs().max())
+        if not (own - expected).abs().max() <= bound:
+            return False
+    return True
+
+
 def verdict(name: str) -> Row:
     """Run one type both ways."""
     expected: dict[str, Any] = {}
@@ -297,6 +317,8 @@ def verdict(name: str) -> Row:
     notes = [f"not {', '.join(without)}, which stock refuses"] if without else []
     for mode, run in given.items():
         what, wrong = difference(expected[mode], run)
+        if wrong and nearer(model, mode, expected[mode], run):
+            continue
         if wrong:
             return Row(name, "differs", f"{mode}: {what}")
         if what:
