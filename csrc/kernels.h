@@ -30,6 +30,7 @@ struct LinearWeight {
   int64_t rows;
   bool transposed;  // W's columns are contiguous, not its rows
   int64_t stride;   // from row to row, or from column to column
+  bool wide;        // out is float32, whatever the dtype
 };
 
 // Weights that are multiplied with the same rows.
@@ -45,6 +46,53 @@ inline int64_t taken_bytes(const LinearArgs& args) { return 4 * args.rows * padd
 inline int64_t scratch_bytes(const LinearArgs& args, int64_t outputs) {
   return 4 * args.rows * (padded(outputs) + 2 * kBlock) + 64 * 8;
 }
+
+// How a row is normalised: by its root mean square, times the weight or 1 + the weight; or to mean
+// 0 and variance 1, times the weight, plus the bias.
+enum NormKind { kNoNorm, kRmsNorm, kRmsNormPlusOne, kLayerNorm };
+struct Norm {
+  NormKind kind;
+  const void *weight, *bias;  // null: none
+  float eps;
+};
+
+enum Activation { kSilu, kGelu, kGeluTanh, kRelu, kReluSquared };
+
+// Rows of a residual stream: sum = x + scale * norm(added), and what the next products read of it.
+struct JoinArgs {
+  Dtype dtype;
+  int64_t rows, width;
+  const void* x;       // [rows,width]
+  const float* wide;   // the same in floats, padded; null: x
+  const float* added;  // [rows,width] in floats; null: none
+  Norm added_norm;
+  float scale;
+  float* sum;  // [rows,width] in floats, padded
+  void* out;   // [rows,width], of the sum; null: not asked for
+  Norm next;
+  bool next_of_x;  // the next norm is of x, not of the sum
+  void* taken;     // the normalised rows as the products read them; null: not asked for
+};
+
+// The queries, keys and values of a layer: products, their norms, and rotary position embedding.
+struct HeadsArgs {
+  LinearArgs x;
+  int64_t length, heads, kv_heads, dim;  // of each of B sequences; heads of queries, and of keys
+  Norm query_norm, key_norm;             // over the dims of a head
+  const void *cos, *sin;                 // [B or 1,S,rope_dim]; null: no rotation
+  Dtype rope_dtype;
+  int64_t rope_dim, rope_batch;  // dims that are rotated; elements from sequence to sequence
+  bool interleaved;              // neighbours are a pair, not the two halves
+  void *query, *key, *value;     // [B,heads,S,dim]
+};
+
+// act(x G^T) * (x U^T), or act(x U^T) without a gate.
+struct GatedArgs {
+  LinearArgs x;
+  const LinearWeight *gate, *up;  // gate null: none
+  Activation activation;
+  void* taken;  // [rows,outputs] as the products read them
+};
 
 // Rows to become integers with scales.
 struct QuantizeArgs {
@@ -71,6 +119,15 @@ typedef void (*TakeFunction)(const LinearArgs&, void* taken);
 // `count` of the outputs of one weight, for all rows of x.
 typedef void (*LinearFunction)(const LinearArgs&, const LinearWeight&, int64_t first, int64_t count,
                                const void* taken, char* scratch);
+// Rows joined to the residual stream, and taken for the next products.
+typedef void (*JoinFunction)(const JoinArgs&, char* scratch);
+// `count` heads from `first` on of one weight, whose first head is `base` among all heads of
+// queries, keys and values.
+typedef void (*HeadsFunction)(const HeadsArgs&, const LinearWeight&, int64_t base, int64_t first,
+                              int64_t count, const void* taken, char* scratch);
+// `count` of the outputs of a gated product.
+typedef void (*GatedFunction)(const GatedArgs&, int64_t first, int64_t count, const void* taken,
+                              char* scratch);
 // `count` of the rows of all sequences and heads.
 typedef void (*QuantizeFunction)(const QuantizeArgs&, int64_t first, int64_t count, char* scratch);
 
@@ -80,6 +137,9 @@ struct Kernels {
   ProjectFunction project;
   TakeFunction take;
   LinearFunction linear;
+  JoinFunction join;
+  HeadsFunction heads;
+  GatedFunction gated;
   QuantizeFunction quantize;
   bool pairs;  // bf16 is multiplied as it is, in pairs
 };

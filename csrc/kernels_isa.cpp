@@ -4,6 +4,7 @@
 #error "define HEADWISE_ISA as the name of the instruction set"
 #endif
 
+#include "decoder_layer.h"
 #include "project.h"
 #include "quantize.h"
 #include "rowwise.h"
@@ -106,11 +107,28 @@ void linear_outputs(const LinearArgs& args, const LinearWeight& weight, int64_t 
             [&](auto type) { linear<decltype(type)>(args, weight, first, count, taken, scratch); });
 }
 
+void join(const JoinArgs& args, char* scratch) {
+  with_type(args.dtype, [&](auto type) { join_rows<decltype(type)>(args, scratch); });
+}
+
+void heads_of_layer(const HeadsArgs& args, const LinearWeight& weight, int64_t base, int64_t first,
+                    int64_t count, const void* taken, char* scratch) {
+  with_type(args.x.dtype, [&](auto type) {
+    heads<decltype(type)>(args, weight, base, first, count, taken, scratch);
+  });
+}
+
+void gated_outputs(const GatedArgs& args, int64_t first, int64_t count, const void* taken,
+                   char* scratch) {
+  with_type(args.x.dtype,
+            [&](auto type) { gated<decltype(type)>(args, first, count, taken, scratch); });
+}
+
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {attend_task,    project_head,  take,
-                          linear_outputs, quantize_rows, kHasPairs};
+const Kernels kKernels = {attend_task,    project_head,  take,          linear_outputs, join,
+                          heads_of_layer, gated_outputs, quantize_rows, kHasPairs};
 
 }  // namespace HEADWISE_ISA
 }  // namespace headwise

@@ -19,13 +19,13 @@ struct Taken {
 };
 
 // A row of `width` elements as the products read it: padded with zeros.
-template <class T>
-HEADWISE_INLINE void take_row(const T* from, int64_t width, typename Taken<T>::Type* to) {
+template <class T, class From>
+HEADWISE_INLINE void take_row(const From* from, int64_t width, typename Taken<T>::Type* to) {
   for (int64_t d = 0; d < width; ++d) {
-    if constexpr (Same<typename Taken<T>::Type, T>::value)
+    if constexpr (Same<typename Taken<T>::Type, From>::value)
       to[d] = from[d];
     else
-      to[d] = to_float(from[d]);
+      from_float(to_float(from[d]), to + d);
   }
   for (int64_t d = width; d < padded(width); ++d) to[d] = {};
 }
@@ -99,25 +99,39 @@ HEADWISE_INLINE void linear_by_columns(const typename Taken<T>::Type* x, int64_t
   for (int64_t row = 0; row < rows; ++row) emit(row, first, int(count), sum + row * out_pitch);
 }
 
-// The outputs first..first + count of one weight. `x` is what take_rows made.
+// Either of the two.
+template <class T, class Emit>
+HEADWISE_INLINE void linear_as_stored(const typename Taken<T>::Type* x, const LinearArgs& args,
+                                      const LinearWeight& weight, int64_t first, int64_t count,
+                                      Scratch scratch, const Emit& emit) {
+  const StridedRows<T> rows = {static_cast<const T*>(weight.data), weight.stride};
+  if (weight.transposed)
+    linear_by_columns<T>(x, args.rows, args.width, rows, first, count, scratch, emit);
+  else
+    linear_by_rows<T>(x, args.rows, args.width, rows, first, count, scratch, emit);
+}
+
+// The outputs first..first + count of one weight. `taken` is what take_rows made.
 template <class T>
 void linear(const LinearArgs& args, const LinearWeight& weight, int64_t first, int64_t count,
             const void* taken, char* memory) {
   const auto* x = static_cast<const typename Taken<T>::Type*>(taken);
-  const StridedRows<T> rows = {static_cast<const T*>(weight.data), weight.stride};
   const T* bias = static_cast<const T*>(weight.bias);
-  const auto emit = [&](int64_t row, int64_t at, int n, const float* product) HEADWISE_LAMBDA {
-    T* to = static_cast<T*>(weight.out) + row * weight.rows + at;
+  const auto write = [&](const float* product, int64_t at, int n, auto* to) HEADWISE_LAMBDA {
     if (bias == nullptr) {
       for (int j = 0; j < n; ++j) from_float(product[j], to + j);
     } else {
       for (int j = 0; j < n; ++j) from_float(product[j] + to_float(bias[at + j]), to + j);
     }
   };
-  if (weight.transposed)
-    linear_by_columns<T>(x, args.rows, args.width, rows, first, count, {memory}, emit);
-  else
-    linear_by_rows<T>(x, args.rows, args.width, rows, first, count, {memory}, emit);
+  const auto emit = [&](int64_t row, int64_t at, int n, const float* product) HEADWISE_LAMBDA {
+    const int64_t offset = row * weight.rows + at;
+    if (weight.wide)
+      write(product, at, n, static_cast<float*>(weight.out) + offset);
+    else
+      write(product, at, n, static_cast<T*>(weight.out) + offset);
+  };
+  linear_as_stored<T>(x, args, weight, first, count, {memory}, emit);
 }
 
 template <class T>

@@ -2,48 +2,13 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <vector>
-
-#include "tensors.h"
-#include "threads.h"
+#include "weights.h"
 
 namespace headwise {
 namespace {
 
 constexpr const char* kLinear = "headwise::linear";
 constexpr int64_t kMostRows = 64;
-// Bytes of a weight below which another thread costs more than it saves.
-constexpr int64_t kLeastBytes = 32768;
-// Outputs that tasks begin at multiples of: by rows, and by columns, of which a task reads a
-// stripe.
-constexpr int64_t kRowStep = 16, kColumnStep = 64;
-
-typedef std::vector<std::optional<Tensor>> MaybeTensors;
-
-LinearWeight check_weight(const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& x,
-                          int64_t width) {
-  STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 2 && weight.size(1) == width &&
-                      weight.scalar_type() == x.scalar_type(),
-                  kLinear, ": a weight does not fit x: expected two dims, ", width,
-                  " columns, on the CPU, of its dtype");
-  LinearWeight checked = {};
-  checked.data = weight.const_data_ptr();
-  checked.rows = weight.size(0);
-  const bool one_column = width <= 1, one_row = checked.rows <= 1;
-  checked.transposed = !(weight.stride(1) == 1 || one_column);
-  checked.stride = weight.stride(checked.transposed ? 1 : 0);
-  STD_TORCH_CHECK(!checked.transposed || weight.stride(0) == 1 || one_row, kLinear,
-                  ": neither the rows nor the columns of a weight are contiguous");
-  if (bias.has_value()) {
-    STD_TORCH_CHECK(bias->is_cpu() && bias->dim() == 1 && bias->size(0) == checked.rows &&
-                        bias->scalar_type() == x.scalar_type() && contiguous_rows(*bias),
-                    kLinear, ": a bias does not fit its weight: expected ", checked.rows,
-                    " contiguous elements on the CPU, of its dtype");
-    checked.bias = bias->const_data_ptr();
-  }
-  return checked;
-}
-
 // x [...,width] by the transposes of weights [rows,width], plus biases [rows].
 std::vector<Tensor> linear(Tensor x, std::vector<Tensor> weights, MaybeTensors biases,
                            int64_t level) {
@@ -68,7 +33,7 @@ std::vector<Tensor> linear(Tensor x, std::vector<Tensor> weights, MaybeTensors b
   std::vector<Tensor> outs;
   int64_t bytes = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
-    checked.push_back(check_weight(weights[i], biases[i], x, args.width));
+    checked.push_back(check_weight(weights[i], biases[i], x, args.width, kLinear));
     bytes += checked[i].rows * args.width * (args.dtype == kFloat32 ? 4 : 2);
   }
   std::vector<int64_t> sizes;
@@ -80,33 +45,13 @@ std::vector<Tensor> linear(Tensor x, std::vector<Tensor> weights, MaybeTensors b
   }
   if (args.rows == 0) return outs;
 
-  const int64_t most = bytes / kLeastBytes < 1 ? 1 : bytes / kLeastBytes;
-  const int64_t threads = most_threads() < most ? most_threads() : most;
-  int64_t outputs = 0;
-  for (const LinearWeight& weight : checked) outputs += weight.rows;
-  const int64_t each = threads == 1 ? outputs : (outputs + 4 * threads - 1) / (4 * threads);
-  struct Task {
-    const LinearWeight* weight;
-    int64_t first, count;
-  };
-  std::vector<Task> tasks;
-  int64_t largest = 0;
-  for (const LinearWeight& weight : checked) {
-    const int64_t step = weight.transposed ? kColumnStep : kRowStep;
-    const int64_t of_task = (each + step - 1) / step * step;
-    largest = of_task > largest ? of_task : largest;
-    for (int64_t first = 0; first < weight.rows; first += of_task) {
-      const int64_t left = weight.rows - first;
-      tasks.push_back({&weight, first, left < of_task ? left : of_task});
-    }
-  }
+  const Division division(checked.data(), checked.size(), bytes);
   const int64_t taken = aligned(taken_bytes(args));
-  const int64_t scratch = aligned(scratch_bytes(args, largest));
-  char* memory = keep(taken + threads * scratch);
+  const int64_t scratch = aligned(scratch_bytes(args, division.largest));
+  char* memory = keep(taken + division.threads * scratch);
   kernels.take(args, memory);
-  share(int64_t(tasks.size()), 1, threads, memory + taken, scratch, [&](int64_t index, char* own) {
-    const Task& task = tasks[size_t(index)];
-    kernels.linear(args, *task.weight, task.first, task.count, memory, own);
+  division.share(memory + taken, scratch, [&](const Division::Task& task, char* own) {
+    kernels.linear(args, checked[task.weight], task.first, task.count, memory, own);
   });
   return outs;
 }

@@ -5,14 +5,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include <array>
-#include <optional>
 #include <string>
 
 #include "tensors.h"
 
 namespace headwise {
-
-typedef std::optional<Tensor> MaybeTensor;
 
 // Takes the next argument off a call's stack, and its ownership.
 template <class T>

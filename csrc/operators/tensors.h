@@ -6,12 +6,15 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <optional>
+
 #include "../kernels.h"
 
 namespace headwise {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+typedef std::optional<Tensor> MaybeTensor;
 
 // `operation` is what the error begins with, `name` the tensor's.
 inline Dtype dtype_of(const Tensor& tensor, const char* operation, const char* name) {

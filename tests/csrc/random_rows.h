@@ -61,6 +61,7 @@ struct Numbers {
     else
       half[i] = narrow(x, dtype);
   }
+  int64_t size() const { return int64_t(wide.size() + half.size()); }
   double at(int64_t i) const { return dtype == kFloat32 ? wide[i] : widen(half[i], dtype); }
   void* data() { return dtype == kFloat32 ? (void*)wide.data() : (void*)half.data(); }
 };

@@ -13,7 +13,7 @@ from headwise.ops.backend import cpu
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-# not optimised: that takes a quarter of the time to build, and hides nothing
+# not optimised : that takes a quarter of the time to build, and hides nothing
 FLAGS = ("-std=c++17", "-O0", "-g1", "-fno-math-errno", "-fno-trapping-math", "-pthread")
 LEVELS = {"baseline": ()}
 DEFINES: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ def best_level() -> int:
     return len(LEVELS) - 1
 
 
-# Races do not depend on the instruction set: one level is enough there.
+# Races do not depend on the instruction set : one level is enough there.
 CASES = {"address,undefined": (tuple(LEVELS), 10), "thread": (("baseline",), 15)}
 
 

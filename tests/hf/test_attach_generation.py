@@ -165,9 +165,9 @@ def test_attached_models_run_our_attention(family: str, monkeypatch: pytest.Monk
 
         return call
 
+    headwise.attach(model)  # which tries layers, and attends for it
     for name in ours:
         monkeypatch.setattr(attend, name, spy(name))
-    headwise.attach(model)
     with torch.no_grad():
         _forward(model, input_ids=PROMPT)
     assert len(calls) == layers

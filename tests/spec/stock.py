@@ -46,6 +46,8 @@ MLA = {
     "qk_rope_head_dim": 6,
     "v_head_dim": 23,
 }
+# of 8 experts in groups
+CHOSEN = {"n_group": 2, "topk_group": 1, "num_experts_per_tok": 2}
 LONGCAT = {key: value for key, value in MLA.items() if key != "num_hidden_layers"} | {
     "num_layers": 2,
     "ffn_hidden_size": 17,
@@ -328,8 +330,8 @@ CONFIGS = {
     "glm4_moe_lite yarn": ("glm4_moe_lite", MLA | {"rope_scaling": YARN}),
     "minicpm3": ("minicpm3", MLA),
     "minicpm3 value dim": ("minicpm3", MLA | {"v_head_dim": None, "q_lora_rank": None}),
-    "axk1": ("axk1", MLA),
-    "axk1 yarn": ("axk1", MLA | {"rope_scaling": YARN}),
+    "axk1": ("axk1", MLA | CHOSEN),
+    "axk1 yarn": ("axk1", MLA | CHOSEN | {"rope_scaling": YARN}),
     "youtu": ("youtu", MLA | {"q_lora_rank": None}),
     # of an even head dim, which its config class asks for
     "mistral4": ("mistral4", MLA | {"qk_nope_head_dim": 14}),
@@ -353,11 +355,11 @@ CONFIGS = {
     "kimi_linear layer types": ("kimi_linear", DELTA | {"layer_types": NEXT_TYPES}),
     "bailing_hybrid": (
         "bailing_hybrid",
-        DELTA | {"head_dim": 11, "short_conv_kernel_size": 5, "layer_group_size": 3},
+        DELTA | CHOSEN | {"head_dim": 11, "short_conv_kernel_size": 5, "layer_group_size": 3},
     ),
     "bailing_hybrid yarn": (
         "bailing_hybrid",
-        DELTA | {"rope_scaling": YARN, "layer_types": NEXT_TYPES},
+        DELTA | CHOSEN | {"rope_scaling": YARN, "layer_types": NEXT_TYPES},
     ),
     "headwise_mla": ("headwise_mla", OWN_MLA),
     "deepseek_v3 yarn plain": (

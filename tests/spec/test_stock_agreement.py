@@ -116,12 +116,13 @@ def held(layer):
 
 
 # Beside these: cross-attention has a cache of its own, Falcon caches more heads than it has, and
-# these sizes do not fit GLM-4V's positions of images or DeepSeek-V2's complex numbers.
+# these sizes do not fit positions of images (GLM-4V, Qwen-VL), DeepSeek-V2's complex numbers or the
+# rotation of Mistral 4 with YaRN, which goes by its head dim.
 FILLED = [
     name
     for name in CACHED
-    if not name.startswith(("deepseek_v2", "glm4v", "falcon grouped"))
-    and name not in ("bert decoder", "gpt2 by depth")
+    if not name.startswith(("deepseek_v2", "glm4v", "qwen2_vl", "qwen2_5_vl", "falcon grouped"))
+    and name not in ("bert decoder", "gpt2 by depth", "mistral4 yarn")
 ]
 # Whose modules say least of what they cache.
 QUICK = ("granitemoehybrid", "mpt", "cohere2", "opt", "gemma4", "llama4", "nemotron_h", "lfm2")

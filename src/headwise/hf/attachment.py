@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 from headwise.caches import CacheChoice
 from headwise.hf import families, linear
 from headwise.hf.cache_hooks import ForwardCache, PrepareCache
-from headwise.hf.coverage import Coverage
+from headwise.hf.coverage import Coverage, layer_form
 from headwise.hf.empty_rows import EAGER
 from headwise.hf.latent import LatentPassthrough
+from headwise.hf.layers import LayerForward
 from headwise.hf.module_hook import ATTACHED, NAME, ModuleHook, StockConfig
 from headwise.hf.report import AttachReport
 
@@ -72,6 +73,12 @@ def put_on(coverage: Coverage, report: AttachReport, choice: CacheChoice, step: 
             multiplying = model.get_submodule(name)
             linear.replace_forward(multiplying)
             attachment.marked.append((multiplying, "forward"))
+    form = layer_form(model)
+    for name, obstacle in coverage.layers.items():
+        if obstacle is None and form is not None:
+            layer: Any = model.get_submodule(name)
+            layer.forward = LayerForward(layer, form)
+            attachment.marked.append((layer, "forward"))
     if not coverage.own:
         _name_configs(coverage, previous)
     _mark_eager(model, attachment)

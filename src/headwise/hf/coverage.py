@@ -11,9 +11,11 @@ from headwise.hf import eager, families
 from headwise.hf.cache_hooks import CACHE_ARGUMENTS, parameters
 from headwise.hf.inner_model import OFF_THE_INTERFACE, has_source, takes_interface
 from headwise.hf.latent_modules import chooses_tokens, latent_modules
+from headwise.hf.layers import layers_of, trial
 from headwise.hf.linear import linear_modules
 from headwise.hf.module_hook import NAME
 from headwise.spec import FAMILIES, ModelSpec
+from headwise.spec.config.decoder_layer import DecoderLayer
 
 _RECURRENT = "a recurrent or linear attention"
 # What of a layer does not attend, by Transformers' name of its kind: the part, and what it is.
@@ -32,10 +34,11 @@ class Coverage:
     own: attention modules that are not on the interface, by name. sparse: modules that attend to
     chosen tokens. latents: MLA modules, by name, and why each expands its latents at every step
     (None: they are absorbed). linears: modules that multiply by a weight, by name, and why one
-    stays with stock (None: products of few rows are ours). parts: models in the model with a config
-    of their own that cannot be attached, and why. left: names of all that stays with Transformers,
-    and why. spec: None for a family without a reader. grows_cache: whether the model makes a
-    `DynamicCache`, whose layers ours can replace.
+    stays with stock (None: products of few rows are ours). layers: decoder layers that the family's
+    file describes, by name, and why one stays with stock (None: it runs as two operators). parts:
+    models in the model with a config of their own that cannot be attached, and why. left: names of
+    all that stays with Transformers, and why. spec: None for a family without a reader.
+    grows_cache: whether the model makes a `DynamicCache`, whose layers ours can replace.
     """
 
     model: PreTrainedModel
@@ -43,6 +46,7 @@ class Coverage:
     sparse: dict[str, Any]
     latents: dict[str, str | None]
     linears: dict[str, str | None]
+    layers: dict[str, str | None]
     parts: dict[str, str]
     left: dict[str, str]
     spec: ModelSpec | None
@@ -80,8 +84,9 @@ def cover(model: PreTrainedModel, choice: CacheChoice, *, step: str, strict: boo
             f"strict=True, and {len(left)} layers of {name} would stay with Transformers; {first}"
         )
     cached = require_cache(model, choice)
-    linears = linear_modules(model) if step == "all" else {}
-    return Coverage(model, own, sparse, latent_modules(model), linears, parts, left, *cached)
+    latents = latent_modules(model)
+    linears, layers = (linear_modules(model), _layers(model)) if step == "all" else ({}, {})
+    return Coverage(model, own, sparse, latents, linears, layers, parts, left, *cached)
 
 
 def require_cache(model: PreTrainedModel, choice: CacheChoice) -> tuple[ModelSpec | None, bool]:
@@ -136,6 +141,17 @@ def _obstacle(part: PreTrainedModel) -> str | None:
         return OFF_THE_INTERFACE
     known = part._supports_sdpa or part.config.model_type in FAMILIES
     return None if known else eager.obstacle(part)
+
+
+def layer_form(model: PreTrainedModel) -> DecoderLayer | None:
+    """How the decoder layers of the model's family are made, where its file says so."""
+    family = FAMILIES.get(family_name(model))
+    return None if family is None else family.layer
+
+
+def _layers(model: PreTrainedModel) -> dict[str, str | None]:
+    form = layer_form(model)
+    return {} if form is None else trial(layers_of(model, form), form)
 
 
 def family_name(model: PreTrainedModel) -> str:

@@ -36,13 +36,13 @@ class LayerReport:
 class AttachReport:
     """What runs where in an attached model; prints as a table.
 
-    `products`: which products of up to 16 rows run on headwise, in words; "" for none.
+    `step`: what of a decoding step runs on headwise beside attention, in lines.
     """
 
     model: str
     layers: tuple[LayerReport, ...]
     cache: str
-    products: str = ""
+    step: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         backends = dict.fromkeys(_columns(layer)[2] or "stock" for layer in self.layers)
@@ -72,9 +72,7 @@ class AttachReport:
             for row in rows
         ]
         lines.insert(0, f"{self.model}, attached to headwise; cache: {self.cache}")
-        if self.products:
-            notes.append(f"products of up to 16 rows: {self.products}")
-        return "\n".join([*lines, *notes, *self._why()])
+        return "\n".join([*lines, *notes, *self.step, *self._why()])
 
     def _why(self) -> list[str]:
         """One line per distinct verdict."""

@@ -9,11 +9,12 @@ from headwise.ops.attend.checks import check_mask_and_bias, require_tensor
 from headwise.ops.attend.operator import attention, explain, explain_call, run_call
 from headwise.ops.attend.visible import visible_keys
 from headwise.ops.attend.weights import attention_weights, score_rows, weights_of
-from headwise.ops.backend import BACKENDS, explain_problem, faster
+from headwise.ops.backend import BACKENDS, explain_problem, faster, layer_offer
 from headwise.ops.backend.protocol import (
     Accepted,
     Backend,
     Explanation,
+    LayerOffer,
     Offer,
     Rejected,
     Verdict,
@@ -31,6 +32,7 @@ __all__ = [
     "Backend",
     "Bits",
     "Explanation",
+    "LayerOffer",
     "Offer",
     "Options",
     "PagedKV",
@@ -50,6 +52,7 @@ __all__ = [
     "explain_problem",
     "faster",
     "latent_attention",
+    "layer_offer",
     "quantize",
     "require_tensor",
     "rotate",

@@ -1,12 +1,14 @@
 """The backends as candidates: which one serves a call, and why the others do not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
+
+from torch import Tensor
 
 from headwise.errors import UnsupportedError
 from headwise.ops.attend.call import Problem
 from headwise.ops.backend import cpu, reference, torch
-from headwise.ops.backend.protocol import Backend, Explanation, Offer
+from headwise.ops.backend.protocol import Backend, Explanation, LayerOffer, Offer
 
 # In order of speed: the first that accepts a call runs it.
 BACKENDS = (cpu.BACKEND, torch.BACKEND, reference.BACKEND)
@@ -53,6 +55,14 @@ def choose_offer(
         if offer.serves is None or (backend in (None, known.name) and offer.serves(*arguments)):
             return offer.run
     raise AssertionError(f"no backend offers {operator} for everything")
+
+
+def layer_offer(x: Tensor, tensors: Sequence[Tensor]) -> LayerOffer | None:
+    """What runs a decoder layer of these tensors in two operators; None where nothing does."""
+    for known in BACKENDS:
+        if known.layer is not None and known.layer.serves(x, tensors):
+            return known.layer
+    return None
 
 
 def faster(operator: Literal["linear"], *arguments: Any) -> Callable[..., Any] | None:

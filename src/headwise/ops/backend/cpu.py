@@ -8,14 +8,21 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from headwise.errors import OptionError
 from headwise.ops.attend.call import AttentionCall, Problem
-from headwise.ops.backend.protocol import Accepted, Backend, Offer, Rejected, Verdict
+from headwise.ops.backend.protocol import (
+    Accepted,
+    Backend,
+    LayerOffer,
+    Offer,
+    Rejected,
+    Verdict,
+)
 from headwise.ops.integers.rounding import INT4_GROUP
 from headwise.ops.modes import forward_mode, watched
 from headwise.ops.views import PagedKV, QuantKV
@@ -114,6 +121,8 @@ def _load() -> str:
             return f"the C++ library does not load: {str(error).splitlines()[0]}"
         torch.library.register_fake("headwise::attend", _fake)
         torch.library.register_fake("headwise::linear", _fake_linear)
+        torch.library.register_fake("headwise::attention_inputs", _fake_inputs)
+        torch.library.register_fake("headwise::layer_outputs", _fake_outputs)
         torch.library.register_fake("headwise::project", _fake_project)
         torch.library.register_fake("headwise::quantize", _fake_quantize)
     _best = torch.ops.headwise.best_level()
@@ -148,6 +157,16 @@ def _fake_linear(
     x: Tensor, weights: list[Tensor], biases: list[Tensor | None], level: int
 ) -> list[Tensor]:
     return [x.new_empty(*x.shape[:-1], weight.shape[0]) for weight in weights]
+
+
+def _fake_inputs(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    heads, kv_heads, dim = arguments[6:9]
+    key, value = (x.new_empty(x.shape[0], kv_heads, x.shape[1], dim) for _ in range(2))
+    return x.new_empty(x.shape[0], heads, x.shape[1], dim), key, value
+
+
+def _fake_outputs(x: Tensor, attended: Tensor, *arguments: Any) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 def _fake_project(x: Tensor, weight: Tensor, up: bool, level: int) -> Tensor:
@@ -254,6 +273,13 @@ def project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
 
 def _multiplies(x: Tensor, weights: Sequence[Tensor]) -> bool:
     """Whether the kernel multiplies these plain tensors, and faster than PyTorch."""
+    return _are_plain(x, weights) and all(
+        weight.shape[-1] == x.shape[-1] and 1 in weight.stride() for weight in weights
+    )
+
+
+def _are_plain(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether x has few rows, all are plain tensors of its dtype, and nothing watches the call."""
     return (
         type(x) is Tensor
         and not watched()  # first: in a trace sizes are tensors
@@ -262,11 +288,7 @@ def _multiplies(x: Tensor, weights: Sequence[Tensor]) -> bool:
         and x.ndim > 0
         and 0 < x.numel() <= _most_rows(x.dtype) * x.shape[-1]
         and all(
-            type(weight) in (Tensor, nn.Parameter)
-            and weight.dtype is x.dtype
-            and weight.is_cpu
-            and weight.shape[-1] == x.shape[-1]
-            and 1 in weight.stride()
+            type(weight) in (Tensor, nn.Parameter) and weight.dtype is x.dtype and weight.is_cpu
             for weight in weights
         )
         and not (
@@ -298,6 +320,25 @@ def linear(
     )
 
 
+def attention_inputs(x: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    """query [B,H,S,D], key and value [B,K,S,D] of x [B,S,E]: see csrc/operators/decoder_layer.cpp.
+
+    The arguments are those of the native operator, without the level.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.headwise.attention_inputs.default(
+        x.contiguous(), *arguments, _level
+    )
+    return result
+
+
+def layer_outputs(x: Tensor, attended: Tensor, *arguments: object) -> Tensor:
+    """What a layer returns for x [B,S,E] and attended [B,S,H D]; arguments as above."""
+    result: Tensor = torch.ops.headwise.layer_outputs.default(
+        x.contiguous(), attended.contiguous(), *arguments, _level
+    )
+    return result
+
+
 def _quantizes(rows: Tensor, bits: int) -> bool:
     served = rows.device.type == "cpu" and rows.dtype in _DTYPES
     return served and rows.shape[-1] <= _MOST_DIM and not ready()
@@ -322,6 +363,7 @@ BACKEND = Backend(
     _accepts,
     _attend,
     linear=Offer(linear, _multiplies),
+    layer=LayerOffer(attention_inputs, layer_outputs, _are_plain),
     project=Offer(project, _projects),
     quantize=Offer(quantize, _quantizes),
 )

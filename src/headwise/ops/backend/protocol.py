@@ -1,6 +1,6 @@
 """What a backend is, and what it says to a call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,18 @@ class Offer:
 
 
 @dataclass(frozen=True)
+class LayerOffer:
+    """A decoder layer in two operators, between which its cache stands.
+
+    `serves` says of x [B,S,E] and the layer's tensors whether both run them, and fast.
+    """
+
+    inputs: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    outputs: Callable[..., Tensor]
+    serves: Callable[[Tensor, Sequence[Tensor]], bool]
+
+
+@dataclass(frozen=True)
 class Backend:
     """One implementation of the operators.
 
@@ -50,6 +62,7 @@ class Backend:
     out [B,H,S,V] and lse [B,H,S] or None. The others are there where a backend offers them:
 
     linear(x, weights, biases): x [...,E] by the transposes of weights [F,E], plus biases [F].
+    layer: norms, products, rotation and residuals of a decoder layer.
     project(x, weight, up=): [B,H,S,N] by [H,N,R], or by the transpose of [H,V,R] without `up`.
     quantize(rows, bits): integers and scales of rows, see `headwise.ops.quantize`.
     """
@@ -59,6 +72,7 @@ class Backend:
     accepts: Callable[[Problem], Verdict]
     attend: Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
     linear: Offer | None = None
+    layer: LayerOffer | None = None
     project: Offer | None = None
     quantize: Offer | None = None
 

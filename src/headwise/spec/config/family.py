@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from headwise.spec.config.decoder_layer import DecoderLayer
 from headwise.spec.config.fields import ConfigFields
 from headwise.spec.config.layout import Layout
 
@@ -24,6 +25,7 @@ class Family:
             modules do not look at it.
         copies: whether `from_pretrained_layer` copies its attention module: no more than
             projections, norms per head, and the same rotation in every layer of a kind.
+        layer: its decoder layer, where one operator computes what such layers do.
         per_layer: whether its reader looks at a `per_layer_config`.
         stock_kv_heads: kv heads that Transformers caches where these are more than the spec's.
         ties_head: whether Transformers ties the output head whatever a config says.
@@ -44,6 +46,7 @@ class Family:
     interleaved_rope: bool = False
     partial_rope: bool = False
     copies: bool = False
+    layer: DecoderLayer | None = None
     per_layer: bool = False
     stock_kv_heads: Callable[[ConfigFields], int | None] | None = None
     ties_head: bool = False

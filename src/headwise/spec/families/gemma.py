@@ -1,5 +1,8 @@
 """Gemma 2, and the text parts of Gemma 3 and 3n: local and global layers, scales of their own."""
 
+from typing import Any
+
+from headwise.spec.config.decoder_layer import DecoderLayer
 from headwise.spec.config.family import Composite, Family
 from headwise.spec.config.fields import ConfigFields
 from headwise.spec.config.layout import Layout
@@ -69,13 +72,33 @@ def _read(fields: ConfigFields, window: int | None, pattern: int, qk_norm: bool 
     )
 
 
+# Norms before and after, of attention and of the MLP.
+_SANDWICH: Any = {
+    "norm": "rms plus one",
+    "after_attention": "post_attention_layernorm",
+    "before_mlp": "pre_feedforward_layernorm",
+    "after_mlp": "post_feedforward_layernorm",
+}
+
 GEMMA2 = Family(
     model_type="gemma2",
     read=_read_gemma2,
     defaults=_GEMMA2,
     copies=True,
+    layer=DecoderLayer(name="Gemma2DecoderLayer", softcap="attn_logit_softcapping", **_SANDWICH),
 )
-GEMMA3_TEXT = Family(model_type="gemma3_text", read=_read_gemma3, defaults=_GEMMA3, copies=True)
+GEMMA3_TEXT = Family(
+    model_type="gemma3_text",
+    read=_read_gemma3,
+    defaults=_GEMMA3,
+    copies=True,
+    layer=DecoderLayer(
+        name="Gemma3DecoderLayer",
+        softcap="attn_logit_softcapping",
+        head_norms=("q_norm", "k_norm"),
+        **_SANDWICH,
+    ),
+)
 GEMMA3 = Composite(model_type="gemma3", text="gemma3_text")
 GEMMA3N_TEXT = Family(model_type="gemma3n_text", read=_read_gemma3n, defaults=_GEMMA3N)
 GEMMA3N = Composite(model_type="gemma3n", text="gemma3n_text")

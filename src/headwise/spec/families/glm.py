@@ -1,5 +1,8 @@
 """GLM-4 9B, GLM-4 32B, GLM-4.5 to 4.7, and the text parts of GLM-4.1V and 4.5V."""
 
+from typing import Any
+
+from headwise.spec.config.decoder_layer import DecoderLayer
 from headwise.spec.config.family import Composite, Family
 from headwise.spec.config.fields import ConfigFields
 from headwise.spec.config.heads import split_hidden
@@ -40,11 +43,33 @@ def _read_4v(fields: ConfigFields) -> Layout:
     return grouped_stack(fields, head_dim=split_hidden(fields))
 
 
+_FUSED: Any = {
+    "interleaved": True,
+    "gate": "gate_up_proj",
+    "up": "gate_up_proj",
+    "activation": "activation_fn",
+}
+
 GLM = Family(
-    model_type="glm", read=read_full, defaults=_GLM, interleaved_rope=True, partial_rope=True
+    model_type="glm",
+    read=read_full,
+    defaults=_GLM,
+    interleaved_rope=True,
+    partial_rope=True,
+    layer=DecoderLayer(name="GlmDecoderLayer", **_FUSED),
 )
 GLM4 = Family(
-    model_type="glm4", read=read_full, defaults=_GLM, interleaved_rope=True, partial_rope=True
+    model_type="glm4",
+    read=read_full,
+    defaults=_GLM,
+    interleaved_rope=True,
+    partial_rope=True,
+    layer=DecoderLayer(
+        name="Glm4DecoderLayer",
+        after_attention="post_self_attn_layernorm",
+        after_mlp="post_mlp_layernorm",
+        **_FUSED,
+    ),
 )
 GLM4_MOE = Family(
     model_type="glm4_moe",

@@ -1,6 +1,7 @@
 """Granite: GQA whose score factor is a field; with windows and sinks; beside Mamba-2 layers."""
 
 from headwise.errors import SpecError
+from headwise.spec.config.decoder_layer import DecoderLayer
 from headwise.spec.config.family import Family
 from headwise.spec.config.fields import ConfigFields
 from headwise.spec.config.heads import grouped_heads
@@ -76,7 +77,12 @@ def _state(fields: ConfigFields) -> StateSpec:
     )
 
 
-GRANITE = Family(model_type="granite", read=_read, defaults=_GRANITE)
+GRANITE = Family(
+    model_type="granite",
+    read=_read,
+    defaults=_GRANITE,
+    layer=DecoderLayer(name="GraniteDecoderLayer", scale="residual_multiplier"),
+)
 GRANITEMOE = Family(model_type="granitemoe", read=_read, defaults=_GRANITE)
 GRANITEMOESHARED = Family(model_type="granitemoeshared", read=_read, defaults=_GRANITE)
 GRANITE_SWA = Family(model_type="granite_swa", read=_read_swa, defaults=_SWA)

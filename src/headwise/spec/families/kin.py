@@ -2,6 +2,7 @@
 
 from headwise.errors import SpecError
 from headwise.spec.checks import shown
+from headwise.spec.config.decoder_layer import DecoderLayer
 from headwise.spec.config.family import Family
 from headwise.spec.config.fields import ConfigFields
 from headwise.spec.config.layout import Layout
@@ -83,8 +84,19 @@ def _rotates(fields: ConfigFields, layers: int) -> list[bool]:
 
 
 APERTUS = Family(model_type="apertus", read=read_normalised, defaults=_APERTUS)
-ARCEE = Family(model_type="arcee", read=read_full, defaults=_ARCEE)
-ERNIE4_5 = Family(model_type="ernie4_5", read=read_full, defaults=_ERNIE, interleaved_rope=True)
+ARCEE = Family(
+    model_type="arcee",
+    read=read_full,
+    defaults=_ARCEE,
+    layer=DecoderLayer(name="ArceeDecoderLayer", gate=None),
+)
+ERNIE4_5 = Family(
+    model_type="ernie4_5",
+    read=read_full,
+    defaults=_ERNIE,
+    interleaved_rope=True,
+    layer=DecoderLayer(name="Ernie4_5DecoderLayer", interleaved=True),
+)
 ERNIE4_5_MOE = Family(
     model_type="ernie4_5_moe", read=read_full, defaults=_ERNIE_MOE, interleaved_rope=True
 )
@@ -92,6 +104,28 @@ HUNYUAN_V1_DENSE = Family(
     model_type="hunyuan_v1_dense", read=read_normalised, defaults=LLAMA_DEFAULTS
 )
 HUNYUAN_V1_MOE = Family(model_type="hunyuan_v1_moe", read=read_normalised, defaults=LLAMA_DEFAULTS)
-SEED_OSS = Family(model_type="seed_oss", read=read_full, defaults=_SEED_OSS)
-SMOLLM3 = Family(model_type="smollm3", read=_read_smollm3, defaults=_SMOLLM3)
-STARCODER2 = Family(model_type="starcoder2", read=read_window, defaults=_STARCODER2)
+SEED_OSS = Family(
+    model_type="seed_oss",
+    read=read_full,
+    defaults=_SEED_OSS,
+    layer=DecoderLayer(name="SeedOssDecoderLayer"),
+)
+SMOLLM3 = Family(
+    model_type="smollm3",
+    read=_read_smollm3,
+    defaults=_SMOLLM3,
+    layer=DecoderLayer(name="SmolLM3DecoderLayer", rotates="use_rope"),
+)
+STARCODER2 = Family(
+    model_type="starcoder2",
+    read=read_window,
+    defaults=_STARCODER2,
+    layer=DecoderLayer(
+        name="Starcoder2DecoderLayer",
+        norm="layer",
+        gate=None,
+        up="c_fc",
+        down="c_proj",
+        activation="act",
+    ),
+)

@@ -3,6 +3,7 @@
 Some have windows or QK-norm.
 """
 
+from headwise.spec.config.decoder_layer import DecoderLayer
 from headwise.spec.config.family import Composite, Family
 from headwise.spec.config.fields import ConfigFields
 from headwise.spec.config.layout import Layout
@@ -74,8 +75,15 @@ def _qwen_windows(fields: ConfigFields) -> list[int | None]:
     return layer_windows(fields, window, default=slides)
 
 
+_HEAD_NORMS = ("q_norm", "k_norm")
+
 LLAMA = Family(
-    model_type="llama", read=read_full, defaults=LLAMA_DEFAULTS, converts=True, copies=True
+    model_type="llama",
+    read=read_full,
+    defaults=LLAMA_DEFAULTS,
+    converts=True,
+    copies=True,
+    layer=DecoderLayer(name="LlamaDecoderLayer"),
 )
 MISTRAL = Family(
     model_type="mistral",
@@ -83,17 +91,42 @@ MISTRAL = Family(
     defaults=_MISTRAL,
     converts=True,
     copies=True,
+    layer=DecoderLayer(name="MistralDecoderLayer"),
 )
 MIXTRAL = Family(model_type="mixtral", read=read_window, defaults=_MIXTRAL, copies=True)
-GEMMA = Family(model_type="gemma", read=_read_gemma, defaults=_GEMMA)
+GEMMA = Family(
+    model_type="gemma",
+    read=_read_gemma,
+    defaults=_GEMMA,
+    layer=DecoderLayer(name="GemmaDecoderLayer", norm="rms plus one"),
+)
 PALIGEMMA = Composite(model_type="paligemma", sets={"use_bidirectional_attention": True})
-PHI3 = Family(model_type="phi3", read=read_window, defaults=_PHI3, partial_rope=True)
+PHI3 = Family(
+    model_type="phi3",
+    read=read_window,
+    defaults=_PHI3,
+    partial_rope=True,
+    layer=DecoderLayer(
+        name="Phi3DecoderLayer",
+        qkv=("qkv_proj",),
+        gate="gate_up_proj",
+        up="gate_up_proj",
+        activation="activation_fn",
+    ),
+)
 QWEN2 = Family(
     model_type="qwen2",
     read=_read_qwen2,
     defaults=_QWEN2,
     converts=True,
     copies=True,
+    layer=DecoderLayer(name="Qwen2DecoderLayer"),
 )
-QWEN3 = Family(model_type="qwen3", read=_read_qwen3, defaults=_QWEN3, copies=True)
+QWEN3 = Family(
+    model_type="qwen3",
+    read=_read_qwen3,
+    defaults=_QWEN3,
+    copies=True,
+    layer=DecoderLayer(name="Qwen3DecoderLayer", head_norms=_HEAD_NORMS),
+)
 QWEN3_MOE = Family(model_type="qwen3_moe", read=_read_qwen3_moe, defaults=_QWEN3_MOE, copies=True)

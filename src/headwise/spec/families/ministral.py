@@ -1,5 +1,6 @@
 """Ministral and Ministral 3; Mistral 3, a multimodal type whose text part is one or Mistral."""
 
+from headwise.spec.config.decoder_layer import DecoderLayer
 from headwise.spec.config.family import Composite, Family
 from headwise.spec.config.fields import ConfigFields
 from headwise.spec.config.layout import Layout
@@ -27,7 +28,12 @@ def _read_ministral(fields: ConfigFields) -> Layout:
     return grouped_stack(fields, layer_windows(fields, window, default=slides))
 
 
-MINISTRAL = Family(model_type="ministral", read=_read_ministral, defaults=_MINISTRAL)
+MINISTRAL = Family(
+    model_type="ministral",
+    read=_read_ministral,
+    defaults=_MINISTRAL,
+    layer=DecoderLayer(name="MinistralDecoderLayer"),
+)
 MINISTRAL3 = Family(model_type="ministral3", read=read_window, defaults=_MINISTRAL3)
 MISTRAL3 = Composite(
     model_type="mistral3",

@@ -1,0 +1,239 @@
+// What a decoder layer does between its attention and its products: norms, rotary position
+// embedding, gated activations and the residual stream, a few rows at a time and in floats.
+#pragma once
+
+#include "linear.h"
+
+namespace headwise {
+namespace HEADWISE_ISA {
+
+// Calls what(i, load) for the elements of a row: a vector at a time, then one at a time.
+template <class Vector, class Single>
+HEADWISE_INLINE void along(int64_t width, const Vector& vector, const Single& single) {
+  int64_t i = 0;
+  for (; i + W <= width; i += W) vector(i);
+  for (; i < width; ++i) single(i);
+}
+
+HEADWISE_INLINE float sum_of_squares(const float* x, int64_t width, float mean) {
+  vf all = vf{};
+  float rest = 0.0f;
+  along(
+      width,
+      [&](int64_t i) HEADWISE_LAMBDA {
+        const vf off = load(x + i) - mean;
+        all += off * off;
+      },
+      [&](int64_t i) HEADWISE_LAMBDA { rest += (x[i] - mean) * (x[i] - mean); });
+  return sum(all) + rest;
+}
+
+HEADWISE_INLINE float mean_of(const float* x, int64_t width) {
+  vf all = vf{};
+  float rest = 0.0f;
+  along(
+      width, [&](int64_t i) HEADWISE_LAMBDA { all += load(x + i); },
+      [&](int64_t i) HEADWISE_LAMBDA { rest += x[i]; });
+  return (sum(all) + rest) / float(width);
+}
+
+// A row normalised; `to` may be `x`.
+template <class T>
+HEADWISE_INLINE void normalize(const Norm& norm, const float* x, int64_t width, float* to) {
+  if (norm.kind == kNoNorm) {
+    if (to != x) __builtin_memcpy(to, x, sizeof(float) * width);
+    return;
+  }
+  const float mean = norm.kind == kLayerNorm ? mean_of(x, width) : 0.0f;
+  const float variance = sum_of_squares(x, width, mean) / float(width);
+  const float factor = 1.0f / __builtin_sqrtf(variance + norm.eps);
+  const float plus = norm.kind == kRmsNormPlusOne ? 1.0f : 0.0f;
+  const T* weight = static_cast<const T*>(norm.weight);
+  const T* bias = static_cast<const T*>(norm.bias);
+  along(
+      width,
+      [&](int64_t i) HEADWISE_LAMBDA {
+        vf y = (load(x + i) - mean) * factor;
+        if (weight != nullptr) y = y * (load(weight + i) + plus);
+        if (bias != nullptr) y = y + load(bias + i);
+        store(to + i, y);
+      },
+      [&](int64_t i) HEADWISE_LAMBDA {
+        float y = (x[i] - mean) * factor;
+        if (weight != nullptr) y = y * (to_float(weight[i]) + plus);
+        if (bias != nullptr) y = y + to_float(bias[i]);
+        to[i] = y;
+      });
+}
+
+template <class T>
+void join_rows(const JoinArgs& args, char* memory) {
+  typedef typename Taken<T>::Type Element;
+  const int64_t width = args.width, pitch = padded(width);
+  Scratch scratch = {memory};
+  float* own = scratch.take<float>(pitch);
+  float* row_x = scratch.take<float>(pitch);
+  for (int64_t row = 0; row < args.rows; ++row) {
+    const float* x = args.wide == nullptr ? row_x : args.wide + row * pitch;
+    if (args.wide == nullptr) {
+      const T* from = static_cast<const T*>(args.x) + row * width;
+      along(
+          width, [&](int64_t i) HEADWISE_LAMBDA { store(row_x + i, load(from + i)); },
+          [&](int64_t i) HEADWISE_LAMBDA { row_x[i] = to_float(from[i]); });
+    }
+    const float* sum = x;
+    if (args.added != nullptr) {
+      normalize<T>(args.added_norm, args.added + row * width, width, own);
+      float* to = args.sum == nullptr ? own : args.sum + row * pitch;
+      for (int64_t i = 0; i < width; ++i) to[i] = x[i] + args.scale * own[i];
+      sum = to;
+    }
+    if (args.out != nullptr) {
+      T* to = static_cast<T*>(args.out) + row * width;
+      for (int64_t i = 0; i < width; ++i) from_float(sum[i], to + i);
+    }
+    if (args.taken != nullptr) {
+      normalize<T>(args.next, args.next_of_x ? x : sum, width, own);
+      take_row<T>(own, width, static_cast<Element*>(args.taken) + row * pitch);
+    }
+  }
+}
+
+// Rotary position embedding of one head's row, in place.
+template <class R>
+HEADWISE_INLINE void rotate_head(const R* cos, const R* sin, int64_t dim, bool interleaved,
+                                 float* x) {
+  const int64_t half = dim / 2;
+  if (interleaved) {
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = x[2 * i], b = x[2 * i + 1], c = to_float(cos[i]), s = to_float(sin[i]);
+      x[2 * i] = a * c - b * s;
+      x[2 * i + 1] = b * c + a * s;
+    }
+    return;
+  }
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[i], b = x[half + i];
+    x[i] = a * to_float(cos[i]) - b * to_float(sin[i]);
+    x[half + i] = b * to_float(cos[half + i]) + a * to_float(sin[half + i]);
+  }
+}
+
+template <class T>
+void heads(const HeadsArgs& args, const LinearWeight& weight, int64_t base, int64_t first,
+           int64_t count, const void* taken, char* memory) {
+  const int64_t dim = args.dim, outputs = count * dim, begin = first * dim;
+  Scratch scratch = {memory};
+  float* all = scratch.take<float>(args.x.rows * outputs);
+  const T* bias = static_cast<const T*>(weight.bias);
+  linear_as_stored<T>(static_cast<const typename Taken<T>::Type*>(taken), args.x, weight, begin,
+                      outputs, scratch,
+                      [&](int64_t row, int64_t at, int n, const float* product) HEADWISE_LAMBDA {
+                        float* to = all + row * outputs + at - begin;
+                        for (int j = 0; j < n; ++j) to[j] = product[j];
+                        if (bias != nullptr)
+                          for (int j = 0; j < n; ++j) to[j] += to_float(bias[at + j]);
+                      });
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t head = base + first + i, of = args.heads;
+    const Norm* norm = &args.query_norm;
+    void* out = args.query;
+    bool rotated = args.cos != nullptr;
+    if (head >= args.heads) {
+      head -= args.heads, of = args.kv_heads;
+      norm = &args.key_norm, out = args.key;
+      if (head >= args.kv_heads)
+        head -= args.kv_heads, norm = nullptr, out = args.value, rotated = false;
+    }
+    for (int64_t row = 0; row < args.x.rows; ++row) {
+      const int64_t batch = row / args.length, position = row % args.length;
+      float* x = all + row * outputs + i * dim;
+      if (norm != nullptr) normalize<T>(*norm, x, dim, x);
+      if (rotated) {
+        const int64_t offset = batch * args.rope_batch + position * args.rope_dim;
+        with_dtype(args.rope_dtype, args.cos, [&](const auto* cos) HEADWISE_LAMBDA {
+          const auto* sin = static_cast<decltype(cos)>(args.sin);
+          rotate_head(cos + offset, sin + offset, args.rope_dim, args.interleaved, x);
+        });
+      }
+      T* to = static_cast<T*>(out) + ((batch * of + head) * args.length + position) * dim;
+      for (int64_t d = 0; d < dim; ++d) from_float(x[d], to + d);
+    }
+  }
+}
+
+// The error function: a quotient of two polynomials, right to a few units of the last place.
+HEADWISE_INLINE vf erf(vf x) {
+  const vf most = splat(4.0f);
+  x = select((vi)(x > most), most, select((vi)(x < -most), -most, x));
+  const vf z = x * x;
+  vf p = splat(-2.72614225801306e-10f);
+  p = p * z + 2.77068142495902e-08f;
+  p = p * z - 2.10102402082508e-06f;
+  p = p * z - 5.69250639462346e-05f;
+  p = p * z - 7.34990630326855e-04f;
+  p = p * z - 2.95459980854025e-03f;
+  p = p * z - 1.60960333262415e-02f;
+  vf q = splat(-1.45660718464996e-05f);
+  q = q * z - 2.13374055278905e-04f;
+  q = q * z - 1.68282697438203e-03f;
+  q = q * z - 7.37332916720468e-03f;
+  q = q * z - 1.42647390514189e-02f;
+  return x * p / q;
+}
+
+HEADWISE_INLINE vf activate(Activation activation, vf x) {
+  const vf zero = vf{};
+  switch (activation) {
+    case kSilu: {
+      // e^-x of a number below -88 is beyond floats, and the quotient 0
+      const vf far = (vf)select((vi)(x < -88.0f), splat(-88.0f), x);
+      return x / (1.0f + exp(-far));
+    }
+    case kGelu:
+      return 0.5f * x * (1.0f + erf(x * 0.70710678118654752f));
+    case kGeluTanh:
+      return 0.5f * x * (1.0f + tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    case kRelu:
+      return select((vi)(x < zero), zero, x);
+    default: {
+      const vf positive = select((vi)(x < zero), zero, x);
+      return positive * positive;
+    }
+  }
+}
+
+template <class T>
+void gated(const GatedArgs& args, int64_t first, int64_t count, const void* taken, char* memory) {
+  typedef typename Taken<T>::Type Element;
+  const auto* x = static_cast<const Element*>(taken);
+  const int64_t rows = args.x.rows, line = padded(count), pitch = padded(args.up->rows);
+  Scratch scratch = {memory};
+  float* gate = scratch.take<float>(rows * line);
+  float* up = scratch.take<float>(rows * line);
+  const auto product = [&](const LinearWeight& weight, float* to) HEADWISE_LAMBDA {
+    const T* bias = static_cast<const T*>(weight.bias);
+    linear_as_stored<T>(x, args.x, weight, first, count, scratch,
+                        [&](int64_t row, int64_t at, int n, const float* part) HEADWISE_LAMBDA {
+                          float* own = to + row * line + at - first;
+                          for (int j = 0; j < n; ++j) own[j] = part[j];
+                          if (bias != nullptr)
+                            for (int j = 0; j < n; ++j) own[j] += to_float(bias[at + j]);
+                        });
+  };
+  product(*args.up, up);
+  if (args.gate != nullptr) product(*args.gate, gate);
+  for (int64_t row = 0; row < rows; ++row) {
+    float* g = gate + row * line;
+    float* u = up + row * line;
+    // past `count` lies what an earlier task left, which is not written
+    for (int64_t i = 0; i < count; i += W)
+      store(u + i, args.gate == nullptr ? activate(args.activation, load(u + i))
+                                        : activate(args.activation, load(g + i)) * load(u + i));
+    Element* to = static_cast<Element*>(args.taken) + row * pitch + first;
+    for (int64_t i = 0; i < count; ++i) from_float(u[i], to + i);
+  }
+}
+
+}  // namespace HEADWISE_ISA
+}  // namespace headwise

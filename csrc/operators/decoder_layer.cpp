@@ -1,0 +1,275 @@
+// headwise::attention_inputs and headwise::layer_outputs: what a decoder layer computes before its
+// attention and after it, for few rows. The cache stands between them.
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "weights.h"
+
+namespace headwise {
+namespace {
+
+constexpr const char* kInputs = "headwise::attention_inputs";
+constexpr const char* kOutputs = "headwise::layer_outputs";
+constexpr int64_t kMostRows = 64;
+
+// x [B,S,E] as rows.
+LinearArgs check_rows(const Tensor& x, const char* operation) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.is_contiguous(), operation,
+                  ": x is not a contiguous tensor of three dims on the CPU");
+  LinearArgs args = {};
+  args.x = x.const_data_ptr();
+  args.dtype = dtype_of(x, operation, "x");
+  STD_TORCH_CHECK(args.dtype != kFloat64, operation, ": x is float64");
+  args.rows = x.size(0) * x.size(1);
+  args.width = args.x_row = x.size(2);
+  STD_TORCH_CHECK(args.rows > 0 && args.rows <= kMostRows, operation, ": ", args.rows,
+                  " rows, expected 1 to ", kMostRows);
+  return args;
+}
+
+// A contiguous vector of x's dtype; null where there is none.
+const void* check_vector(const MaybeTensor& vector, const Tensor& x, int64_t size,
+                         const char* operation) {
+  if (!vector.has_value()) return nullptr;
+  STD_TORCH_CHECK(vector->is_cpu() && vector->scalar_type() == x.scalar_type() &&
+                      vector->dim() == 1 && vector->size(0) == size && contiguous_rows(*vector),
+                  operation, ": the weight or bias of a norm is not a contiguous vector of ", size,
+                  " on the CPU, of x's dtype");
+  return vector->const_data_ptr();
+}
+
+Norm check_norm(int64_t kind, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
+                const Tensor& x, int64_t size, const char* operation) {
+  STD_TORCH_CHECK(kind >= kNoNorm && kind <= kLayerNorm, operation, ": no norm is of kind ", kind);
+  return {NormKind(kind), check_vector(weight, x, size, operation),
+          check_vector(bias, x, size, operation), float(eps)};
+}
+
+int64_t bytes_of(const LinearWeight& weight, const LinearArgs& args) {
+  return weight.rows * args.width * (args.dtype == kFloat32 ? 4 : 2);
+}
+
+int64_t join_bytes(const JoinArgs& args) { return 8 * padded(args.width) + 128; }
+
+// query [B,H,S,D], key and value [B,K,S,D] of x [B,S,E]: its norm, the products with weights that
+// together have (H + 2 K) D rows, norms of each head of queries and keys, and the rotation of their
+// first dims by cos and sin [B or 1,S,P].
+std::tuple<Tensor, Tensor, Tensor> attention_inputs(
+    Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTensor norm_bias, double eps,
+    std::vector<Tensor> weights, MaybeTensors biases, int64_t heads, int64_t kv_heads, int64_t dim,
+    int64_t head_norm, MaybeTensor query_norm, MaybeTensor key_norm, double head_eps,
+    MaybeTensor cos, MaybeTensor sin, bool interleaved, int64_t level) {
+  const Kernels& kernels = kernels_of(level, kInputs);
+  HeadsArgs args = {};
+  args.x = check_rows(x, kInputs);
+  JoinArgs first = {};
+  first.dtype = args.x.dtype;
+  first.rows = args.x.rows;
+  first.width = args.x.width;
+  first.x = args.x.x;
+  first.next = check_norm(norm, norm_weight, norm_bias, eps, x, args.x.width, kInputs);
+  STD_TORCH_CHECK(heads > 0 && kv_heads > 0 && dim > 0 && dim <= kMostDim, kInputs, ": ", heads,
+                  " and ", kv_heads, " heads of ", dim);
+  args.length = x.size(1);
+  args.heads = heads;
+  args.kv_heads = kv_heads;
+  args.dim = dim;
+  args.query_norm = check_norm(head_norm, query_norm, std::nullopt, head_eps, x, dim, kInputs);
+  args.key_norm = check_norm(head_norm, key_norm, std::nullopt, head_eps, x, dim, kInputs);
+  STD_TORCH_CHECK(cos.has_value() == sin.has_value(), kInputs, ": cos without sin");
+  if (cos.has_value()) {
+    STD_TORCH_CHECK(cos->is_cpu() && cos->dim() == 3 && cos->is_contiguous() && sin->is_cpu() &&
+                        sin->dim() == 3 && sin->is_contiguous() &&
+                        cos->scalar_type() == sin->scalar_type() && cos->size(0) == sin->size(0) &&
+                        cos->size(1) == sin->size(1) && cos->size(2) == sin->size(2),
+                    kInputs, ": cos and sin are not contiguous, alike and of three dims");
+    args.rope_dim = cos->size(2);
+    STD_TORCH_CHECK((cos->size(0) == 1 || cos->size(0) == x.size(0)) &&
+                        cos->size(1) == args.length && args.rope_dim % 2 == 0 &&
+                        args.rope_dim <= dim,
+                    kInputs, ": cos does not fit x: expected 1 or ", x.size(0), " sequences of ",
+                    args.length, " and an even number of dims, at most ", dim);
+    args.rope_dtype = dtype_of(*cos, kInputs, "cos");
+    STD_TORCH_CHECK(args.rope_dtype != kFloat64, kInputs, ": cos is float64");
+    args.rope_batch = cos->size(0) == 1 ? 0 : args.length * args.rope_dim;
+    args.cos = cos->const_data_ptr();
+    args.sin = sin->const_data_ptr();
+    args.interleaved = interleaved;
+  }
+  STD_TORCH_CHECK(weights.size() == biases.size(), kInputs, ": ", weights.size(), " weights and ",
+                  biases.size(), " biases");
+  std::vector<LinearWeight> checked;
+  std::vector<int64_t> base;
+  int64_t rows = 0, bytes = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    checked.push_back(check_weight(weights[i], biases[i], x, args.x.width, kInputs));
+    STD_TORCH_CHECK(checked[i].rows % dim == 0, kInputs, ": ", checked[i].rows,
+                    " outputs of a weight are no multiple of ", dim);
+    base.push_back(rows / dim);
+    rows += checked[i].rows;
+    bytes += bytes_of(checked[i], args.x);
+  }
+  STD_TORCH_CHECK(rows == (heads + 2 * kv_heads) * dim, kInputs, ": the weights have ", rows,
+                  " outputs, expected ", (heads + 2 * kv_heads) * dim);
+  const int64_t batch = x.size(0);
+  Tensor query = new_tensor({batch, heads, args.length, dim}, x.scalar_type());
+  Tensor key = new_tensor({batch, kv_heads, args.length, dim}, x.scalar_type());
+  Tensor value = new_tensor({batch, kv_heads, args.length, dim}, x.scalar_type());
+  args.query = query.mutable_data_ptr();
+  args.key = key.mutable_data_ptr();
+  args.value = value.mutable_data_ptr();
+
+  const Division division(checked.data(), checked.size(), bytes, dim);
+  const int64_t taken = aligned(taken_bytes(args.x));
+  const int64_t of_task = aligned(scratch_bytes(args.x, division.largest) +
+                                  4 * args.x.rows * padded(division.largest) + 64);
+  const int64_t of_join = aligned(join_bytes(first));
+  const int64_t scratch = of_task > of_join ? of_task : of_join;
+  char* memory = keep(taken + division.threads * scratch);
+  first.taken = memory;
+  kernels.join(first, memory + taken);
+  division.share(memory + taken, scratch, [&](const Division::Task& task, char* own) {
+    kernels.heads(args, checked[task.weight], base[task.weight], task.first / dim, task.count / dim,
+                  memory, own);
+  });
+  return {query, key, value};
+}
+
+// The first half of a weight's outputs, of which the second is left.
+LinearWeight first_half(LinearWeight* weight, Dtype dtype) {
+  STD_TORCH_CHECK(weight->rows % 2 == 0, kOutputs, ": ", weight->rows,
+                  " outputs of a gate and what it gates, expected an even number");
+  const int64_t size = dtype == kFloat32 ? 4 : 2;
+  weight->rows /= 2;
+  const LinearWeight first = *weight;
+  const auto past = [&](const void* data, int64_t elements) -> const void* {
+    return data == nullptr ? nullptr : static_cast<const char*>(data) + elements * size;
+  };
+  weight->data = past(weight->data, weight->rows * (weight->transposed ? 1 : weight->stride));
+  weight->bias = past(weight->bias, weight->rows);
+  return first;
+}
+
+// What a layer returns for x [B,S,E] and attended [B,S,H D]: x, plus the product of what was
+// attended to, plus the MLP of the norm of that sum (of x itself where `parallel`). weights: of the
+// attention's output, of the gate where the MLP `gates` (first in one with up where there are
+// three), up and down. norms: weight and bias of the norm of the attention's output, of the MLP's
+// input and of its output.
+Tensor layer_outputs(Tensor x, Tensor attended, std::vector<Tensor> weights, MaybeTensors biases,
+                     bool gates, int64_t after_attention, int64_t before_mlp, int64_t after_mlp,
+                     MaybeTensors norms, double attention_eps, double input_eps, double output_eps,
+                     int64_t activation, bool parallel, double scale, int64_t level) {
+  const Kernels& kernels = kernels_of(level, kOutputs);
+  const LinearArgs rows = check_rows(x, kOutputs);
+  const LinearArgs inner = check_rows(attended, kOutputs);
+  const size_t count = weights.size();
+  STD_TORCH_CHECK((count == 3 || count == 4) && biases.size() == count && norms.size() == 6,
+                  kOutputs, ": ", count, " weights, ", biases.size(), " biases and ", norms.size(),
+                  " parts of norms, expected 3 or 4, as many, and 6");
+  STD_TORCH_CHECK(inner.rows == rows.rows && inner.dtype == rows.dtype, kOutputs,
+                  ": attended does not fit x");
+  STD_TORCH_CHECK(activation >= kSilu && activation <= kReluSquared, kOutputs,
+                  ": no activation is ", activation);
+  STD_TORCH_CHECK(gates || count == 3, kOutputs, ": four weights without a gate");
+  const int64_t width = rows.width;
+  LinearWeight out = check_weight(weights[0], biases[0], x, inner.width, kOutputs);
+  LinearWeight up = check_weight(weights[count - 2], biases[count - 2], x, width, kOutputs);
+  LinearWeight gate = {};
+  if (count == 4)
+    gate = check_weight(weights[1], biases[1], x, width, kOutputs);
+  else if (gates)
+    gate = first_half(&up, rows.dtype);
+  LinearWeight down = check_weight(weights[count - 1], biases[count - 1], x, up.rows, kOutputs);
+  STD_TORCH_CHECK(out.rows == width && down.rows == width && (!gates || gate.rows == up.rows),
+                  kOutputs, ": the outputs of the weights do not fit: ", out.rows, " and ",
+                  down.rows, ", expected ", width, "; ", gate.rows, " of the gate and ", up.rows);
+
+  Tensor result = new_tensor({x.size(0), x.size(1), width}, x.scalar_type());
+  const LinearArgs middle = {nullptr, rows.dtype, rows.rows, up.rows, up.rows};
+  const Division first(&out, 1, bytes_of(out, inner));
+  const Division second(&up, 1, bytes_of(up, rows) * (gates ? 2 : 1));
+  const Division third(&down, 1, bytes_of(down, middle));
+
+  JoinArgs join = {};
+  join.dtype = rows.dtype;
+  join.rows = rows.rows;
+  join.width = width;
+  join.x = rows.x;
+  join.added_norm =
+      check_norm(after_attention, norms[0], norms[1], attention_eps, x, width, kOutputs);
+  join.scale = float(scale);
+  join.next = check_norm(before_mlp, norms[2], norms[3], input_eps, x, width, kOutputs);
+  join.next_of_x = parallel;
+  JoinArgs last = join;
+  last.added_norm = check_norm(after_mlp, norms[4], norms[5], output_eps, x, width, kOutputs);
+  last.out = result.mutable_data_ptr();
+
+  // what is taken of the attention, of the MLP's input and of its middle; products; the sum
+  const int64_t floats = aligned(4 * rows.rows * padded(width));
+  const int64_t of_attended = aligned(taken_bytes(inner)), of_middle = aligned(taken_bytes(middle));
+  int64_t scratch = aligned(join_bytes(join));
+  const auto least = [&](int64_t bytes) { scratch = bytes > scratch ? aligned(bytes) : scratch; };
+  least(scratch_bytes(inner, first.largest));
+  least(scratch_bytes(rows, second.largest) + 8 * rows.rows * padded(second.largest) + 128);
+  least(scratch_bytes(middle, third.largest));
+  const int64_t threads = most_threads();
+  char* memory = keep(of_attended + of_middle + 3 * floats + threads * scratch);
+  char* taken_attended = memory;
+  char* taken_middle = taken_attended + of_attended;
+  char* taken_rows = taken_middle + of_middle;
+  float* product = reinterpret_cast<float*>(taken_rows + floats);
+  join.sum = reinterpret_cast<float*>(taken_rows + 2 * floats);
+  char* own = taken_rows + 3 * floats;
+
+  kernels.take(inner, taken_attended);
+  out.out = product;
+  out.wide = true;
+  first.share(own, scratch, [&](const Division::Task& task, char* each) {
+    kernels.linear(inner, out, task.first, task.count, taken_attended, each);
+  });
+  join.added = product;
+  join.taken = taken_rows;
+  kernels.join(join, own);
+
+  // the last elements of a row, past its width, are read as zeros
+  __builtin_memset(taken_middle, 0, size_t(of_middle));
+  const GatedArgs gated = {rows, gates ? &gate : nullptr, &up, Activation(activation),
+                           taken_middle};
+  second.share(own, scratch, [&](const Division::Task& task, char* each) {
+    kernels.gated(gated, task.first, task.count, taken_rows, each);
+  });
+
+  down.out = product;
+  down.wide = true;
+  third.share(own, scratch, [&](const Division::Task& task, char* each) {
+    kernels.linear(middle, down, task.first, task.count, taken_middle, each);
+  });
+  last.wide = join.sum;
+  last.added = product;
+  kernels.join(last, own);
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(headwise, m) {
+  m.def(
+      "attention_inputs(Tensor x, int norm, Tensor? norm_weight, Tensor? norm_bias, float eps, "
+      "Tensor[] weights, Tensor?[] biases, int heads, int kv_heads, int dim, int head_norm, "
+      "Tensor? query_norm, Tensor? key_norm, float head_eps, Tensor? cos, Tensor? sin, "
+      "bool interleaved, int level) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "layer_outputs(Tensor x, Tensor attended, Tensor[] weights, Tensor?[] biases, bool gates, "
+      "int after_attention, int before_mlp, int after_mlp, Tensor?[] norms, float attention_eps, "
+      "float input_eps, float output_eps, int activation, bool parallel, float scale, int level) "
+      "-> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(headwise, CPU, m) {
+  m.impl("attention_inputs", TORCH_BOX(&attention_inputs));
+  m.impl("layer_outputs", TORCH_BOX(&layer_outputs));
+}
+
+}  // namespace headwise

@@ -1,0 +1,123 @@
+"""What stands in for the `forward` of a decoder layer: two operators, with the cache between."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwise.hf.interface import headwise_attention_forward
+from headwise.hf.layers.parts import LayerParts, is_touched
+from headwise.hf.module_hook import NAME, ModuleHook
+from headwise.hf.observer import current_observer
+from headwise.hf.stock_names import _active_collector
+from headwise.ops import LayerOffer, layer_offer
+from headwise.spec.config.decoder_layer import DecoderLayer
+
+_CACHES = ("cache", "past_key_values")
+_SERVED = {"attention_mask", "position_embeddings", *_CACHES}
+# What a model gives its layers and no attention of these families looks at.
+_UNREAD = {"position_ids", "use_cache", "cache_position"}
+
+
+def layers_of(model: nn.Module, form: DecoderLayer | None) -> dict[str, nn.Module]:
+    """The layers of Transformers' class that a family's file describes, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if form is not None
+        and type(module).__name__ == form.name
+        and type(module).__module__.startswith("transformers.models.")
+    }
+
+
+class LayerForward(ModuleHook):
+    """Stands in for a layer's `forward`: the class's own, but for plain calls of few rows."""
+
+    def __init__(self, owner: nn.Module, form: DecoderLayer) -> None:
+        super().__init__(owner)
+        self.parts = LayerParts(owner, form)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "parts": self.parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.parts = state["parts"]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        layer = self.owner
+        offer = self._offer(layer, args, kwargs)
+        if offer is None:
+            return type(layer).forward(layer, *args, **kwargs)
+        return self._run(offer, args[0], kwargs)
+
+    def _offer(
+        self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> LayerOffer | None:
+        """What runs this call; None where it is stock's."""
+        if len(args) != 1 or layer.training or not isinstance(args[0], Tensor):
+            return None
+        parts, x = self.parts, args[0]
+        if (
+            x.ndim != 3
+            or not parts.are_as_they_were(layer)
+            or parts.attention.config._attn_implementation != NAME
+            or _active_collector.get()  # empty where nothing is asked for
+            or current_observer() is not None
+            or nn.modules.module._has_any_global_hook()
+        ):
+            return None
+        for name, value in kwargs.items():
+            if name in _SERVED or value is None or value is False or name in _UNREAD:
+                continue
+            return None
+        cache = _cache(kwargs)
+        if cache is not None and not type(cache).__module__.startswith("transformers."):
+            return None
+        if parts.rotates and not _rotates(x, kwargs.get("position_embeddings")):
+            return None
+        return layer_offer(x, parts.tensors)
+
+    def _run(self, offer: LayerOffer, x: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        parts = self.parts
+        attention = parts.attention
+        rotation = kwargs["position_embeddings"] if parts.rotates else (None, None)
+        query, key, value = offer.inputs(x, *parts.before, *rotation, parts.form.interleaved)
+        cache = _cache(kwargs)
+        if cache is not None:
+            key, value = cache.update(key, value, attention.layer_idx)
+        mask = kwargs.get("attention_mask")
+        attended, _ = headwise_attention_forward(
+            attention, query, key, value, mask, 0.0, **parts.asks
+        )
+        return offer.outputs(x, attended.flatten(2), *parts.after)
+
+
+def _rotates(x: Tensor, given: Any) -> bool:
+    """Whether the operator takes these as cos and sin [B or 1,S,P]."""
+    return (
+        type(given) is tuple
+        and len(given) == 2
+        and all(
+            type(part) is Tensor
+            and part.ndim == 3
+            and part.is_contiguous()
+            and part.dtype in (x.dtype, torch.float32)
+            and part.is_cpu
+            for part in given
+        )
+    )
+
+
+def _cache(kwargs: dict[str, Any]) -> Any:
+    return next((kwargs[name] for name in _CACHES if kwargs.get(name) is not None), None)
+
+
+def obstacle(layer: nn.Module) -> str | None:
+    """Why a layer stays with Transformers whatever it computes; None if nothing is in the way."""
+    if "forward" in layer.__dict__:
+        return "its forward is replaced already"
+    touched = [name for name, module in layer.named_modules() if name and is_touched(module)]
+    if touched:
+        return f"its {touched[0]} has hooks, or a forward that is replaced already"
+    return None

@@ -1,0 +1,329 @@
+"""Decoder layers as two operators: which calls they run, and that everything else sees stock."""
+
+import copy
+import pickle
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+import headwise
+import sweep_families
+from families import VOCABULARY, make
+from headwise.hf import use_own_layers
+from headwise.hf.layers import LayerForward, layers_of, trial
+from headwise.hf.observer import observing
+from headwise.hf.stock_names import CACHE, DynamicCache
+from headwise.spec.families import FAMILIES
+
+PROMPT = torch.randint(3, VOCABULARY, (1, 9), generator=torch.Generator().manual_seed(4))
+DESCRIBED = [name for name in sweep_families.TYPES if name in FAMILIES and FAMILIES[name].layer]
+
+
+def fused(run):
+    """How many layers `run` runs as operators."""
+    operator = torch.ops.headwise.layer_outputs
+    with mock.patch.object(operator, "default", side_effect=operator.default) as watched:
+        run()
+    return watched.call_count
+
+
+def attached(**changes):
+    model = make("llama-gqa", **changes)
+    headwise.attach(model)
+    return model
+
+
+def described(name):
+    """A small model of a type that is described, whose norms and multipliers are not 1."""
+    model = sweep_families.make(name)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    for module in model.modules():
+        if hasattr(module, "residual_multiplier"):
+            module.residual_multiplier = 0.4
+    return model
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+@torch.no_grad()
+def test_every_family_that_describes_its_layer_runs_it_and_says_the_same(name):
+    stock = described(name)
+    model = copy.deepcopy(stock)
+    report = headwise.attach(model)
+    layers = model.config.num_hidden_layers
+    assert report.step[0] == f"decoder layers of up to 16 rows: {layers} of {layers} layers on cpu"
+    options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
+    assert fused(lambda: model.generate(PROMPT, **options)) == 20 * layers
+    padded = torch.cat([PROMPT, PROMPT.flip(1)])
+    mask = torch.ones_like(padded)
+    mask[0, :3] = 0
+    padded[0, :3] = 0
+    for given in ({}, {"num_beams": 2}, {"cache_implementation": "static"}):
+        arguments = {"input_ids": padded, "attention_mask": mask, **options, **given}
+        assert torch.equal(model.generate(**arguments), stock.generate(**arguments))
+    headwise.detach(model)
+    assert torch.equal(model(PROMPT).logits, stock(PROMPT).logits)
+
+
+CHANGES = {
+    "llama": [
+        {"norm": "rms plus one"},
+        {"norm": "layer"},
+        {"interleaved": True},
+        {"parallel": True},
+        {"before_mlp": "input_layernorm"},
+        {"after_mlp": "post_attention_layernorm"},
+        {"gate": "up_proj", "up": "gate_proj"},
+        {"gate": None},
+        {"qkv": ("q_proj", "v_proj", "k_proj")},
+    ],
+    "glm": [{"interleaved": False}],
+    "gemma2": [{"softcap": None}, {"after_attention": None}, {"norm": "rms"}],
+    "granite": [{"scale": None}],
+    "smollm3": [{"rotates": None}],
+    "qwen3": [{"head_norms": None}, {"head_norms": ("k_norm", "q_norm")}],
+    "starcoder2": [{"norm": "rms"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [(name, change) for name, changes in CHANGES.items() for change in changes],
+    ids=str,
+)
+def test_a_description_that_is_wrong_is_found_by_the_trial(name, change):
+    model, form = described(name), FAMILIES[name].layer
+    layers = layers_of(model, form)
+    assert set(trial(layers, form).values()) == {None}
+    reasons = trial(layers, replace(form, **change)).values()
+    assert any(reason is not None and "differs by" in reason for reason in reasons), reasons
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_trial_changes_nothing(dtype):
+    model = make("gemma2").to(dtype)
+    form = FAMILIES["gemma2"].layer
+    seen, before = [], copy.deepcopy(model.state_dict())
+    state = torch.random.get_rng_state()
+    layers = layers_of(model, form)
+    next(iter(layers.values())).register_forward_hook(lambda *args: seen.append(args))
+    assert set(trial(layers, form).values()) == {None}
+    assert not seen
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_the_trial_refuses_is_reported_and_stays_stock():
+    class Slow(nn.Module):
+        def forward(self, x):
+            return nn.functional.silu(x)
+
+    model = make("llama-gqa", num_hidden_layers=6)
+    layers = model.model.layers
+    stock = copy.deepcopy(model)
+    layers[0].mlp.act_fn = Slow()
+    layers[1].mlp.up_proj.forward = lambda x: nn.Linear.forward(layers[1].mlp.up_proj, x)
+    layers[2].self_attn.register_forward_hook(lambda module, args, out: None)
+    layers[3].forward = lambda *args, **kwargs: type(layers[3]).forward(layers[3], *args, **kwargs)
+    layers[4].mlp.to(torch.bfloat16)
+    said = headwise.attach(model).step[0]
+    for reason in (
+        "1 of 6 layers on cpu",
+        "model.layers.0 stays with Transformers: no kernel has the activation Slow",
+        "model.layers.1 stays with Transformers: its mlp.up_proj has hooks, or a forward that is",
+        "model.layers.2 stays with Transformers: its self_attn has hooks, or a forward that is",
+        "model.layers.3 stays with Transformers: its forward is replaced already",
+        "model.layers.4 stays with Transformers: its weights are not plain parameters of one dtype",
+    ):
+        assert reason in said
+    layers[4].mlp.float()
+    stock.model.layers[4].mlp.to(torch.bfloat16).float()
+    with torch.no_grad():
+        assert fused(lambda: model(PROMPT)) == 1
+        torch.testing.assert_close(model(PROMPT).logits, stock(PROMPT).logits, atol=2e-4, rtol=2e-4)
+
+
+def test_a_model_without_weights_and_one_layer_of_a_users_class_stay_stock():
+    with torch.device("meta"):
+        empty = hf.AutoModelForCausalLM.from_config(make("llama-gqa").config)
+    assert "its weights are on meta" in headwise.attach(empty).step[0]
+
+    class Mine(type(make("llama-gqa").model.layers[0])):
+        pass
+
+    model = make("llama-gqa")
+    model.model.layers[1].__class__ = Mine
+    assert "2 of 2 layers on cpu" in headwise.attach(model).step[0]
+    with torch.no_grad():
+        assert fused(lambda: model(PROMPT)) == 2
+
+
+class Watched(nn.Module):
+    """Another module where a norm was."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+def hooked(model):
+    model.model.layers[1].mlp.register_forward_hook(lambda module, args, out: None)
+
+
+def replaced(model):
+    layer = model.model.layers[1]
+    layer.input_layernorm = Watched(layer.input_layernorm)
+
+
+def wrapped(model):
+    norm = model.model.layers[1].post_attention_layernorm
+    norm.forward = lambda x: type(norm).forward(norm, x)
+
+
+def parametrized(model):
+    torch.nn.utils.parametrizations.weight_norm(model.model.layers[1].self_attn.k_proj)
+
+
+def quantized(model):
+    model.model.layers[1].mlp.down_proj.weight.data = (
+        model.model.layers[1].mlp.down_proj.weight.data.half().float()
+    )
+
+
+def frozen_in_training(model):
+    model.model.layers[1].train()
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        (hooked, 1),
+        (replaced, 1),
+        (wrapped, 1),
+        (parametrized, 1),
+        (quantized, 0),  # other numbers in the same parameter
+        (frozen_in_training, 1),
+    ],
+)
+@torch.no_grad()
+def test_a_layer_that_somebody_changes_after_attach_is_its_own_again(change, left):
+    model = attached()
+    stock = copy.deepcopy(model)
+    headwise.detach(stock)
+    for each in (model, stock):
+        change(each)
+    assert fused(lambda: model(PROMPT)) == 3 - left
+    torch.testing.assert_close(model(PROMPT).logits, stock(PROMPT).logits, atol=2e-4, rtol=2e-4)
+
+
+@torch.no_grad()
+def test_what_the_operators_were_given_once_is_looked_at_again():
+    model = attached(attention_bias=True)
+    stock = copy.deepcopy(model)
+    headwise.detach(stock)
+    model(PROMPT)
+    for each in (model, stock):
+        layer = each.model.layers[0]
+        layer.input_layernorm.variance_epsilon = 0.5
+        layer.self_attn.scaling = 0.01
+        layer.self_attn.q_proj.weight = nn.Parameter(2 * layer.self_attn.q_proj.weight)
+        layer.self_attn.o_proj.bias = None
+        each.model.layers[1].self_attn.k_proj.weight.data = each.model.layers[
+            1
+        ].self_attn.k_proj.weight.data.flip(0)
+    assert fused(lambda: model(PROMPT)) == 3
+    torch.testing.assert_close(model(PROMPT).logits, stock(PROMPT).logits, atol=2e-4, rtol=2e-4)
+    for each in (model, stock):
+        each.to(torch.bfloat16)
+    assert fused(lambda: model(PROMPT)) == 3
+    torch.testing.assert_close(model(PROMPT).logits, stock(PROMPT).logits, atol=0.3, rtol=0.1)
+
+
+class OwnCache(DynamicCache):
+    """A user's class."""
+
+
+@pytest.mark.parametrize(
+    ("given", "layers"),
+    [
+        ({}, 3),
+        ({"input_ids": PROMPT.repeat(1, 2)[:, :17]}, 0),
+        ({"input_ids": PROMPT.repeat(2, 1)}, 0),
+        ({"output_hidden_states": True}, 0),
+        ({"output_attentions": True}, 0),
+        ({"use_cache": False}, 3),
+        ({CACHE: "own"}, 0),
+        ({CACHE: "stock"}, 3),
+        ({CACHE: "ours"}, 3),
+        ({"attention_mask": torch.ones(1, 9, dtype=torch.long)}, 3),
+        ({"cu_seq_lens_q": torch.tensor([0, 9], dtype=torch.int32)}, 0),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_calls_that_are_plain_and_of_few_rows_run_as_operators(given, layers):
+    model = attached()
+    caches = {
+        "own": OwnCache,
+        "stock": DynamicCache,
+        "ours": lambda: use_own_layers(DynamicCache()),
+    }
+    given = {"input_ids": PROMPT} | given
+    if CACHE in given:
+        given[CACHE] = caches[given[CACHE]]()
+    assert fused(lambda: model(**given)) == layers
+    # what Transformers hooked in to capture is idle again
+    assert fused(lambda: model(PROMPT)) == 3
+
+
+def test_gradients_modes_observers_and_global_hooks_see_stock():
+    model = attached()
+    assert fused(lambda: model(PROMPT)) == 0  # parameters that need gradients
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert fused(lambda: model(PROMPT)) == 0
+        seen = []
+        with observing(lambda call: seen.append(call) or call.out):
+            assert fused(lambda: model(PROMPT)) == 0
+        assert len(seen) == 3
+        hook = nn.modules.module.register_module_forward_hook(lambda *args: None)
+        assert fused(lambda: model(PROMPT)) == 0
+        hook.remove()
+        model.config._attn_implementation_internal = "sdpa"
+        assert fused(lambda: model(PROMPT)) == 0
+        model.config._attn_implementation_internal = "headwise"
+        assert fused(lambda: model(PROMPT)) == 3
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="eager")
+        assert fused(lambda: compiled(PROMPT, use_cache=False)) == 0
+    with torch.inference_mode():
+        assert fused(lambda: model(PROMPT)) == 3
+
+
+@torch.no_grad()
+def test_copies_and_pickles_run_their_own_modules():
+    model = attached()
+    model(PROMPT)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert fused(lambda twin=twin: twin(PROMPT)) == 3
+        assert torch.equal(twin(PROMPT).logits, model(PROMPT).logits)
+        twin.model.layers[0].mlp.down_proj.weight.zero_()
+        assert not torch.equal(twin(PROMPT).logits, model(PROMPT).logits)
+        headwise.detach(twin)
+        assert not any(isinstance(m.__dict__.get("forward"), LayerForward) for m in twin.modules())
+
+
+@torch.no_grad()
+def test_attention_alone_leaves_layers_to_stock():
+    model = make("llama-gqa")
+    headwise.attach(model, step="attention")
+    assert fused(lambda: model(PROMPT)) == 0

@@ -1,0 +1,249 @@
+"""The two operators of a decoder layer, against the same steps in float64."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from headwise.ops.backend import cpu
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NORMS = ("none", "rms", "rms plus one", "layer")
+ACTIVATIONS = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),
+}
+EPS = 1e-3
+
+
+def normalised(kind, x, weight, bias=None):
+    if kind == "none":
+        return x
+    if kind == "layer":
+        return functional.layer_norm(x, x.shape[-1:], weight, bias, EPS)
+    weight = weight + 1 if kind == "rms plus one" else weight
+    return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight
+
+
+def rotated(x, cos, sin, interleaved):
+    """The first dims of x [B,S,H,D] by angles whose cos and sin [B,S,P] are given."""
+    dim = cos.shape[-1]
+    pairs = x[..., :dim].unflatten(-1, (-1, 2) if interleaved else (2, -1))
+    axis = -1 if interleaved else -2
+    a, b = pairs.unbind(axis)
+    c, s = cos[..., None, : dim // 2], sin[..., None, : dim // 2]
+    turned = torch.stack([a * c - b * s, b * c + a * s], dim=axis).flatten(-2)
+    return torch.cat([turned, x[..., dim:]], dim=-1)
+
+
+def assert_near(given, exact, dtype, inner):
+    assert given.dtype == dtype
+    tol = 8 * torch.finfo(dtype).eps + 3e-6 * inner**0.5
+    torch.testing.assert_close(
+        given.double(), exact, atol=tol * float(exact.abs().max().clamp(min=1)), rtol=0
+    )
+
+
+def near(size, dtype):
+    """Weights around 1 of a norm."""
+    return (1 + 0.1 * torch.randn(size)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("batch", "length", "width", "heads", "kv_heads", "dim", "rope", "interleaved", "fused"),
+    [
+        (1, 1, 48, 6, 2, 8, 8, False, False),
+        (2, 3, 33, 3, 3, 10, 6, True, True),
+        (1, 16, 64, 4, 1, 16, 16, True, False),
+        (3, 1, 130, 2, 1, 64, 0, False, True),
+    ],
+)
+def test_queries_keys_and_values(
+    batch, length, width, heads, kv_heads, dim, rope, interleaved, fused, norm, dtype, level
+):
+    x = torch.randn(batch, length, width).to(dtype)
+    weight, bias = near(width, dtype), torch.randn(width).to(dtype)
+    norm_bias = bias if norm == "layer" else None
+    sizes = [heads * dim, kv_heads * dim, kv_heads * dim]
+    sizes = [sum(sizes)] if fused else sizes
+    weights = [(torch.randn(size, width) / width**0.5).to(dtype) for size in sizes]
+    biases = [torch.randn(size).to(dtype) if fused else None for size in sizes]
+    head_norms = (near(dim, dtype), near(dim, dtype))
+    angles = torch.randn(batch, length, rope // 2)
+    angles = torch.cat([angles, angles], dim=-1)
+    cos, sin = (None, None) if rope == 0 else (angles.cos(), angles.sin())
+    kind = NORMS.index(norm)
+    head_kind = 0 if norm == "layer" else kind
+    given = cpu.attention_inputs(
+        *(x, kind, weight, norm_bias, EPS, weights, biases, heads, kv_heads, dim, head_kind),
+        *(*head_norms, EPS),
+        *(cos, sin, interleaved),
+    )
+    wide = normalised(norm, x.double(), weight.double(), bias.double())
+    out = torch.cat(
+        [
+            functional.linear(wide, w.double(), None if b is None else b.double())
+            for w, b in zip(weights, biases, strict=True)
+        ],
+        dim=-1,
+    ).unflatten(-1, (-1, dim))
+    parts = list(out.split([heads, kv_heads, kv_heads], dim=2))
+    for index in (0, 1):
+        if head_kind:
+            parts[index] = normalised(norm, parts[index], head_norms[index].double())
+        if rope:
+            parts[index] = rotated(parts[index], cos.double(), sin.double(), interleaved)
+    for one, exact in zip(given, parts, strict=True):
+        assert_near(one, exact.transpose(1, 2), dtype, width)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gate", ["none", "own", "fused"])
+@pytest.mark.parametrize(
+    ("rows", "width", "inner", "middle", "norms", "parallel", "scale"),
+    [
+        ((1, 1), 48, 40, 96, ("none", "rms", "none"), False, 1.0),
+        ((2, 2), 33, 64, 70, ("rms", "rms", "rms"), False, 0.25),
+        ((1, 3), 130, 32, 34, ("none", "layer", "none"), True, 1.0),
+        ((4, 4), 64, 64, 128, ("rms plus one", "none", "rms plus one"), False, 1.0),
+    ],
+)
+def test_what_a_layer_returns(
+    rows, width, inner, middle, norms, parallel, scale, gate, activation, dtype, level
+):
+    x = torch.randn(*rows, width).to(dtype)
+    attended = torch.randn(*rows, inner).to(dtype)
+
+    def product(outputs, inputs):
+        return (
+            (torch.randn(outputs, inputs) / inputs**0.5).to(dtype),
+            torch.randn(outputs).to(dtype),
+        )
+
+    out, up, down = product(width, inner), product(middle, width), product(width, middle)
+    gates = product(middle, width)
+    named = {
+        "none": [out, up, down],
+        "own": [out, gates, up, down],
+        "fused": [out, tuple(torch.cat(pair) for pair in zip(gates, up, strict=True)), down],
+    }[gate]
+    parameters = [(near(width, dtype), 0.1 * torch.randn(width).to(dtype)) for _ in norms]
+    given = cpu.layer_outputs(
+        x,
+        attended,
+        *([weight for weight, _ in named], [bias for _, bias in named], gate != "none"),
+        *map(NORMS.index, norms),
+        [
+            part if index == 0 or norm == "layer" else None
+            for pair, norm in zip(parameters, norms, strict=True)
+            for index, part in enumerate(pair)
+        ],
+        *(EPS, EPS, EPS, list(ACTIVATIONS).index(activation), parallel, scale),
+    )
+    steps = [
+        lambda y, norm=norm, pair=pair: normalised(norm, y, *(part.double() for part in pair))
+        for norm, pair in zip(norms, parameters, strict=True)
+    ]
+
+    def times(y, weight, bias):
+        return functional.linear(y, weight.double(), bias.double())
+
+    stream = x.double() + scale * steps[0](times(attended.double(), *out))
+    read = steps[1](x.double() if parallel else stream)
+    act = ACTIVATIONS[activation]
+    inside = (
+        act(times(read, *up)) if gate == "none" else act(times(read, *gates)) * times(read, *up)
+    )
+    assert_near(given, stream + scale * steps[2](times(inside, *down)), dtype, middle + inner)
+
+
+def arguments(dtype=torch.float32, width=64, dim=16):
+    x = torch.randn(1, 3, width).to(dtype)
+    w = [torch.randn(size, width).to(dtype) for size in (64, 32, 32)]
+    angles = torch.randn(1, 3, dim)
+    before = [x, 1, near(width, dtype), None, EPS, w, [None] * 3, 4, 2, dim, 0, None, None, EPS]
+    before += [angles.cos(), angles.sin(), False]
+    mlp = [torch.randn(width, 64), torch.randn(96, width), torch.randn(96, width)]
+    mlp = [weight.to(dtype) for weight in (*mlp, torch.randn(width, 96))]
+    norms = [None, None, near(width, dtype), None, None, None]
+    after = [x, torch.randn(1, 3, 64).to(dtype), mlp, [None] * 4, True, 0, 1, 0, norms]
+    return before, [*after, 0.0, EPS, 0.0, 0, False, 1.0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_number_of_threads_gives_the_same_bits(dtype, level, threads):
+    before, after = arguments(dtype, width=320, dim=16)
+    threads(1)
+    expected = (*cpu.attention_inputs(*before), cpu.layer_outputs(*after))
+    for count in (2, 3, 7):
+        threads(count)
+        given = (*cpu.attention_inputs(*before), cpu.layer_outputs(*after))
+        assert all(map(torch.equal, given, expected)), count
+
+
+def alone(x, activation, *, cancelled):
+    """What an activation makes of x [R], where the residual stream is cancelled; else both."""
+    rows, one = x[None, :, None], torch.ones(1, 1)
+    return cpu.layer_outputs(
+        rows,
+        -rows if cancelled else torch.zeros_like(rows),
+        *([one, one, one], [None] * 3, False, 0, 0, 0, [None] * 6),
+        *(0.0, 0.0, 0.0, list(ACTIVATIONS).index(activation), cancelled, 1.0),
+    ).flatten()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_of_any_size_are_right(activation, level):
+    x = torch.tensor([-1e18, -1e4, -88.5, -4.2, -1e-4, 0.0, 1e-4, 3.9, 90.0, 1e18])
+    exact = ACTIVATIONS[activation](x.double())
+    given = alone(x, activation, cancelled=True).double()
+    # 1 + erf(x) and 1 + tanh(x) of a negative x are differences
+    torch.testing.assert_close(given, exact, atol=4 * 2**-24 * 5, rtol=3e-6)
+    x = torch.tensor([-math.inf, math.inf, math.nan])
+    given = alone(x, activation, cancelled=False)
+    # GELU of -inf is 0 times -inf in PyTorch too
+    assert given[1] == math.inf and given[2].isnan() and not given[0].isfinite()
+
+
+def test_the_operators_pass_opcheck_and_check_what_they_are_given():
+    before, after = arguments()
+    inputs, outputs = (
+        torch.ops.headwise.attention_inputs.default,
+        torch.ops.headwise.layer_outputs.default,
+    )
+    torch.library.opcheck(inputs, (*before, 0))
+    torch.library.opcheck(outputs, (*after, 0))
+
+    def changed(arguments, **changes):
+        return [changes.get(f"_{index}", value) for index, value in enumerate(arguments)]
+
+    bad_inputs = {
+        "x is not a contiguous tensor of three dims": {"_0": torch.randn(3, 64)},
+        "99 rows, expected 1 to 64": {"_0": torch.randn(1, 99, 64)},
+        "no norm is of kind 9": {"_1": 9},
+        "of a norm is not a contiguous vector of 64": {"_2": torch.randn(63)},
+        "the weights have 128 outputs, expected 96": {"_7": 2},
+        "are no multiple of 24": {"_9": 24},
+        "cos without sin": {"_15": None},
+        "cos does not fit x": {"_14": torch.randn(1, 2, 16), "_15": torch.randn(1, 2, 16)},
+    }
+    for message, change in bad_inputs.items():
+        with pytest.raises(RuntimeError, match=message):
+            inputs(*changed(before, **change), 0)
+    bad_outputs = {
+        "attended does not fit x": {"_1": torch.randn(1, 2, 64)},
+        "2 weights, 4 biases and 6 parts": {"_2": after[2][:2]},
+        "four weights without a gate": {"_4": False},
+        "a weight does not fit x": {"_2": [after[2][0], *after[2][:3]]},
+        "no activation is 7": {"_12": 7},
+    }
+    for message, change in bad_outputs.items():
+        with pytest.raises(RuntimeError, match=message):
+            outputs(*changed(after, **change), 0)
