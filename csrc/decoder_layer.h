@@ -135,15 +135,22 @@ void heads(const HeadsArgs& args, const LinearWeight& weight, int64_t base, int6
                           for (int j = 0; j < n; ++j) to[j] += to_float(bias[at + j]);
                       });
   for (int64_t i = 0; i < count; ++i) {
-    int64_t head = base + first + i, of = args.heads;
+    int64_t head = base + first + i;
     const Norm* norm = &args.query_norm;
-    void* out = args.query;
     bool rotated = args.cos != nullptr;
+    T* out = static_cast<T*>(args.query);
+    int64_t of_row = dim, of_head = args.length * dim, of_batch = args.heads * of_head;
     if (head >= args.heads) {
-      head -= args.heads, of = args.kv_heads;
-      norm = &args.key_norm, out = args.key;
-      if (head >= args.kv_heads)
-        head -= args.kv_heads, norm = nullptr, out = args.value, rotated = false;
+      head -= args.heads;
+      norm = &args.key_norm;
+      out = static_cast<T*>(args.key);
+      of_row = args.key_row, of_head = args.key_head, of_batch = args.key_batch;
+    }
+    if (norm == &args.key_norm && head >= args.kv_heads) {
+      head -= args.kv_heads;
+      norm = nullptr, rotated = false;
+      out = static_cast<T*>(args.value);
+      of_row = args.value_row, of_head = args.value_head, of_batch = args.value_batch;
     }
     for (int64_t row = 0; row < args.x.rows; ++row) {
       const int64_t batch = row / args.length, position = row % args.length;
@@ -156,7 +163,7 @@ void heads(const HeadsArgs& args, const LinearWeight& weight, int64_t base, int6
           rotate_head(cos + offset, sin + offset, args.rope_dim, args.interleaved, x);
         });
       }
-      T* to = static_cast<T*>(out) + ((batch * of + head) * args.length + position) * dim;
+      T* to = out + batch * of_batch + head * of_head + position * of_row;
       for (int64_t d = 0; d < dim; ++d) from_float(x[d], to + d);
     }
   }

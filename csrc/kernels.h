@@ -83,7 +83,9 @@ struct HeadsArgs {
   Dtype rope_dtype;
   int64_t rope_dim, rope_batch;  // dims that are rotated; elements from sequence to sequence
   bool interleaved;              // neighbours are a pair, not the two halves
-  void *query, *key, *value;     // [B,heads,S,dim]
+  void* query;                   // [B,H,S,dim], contiguous
+  void *key, *value;             // [B,K,S,dim]
+  int64_t key_batch, key_head, key_row, value_batch, value_head, value_row;
 };
 
 // act(x G^T) * (x U^T), or act(x U^T) without a gate.

@@ -1,5 +1,7 @@
 // headwise::attend: attention to keys and values that lie in tensors, in pages, or as integers.
 
+#include "attend.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -10,6 +12,24 @@
 #include "threads.h"
 
 namespace headwise {
+
+void run_attend(const AttendArgs& args, const Kernels& kernels) {
+  Plan plan = {};
+  plan_rows(args, kernels.pairs, &plan);
+  const int64_t sequence_bytes = aligned(int64_t(sizeof(SequencePlan)) * args.batch);
+  const int64_t left_bytes = int64_t(sizeof(int32_t)) * args.batch * args.kv_heads * plan.tiles;
+  const Memory table = allocate(sequence_bytes + left_bytes);
+  plan.sequences = static_cast<SequencePlan*>(table.get());
+  plan.left = reinterpret_cast<int32_t*>(static_cast<char*>(table.get()) + sequence_bytes);
+  plan_tasks(args, most_threads(), &plan);
+  const int64_t partial_bytes =
+      aligned(int64_t(sizeof(float)) * plan.slots * slot_floats(args, plan));
+  char* memory = keep(partial_bytes + plan.threads * plan.scratch_bytes);
+  plan.partial = reinterpret_cast<float*>(memory);
+  share(plan.tasks, plan.run, plan.threads, memory + partial_bytes, plan.scratch_bytes,
+        [&](int64_t task, char* scratch) { kernels.attend(args, plan, task, scratch); });
+}
+
 namespace {
 
 // The operator's arguments before its options. Keys and values are [B,K,L,D or V], unless there is
@@ -201,23 +221,6 @@ void read_pages(const Tensor& table, int64_t pages, int64_t page_size, AttendArg
   }
 }
 
-void run(const AttendArgs& args, const Kernels& kernels) {
-  Plan plan = {};
-  plan_rows(args, kernels.pairs, &plan);
-  const int64_t sequence_bytes = aligned(int64_t(sizeof(SequencePlan)) * args.batch);
-  const int64_t left_bytes = int64_t(sizeof(int32_t)) * args.batch * args.kv_heads * plan.tiles;
-  const Memory table = allocate(sequence_bytes + left_bytes);
-  plan.sequences = static_cast<SequencePlan*>(table.get());
-  plan.left = reinterpret_cast<int32_t*>(static_cast<char*>(table.get()) + sequence_bytes);
-  plan_tasks(args, most_threads(), &plan);
-  const int64_t partial_bytes =
-      aligned(int64_t(sizeof(float)) * plan.slots * slot_floats(args, plan));
-  char* memory = keep(partial_bytes + plan.threads * plan.scratch_bytes);
-  plan.partial = reinterpret_cast<float*>(memory);
-  share(plan.tasks, plan.run, plan.threads, memory + partial_bytes, plan.scratch_bytes,
-        [&](int64_t task, char* scratch) { kernels.attend(args, plan, task, scratch); });
-}
-
 // What the dispatcher calls: it takes the arguments off the stack, and puts out and lse in their
 // place. lse is empty where it was not asked for.
 void attend(StableIValue* stack, uint64_t, uint64_t) {
@@ -255,7 +258,7 @@ void attend(StableIValue* stack, uint64_t, uint64_t) {
   if (out.numel() > 0) {
     args.out = out.mutable_data_ptr();
     args.lse = call.return_lse ? static_cast<float*>(lse.mutable_data_ptr()) : nullptr;
-    run(args, kernels);
+    run_attend(args, kernels);
   }
   stack[0] = torch::stable::detail::from(out);
   stack[1] = torch::stable::detail::from(lse);

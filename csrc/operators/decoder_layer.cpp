@@ -1,10 +1,12 @@
 // headwise::attention_inputs and headwise::layer_outputs: what a decoder layer computes before its
-// attention and after it, for few rows. The cache stands between them.
+// attention and after it, for few rows. The cache stands between them; where it is a contiguous
+// buffer, headwise::layer_attention is the first of them, the cache and attention in one.
 
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 
+#include "attend.h"
 #include "weights.h"
 
 namespace headwise {
@@ -53,33 +55,43 @@ int64_t bytes_of(const LinearWeight& weight, const LinearArgs& args) {
 
 int64_t join_bytes(const JoinArgs& args) { return 8 * padded(args.width) + 128; }
 
-// query [B,H,S,D], key and value [B,K,S,D] of x [B,S,E]: its norm, the products with weights that
-// together have (H + 2 K) D rows, norms of each head of queries and keys, and the rotation of their
-// first dims by cos and sin [B or 1,S,P].
-std::tuple<Tensor, Tensor, Tensor> attention_inputs(
-    Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTensor norm_bias, double eps,
-    std::vector<Tensor> weights, MaybeTensors biases, int64_t heads, int64_t kv_heads, int64_t dim,
-    int64_t head_norm, MaybeTensor query_norm, MaybeTensor key_norm, double head_eps,
-    MaybeTensor cos, MaybeTensor sin, bool interleaved, int64_t level) {
-  const Kernels& kernels = kernels_of(level, kInputs);
+// What comes before attention: the norm of x [B,S,E], the products with weights that together have
+// (H + 2 K) D rows, norms of each head of queries and keys, and the rotation of their first dims by
+// cos and sin [B or 1,S,P].
+struct Inputs {
   HeadsArgs args = {};
-  args.x = check_rows(x, kInputs);
   JoinArgs first = {};
-  first.dtype = args.x.dtype;
-  first.rows = args.x.rows;
-  first.width = args.x.width;
-  first.x = args.x.x;
-  first.next = check_norm(norm, norm_weight, norm_bias, eps, x, args.x.width, kInputs);
-  STD_TORCH_CHECK(heads > 0 && kv_heads > 0 && dim > 0 && dim <= kMostDim, kInputs, ": ", heads,
-                  " and ", kv_heads, " heads of ", dim);
-  args.length = x.size(1);
-  args.heads = heads;
-  args.kv_heads = kv_heads;
-  args.dim = dim;
-  args.query_norm = check_norm(head_norm, query_norm, std::nullopt, head_eps, x, dim, kInputs);
-  args.key_norm = check_norm(head_norm, key_norm, std::nullopt, head_eps, x, dim, kInputs);
-  STD_TORCH_CHECK(cos.has_value() == sin.has_value(), kInputs, ": cos without sin");
-  if (cos.has_value()) {
+  std::vector<LinearWeight> weights;
+  std::vector<int64_t> base;
+  int64_t bytes = 0;
+
+  void read_rows(const Tensor& x, int64_t norm, const MaybeTensor& weight, const MaybeTensor& bias,
+                 double eps) {
+    args.x = check_rows(x, kInputs);
+    args.length = x.size(1);
+    first.dtype = args.x.dtype;
+    first.rows = args.x.rows;
+    first.width = args.x.width;
+    first.x = args.x.x;
+    first.next = check_norm(norm, weight, bias, eps, x, args.x.width, kInputs);
+  }
+
+  void read_heads(const Tensor& x, int64_t heads, int64_t kv_heads, int64_t dim, int64_t norm,
+                  const MaybeTensor& query_norm, const MaybeTensor& key_norm, double eps) {
+    STD_TORCH_CHECK(
+        heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && dim > 0 && dim <= kMostDim, kInputs,
+        ": ", heads, " and ", kv_heads, " heads of ", dim);
+    args.heads = heads;
+    args.kv_heads = kv_heads;
+    args.dim = dim;
+    args.query_norm = check_norm(norm, query_norm, std::nullopt, eps, x, dim, kInputs);
+    args.key_norm = check_norm(norm, key_norm, std::nullopt, eps, x, dim, kInputs);
+  }
+
+  void read_rotation(const Tensor& x, const MaybeTensor& cos, const MaybeTensor& sin,
+                     bool interleaved) {
+    STD_TORCH_CHECK(cos.has_value() == sin.has_value(), kInputs, ": cos without sin");
+    if (!cos.has_value()) return;
     STD_TORCH_CHECK(cos->is_cpu() && cos->dim() == 3 && cos->is_contiguous() && sin->is_cpu() &&
                         sin->dim() == 3 && sin->is_contiguous() &&
                         cos->scalar_type() == sin->scalar_type() && cos->size(0) == sin->size(0) &&
@@ -88,9 +100,9 @@ std::tuple<Tensor, Tensor, Tensor> attention_inputs(
     args.rope_dim = cos->size(2);
     STD_TORCH_CHECK((cos->size(0) == 1 || cos->size(0) == x.size(0)) &&
                         cos->size(1) == args.length && args.rope_dim % 2 == 0 &&
-                        args.rope_dim <= dim,
+                        args.rope_dim <= args.dim,
                     kInputs, ": cos does not fit x: expected 1 or ", x.size(0), " sequences of ",
-                    args.length, " and an even number of dims, at most ", dim);
+                    args.length, " and an even number of dims, at most ", args.dim);
     args.rope_dtype = dtype_of(*cos, kInputs, "cos");
     STD_TORCH_CHECK(args.rope_dtype != kFloat64, kInputs, ": cos is float64");
     args.rope_batch = cos->size(0) == 1 ? 0 : args.length * args.rope_dim;
@@ -98,43 +110,134 @@ std::tuple<Tensor, Tensor, Tensor> attention_inputs(
     args.sin = sin->const_data_ptr();
     args.interleaved = interleaved;
   }
-  STD_TORCH_CHECK(weights.size() == biases.size(), kInputs, ": ", weights.size(), " weights and ",
-                  biases.size(), " biases");
-  std::vector<LinearWeight> checked;
-  std::vector<int64_t> base;
-  int64_t rows = 0, bytes = 0;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    checked.push_back(check_weight(weights[i], biases[i], x, args.x.width, kInputs));
-    STD_TORCH_CHECK(checked[i].rows % dim == 0, kInputs, ": ", checked[i].rows,
-                    " outputs of a weight are no multiple of ", dim);
-    base.push_back(rows / dim);
-    rows += checked[i].rows;
-    bytes += bytes_of(checked[i], args.x);
-  }
-  STD_TORCH_CHECK(rows == (heads + 2 * kv_heads) * dim, kInputs, ": the weights have ", rows,
-                  " outputs, expected ", (heads + 2 * kv_heads) * dim);
-  const int64_t batch = x.size(0);
-  Tensor query = new_tensor({batch, heads, args.length, dim}, x.scalar_type());
-  Tensor key = new_tensor({batch, kv_heads, args.length, dim}, x.scalar_type());
-  Tensor value = new_tensor({batch, kv_heads, args.length, dim}, x.scalar_type());
-  args.query = query.mutable_data_ptr();
-  args.key = key.mutable_data_ptr();
-  args.value = value.mutable_data_ptr();
 
-  const Division division(checked.data(), checked.size(), bytes, dim);
-  const int64_t taken = aligned(taken_bytes(args.x));
-  const int64_t of_task = aligned(scratch_bytes(args.x, division.largest) +
-                                  4 * args.x.rows * padded(division.largest) + 64);
-  const int64_t of_join = aligned(join_bytes(first));
-  const int64_t scratch = of_task > of_join ? of_task : of_join;
-  char* memory = keep(taken + division.threads * scratch);
-  first.taken = memory;
-  kernels.join(first, memory + taken);
-  division.share(memory + taken, scratch, [&](const Division::Task& task, char* own) {
-    kernels.heads(args, checked[task.weight], base[task.weight], task.first / dim, task.count / dim,
-                  memory, own);
-  });
+  void read_weights(const Tensor& x, const std::vector<Tensor>& given, const MaybeTensors& biases) {
+    STD_TORCH_CHECK(given.size() == biases.size(), kInputs, ": ", given.size(), " weights and ",
+                    biases.size(), " biases");
+    int64_t rows = 0;
+    for (size_t i = 0; i < given.size(); ++i) {
+      weights.push_back(check_weight(given[i], biases[i], x, args.x.width, kInputs));
+      STD_TORCH_CHECK(weights[i].rows % args.dim == 0, kInputs, ": ", weights[i].rows,
+                      " outputs of a weight are no multiple of ", args.dim);
+      base.push_back(rows / args.dim);
+      rows += weights[i].rows;
+      bytes += bytes_of(weights[i], args.x);
+    }
+    const int64_t expected = (args.heads + 2 * args.kv_heads) * args.dim;
+    STD_TORCH_CHECK(rows == expected, kInputs, ": the weights have ", rows, " outputs, expected ",
+                    expected);
+  }
+
+  // key and value [B,K,S,D], as they lie in memory.
+  void write_to(Tensor* query, const Tensor& key, const Tensor& value) {
+    args.query = query->mutable_data_ptr();
+    args.key = key.mutable_data_ptr();
+    args.value = value.mutable_data_ptr();
+    take_strides(key, &args.key_batch, &args.key_head, &args.key_row);
+    take_strides(value, &args.value_batch, &args.value_head, &args.value_row);
+  }
+
+  void run(const Kernels& kernels) {
+    const Division division(weights.data(), weights.size(), bytes, args.dim);
+    const int64_t taken = aligned(taken_bytes(args.x));
+    const int64_t of_task = aligned(scratch_bytes(args.x, division.largest) +
+                                    4 * args.x.rows * padded(division.largest) + 64);
+    const int64_t of_join = aligned(join_bytes(first));
+    const int64_t scratch = of_task > of_join ? of_task : of_join;
+    char* memory = keep(taken + division.threads * scratch);
+    first.taken = memory;
+    kernels.join(first, memory + taken);
+    division.share(memory + taken, scratch, [&](const Division::Task& task, char* own) {
+      kernels.heads(args, weights[task.weight], base[task.weight], task.first / args.dim,
+                    task.count / args.dim, memory, own);
+    });
+  }
+};
+
+// query [B,H,S,D], key and value [B,K,S,D] of x [B,S,E].
+std::tuple<Tensor, Tensor, Tensor> attention_inputs(
+    Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTensor norm_bias, double eps,
+    std::vector<Tensor> weights, MaybeTensors biases, int64_t heads, int64_t kv_heads, int64_t dim,
+    int64_t head_norm, MaybeTensor query_norm, MaybeTensor key_norm, double head_eps,
+    MaybeTensor cos, MaybeTensor sin, bool interleaved, int64_t level) {
+  const Kernels& kernels = kernels_of(level, kInputs);
+  Inputs inputs;
+  inputs.read_rows(x, norm, norm_weight, norm_bias, eps);
+  inputs.read_heads(x, heads, kv_heads, dim, head_norm, query_norm, key_norm, head_eps);
+  inputs.read_rotation(x, cos, sin, interleaved);
+  inputs.read_weights(x, weights, biases);
+  const int64_t batch = x.size(0), length = x.size(1);
+  Tensor query = new_tensor({batch, heads, length, dim}, x.scalar_type());
+  Tensor key = new_tensor({batch, kv_heads, length, dim}, x.scalar_type());
+  Tensor value = new_tensor({batch, kv_heads, length, dim}, x.scalar_type());
+  inputs.write_to(&query, key, value);
+  inputs.run(kernels);
   return {query, key, value};
+}
+
+// What x [B,S,E] attends to, [B,S,H,D]: its keys and values become the tokens `before`.. of the
+// buffers keys and values [B,K,capacity,D], and each query sees those up to its own.
+Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTensor norm_bias,
+                       double eps, std::vector<Tensor> weights, MaybeTensors biases, int64_t heads,
+                       int64_t kv_heads, int64_t dim, int64_t head_norm, MaybeTensor query_norm,
+                       MaybeTensor key_norm, double head_eps, MaybeTensor cos, MaybeTensor sin,
+                       bool interleaved, Tensor keys, Tensor values, int64_t before, double scale,
+                       int64_t window, double softcap, int64_t level) {
+  const Kernels& kernels = kernels_of(level, kInputs);
+  Inputs inputs;
+  inputs.read_rows(x, norm, norm_weight, norm_bias, eps);
+  inputs.read_heads(x, heads, kv_heads, dim, head_norm, query_norm, key_norm, head_eps);
+  inputs.read_rotation(x, cos, sin, interleaved);
+  inputs.read_weights(x, weights, biases);
+  const int64_t batch = x.size(0), length = x.size(1);
+  for (const Tensor* buffer : {&keys, &values})
+    STD_TORCH_CHECK(buffer->is_cpu() && buffer->dim() == 4 &&
+                        buffer->scalar_type() == x.scalar_type() && buffer->size(0) == batch &&
+                        buffer->size(1) == kv_heads && buffer->size(2) >= before + length &&
+                        buffer->size(3) == dim && contiguous_rows(*buffer) && before >= 0 &&
+                        before + length < int64_t(1) << 31,
+                    kInputs, ": a buffer does not fit: expected [", batch, ", ", kv_heads, ", ",
+                    before + length, " or more, ", dim, "] of x's dtype on the CPU");
+  Tensor query = new_tensor({batch, heads, length, dim}, x.scalar_type());
+  AttendArgs attend = {};
+  attend.options.causal = true;
+  attend.options.window = window;
+  attend.options.softcap = softcap;
+  attend.options.check(before + 2 * length, [](const auto&... words) {
+    STD_TORCH_CHECK(false, kInputs, ": ", words...);
+  });
+  inputs.write_to(&query, keys, values);
+  const int64_t size = inputs.args.x.dtype == kFloat32 ? 4 : 2;
+  inputs.args.key = static_cast<char*>(inputs.args.key) + before * inputs.args.key_row * size;
+  inputs.args.value = static_cast<char*>(inputs.args.value) + before * inputs.args.value_row * size;
+  inputs.run(kernels);
+
+  // of one query a sequence, [B,H,1,D] lies in memory as [B,1,H,D]
+  Tensor out = length == 1 ? new_tensor({batch, length, heads, dim}, x.scalar_type())
+                           : new_tensor({batch, heads, length, dim}, x.scalar_type());
+  attend.query = query.const_data_ptr();
+  attend.key = keys.const_data_ptr();
+  attend.value = values.const_data_ptr();
+  attend.out = out.mutable_data_ptr();
+  attend.dtype = inputs.args.x.dtype;
+  attend.batch = batch, attend.heads = heads, attend.kv_heads = kv_heads;
+  attend.queries = length, attend.context = before + length;
+  attend.dim = attend.value_dim = dim;
+  attend.scale = float(scale);
+  take_strides(query, &attend.query_batch, &attend.query_head, &attend.query_row);
+  take_strides(keys, &attend.key_batch, &attend.key_head, &attend.key_row);
+  take_strides(values, &attend.value_batch, &attend.value_head, &attend.value_row);
+  run_attend(attend, kernels);
+  if (length == 1) return out;
+  Tensor turned = new_tensor({batch, length, heads, dim}, x.scalar_type());
+  const char* from = static_cast<const char*>(out.const_data_ptr());
+  char* to = static_cast<char*>(turned.mutable_data_ptr());
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t s = 0; s < length; ++s, from += dim * size)
+        __builtin_memcpy(to + ((b * length + s) * heads + h) * dim * size, from,
+                         size_t(dim * size));
+  return turned;
 }
 
 // The first half of a weight's outputs, of which the second is left.
@@ -261,6 +364,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(headwise, m) {
       "Tensor? query_norm, Tensor? key_norm, float head_eps, Tensor? cos, Tensor? sin, "
       "bool interleaved, int level) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "layer_attention(Tensor x, int norm, Tensor? norm_weight, Tensor? norm_bias, float eps, "
+      "Tensor[] weights, Tensor?[] biases, int heads, int kv_heads, int dim, int head_norm, "
+      "Tensor? query_norm, Tensor? key_norm, float head_eps, Tensor? cos, Tensor? sin, "
+      "bool interleaved, Tensor(a!) keys, Tensor(b!) values, int before, float scale, int window, "
+      "float softcap, int level) -> Tensor");
+  m.def(
       "layer_outputs(Tensor x, Tensor attended, Tensor[] weights, Tensor?[] biases, bool gates, "
       "int after_attention, int before_mlp, int after_mlp, Tensor?[] norms, float attention_eps, "
       "float input_eps, float output_eps, int activation, bool parallel, float scale, int level) "
@@ -269,6 +378,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(headwise, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(headwise, CPU, m) {
   m.impl("attention_inputs", TORCH_BOX(&attention_inputs));
+  m.impl("layer_attention", TORCH_BOX(&layer_attention));
   m.impl("layer_outputs", TORCH_BOX(&layer_outputs));
 }
 

@@ -456,3 +456,29 @@ def test_an_append_larger_than_the_machine_is_a_capacity_error():
     assert "\n" not in str(caught.value)
     assert cache.first is None
     assert cache.length == 0
+
+
+def test_room_is_given_where_an_append_would_only_copy():
+    cache, like = ContiguousCache(), torch.zeros(1)
+    assert cache.room(2, 3, 1, like) is None  # the first append makes the buffers
+    cache.append(torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 6))
+    first, second = cache.room(2, 3, 2, like)
+    assert first.shape == (2, 3, cache.capacity, 4) and second.shape[3] == 6
+    first[:, :, 5:7], second[:, :, 5:7] = 1.0, 2.0
+    cache.wrote(2)
+    assert cache.length == 7 and (cache.first[:, :, 5:] == 1).all()
+    assert (cache.second[:, :, 5:] == 2).all()
+    for batch, heads, count, given in [
+        (1, 3, 1, like),
+        (2, 2, 1, like),
+        (2, 3, cache.capacity - 6, like),
+        (2, 3, 1, like.half()),
+        (2, 3, 1, like.to("meta")),
+    ]:
+        assert cache.room(batch, heads, count, given) is None
+    cache.crop(6)  # what is behind may be held
+    assert cache.room(2, 3, 1, like) is None
+    cache.append(torch.randn(2, 3, 1, 4), torch.randn(2, 3, 1, 6))
+    assert cache.room(2, 3, 1, like) is not None
+    copy.copy(cache)
+    assert cache.room(2, 3, 1, like) is None

@@ -248,6 +248,35 @@ def test_what_the_operators_were_given_once_is_looked_at_again():
     torch.testing.assert_close(model(PROMPT).logits, stock(PROMPT).logits, atol=0.3, rtol=0.1)
 
 
+@torch.no_grad()
+def test_a_contiguous_cache_is_appended_to_inside_the_operator():
+    model = attached()
+    stock = copy.deepcopy(model)
+    headwise.detach(stock)
+    operator = torch.ops.headwise.layer_attention
+    ids = PROMPT.repeat(2, 8)  # past the room of a first prompt
+
+    def run(each):
+        cache = use_own_layers(DynamicCache()) if each is model else DynamicCache()
+        logits = [each(ids[:, :20], **{CACHE: cache}).logits[:, -1:]]
+        for at in range(20, 60):
+            if at == 30:  # rows that are written over
+                held = cache.layers[0].keys
+                kept = held.clone()
+                cache.crop(-5)
+            if at == 33:
+                assert torch.equal(held, kept)
+                cache.reorder_cache(torch.tensor([1, 0]))
+            logits.append(each(ids[:, at : at + 1], **{CACHE: cache}).logits)
+        return torch.cat(logits)
+
+    with mock.patch.object(operator, "default", side_effect=operator.default) as watched:
+        given = run(model)
+    torch.testing.assert_close(given, run(stock), atol=2e-4, rtol=2e-4)
+    # all steps but those at which a buffer is made, is full, or moves
+    assert 3 * 34 <= watched.call_count < 3 * 40
+
+
 class OwnCache(DynamicCache):
     """A user's class."""
 

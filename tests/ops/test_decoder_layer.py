@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from headwise import attention
 from headwise.ops.backend import cpu
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -212,6 +213,38 @@ def test_activations_of_any_size_are_right(activation, level):
     assert given[1] == math.inf and given[2].isnan() and not given[0].isfinite()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("limits", [(0, 0.0), (5, 2.0)], ids=str)
+def test_attention_with_the_cache_inside(limits, length, dtype, level):
+    # the buffers' heads and sequences lie apart, and room is left behind
+    keys, values = (torch.randn(2, 3, 2, 40, 16).to(dtype)[:, 1:] for _ in range(2))
+    keys, values = keys.transpose(0, 1)[:, 0], values.transpose(0, 1)[:, 0]
+    before, _ = arguments(dtype)
+    before[0] = torch.randn(2, length, 64).to(dtype)
+    angles = torch.randn(1, length, 16)
+    before[14:16] = angles.cos(), angles.sin()
+    query, key, value = cpu.attention_inputs(*before)
+    all_keys = torch.cat([keys[:, :, :21], key], dim=2)
+    all_values = torch.cat([values[:, :, :21], value], dim=2)
+    window, softcap = limits
+    expected = attention(
+        *(query, all_keys, all_values),
+        causal=True,
+        scale=0.3,
+        backend="cpu",
+        window=window or None,
+        softcap=softcap or None,
+    )
+    rest = [buffer[:, :, 21 + length :].clone() for buffer in (keys, values)]
+    given = cpu.layer_attention(*before, keys, values, 21, 0.3, *limits)
+    assert torch.equal(given, expected.transpose(1, 2))
+    assert torch.equal(keys[:, :, : 21 + length], all_keys)
+    assert torch.equal(values[:, :, : 21 + length], all_values)
+    for buffer, untouched in zip((keys, values), rest, strict=True):
+        assert torch.equal(buffer[:, :, 21 + length :], untouched)
+
+
 def test_the_operators_pass_opcheck_and_check_what_they_are_given():
     before, after = arguments()
     inputs, outputs = (
@@ -220,6 +253,18 @@ def test_the_operators_pass_opcheck_and_check_what_they_are_given():
     )
     torch.library.opcheck(inputs, (*before, 0))
     torch.library.opcheck(outputs, (*after, 0))
+    both = torch.ops.headwise.layer_attention.default
+    buffers = torch.randn(2, 1, 2, 9, 16)
+    torch.library.opcheck(both, (*before, *buffers, 6, 0.3, 0, 0.0, 0))
+    for keys, values, at in [
+        (*buffers, 7),
+        (*buffers, -1),
+        (buffers[0], buffers[1, :, :1], 0),
+        (buffers[0].half(), buffers[1], 0),
+        (buffers[0], buffers[1, ..., :15], 0),
+    ]:
+        with pytest.raises(RuntimeError, match="a buffer does not fit: expected"):
+            both(*before, keys, values, at, 0.3, 0, 0.0, 0)
 
     def changed(arguments, **changes):
         return [changes.get(f"_{index}", value) for index, value in enumerate(arguments)]

@@ -1,5 +1,7 @@
 """Products of few rows with weights as they are stored, against float64."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch.nn import functional
@@ -9,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from headwise.ops import faster, modes
 from headwise.ops.backend import cpu
+from headwise.ops.backend import torch as by_torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # (rows, E, F of each weight)
@@ -128,7 +131,7 @@ def test_what_watches_a_call_sees_pytorchs_own(mode):
 def test_what_the_kernels_do_not_serve_is_left_to_pytorch():
     x, weight = torch.randn(2, 16), torch.randn(24, 16)
     for given, by in [
-        (torch.randn(17, 16), weight),  # many rows
+        (torch.randn(17, 16), weight),  # many rows, of a fast dtype
         (torch.randn(0, 16), weight),
         (x.double(), weight.double()),
         (x.half(), weight),
@@ -153,6 +156,37 @@ def test_what_the_kernels_do_not_serve_is_left_to_pytorch():
     torch.vmap(ask)(x)
     torch.jit.trace(ask, x, check_trace=False)
     assert set(seen) == {None}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_many_rows_are_multiplied_in_float32_where_the_dtype_is_slow(transposed, dtype):
+    # more rows and outputs than are widened at once
+    x = torch.randn(2, 700, 40).to(dtype)
+    weights = [stored(each, 40, dtype, transposed) for each in (1100, 30)]
+    biases = [torch.randn(1100).to(dtype), None]
+    with mock.patch.object(by_torch, "_slow", lambda dtype: dtype != torch.float32):
+        run = faster("linear", x, weights)
+        assert faster("linear", x[:, :8], weights) is cpu.linear
+        assert faster("linear", x.float(), [weight.float() for weight in weights]) is None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert faster("linear", x, weights) is None
+        x.requires_grad_()
+        assert faster("linear", x, weights) is None
+    with mock.patch.object(by_torch, "_slow", return_value=False):
+        assert faster("linear", x.detach(), weights) is None
+    for weight, bias, given in zip(weights, biases, run(x.detach(), weights, biases), strict=True):
+        wide = None if bias is None else bias.double()
+        exact = functional.linear(x.double(), weight.double(), wide)
+        assert given.dtype == dtype
+        tol = torch.finfo(dtype).eps
+        torch.testing.assert_close(given.double(), exact.detach(), atol=1e-4, rtol=tol)
+
+
+def test_which_dtypes_are_slow_is_pytorchs_own_word():
+    for dtype in DTYPES:
+        assert by_torch._slow(dtype) in (False, dtype != torch.float32)
+    assert not by_torch._slow(torch.float64)
 
 
 @pytest.mark.parametrize("name", ["_tracing", "_functions", "_dispatches", "_transforms"])

@@ -119,6 +119,29 @@ class ContiguousCache(Cache):
         self.length = needed
         return keys.narrow(2, 0, needed), values.narrow(2, 0, needed)
 
+    def room(
+        self, batch: int, heads: int, count: int, like: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """The buffers [B, heads, capacity, dim], if `count` tokens can be written behind the last.
+
+        None where an append has more to do: the first one, a full buffer, rows that may be held,
+        tokens of other sizes. Who has written them says so by `wrote`.
+        """
+        if self._buffers is None or self._dropped:
+            return None
+        first, second = self._buffers
+        fits = (
+            (first.shape[0], first.shape[1]) == (batch, heads)
+            and self.length + count <= first.shape[2]
+            and first.dtype == second.dtype == like.dtype
+            and first.device == second.device == like.device
+        )
+        return self._buffers if fits else None
+
+    def wrote(self, count: int) -> None:
+        """Hold `count` tokens more, which were written into the buffers of `room`."""
+        self.length += count
+
     def _check(self, first: Tensor, second: Tensor) -> None:
         """Raise unless the tokens fit; what is like the last ones needs no second look."""
         whole = isinstance(first, Tensor) and isinstance(second, Tensor)

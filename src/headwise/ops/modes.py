@@ -1,6 +1,7 @@
 """The modes of PyTorch under which a call has to be PyTorch's own: something else is watching."""
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 # Private names of PyTorch, in this file alone: a test holds them against the installed release.
@@ -26,3 +27,8 @@ def watched() -> bool:
         or _transforms()
         or forward_mode()
     )
+
+
+def needs_gradients(*tensors: Tensor) -> bool:
+    """Whether what is made of these tensors is differentiated."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

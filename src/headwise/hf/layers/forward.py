@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headwise.caches import ContiguousCache
+from headwise.hf.cache import OwnLayer
 from headwise.hf.interface import headwise_attention_forward
 from headwise.hf.layers.parts import LayerParts, is_touched
 from headwise.hf.module_hook import NAME, ModuleHook
 from headwise.hf.observer import current_observer
-from headwise.hf.stock_names import _active_collector
+from headwise.hf.stock_names import DynamicCache, _active_collector
 from headwise.ops import LayerOffer, layer_offer
 from headwise.spec.config.decoder_layer import DecoderLayer
 
@@ -82,15 +84,31 @@ class LayerForward(ModuleHook):
         parts = self.parts
         attention = parts.attention
         rotation = kwargs["position_embeddings"] if parts.rotates else (None, None)
-        query, key, value = offer.inputs(x, *parts.before, *rotation, parts.form.interleaved)
-        cache = _cache(kwargs)
-        if cache is not None:
-            key, value = cache.update(key, value, attention.layer_idx)
-        mask = kwargs.get("attention_mask")
-        attended, _ = headwise_attention_forward(
-            attention, query, key, value, mask, 0.0, **parts.asks
-        )
+        before = (*parts.before, *rotation, parts.form.interleaved)
+        cache, mask = _cache(kwargs), kwargs.get("attention_mask")
+        held = None if mask is not None or not parts.causal else _contiguous(cache, attention)
+        room = None if held is None else held.room(x.shape[0], parts.kv_heads, x.shape[1], x)
+        if held is not None and room is not None:
+            attended = offer.attention(x, *before, *room, held.length, *parts.options)
+            held.wrote(x.shape[1])
+        else:
+            query, key, value = offer.inputs(x, *before)
+            if cache is not None:
+                key, value = cache.update(key, value, attention.layer_idx)
+            attended, _ = headwise_attention_forward(
+                attention, query, key, value, mask, 0.0, **parts.asks
+            )
         return offer.outputs(x, attended.flatten(2), *parts.after)
+
+
+def _contiguous(cache: Any, attention: Any) -> ContiguousCache | None:
+    """The buffers that a layer's tokens go into, where nothing but an append is to happen."""
+    if type(cache) is not DynamicCache or cache.offloading:
+        return None
+    layers, index = cache.layers, attention.layer_idx
+    layer = layers[index] if index < len(layers) else None
+    held = layer.cache if isinstance(layer, OwnLayer) else None
+    return held if type(held) is ContiguousCache else None
 
 
 def _rotates(x: Tensor, given: Any) -> bool:

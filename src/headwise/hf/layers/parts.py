@@ -125,8 +125,12 @@ class LayerParts:
             "sliding_window": self._fact(self.attention, "sliding_window"),
             "softcap": form.softcap and self._fact(self.attention, form.softcap),
         }
+        self.causal = self._fact(self.attention, "is_causal") is True
         if "sliding_window" not in self.attention.__dict__:
             self.asks["sliding_window"] = getattr(self.attention.config, "sliding_window", None)
+        # as the native operator takes them: 0 for what is not used
+        scale, window, softcap = self.asks.values()
+        self.options = (float(scale), int(window or 0), float(softcap or 0.0))
 
     def _fact(self, module: nn.Module, name: str) -> Any:
         value = module.__dict__.get(name)

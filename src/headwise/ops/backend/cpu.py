@@ -24,7 +24,7 @@ from headwise.ops.backend.protocol import (
     Verdict,
 )
 from headwise.ops.integers.rounding import INT4_GROUP
-from headwise.ops.modes import forward_mode, watched
+from headwise.ops.modes import forward_mode, needs_gradients, watched
 from headwise.ops.views import PagedKV, QuantKV
 
 # The instruction sets that the kernels are built for, slowest first: the index is the level.
@@ -122,6 +122,7 @@ def _load() -> str:
         torch.library.register_fake("headwise::attend", _fake)
         torch.library.register_fake("headwise::linear", _fake_linear)
         torch.library.register_fake("headwise::attention_inputs", _fake_inputs)
+        torch.library.register_fake("headwise::layer_attention", _fake_layer)
         torch.library.register_fake("headwise::layer_outputs", _fake_outputs)
         torch.library.register_fake("headwise::project", _fake_project)
         torch.library.register_fake("headwise::quantize", _fake_quantize)
@@ -163,6 +164,11 @@ def _fake_inputs(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     heads, kv_heads, dim = arguments[6:9]
     key, value = (x.new_empty(x.shape[0], kv_heads, x.shape[1], dim) for _ in range(2))
     return x.new_empty(x.shape[0], heads, x.shape[1], dim), key, value
+
+
+def _fake_layer(x: Tensor, *arguments: Any) -> Tensor:
+    heads, _, dim = arguments[6:9]
+    return x.new_empty(x.shape[0], x.shape[1], heads, dim)
 
 
 def _fake_outputs(x: Tensor, attended: Tensor, *arguments: Any) -> Tensor:
@@ -253,7 +259,7 @@ def _projects(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype in _DTYPES
         and x.shape[0] * x.shape[2] <= _MOST_PROJECTED
-        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        and not needs_gradients(x, weight)
         and not forward_mode()
         and not ready()
     )
@@ -291,10 +297,7 @@ def _are_plain(x: Tensor, weights: Sequence[Tensor]) -> bool:
             type(weight) in (Tensor, nn.Parameter) and weight.dtype is x.dtype and weight.is_cpu
             for weight in weights
         )
-        and not (
-            torch.is_grad_enabled()
-            and (x.requires_grad or any(weight.requires_grad for weight in weights))
-        )
+        and not needs_gradients(x, *weights)
         and not ready()
     )
 
@@ -331,6 +334,12 @@ def attention_inputs(x: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Ten
     return result
 
 
+def layer_attention(x: Tensor, *arguments: object) -> Tensor:
+    """What x [B,S,E] attends to, [B,S,H,D], its keys and values being put into the buffers."""
+    result: Tensor = torch.ops.headwise.layer_attention.default(x.contiguous(), *arguments, _level)
+    return result
+
+
 def layer_outputs(x: Tensor, attended: Tensor, *arguments: object) -> Tensor:
     """What a layer returns for x [B,S,E] and attended [B,S,H D]; arguments as above."""
     result: Tensor = torch.ops.headwise.layer_outputs.default(
@@ -363,7 +372,7 @@ BACKEND = Backend(
     _accepts,
     _attend,
     linear=Offer(linear, _multiplies),
-    layer=LayerOffer(attention_inputs, layer_outputs, _are_plain),
+    layer=LayerOffer(layer_attention, attention_inputs, layer_outputs, _are_plain),
     project=Offer(project, _projects),
     quantize=Offer(quantize, _quantizes),
 )

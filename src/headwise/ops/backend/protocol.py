@@ -45,9 +45,11 @@ class Offer:
 class LayerOffer:
     """A decoder layer in two operators, between which its cache stands.
 
-    `serves` says of x [B,S,E] and the layer's tensors whether both run them, and fast.
+    `attention` is the first of them, a contiguous cache and attention in one. `serves` says of x
+    [B,S,E] and the layer's tensors whether they run them, and fast.
     """
 
+    attention: Callable[..., Tensor]
     inputs: Callable[..., tuple[Tensor, Tensor, Tensor]]
     outputs: Callable[..., Tensor]
     serves: Callable[[Tensor, Sequence[Tensor]], bool]

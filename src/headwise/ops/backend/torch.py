@@ -7,7 +7,7 @@ softmax, in blocks of queries.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from headwise.ops.attend import products, sdpa
@@ -16,6 +16,7 @@ from headwise.ops.attend.call import AttentionCall, Problem
 from headwise.ops.attend.ragged import attend_ragged
 from headwise.ops.backend.protocol import Accepted, Backend, Offer, Verdict, always, densely
 from headwise.ops.integers import rounding
+from headwise.ops.modes import needs_gradients, watched
 
 
 def _how(problem: Problem) -> str:
@@ -69,11 +70,55 @@ def _project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
     return x @ (weight if up else weight.transpose(-1, -2))
 
 
-def _linear(
+# Rows of x, and of a weight, that are held in float32 at once.
+_ROWS_AT_ONCE, _OUTPUTS_AT_ONCE = 1024, 512
+# Rows above which multiplying, not reading, is what a product takes.
+_FEW_ROWS = 16
+
+
+def _slow(dtype: torch.dtype) -> bool:
+    """Whether PyTorch multiplies matrices of `dtype` without instructions for it."""
+    if dtype == torch.bfloat16:
+        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+def _widens(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether products of these plain tensors are faster in float32."""
+    return (
+        type(x) is Tensor
+        and not watched()  # first: in a trace sizes are tensors
+        and x.is_cpu
+        and x.ndim > 0
+        and x.numel() > _FEW_ROWS * x.shape[-1]
+        and all(
+            type(weight) in (Tensor, nn.Parameter)
+            and weight.is_cpu
+            and weight.dtype is x.dtype
+            and weight.shape[-1] == x.shape[-1]
+            for weight in weights
+        )
+        and not needs_gradients(x, *weights)
+        and _slow(x.dtype)
+    )
+
+
+def linear(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
 ) -> tuple[Tensor, ...]:
-    each = zip(weights, biases, strict=True)
-    return tuple(functional.linear(x, weight, bias) for weight, bias in each)
+    """Products of many rows, x [...,E] by weights [F,E], in float32: widened a tile at a time."""
+    rows = x.reshape(-1, x.shape[-1])
+    outs = [rows.new_empty(len(rows), len(weight)) for weight in weights]
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        stop = start + _ROWS_AT_ONCE
+        wide = rows[start:stop].float()
+        for out, weight, bias in zip(outs, weights, biases, strict=True):
+            for first in range(0, len(weight), _OUTPUTS_AT_ONCE):
+                last = first + _OUTPUTS_AT_ONCE
+                part = None if bias is None else bias[first:last].float()
+                product = functional.linear(wide, weight[first:last].float(), part)
+                out[start:stop, first:last] = product
+    return tuple(out.view(*x.shape[:-1], -1) for out in outs)
 
 
 BACKEND = Backend(
@@ -81,7 +126,7 @@ BACKEND = Backend(
     always,
     _accepts,
     attend,
-    linear=Offer(_linear),
+    linear=Offer(linear, _widens),
     project=Offer(_project),
     quantize=Offer(rounding.quantize),
 )
