@@ -222,7 +222,8 @@ def test_a_window_with_sinks_cuts_the_full_layers_of_a_hybrid_down(
 def test_a_window_with_sinks_generates_what_that_mask_over_a_whole_context_does(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, plain = _attached(family, SINKS), _attached(family, "contiguous")
+    model, plain = _attached(family, SINKS), make(family)
+    headwise.attach(plain, step="attention")  # all of which goes through what is replaced here
     given = {mode: MODES[mode](model) for mode in MODES}
     own = attend.run_call
 

@@ -1,7 +1,11 @@
 """Decoder layers as two operators: which calls they run, and that everything else sees stock."""
 
 import copy
+import gc
 import pickle
+import sys
+import threading
+import weakref
 from dataclasses import replace
 from unittest import mock
 
@@ -236,7 +240,6 @@ def test_what_the_operators_were_given_once_is_looked_at_again():
         layer.input_layernorm.variance_epsilon = 0.5
         layer.self_attn.scaling = 0.01
         layer.self_attn.q_proj.weight = nn.Parameter(2 * layer.self_attn.q_proj.weight)
-        layer.self_attn.o_proj.bias = None
         each.model.layers[1].self_attn.k_proj.weight.data = each.model.layers[
             1
         ].self_attn.k_proj.weight.data.flip(0)
@@ -336,6 +339,263 @@ def test_gradients_modes_observers_and_global_hooks_see_stock():
         assert fused(lambda: compiled(PROMPT, use_cache=False)) == 0
     with torch.inference_mode():
         assert fused(lambda: model(PROMPT)) == 3
+
+
+def as_buffer(model):
+    norm = model.model.layers[1].input_layernorm
+    weight = 2 * norm.weight.detach()
+    del norm.weight
+    norm.register_buffer("weight", weight)
+
+
+def bias_as_buffer(model):
+    projection = model.model.layers[1].self_attn.q_proj
+    del projection.bias
+    projection.register_buffer("bias", torch.ones(projection.out_features))
+
+
+def bias_of_a_norm(model):
+    norm = model.model.layers[1].input_layernorm
+    norm.bias = nn.Parameter(torch.ones_like(norm.weight))
+
+
+def trained_inside(model):
+    model.model.layers[1].self_attn.train()
+
+
+def another_function(model):
+    model.model.layers[1].mlp.act_fn.act = torch.tanh
+    model.model.layers[1].mlp.act_fn.forward = torch.tanh
+
+
+def of_a_users_class(model):
+    layer = model.model.layers[1]
+
+    class Doubled(type(layer)):
+        def forward(self, *args, **kwargs):
+            return 2 * super().forward(*args, **kwargs)
+
+    layer.__class__ = Doubled
+
+
+def pruned(model):
+    attention = model.model.layers[1].self_attn
+    for name in ("q_proj", "k_proj", "v_proj"):
+        rows = attention.get_submodule(name).weight.shape[0] // 2
+        attention.get_submodule(name).weight.data = attention.get_submodule(name).weight[:rows]
+    out = attention.o_proj
+    out.weight.data = out.weight[:, : out.in_features // 2].contiguous()
+
+
+def strided(model):
+    down = model.model.layers[1].mlp.down_proj
+    wide = torch.randn(down.out_features, 2 * down.in_features)
+    down.weight.data = wide[:, ::2]
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        *((as_buffer, 1), (bias_as_buffer, 1), (bias_of_a_norm, 1), (trained_inside, 1)),
+        *((another_function, 1), (of_a_users_class, 1), (pruned, 0), (strided, 1)),
+    ],
+)
+@torch.no_grad()
+def test_what_a_class_would_do_with_a_change_is_what_happens(change, left):
+    model = attached()
+    model(PROMPT)
+    stock = copy.deepcopy(model)
+    headwise.detach(stock)
+    for each in (model, stock):
+        torch.manual_seed(0)
+        change(each)
+    assert fused(lambda: model(PROMPT)) == 3 - left
+    torch.testing.assert_close(model(PROMPT).logits, stock(PROMPT).logits, atol=3e-4, rtol=3e-4)
+
+
+@torch.no_grad()
+def test_code_that_another_library_puts_in_place_of_a_class_is_run():
+    model = attached()
+    mlp = type(model.model.layers[0].mlp)
+    expected = model(PROMPT).logits
+    with mock.patch.object(mlp, "forward", lambda self, x: self.down_proj(self.up_proj(x))):
+        assert fused(lambda: model(PROMPT)) == 0
+        assert not torch.allclose(model(PROMPT).logits, expected)
+    double = mock.Mock(side_effect=lambda self, x: 2 * nn.functional.linear(x, self.weight))
+    with mock.patch.object(nn.Linear, "forward", lambda self, x: double(self, x)):
+        assert fused(lambda: model(PROMPT)) == 0
+        assert double.call_count == 22
+    assert fused(lambda: model(PROMPT)) == 3
+    assert torch.equal(model(PROMPT).logits, expected)
+
+
+def test_gradients_may_enter_by_the_cache_or_the_mask():
+    model = attached().requires_grad_(False)
+    stock = copy.deepcopy(model)
+    headwise.detach(stock)
+    found = []
+    for each in (model, stock):
+        cache, generator = DynamicCache(), torch.Generator().manual_seed(0)
+        rows = [torch.randn(1, 2, 4, 8, generator=generator).requires_grad_() for _ in range(6)]
+        for index in range(3):
+            cache.update(*rows[2 * index : 2 * index + 2], index)
+        mask = torch.zeros(1, 1, 9, 13, requires_grad=True)
+        each(PROMPT, attention_mask=mask, **{CACHE: cache}).logits.square().mean().backward()
+        found.append([mask.grad, *(row.grad for row in rows)])
+    for given, expected in zip(*found, strict=True):
+        torch.testing.assert_close(given, expected, atol=1e-5, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_settings_that_change_after_attach_are_read_again():
+    model, stock = (make("mistral") for _ in range(2))
+    headwise.attach(model)
+    model(PROMPT)
+    for each in (model, stock):
+        for config in {
+            id(m.config): m.config for m in each.modules() if hasattr(m, "config")
+        }.values():
+            config.sliding_window = 3
+    torch.testing.assert_close(model(PROMPT).logits, stock(PROMPT).logits, atol=2e-4, rtol=2e-4)
+    model, stock = (described("qwen3") for _ in range(2))
+    headwise.attach(model)
+    model(PROMPT)
+    for each in (model, stock):
+        each.model.layers[0].self_attn.k_norm.variance_epsilon = 1.0
+    torch.testing.assert_close(model(PROMPT).logits, stock(PROMPT).logits, atol=2e-4, rtol=2e-4)
+    model, stock = (described("granite") for _ in range(2))
+    headwise.attach(model)
+    model(PROMPT)
+    for each in (model, stock):
+        each.model.layers[0].residual_multiplier = torch.tensor(0.1)
+        each.model.layers[1].residual_multiplier = 0.9
+    torch.testing.assert_close(model(PROMPT).logits, stock(PROMPT).logits, atol=2e-4, rtol=2e-4)
+
+
+@torch.no_grad()
+def test_keywords_and_positions_are_what_they_are_in_stock():
+    model = attached()
+    stock = copy.deepcopy(model)
+    headwise.detach(stock)
+    x = torch.randn(1, 3, 48, generator=torch.Generator().manual_seed(0))
+    rotation = stock.model.rotary_emb(x, torch.arange(3)[None])
+    for given in (
+        {"position_embeddings": rotation, "is_causal": False},
+        {"position_embeddings": tuple(part[:, :1] for part in rotation)},
+    ):
+        ours, expected = (each.model.layers[0](x, **given) for each in (model, stock))
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+    one = torch.tensor([[5]])
+    torch.testing.assert_close(
+        model(PROMPT[:, :3], position_ids=one).logits,
+        stock(PROMPT[:, :3], position_ids=one).logits,
+        atol=2e-4,
+        rtol=2e-4,
+    )
+
+
+@pytest.mark.parametrize("odd", ["no eps", "adapter", "copy", "traced"])
+@pytest.mark.filterwarnings("ignore:.*jit.trace.* is deprecated:DeprecationWarning")
+@torch.no_grad()
+def test_attach_leaves_odd_layers_alone(odd):
+    class Adapter(nn.Linear):
+        """Adds nothing before it is trained."""
+
+        def __init__(self, base):
+            super().__init__(base.in_features, base.out_features, bias=False)
+            self.weight = base.weight
+            self.low = nn.Parameter(torch.zeros(base.out_features, base.in_features))
+
+        def forward(self, x):
+            return super().forward(x) + nn.functional.linear(x, self.low)
+
+    class NotCopied:
+        def __deepcopy__(self, memo):
+            raise copy.Error("not to be copied")
+
+    model = make("llama-gqa")
+    layer = model.model.layers[0]
+    if odd == "no eps":
+        layer.input_layernorm = nn.RMSNorm(48)
+    elif odd == "adapter":
+        layer.self_attn.q_proj = Adapter(layer.self_attn.q_proj)
+    elif odd == "copy":
+        layer.own = NotCopied()
+    else:
+        layer.mlp = torch.jit.trace(layer.mlp, torch.randn(1, 3, 48), check_trace=False)
+    expected = model(PROMPT).logits
+    assert "2 of 3 layers on cpu; model.layers.0 stays with" in headwise.attach(model).step[0]
+    torch.testing.assert_close(model(PROMPT).logits, expected, atol=2e-4, rtol=2e-4)
+    if odd == "adapter":
+        layer.self_attn.q_proj.low.fill_(1.0)
+        assert not torch.allclose(model(PROMPT).logits, expected, atol=1e-2)
+
+
+@torch.no_grad()
+def test_hooks_on_what_only_training_needs_are_run():
+    model = make("phi3")
+    headwise.attach(model)
+    seen = []
+    model.model.layers[1].resid_attn_dropout.register_forward_hook(
+        lambda module, args, out: seen.append(out) or 2 * out
+    )
+    assert fused(lambda: model(PROMPT)) == model.config.num_hidden_layers - 1
+    assert len(seen) == 1
+
+
+@torch.no_grad()
+def test_what_is_replaced_or_dropped_is_let_go_and_a_model_is_freed_at_once():
+    model = described("granite")
+    headwise.attach(model)
+    model(PROMPT)
+    layers = model.model.layers
+    replaced = weakref.ref(layers[0].mlp.down_proj)
+    dropped = weakref.ref(layers[3].mlp.down_proj)
+    layers[0].mlp.down_proj = copy.deepcopy(layers[0].mlp.down_proj)
+    del layers[3]
+    model.config.num_hidden_layers = 3
+    model(PROMPT, use_cache=False)
+    assert replaced() is None and dropped() is None
+    headwise.detach(model)
+    headwise.attach(model)
+    model(PROMPT)
+    gc.collect()
+    gc.disable()
+    try:
+        whole = weakref.ref(model)
+        del model, layers
+        assert whole() is None
+    finally:
+        gc.enable()
+
+
+@torch.no_grad()
+def test_threads_that_share_a_model_see_whole_arguments():
+    model = attached()
+    expected = model(PROMPT).logits
+    faults = []
+
+    def call(twin):
+        try:
+            with torch.no_grad():
+                logits = twin(PROMPT).logits
+            faults.extend([] if torch.equal(logits, expected) else ["other logits"])
+        except Exception as error:  # noqa: BLE001
+            faults.append(repr(error))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            twin = copy.deepcopy(model)
+            running = [threading.Thread(target=call, args=(twin,)) for _ in range(4)]
+            for thread in running:
+                thread.start()
+            for thread in running:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not faults
 
 
 @torch.no_grad()

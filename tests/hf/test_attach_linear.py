@@ -151,6 +151,54 @@ def test_a_weight_may_change_its_kind_after_attach():
         assert count.of(model, PROMPT) > 0
 
 
+def test_a_bias_alone_is_trained():
+    for family, bias in (("qwen2", "model.layers.0.self_attn.v_proj.bias"), ("gpt2", None)):
+        model = make(family).requires_grad_(False)
+        stock = copy.deepcopy(model)
+        headwise.attach(model)
+        found = []
+        for each in (model, stock):
+            name = bias or "transformer.h.0.attn.c_attn.bias"
+            each.get_parameter(name).requires_grad_()
+            each(PROMPT, labels=PROMPT).loss.backward()
+            found.append(each.get_parameter(name).grad)
+        torch.testing.assert_close(*found, atol=1e-5, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_a_module_of_another_class_and_odd_tensors_are_stocks():
+    class Doubled(torch.nn.Linear):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    model = make("qwen2")
+    headwise.attach(model)
+    head, x = model.lm_head, torch.randn(2, 48)
+    for bias in (torch.ones(1).expand(VOCABULARY), torch.ones(1), torch.ones(2, VOCABULARY)):
+        head._parameters["bias"] = torch.nn.Parameter(bias)
+        torch.testing.assert_close(head(x), torch.nn.functional.linear(x, head.weight, bias))
+    head._parameters["bias"] = torch.nn.Parameter(torch.ones(VOCABULARY, device="meta"))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        head(x)
+    head._parameters["bias"] = None
+    expected = head(x)
+    torch.testing.assert_close(head(x.to_sparse()), expected)
+    head.__class__ = Doubled
+    torch.testing.assert_close(head(x), 2 * expected)
+
+
+@torch.no_grad()
+def test_detach_leaves_nothing_to_a_hook_that_is_removed_later():
+    hooks = pytest.importorskip("accelerate.hooks")
+    model = make("llama-gqa")
+    headwise.attach(model)
+    hooks.add_hook_to_module(model.lm_head, hooks.ModelHook())
+    headwise.detach(model)
+    hooks.remove_hook_from_module(model.lm_head)
+    assert not isinstance(model.lm_head.forward, LinearForward)
+    assert model(PROMPT).logits.isfinite().all()
+
+
 @torch.no_grad()
 def test_copies_and_pickles_multiply_by_their_own_weights():
     model = make("gpt2")

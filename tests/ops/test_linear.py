@@ -122,9 +122,9 @@ class Dispatches(TorchDispatchMode):
 )
 def test_what_watches_a_call_sees_pytorchs_own(mode):
     x, weight = torch.randn(2, 16), torch.randn(24, 16)
-    assert faster("linear", x, [weight]) is not None
+    assert faster("linear", x, [weight], [None]) is not None
     with mode():
-        assert faster("linear", x, [weight]) is None
+        assert faster("linear", x, [weight], [None]) is None
 
 
 @pytest.mark.filterwarnings("ignore:.*jit.trace.* is deprecated:DeprecationWarning")
@@ -144,13 +144,13 @@ def test_what_the_kernels_do_not_serve_is_left_to_pytorch():
         (x, torch.nn.Parameter(weight)),  # gradients
         (x.clone().requires_grad_(), weight),
     ]:
-        assert faster("linear", given, [by]) is None
+        assert faster("linear", given, [by], [None]) is None
     with torch.no_grad():
-        assert faster("linear", x, [torch.nn.Parameter(weight)]) is not None
+        assert faster("linear", x, [torch.nn.Parameter(weight)], [None]) is not None
     seen = []
 
     def ask(row):
-        seen.append(faster("linear", row, [weight]))
+        seen.append(faster("linear", row, [weight], [None]))
         return row
 
     torch.vmap(ask)(x)
@@ -166,15 +166,17 @@ def test_many_rows_are_multiplied_in_float32_where_the_dtype_is_slow(transposed,
     weights = [stored(each, 40, dtype, transposed) for each in (1100, 30)]
     biases = [torch.randn(1100).to(dtype), None]
     with mock.patch.object(by_torch, "_slow", lambda dtype: dtype != torch.float32):
-        run = faster("linear", x, weights)
-        assert faster("linear", x[:, :8], weights) is cpu.linear
-        assert faster("linear", x.float(), [weight.float() for weight in weights]) is None
+        run = faster("linear", x, weights, biases)
+        assert faster("linear", x[:, :8], weights, biases) is cpu.linear
+        assert (
+            faster("linear", x.float(), [weight.float() for weight in weights], [None] * 2) is None
+        )
         with torch.autocast("cpu", torch.bfloat16):
-            assert faster("linear", x, weights) is None
+            assert faster("linear", x, weights, biases) is None
         x.requires_grad_()
-        assert faster("linear", x, weights) is None
+        assert faster("linear", x, weights, biases) is None
     with mock.patch.object(by_torch, "_slow", return_value=False):
-        assert faster("linear", x.detach(), weights) is None
+        assert faster("linear", x.detach(), weights, biases) is None
     for weight, bias, given in zip(weights, biases, run(x.detach(), weights, biases), strict=True):
         wide = None if bias is None else bias.double()
         exact = functional.linear(x.double(), weight.double(), wide)

@@ -2,6 +2,7 @@
 
 import weakref
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -47,10 +48,26 @@ class Attachment:
 
     previous: list[tuple[Any, str | None]]
     kept: list[tuple[Any, Any]]
-    marked: list[tuple[Any, str]]
+    marked: list[tuple[weakref.ref[Any], str]]
     report: AttachReport
     choice: CacheChoice
     step: str
+
+    def mark(self, module: Any, name: str) -> None:
+        """Remember an attribute that was put on a module, which the model may drop."""
+        self.marked.append((weakref.ref(module), name))
+
+    def marks(self) -> list[tuple[Any, str]]:
+        """Those that are left."""
+        alive = ((module(), name) for module, name in self.marked)
+        return [(module, name) for module, name in alive if module is not None]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "marked": self.marks()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.marked = [(weakref.ref(module), name) for module, name in state["marked"]]
 
 
 def put_on(coverage: Coverage, report: AttachReport, choice: CacheChoice, step: str) -> None:
@@ -67,18 +84,18 @@ def put_on(coverage: Coverage, report: AttachReport, choice: CacheChoice, step: 
     for module in coverage.own.values():
         if families.forward_obstacle(module) is None:
             families.replace_forward(module)
-            attachment.marked.append((module, "forward"))
+            attachment.mark(module, "forward")
     for name, obstacle in coverage.linears.items():
         if obstacle is None:
             multiplying = model.get_submodule(name)
             linear.replace_forward(multiplying)
-            attachment.marked.append((multiplying, "forward"))
+            attachment.mark(multiplying, "forward")
     form = layer_form(model)
     for name, obstacle in coverage.layers.items():
         if obstacle is None and form is not None:
             layer: Any = model.get_submodule(name)
             layer.forward = LayerForward(layer, form)
-            attachment.marked.append((layer, "forward"))
+            attachment.mark(layer, "forward")
     if not coverage.own:
         _name_configs(coverage, previous)
     _mark_eager(model, attachment)
@@ -86,7 +103,7 @@ def put_on(coverage: Coverage, report: AttachReport, choice: CacheChoice, step: 
         if obstacle is None:
             expanding: Any = model.get_submodule(name)
             expanding.expand_kv = LatentPassthrough(expanding)
-            attachment.marked.append((expanding, "expand_kv"))
+            attachment.mark(expanding, "expand_kv")
     model._headwise = attachment
     if coverage.grows_cache:
         model._prepare_cache_for_generation = PrepareCache(model, choice)
@@ -102,10 +119,13 @@ def take_off(model: PreTrainedModel, attachment: Attachment) -> None:
     model.__dict__.pop("_prepare_cache_for_generation", None)
     for module, config in attachment.kept:
         module.config = config
-    for module, attribute in attachment.marked:
+    for module, attribute in attachment.marks():
         # a user may have put something else there since
         if attribute == EAGER or isinstance(module.__dict__.get(attribute), ModuleHook):
             module.__dict__.pop(attribute, None)
+        # accelerate's hooks keep what was there before them, and put it back
+        if isinstance(module.__dict__.get("_old_forward"), ModuleHook):
+            module._old_forward = MethodType(type(module).forward, module)
     for key, hook in list(model._forward_pre_hooks.items()):
         if isinstance(hook, ForwardCache):
             del model._forward_pre_hooks[key]
@@ -129,7 +149,7 @@ def _mark_eager(model: PreTrainedModel, attachment: Attachment) -> None:
     for module in model.modules():
         if id(module.__dict__.get("config")) in averaging and EAGER not in module.__dict__:
             setattr(module, EAGER, True)
-            attachment.marked.append((module, EAGER))
+            attachment.mark(module, EAGER)
 
 
 def _configs(model: PreTrainedModel) -> list[Any]:

@@ -1,7 +1,9 @@
 """The modes of PyTorch under which a call has to be PyTorch's own: something else is watching."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 # Private names of PyTorch, in this file alone: a test holds them against the installed release.
@@ -32,3 +34,34 @@ def watched() -> bool:
 def needs_gradients(*tensors: Tensor) -> bool:
     """Whether what is made of these tensors is differentiated."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def are_plain(x: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Whether these are PyTorch's own strided tensors on the CPU, of one dtype, in a plain call."""
+    return (
+        type(x) is Tensor
+        and not watched()  # first: in a trace sizes are tensors
+        and x.is_cpu
+        and x.layout is torch.strided
+        and not x.is_nested
+        and all(
+            type(tensor) in (Tensor, nn.Parameter)
+            and tensor.dtype is x.dtype
+            and tensor.is_cpu
+            and tensor.layout is torch.strided
+            for tensor in tensors
+        )
+        and not needs_gradients(x, *tensors)
+    )
+
+
+def fit(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether x [...,E], a weight [F,E] and a bias [F] are of such sizes; else PyTorch may raise.
+
+    The bias lies in one piece.
+    """
+    return (
+        weight.ndim == 2
+        and weight.shape[1] == x.shape[-1]
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
+    )

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from headwise.caches import ContiguousCache
 from headwise.hf.cache import OwnLayer
 from headwise.hf.interface import headwise_attention_forward
-from headwise.hf.layers.parts import LayerParts, is_touched
+from headwise.hf.layers.parts import Arguments, LayerParts, is_touched
 from headwise.hf.module_hook import NAME, ModuleHook
 from headwise.hf.observer import current_observer
 from headwise.hf.stock_names import DynamicCache, _active_collector
-from headwise.ops import LayerOffer, layer_offer
+from headwise.ops import LayerOffer, layer_offer, watched
 from headwise.spec.config.decoder_layer import DecoderLayer
 
 _CACHES = ("cache", "past_key_values")
@@ -40,7 +40,9 @@ class LayerForward(ModuleHook):
         self.parts = LayerParts(owner, form)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "parts": self.parts}
+        owner = super().__getstate__()
+        self.parts.now(owner["owner"])  # lets go of what is not the layer's any more
+        return {**owner, "parts": self.parts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -48,21 +50,23 @@ class LayerForward(ModuleHook):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         layer = self.owner
-        offer = self._offer(layer, args, kwargs)
-        if offer is None:
+        plan = self.plan(layer, args, kwargs)
+        if plan is None:
             return type(layer).forward(layer, *args, **kwargs)
-        return self._run(offer, args[0], kwargs)
+        return self.run(*plan, args[0], kwargs)
 
-    def _offer(
+    def plan(
         self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> LayerOffer | None:
-        """What runs this call; None where it is stock's."""
-        if len(args) != 1 or layer.training or not isinstance(args[0], Tensor):
+    ) -> tuple[LayerOffer, Arguments] | None:
+        """What runs this call, and its arguments; None where the call is stock's."""
+        if len(args) != 1 or layer.training or torch.is_grad_enabled() or watched():
             return None
-        parts, x = self.parts, args[0]
+        x, parts = args[0], self.parts
+        if type(x) is not Tensor or x.ndim != 3:
+            return None
+        made = parts.now(layer)
         if (
-            x.ndim != 3
-            or not parts.are_as_they_were(layer)
+            made is None
             or parts.attention.config._attn_implementation != NAME
             or _active_collector.get()  # empty where nothing is asked for
             or current_observer() is not None
@@ -70,35 +74,46 @@ class LayerForward(ModuleHook):
         ):
             return None
         for name, value in kwargs.items():
-            if name in _SERVED or value is None or value is False or name in _UNREAD:
+            if name in _SERVED or name in _UNREAD or value is None:
                 continue
+            if name != "output_attentions" or value is not False:
+                return None
+        if not _is_known(_cache(kwargs)):
             return None
-        cache = _cache(kwargs)
-        if cache is not None and not type(cache).__module__.startswith("transformers."):
+        if made.rotated and not _rotates(x, kwargs.get("position_embeddings"), made.rotated):
             return None
-        if parts.rotates and not _rotates(x, kwargs.get("position_embeddings")):
-            return None
-        return layer_offer(x, parts.tensors)
+        offer = layer_offer(x, made.tensors)
+        return None if offer is None else (offer, made)
 
-    def _run(self, offer: LayerOffer, x: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        parts = self.parts
-        attention = parts.attention
-        rotation = kwargs["position_embeddings"] if parts.rotates else (None, None)
-        before = (*parts.before, *rotation, parts.form.interleaved)
+    def run(self, offer: LayerOffer, made: Arguments, x: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """A call that `plan` took."""
+        attention = self.parts.attention
+        rotation = kwargs["position_embeddings"] if made.rotated else (None, None)
+        before = (*made.before, *rotation, self.parts.form.interleaved)
         cache, mask = _cache(kwargs), kwargs.get("attention_mask")
-        held = None if mask is not None or not parts.causal else _contiguous(cache, attention)
-        room = None if held is None else held.room(x.shape[0], parts.kv_heads, x.shape[1], x)
+        held = None if mask is not None or not made.causal else _contiguous(cache, attention)
+        kv_heads = made.before[7]
+        room = None if held is None else held.room(x.shape[0], kv_heads, x.shape[1], x)
         if held is not None and room is not None:
-            attended = offer.attention(x, *before, *room, held.length, *parts.options)
+            attended = offer.attention(x, *before, *room, held.length, *made.options)
             held.wrote(x.shape[1])
         else:
             query, key, value = offer.inputs(x, *before)
             if cache is not None:
                 key, value = cache.update(key, value, attention.layer_idx)
             attended, _ = headwise_attention_forward(
-                attention, query, key, value, mask, 0.0, **parts.asks
+                attention, query, key, value, mask, 0.0, **made.asks
             )
-        return offer.outputs(x, attended.flatten(2), *parts.after)
+        return offer.outputs(x, attended.flatten(2), *made.after)
+
+
+def _is_known(cache: Any) -> bool:
+    """Whether a cache and its layers are Transformers' classes or ours, which read no keywords."""
+    if cache is None:
+        return True
+    kinds = {type(cache), *map(type, getattr(cache, "layers", ()))}
+    ours = all(kind.__module__.startswith(("transformers.", "headwise.")) for kind in kinds)
+    return ours and "update" not in cache.__dict__
 
 
 def _contiguous(cache: Any, attention: Any) -> ContiguousCache | None:
@@ -111,14 +126,16 @@ def _contiguous(cache: Any, attention: Any) -> ContiguousCache | None:
     return held if type(held) is ContiguousCache else None
 
 
-def _rotates(x: Tensor, given: Any) -> bool:
-    """Whether the operator takes these as cos and sin [B or 1,S,P]."""
+def _rotates(x: Tensor, given: Any, dims: int) -> bool:
+    """Whether these are cos and sin [B or 1,S,dims], as the operator takes them."""
     return (
         type(given) is tuple
         and len(given) == 2
         and all(
             type(part) is Tensor
             and part.ndim == 3
+            and part.shape[0] in (1, x.shape[0])
+            and part.shape[1:] == (x.shape[1], dims)
             and part.is_contiguous()
             and part.dtype in (x.dtype, torch.float32)
             and part.is_cpu

@@ -1,8 +1,13 @@
 """What the operators take of one decoder layer: found at attach, looked at again at each call."""
 
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from headwise.hf.module_hook import ModuleHook
 from headwise.spec.config.decoder_layer import DecoderLayer
@@ -19,141 +24,257 @@ _ACTIVATIONS = {
     "ReLUSquaredActivation": 4,
 }
 _CAPTURING = "transformers.utils.output_capturing"
+_ABSENT = object()
+
+# A value that stands in a dict under a key.
+Fact = tuple[Mapping[str, Any], str, Any]
+
+
+class Unfit(Exception):
+    """Why a layer, as it is now, is not what the operators take."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Arguments:
+    """What the operators are given at every call, and the facts that it was made of.
+
+    before, after: arguments of the first and of the second operator. options: scale, window and
+    softcap of the attention inside the first; asks: the same as our attention function takes them.
+    rotated: the dims that are rotated, 0 for none. children: the layer's own, which are no fact as
+    its dict would keep it alive; as is scale, what it multiplies by.
+    """
+
+    facts: list[Fact]
+    children: list[tuple[str, nn.Module]]
+    tensors: list[Tensor]
+    shapes: list[torch.Size]
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+    options: tuple[float, int, float]
+    asks: dict[str, Any]
+    rotated: int
+    causal: bool
+    scale: Any
 
 
 class LayerParts:
-    """The modules of a layer by the names of its family's file, and the operators' arguments.
+    """The modules of a layer, those that its family's file names among them.
 
-    before, after: the arguments of the two operators that are the same at every call. Everything
-    that they were made of is a fact, and a fact that has changed makes them anew. Holds the layer's
-    modules, not the layer, so that it is freed with its last user.
+    Holds them, not the layer, so that it is freed with its last user; and none any more once one
+    of them has been replaced: the layer is Transformers' own from then on.
     """
 
     def __init__(self, layer: nn.Module, form: DecoderLayer) -> None:
-        self.form = form
-        # by the index of the parent (0: the layer), the name there
-        self.modules: list[tuple[int, str, nn.Module, type]] = []
-        attention, mlp = self._find(layer, 0, form.attention), self._find(layer, 0, form.mlp)
-        self.attention = attention
+        self.form, self.kind = form, type(layer)
+        # by the index of the parent (0: the layer) and the name there, every module inside
+        self.modules: list[tuple[int, str, nn.Module, type]] | None = []
+        self._add(layer, 0, self.modules)
+        attention, mlp = layer.get_submodule(form.attention), layer.get_submodule(form.mlp)
         norms = (form.before_attention, form.after_attention, form.before_mlp, form.after_mlp)
-        self.norms = [None if name is None else self._find(layer, 0, name) for name in norms]
-        self.qkv = [self._find(attention, 1, name) for name in form.qkv]
-        self.out = self._find(attention, 1, form.out)
-        self.head_norms = [self._find(attention, 1, name) for name in form.head_norms or ()]
+        self.attention: Any = attention
+        self.norms = [None if name is None else layer.get_submodule(name) for name in norms]
+        self.qkv = [attention.get_submodule(name) for name in form.qkv]
+        self.out: Any = attention.get_submodule(form.out)
+        self.head_norms = [attention.get_submodule(name) for name in form.head_norms or ()]
         named = [name for name in (form.gate, form.up, form.down) if name is not None]
-        self.mlp = [self._find(mlp, 2, name) for name in dict.fromkeys(named)]
-        activation = type(self._find(mlp, 2, form.activation)).__name__
-        self.activation = _ACTIVATIONS.get(activation)
-        self.dim = int(attention.head_dim)
-        self.heads = self.out.in_features // self.dim
-        rows = sum(module.out_features for module in self.qkv) // self.dim
-        self.kv_heads = (rows - self.heads) // 2
-        self.obstacle = None
-        if self.activation is None:
-            self.obstacle = f"no kernel has the activation {activation}"
-        self._facts: list[tuple[dict[str, Any], str, Any]] = []
-        self.tensors: list[Tensor] = []
+        self.mlp = [mlp.get_submodule(name) for name in dict.fromkeys(named)]
+        self.activation = mlp.get_submodule(form.activation)
+        self._weighted: list[nn.Module] = [
+            *filter(None, (*self.norms, *self.head_norms)),
+            *(*self.qkv, self.out, *self.mlp),
+        ]
+        self._names = [_parameters_of(module) for module in self._weighted]
+        self.arguments: Arguments | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_facts": [], "tensors": [], "before": (), "after": ()}
+        return {**self.__dict__, "arguments": None}
 
-    def _find(self, parent: Any, index: int, name: str) -> Any:
-        module = parent._modules[name]
-        self.modules.append((index, name, module, type(module)))
-        return module
+    def _add(
+        self, parent: nn.Module, index: int, to: list[tuple[int, str, nn.Module, type]]
+    ) -> None:
+        for name, module in parent.named_children():
+            to.append((index, name, module, type(module)))
+            self._add(module, len(to), to)
 
-    def are_as_they_were(self, layer: nn.Module) -> bool:
-        """Whether all modules are still there, and nothing of anybody's is between them."""
+    def obstacle(self) -> str | None:
+        """Why the operators do not compute what these modules do, whatever their numbers."""
+        activation = type(self.activation).__name__
+        if activation not in _ACTIVATIONS:
+            return f"no kernel has the activation {activation}"
+        for module in (*self.qkv, self.out, *self.mlp):
+            if type(module) is not nn.Linear:
+                return f"{type(module).__name__} multiplies in its own way"
+        for *_, kind in self.modules or ():
+            if not kind.__module__.startswith(("transformers.", "torch.nn.modules.")):
+                return f"{kind.__name__} is not a class of Transformers"
+        return None
+
+    def now(self, layer: nn.Module) -> Arguments | None:
+        """The arguments; None where a module is another one, or somebody's is between them."""
+        if self.modules is None or type(layer) is not self.kind:
+            return None
         for _, _, module, kind in self.modules:
-            if type(module) is not kind or is_touched(module):
-                return False
-        for own, key, value in self._facts:
-            if own.get(key) is not value:
-                break
-        else:
-            if self._facts:
-                return True
+            if type(module) is not kind or module.training or is_touched(module):
+                return None
+        made = self.arguments
+        if made is not None and made.scale is _scale(layer, self.form):
+            for own, key, value in made.facts:
+                if own.get(key, _ABSENT) is not value:
+                    break
+            else:
+                there = all(layer._modules.get(name) is module for name, module in made.children)
+                if there and [tensor.shape for tensor in made.tensors] == made.shapes:
+                    return made
         known = [layer]
         for parent, name, module, _ in self.modules:
             if known[parent]._modules.get(name) is not module:
-                return False
+                self.forget()
+                return None
             known.append(module)
-        self._read(layer)
-        return True
+        try:
+            made = self._made(layer)
+        except Unfit:
+            made = None
+        self.arguments = made  # whole, at once: other threads may be looking
+        return made
 
-    def _read(self, layer: nn.Module) -> None:
-        """Make the arguments, and remember what of."""
-        self._facts, self.tensors = [], []
-        known, form = [layer], self.form
-        for parent, name, module, _ in self.modules:
-            self._facts.append((known[parent]._modules, name, module))
+    def forget(self) -> None:
+        """Let go of modules that are not the layer's any more."""
+        none = LayerParts.__new__(LayerParts)
+        none.form, none.kind, none.modules, none.arguments = self.form, self.kind, None, None
+        self.__dict__ = none.__dict__
+
+    def _made(self, layer: nn.Module) -> Arguments:
+        """The arguments as the layer is now.
+
+        Raises:
+            Unfit: they do not describe it.
+        """
+        form, facts, tensors = self.form, list[Fact](), list[Tensor]()
+        children, known = [], [layer]
+        for parent, name, module, _ in self.modules or ():
+            if parent > 0:
+                facts.append((known[parent]._modules, name, module))
+            else:  # a dict of the layer itself would keep it alive
+                children.append((name, module))
             known.append(module)
+        for each in {type(module) for module in known}:
+            facts.append(_first_seen(next(c for c in each.__mro__ if "forward" in vars(c))))
+        facts.append(_first_seen(functional, "linear"))
+        rotation = sys.modules[type(self.attention).__module__]
+        facts.append(_first_seen(rotation, "apply_rotary_pos_emb"))
+        if any(own.get(name, _ABSENT) is not value for own, name, value in facts):
+            raise Unfit("another library has replaced what its classes do")
+        for module, names in zip(self._weighted, self._names, strict=True):
+            if _parameters_of(module) != names:
+                raise Unfit("a weight is not a parameter any more, or a new one")
+
+        def fact(own: Mapping[str, Any], key: str) -> Any:
+            value = own.get(key, _ABSENT)
+            facts.append((own, key, value))
+            return None if value is _ABSENT else value
+
+        def pair(module: nn.Module | None) -> tuple[Tensor | None, Tensor | None]:
+            """Weight and bias of a norm or a product; None for what is not there."""
+            if module is None:
+                return None, None
+            weight, bias = (fact(module._parameters, name) for name in ("weight", "bias"))
+            tensors.extend(tensor for tensor in (weight, bias) if tensor is not None)
+            return weight, bias
+
+        def eps(norm: nn.Module | None) -> float:
+            """What a norm adds below its root."""
+            if norm is None:
+                return 0.0
+            own = norm.__dict__
+            return _number(fact(own, "variance_epsilon" if "variance_epsilon" in own else "eps"))
+
         first, *rest = self.norms
         kind = _NORMS[form.norm]
-        head_eps = [self._eps(norm) for norm in self.head_norms] or [0.0]
-        query_norm, key_norm = (self._tensors(m)[0] for m in self.head_norms or (None, None))
-        qkv = [self._tensors(module) for module in self.qkv]
-        self.before = (
-            0 if first is None else kind,
-            *self._tensors(first),
-            self._eps(first),
-            [weight for weight, _ in qkv],
-            [bias for _, bias in qkv],
-            self.heads,
-            self.kv_heads,
-            self.dim,
-            kind if self.head_norms else 0,
-            query_norm,
-            key_norm,
-            head_eps[0],
+        head_eps = {eps(norm) for norm in self.head_norms} or {0.0}
+        query_norm, key_norm = (pair(norm)[0] for norm in self.head_norms or (None, None))
+        qkv, own = [pair(module) for module in self.qkv], self.attention.__dict__
+        dim = fact(own, "head_dim")
+        if len(head_eps) > 1 or type(dim) is not int:
+            raise Unfit("no one eps of the heads' norms, or no head_dim")
+        width, inside = self.out.weight.shape
+        sizes = [(norm, width) for norm in self.norms] + [(norm, dim) for norm in self.head_norms]
+        if any(t is not None and t.shape != (size,) for norm, size in sizes for t in pair(norm)):
+            raise Unfit("a norm is not of the size of what it is given")
+        heads = inside // dim
+        rows = sum(0 if weight is None else weight.shape[0] for weight, _ in qkv) // dim
+        scale = _scale(layer, form)
+        before = (
+            *(0 if first is None else kind, *pair(first), eps(first)),
+            *([weight for weight, _ in qkv], [bias for _, bias in qkv]),
+            *(heads, (rows - heads) // 2, dim),
+            *(kind if self.head_norms else 0, query_norm, key_norm, head_eps.pop()),
         )
-        weights = [self._tensors(module) for module in (self.out, *self.mlp)]
-        self.after = (
-            [weight for weight, _ in weights],
-            [bias for _, bias in weights],
+        weights = [pair(module) for module in (self.out, *self.mlp)]
+        after = (
+            *([weight for weight, _ in weights], [bias for _, bias in weights]),
             form.gate is not None,
             *(0 if norm is None else kind for norm in rest),
-            [tensor for norm in rest for tensor in self._tensors(norm)],
-            *map(self._eps, rest),
-            self.activation,
+            [tensor for norm in rest for tensor in pair(norm)],
+            *map(eps, rest),
+            _ACTIVATIONS[type(self.activation).__name__],
             form.parallel,
-            1.0 if form.scale is None else float(self._fact(layer, form.scale)),
+            1.0 if form.scale is None else _number(scale),
         )
-        self.rotates = form.rotates is None or bool(self._fact(self.attention, form.rotates))
-        self.asks = {
-            "scaling": self._fact(self.attention, "scaling"),
-            "sliding_window": self._fact(self.attention, "sliding_window"),
-            "softcap": form.softcap and self._fact(self.attention, form.softcap),
-        }
-        self.causal = self._fact(self.attention, "is_causal") is True
-        if "sliding_window" not in self.attention.__dict__:
-            self.asks["sliding_window"] = getattr(self.attention.config, "sliding_window", None)
-        # as the native operator takes them: 0 for what is not used
-        scale, window, softcap = self.asks.values()
-        self.options = (float(scale), int(window or 0), float(softcap or 0.0))
+        fact(self.activation.__dict__, "act")
+        asks = {"scaling": fact(own, "scaling"), "sliding_window": fact(own, "sliding_window")}
+        if "sliding_window" not in own:
+            asks["sliding_window"] = fact(self.attention.config.__dict__, "sliding_window")
+        asks["softcap"] = None if form.softcap is None else fact(own, form.softcap)
+        rotates = form.rotates is None or bool(fact(own, form.rotates))
+        window = asks["sliding_window"] or 0
+        if type(window) is not int:
+            raise Unfit("the window is no whole number")
+        return Arguments(
+            facts=facts,
+            children=children,
+            tensors=tensors,
+            shapes=[tensor.shape for tensor in tensors],
+            before=before,
+            after=after,
+            options=(_number(asks["scaling"]), window, _number(asks["softcap"] or 0.0)),
+            asks=asks,
+            rotated=rotated_dims(self.attention.config, dim) if rotates else 0,
+            causal=fact(own, "is_causal") is True,
+            scale=scale,
+        )
 
-    def _fact(self, module: nn.Module, name: str) -> Any:
-        value = module.__dict__.get(name)
-        self._facts.append((module.__dict__, name, value))
-        return value
 
-    def _eps(self, norm: nn.Module | None) -> float:
-        """What a norm adds below its root."""
-        if norm is None:
-            return 0.0
-        name = "variance_epsilon" if "variance_epsilon" in norm.__dict__ else "eps"
-        return float(self._fact(norm, name))
+# What classes and modules held under a name when a layer was first read: other libraries put
+# functions of their own there, for all models.
+_FIRST: dict[tuple[Any, str], Any] = {}
 
-    def _tensors(self, module: nn.Module | None) -> tuple[Tensor | None, Tensor | None]:
-        """Weight and bias of a norm or a product; None for what is not there."""
-        if module is None:
-            return None, None
-        parameters = module._parameters
-        weight, bias = parameters.get("weight"), parameters.get("bias")
-        for name, tensor in (("weight", weight), ("bias", bias)):
-            self._facts.append((parameters, name, tensor))
-            self.tensors += [] if tensor is None else [tensor]
-        return weight, bias
+
+def _first_seen(of: Any, name: str = "forward") -> Fact:
+    own = vars(of)
+    return own, name, _FIRST.setdefault((of, name), own.get(name, _ABSENT))
+
+
+def _parameters_of(module: nn.Module) -> dict[str, bool]:
+    """The names that are parameters, and whether there is one."""
+    return {name: value is not None for name, value in module._parameters.items()}
+
+
+def _scale(layer: nn.Module, form: DecoderLayer) -> Any:
+    return None if form.scale is None else layer.__dict__.get(form.scale)
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float):
+        raise Unfit(f"{value!r} is no number")
+    return float(value)
+
+
+def rotated_dims(config: Any, dim: int) -> int:
+    """The dims of a head that the model's rotary embedding gives angles for."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    factor = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", 1.0))
+    return int(dim * (1.0 if factor is None else factor))
 
 
 def is_touched(module: nn.Module) -> bool:
@@ -165,7 +286,7 @@ def is_touched(module: nn.Module) -> bool:
     own = module.__dict__
     if own["_forward_hooks"] or own["_forward_pre_hooks"]:
         hooks = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
-        if any(hook.__module__ != _CAPTURING for hook in hooks):
+        if any(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks):
             return True
     forward = own.get("forward")
     return forward is not None and not isinstance(forward, ModuleHook)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.hf.layers.forward import LayerForward, obstacle
-from headwise.hf.layers.parts import LayerParts
+from headwise.hf.layers.parts import LayerParts, rotated_dims
 from headwise.hf.module_hook import ATTACHED
 from headwise.hf.stock_names import CACHE, DynamicCache
 from headwise.ops import layer_offer
@@ -20,7 +20,6 @@ _FLOAT32, _ROUNDINGS = 1e-4, 8
 # Tokens in the cache, unless a window reaches further.
 _CACHED = 5
 _LONGEST = 8192
-_FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def trial(layers: dict[str, nn.Module], form: DecoderLayer) -> dict[str, str | None]:
@@ -32,55 +31,54 @@ def trial(layers: dict[str, nn.Module], form: DecoderLayer) -> dict[str, str | N
     known: dict[Any, str | None] = {}
     reasons: dict[str, str | None] = {}
     for name, layer in layers.items():
-        reason = obstacle(layer)
-        if reason is None:
-            try:
-                parts = LayerParts(layer, form)
-            except _FAULTS as error:
-                reasons[name] = f"it is not made as {form.name} is ({_said(error)})"
-                continue
-            if not parts.are_as_they_were(layer):
-                reasons[name] = "its modules are not its own"
-                continue
-            reason, kind = parts.obstacle, _kind(parts)
-            if reason is None and kind not in known:
-                known[kind] = _difference(layer, form, parts)
-            reason = known[kind] if reason is None else reason
-        reasons[name] = reason
+        try:
+            reasons[name] = obstacle(layer) or _difference(layer, form, known)
+        except Exception as error:  # noqa: BLE001 - of modules of any kind, and of copying them
+            fault = str(error).partition("\n")[0]
+            reasons[name] = f"it cannot be tried ({type(error).__name__}: {fault})"
     return reasons
 
 
-def _kind(parts: LayerParts) -> Any:
-    attention = parts.attention
-    scalars = {
-        name: value
-        for name, value in vars(attention).items()
-        if isinstance(value, int | float | str | bool | None) and name != "layer_idx"
-    }
-    shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in parts.tensors)
-    kinds = tuple(kind for *_, kind in parts.modules)
-    return kinds, shapes, tuple(sorted(scalars.items(), key=repr))
-
-
-def _difference(layer: nn.Module, form: DecoderLayer, parts: LayerParts) -> str | None:
-    tensors = parts.tensors
-    first = tensors[0]
+def _difference(layer: nn.Module, form: DecoderLayer, known: dict[Any, str | None]) -> str | None:
+    parts = LayerParts(layer, form)
+    # in training mode nothing is fused, but what it will be in the other one is asked here
+    tensors = list(layer.parameters())
+    reason = parts.obstacle()
+    if reason is not None:
+        return reason
     if any(tensor.device.type != "cpu" for tensor in tensors):
-        return f"its weights are on {first.device.type}"
-    if any(type(t) is not nn.Parameter or t.dtype != first.dtype for t in tensors):
+        return f"its weights are on {tensors[0].device.type}"
+    if any(type(t) is not nn.Parameter or t.dtype != tensors[0].dtype for t in tensors):
         return "its weights are not plain parameters of one dtype"
     if nn.modules.module._has_any_global_hook():
         return "hooks for all modules are registered"
-    try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            if layer_offer(torch.empty(1, 1, 1, dtype=first.dtype), tensors) is None:
-                return f"no kernel runs {first.dtype} here"
-            for dtype in dict.fromkeys((torch.float32, first.dtype)):
-                reason = _tried(_twin(layer, form, dtype), form, dtype)
-                if reason is not None:
-                    return reason
-    except _FAULTS as error:
-        return f"it cannot be tried ({_said(error)})"
+    kind = _kind(parts, layer)
+    if kind not in known:
+        known[kind] = _tried_in_all(layer, form, tensors[0].dtype)
+    return known[kind]
+
+
+def _kind(parts: LayerParts, layer: nn.Module) -> Any:
+    """What layers have in common that differ in their weights alone."""
+    scalars = {
+        (name, key, value)
+        for name, module in layer.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, int | float | str | bool | None)
+        and key not in ("layer_idx", "training")
+    }
+    shapes = tuple((tensor.shape, tensor.dtype) for tensor in layer.parameters())
+    return tuple(kind for *_, kind in parts.modules or ()), shapes, frozenset(scalars)
+
+
+def _tried_in_all(layer: nn.Module, form: DecoderLayer, own: torch.dtype) -> str | None:
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        if layer_offer(torch.empty(1, 1, 1, dtype=own), list(layer.parameters())) is None:
+            return f"no kernel runs {own} here"
+        for dtype in dict.fromkeys((torch.float32, own)):
+            reason = _tried(_twin(layer, form, dtype), form, dtype)
+            if reason is not None:
+                return reason
     return None
 
 
@@ -131,12 +129,12 @@ def _tried(twin: nn.Module, form: DecoderLayer, dtype: torch.dtype) -> str | Non
             x, given = _arguments(call, parts, generator, dtype)
             # a cache of its own for each
             expected = type(twin).forward(twin, x, **copy.deepcopy(given))
-            offer = ours._offer(twin, (x,), given)
-            if offer is None:
+            plan = ours.plan(twin, (x,), given)
+            if plan is None:
                 return "its calls are not those that the operators take"
             if not isinstance(expected, Tensor):
                 return f"it returns a {type(expected).__name__}"
-            reason = _compared(x, expected, ours._run(offer, x, given))
+            reason = _compared(x, expected, ours.run(*plan, x, given))
             if reason is not None:
                 return f"what {what} adds in {str(dtype).removeprefix('torch.')} {reason}"
         if other is not None:
@@ -162,12 +160,16 @@ def _arguments(
 
     x = random(call.batch, call.rows, parts.out.out_features)
     cache = DynamicCache()
-    held = (call.batch, parts.kv_heads, call.cached, parts.dim)
+    dim = parts.attention.head_dim
+    projections: list[Any] = parts.qkv
+    rows = sum(module.out_features for module in projections) // dim
+    kv_heads = (rows - parts.out.in_features // dim) // 2
+    held = (call.batch, kv_heads, call.cached, dim)
     # scores of a size that a cap changes; the rounding of a lower dtype would change their weights
     size = 4.0 if dtype == torch.float32 else 1.0
     cache.update(size * random(*held), random(*held), 0)
     # angles as of positions far beyond any context
-    half = _rotated(parts) // 2
+    half = rotated_dims(parts.attention.config, dim) // 2
     angles = 1e3 * torch.randn(call.batch, call.rows, half, generator=generator)
     angles = torch.cat([angles, angles], dim=-1)
     given: dict[str, Any] = {
@@ -181,15 +183,3 @@ def _arguments(
         mask[-1, ..., :2] = False
         given["attention_mask"] = mask
     return x, given
-
-
-def _rotated(parts: LayerParts) -> int:
-    """The dims of a head that the model's rotary embedding gives angles for."""
-    config = parts.attention.config
-    rope = getattr(config, "rope_parameters", None) or {}
-    factor = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", 1.0))
-    return int(parts.dim * (1.0 if factor is None else factor))
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headwise.errors import OptionError
 from headwise.ops.attend.call import AttentionCall, Problem
@@ -24,7 +24,7 @@ from headwise.ops.backend.protocol import (
     Verdict,
 )
 from headwise.ops.integers.rounding import INT4_GROUP
-from headwise.ops.modes import forward_mode, needs_gradients, watched
+from headwise.ops.modes import are_plain, fit, forward_mode, needs_gradients
 from headwise.ops.views import PagedKV, QuantKV
 
 # The instruction sets that the kernels are built for, slowest first: the index is the level.
@@ -277,27 +277,25 @@ def project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
     return result
 
 
-def _multiplies(x: Tensor, weights: Sequence[Tensor]) -> bool:
+def _multiplies(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> bool:
     """Whether the kernel multiplies these plain tensors, and faster than PyTorch."""
-    return _are_plain(x, weights) and all(
-        weight.shape[-1] == x.shape[-1] and 1 in weight.stride() for weight in weights
+    return _are_plain(x, [*weights, *(bias for bias in biases if bias is not None)]) and all(
+        fit(x, weight, bias) and 1 in weight.stride()
+        for weight, bias in zip(weights, biases, strict=True)
     )
 
 
-def _are_plain(x: Tensor, weights: Sequence[Tensor]) -> bool:
+def _runs_layer(x: Tensor, tensors: Sequence[Tensor]) -> bool:
+    return _are_plain(x, tensors) and all(tensor.is_contiguous() for tensor in tensors)
+
+
+def _are_plain(x: Tensor, tensors: Sequence[Tensor]) -> bool:
     """Whether x has few rows, all are plain tensors of its dtype, and nothing watches the call."""
     return (
-        type(x) is Tensor
-        and not watched()  # first: in a trace sizes are tensors
-        and x.is_cpu
+        are_plain(x, tensors)
         and x.dtype in _DTYPES
         and x.ndim > 0
         and 0 < x.numel() <= _most_rows(x.dtype) * x.shape[-1]
-        and all(
-            type(weight) in (Tensor, nn.Parameter) and weight.dtype is x.dtype and weight.is_cpu
-            for weight in weights
-        )
-        and not needs_gradients(x, *weights)
         and not ready()
     )
 
@@ -372,7 +370,7 @@ BACKEND = Backend(
     _accepts,
     _attend,
     linear=Offer(linear, _multiplies),
-    layer=LayerOffer(layer_attention, attention_inputs, layer_outputs, _are_plain),
+    layer=LayerOffer(layer_attention, attention_inputs, layer_outputs, _runs_layer),
     project=Offer(project, _projects),
     quantize=Offer(quantize, _quantizes),
 )

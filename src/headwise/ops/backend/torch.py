@@ -7,7 +7,7 @@ softmax, in blocks of queries.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from headwise.ops.attend import products, sdpa
@@ -16,7 +16,7 @@ from headwise.ops.attend.call import AttentionCall, Problem
 from headwise.ops.attend.ragged import attend_ragged
 from headwise.ops.backend.protocol import Accepted, Backend, Offer, Verdict, always, densely
 from headwise.ops.integers import rounding
-from headwise.ops.modes import needs_gradients, watched
+from headwise.ops.modes import are_plain, fit
 
 
 def _how(problem: Problem) -> str:
@@ -83,22 +83,13 @@ def _slow(dtype: torch.dtype) -> bool:
     return dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
-def _widens(x: Tensor, weights: Sequence[Tensor]) -> bool:
+def _widens(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> bool:
     """Whether products of these plain tensors are faster in float32."""
     return (
-        type(x) is Tensor
-        and not watched()  # first: in a trace sizes are tensors
-        and x.is_cpu
+        are_plain(x, [*weights, *(bias for bias in biases if bias is not None)])
         and x.ndim > 0
         and x.numel() > _FEW_ROWS * x.shape[-1]
-        and all(
-            type(weight) in (Tensor, nn.Parameter)
-            and weight.is_cpu
-            and weight.dtype is x.dtype
-            and weight.shape[-1] == x.shape[-1]
-            for weight in weights
-        )
-        and not needs_gradients(x, *weights)
+        and all(fit(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
         and _slow(x.dtype)
     )
 
