@@ -36,7 +36,7 @@ inline LinearWeight check_weight(const Tensor& weight, const MaybeTensor& bias, 
   return checked;
 }
 
-// Products with one or more weights in tasks of about the same size, four for each thread.
+// Products with one or more weights in tasks of about the same size.
 struct Division {
   struct Task {
     size_t weight;
@@ -45,6 +45,9 @@ struct Division {
   std::vector<Task> tasks;
   int64_t threads, largest = 0;
 
+  // Tasks of each thread: the fewer, the fewer rows are read that nothing asked for ahead; the
+  // more, the less a thread waits for another that was held up.
+  static constexpr int64_t kTasks = 2;
   // Bytes of weights below which another thread costs more than it saves.
   static constexpr int64_t kLeastBytes = 32768;
   // Outputs that tasks begin at multiples of: by rows, and by columns, of which a task reads a
@@ -57,7 +60,8 @@ struct Division {
     threads = most_threads() < most ? most_threads() : most;
     int64_t outputs = 0;
     for (size_t i = 0; i < count; ++i) outputs += weights[i].rows;
-    const int64_t each = threads == 1 ? outputs : (outputs + 4 * threads - 1) / (4 * threads);
+    const int64_t each =
+        threads == 1 ? outputs : (outputs + kTasks * threads - 1) / (kTasks * threads);
     for (size_t i = 0; i < count; ++i) {
       const int64_t own = step > 0 ? step : weights[i].transposed ? kColumnStep : kRowStep;
       const int64_t of_task = (each + own - 1) / own * own;
