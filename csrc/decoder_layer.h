@@ -1,5 +1,6 @@
 // What a decoder layer does between its attention and its products: norms, rotary position
-// embedding, gated activations and the residual stream, a few rows at a time and in floats.
+// embedding, gated activations and the residual stream, a few rows at a time and in floats. They
+// are rounded to the dtype where Transformers' modules round, so that both say the same.
 #pragma once
 
 #include "linear.h"
@@ -54,15 +55,17 @@ HEADWISE_INLINE void normalize(const Norm& norm, const float* x, int64_t width, 
       width,
       [&](int64_t i) HEADWISE_LAMBDA {
         vf y = (load(x + i) - mean) * factor;
+        if (norm.kind == kRmsNorm) y = as_held<T>(y);
         if (weight != nullptr) y = y * (load(weight + i) + plus);
         if (bias != nullptr) y = y + load(bias + i);
-        store(to + i, y);
+        store(to + i, as_held<T>(y));
       },
       [&](int64_t i) HEADWISE_LAMBDA {
         float y = (x[i] - mean) * factor;
+        if (norm.kind == kRmsNorm) y = as_held<T>(y);
         if (weight != nullptr) y = y * (to_float(weight[i]) + plus);
         if (bias != nullptr) y = y + to_float(bias[i]);
-        to[i] = y;
+        to[i] = as_held<T>(y);
       });
 }
 
@@ -85,7 +88,10 @@ void join_rows(const JoinArgs& args, char* memory) {
     if (args.added != nullptr) {
       normalize<T>(args.added_norm, args.added + row * width, width, own);
       float* to = args.sum == nullptr ? own : args.sum + row * pitch;
-      for (int64_t i = 0; i < width; ++i) to[i] = x[i] + args.scale * own[i];
+      for (int64_t i = 0; i < width; ++i) own[i] *= args.scale;
+      hold<T>(own, width);
+      for (int64_t i = 0; i < width; ++i) to[i] = x[i] + own[i];
+      hold<T>(to, width);
       sum = to;
     }
     if (args.out != nullptr) {
@@ -99,23 +105,19 @@ void join_rows(const JoinArgs& args, char* memory) {
   }
 }
 
-// Rotary position embedding of one head's row, in place.
+// Rotary position embedding of one head's row, in place. Products with angles of R are rounded to
+// it.
 template <class R>
 HEADWISE_INLINE void rotate_head(const R* cos, const R* sin, int64_t dim, bool interleaved,
                                  float* x) {
   const int64_t half = dim / 2;
-  if (interleaved) {
-    for (int64_t i = 0; i < half; ++i) {
-      const float a = x[2 * i], b = x[2 * i + 1], c = to_float(cos[i]), s = to_float(sin[i]);
-      x[2 * i] = a * c - b * s;
-      x[2 * i + 1] = b * c + a * s;
-    }
-    return;
-  }
   for (int64_t i = 0; i < half; ++i) {
-    const float a = x[i], b = x[half + i];
-    x[i] = a * to_float(cos[i]) - b * to_float(sin[i]);
-    x[half + i] = b * to_float(cos[half + i]) + a * to_float(sin[half + i]);
+    float* first = x + (interleaved ? 2 * i : i);
+    float* second = interleaved ? first + 1 : first + half;
+    const int64_t other = interleaved ? i : half + i;
+    const float a = *first, b = *second;
+    *first = as_held<R>(a * to_float(cos[i])) - as_held<R>(b * to_float(sin[i]));
+    *second = as_held<R>(b * to_float(cos[other])) + as_held<R>(a * to_float(sin[other]));
   }
 }
 
@@ -133,6 +135,7 @@ void heads(const HeadsArgs& args, const LinearWeight& weight, int64_t base, int6
                         for (int j = 0; j < n; ++j) to[j] = product[j];
                         if (bias != nullptr)
                           for (int j = 0; j < n; ++j) to[j] += to_float(bias[at + j]);
+                        hold<T>(to, n);
                       });
   for (int64_t i = 0; i < count; ++i) {
     int64_t head = base + first + i;
@@ -226,6 +229,7 @@ void gated(const GatedArgs& args, int64_t first, int64_t count, const void* take
                           for (int j = 0; j < n; ++j) own[j] = part[j];
                           if (bias != nullptr)
                             for (int j = 0; j < n; ++j) own[j] += to_float(bias[at + j]);
+                          hold<T>(own, n);
                         });
   };
   product(*args.up, up);
@@ -235,8 +239,10 @@ void gated(const GatedArgs& args, int64_t first, int64_t count, const void* take
     float* u = up + row * line;
     // past `count` lies what an earlier task left, which is not written
     for (int64_t i = 0; i < count; i += W)
-      store(u + i, args.gate == nullptr ? activate(args.activation, load(u + i))
-                                        : activate(args.activation, load(g + i)) * load(u + i));
+      store(u + i, args.gate == nullptr
+                       ? activate(args.activation, load(u + i))
+                       : as_held<T>(activate(args.activation, load(g + i))) * load(u + i));
+    hold<T>(u, count);
     Element* to = static_cast<Element*>(args.taken) + row * pitch + first;
     for (int64_t i = 0; i < count; ++i) from_float(u[i], to + i);
   }

@@ -111,6 +111,16 @@ HEADWISE_INLINE void linear_as_stored(const typename Taken<T>::Type* x, const Li
     linear_by_rows<T>(x, args.rows, args.width, rows, first, count, scratch, emit);
 }
 
+// Numbers as T holds them, in place.
+template <class T>
+HEADWISE_INLINE void hold(float* x, int64_t count) {
+  if constexpr (!Same<T, float>::value) {
+    int64_t i = 0;
+    for (; i + W <= count; i += W) store(x + i, as_held<T>(load(x + i)));
+    for (; i < count; ++i) x[i] = as_held<T>(x[i]);
+  }
+}
+
 // The outputs first..first + count of one weight. `taken` is what take_rows made.
 template <class T>
 void linear(const LinearArgs& args, const LinearWeight& weight, int64_t first, int64_t count,
@@ -126,10 +136,13 @@ void linear(const LinearArgs& args, const LinearWeight& weight, int64_t first, i
   };
   const auto emit = [&](int64_t row, int64_t at, int n, const float* product) HEADWISE_LAMBDA {
     const int64_t offset = row * weight.rows + at;
-    if (weight.wide)
-      write(product, at, n, static_cast<float*>(weight.out) + offset);
-    else
+    if (weight.wide) {
+      float* to = static_cast<float*>(weight.out) + offset;
+      write(product, at, n, to);
+      hold<T>(to, n);
+    } else {
       write(product, at, n, static_cast<T*>(weight.out) + offset);
+    }
   };
   linear_as_stored<T>(x, args, weight, first, count, {memory}, emit);
 }

@@ -216,6 +216,50 @@ HEADWISE_INLINE T rounded(T x) {
   return x;
 }
 
+// x as T holds it.
+template <class T>
+HEADWISE_INLINE float as_held(float x) {
+  T narrow;
+  from_float(x, &narrow);
+  return to_float(narrow);
+}
+template <class T>
+struct Held {
+  static HEADWISE_INLINE vf vector(vf x) {
+    T narrow[W];
+    for (int i = 0; i < W; ++i) from_float(x[i], narrow + i);
+    return load(narrow);
+  }
+};
+template <>
+struct Held<float> {
+  static HEADWISE_INLINE vf vector(vf x) { return x; }
+};
+template <>
+struct Held<bf16> {
+  static HEADWISE_INLINE vf vector(vf x) {
+    const vu u = bits_of<vu>(x);
+    const vu up = (u + 0x7fffu + (u >> 16 & 1u)) & 0xffff0000u;
+    return (vi)(x != x) ? x : bits_of<vf>(up);
+  }
+};
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
+template <>
+struct Held<f16> {
+  static HEADWISE_INLINE vf vector(vf x) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+    return (vf)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#endif
+  }
+};
+#endif
+template <class T>
+HEADWISE_INLINE vf as_held(vf x) {
+  return Held<T>::vector(x);
+}
+
 HEADWISE_INLINE vf select(vi condition, vf yes, vf no) { return condition ? yes : no; }
 
 // a where it is larger, else b: also where one is NaN.

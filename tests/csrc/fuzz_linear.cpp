@@ -103,6 +103,8 @@ void one_layer(int level) {
   for (Numbers* part : {&query, &key, &value})
     for (int64_t i = 0; i < part->size(); ++i) part->set(i, NAN);
   a.query = query.data(), a.key = key.data(), a.value = value.data();
+  a.key_row = a.value_row = a.dim;
+  a.key_head = a.value_head = a.key_batch = a.value_batch = a.length * a.dim;
   const int64_t each = pick({1, all});
   char* of_heads =
       memory(scratch_bytes(a.x, each * a.dim) + 4 * a.x.rows * padded(each * a.dim) + 64);
