@@ -37,11 +37,11 @@ class LayerForward(ModuleHook):
 
     def __init__(self, owner: nn.Module, form: DecoderLayer) -> None:
         super().__init__(owner)
-        self.parts = LayerParts(owner, form)
+        self.parts: LayerParts | None = LayerParts(owner, form)
 
     def __getstate__(self) -> dict[str, Any]:
         owner = super().__getstate__()
-        self.parts.now(owner["owner"])  # lets go of what is not the layer's any more
+        self._now(owner["owner"])  # lets go of what is not the layer's any more
         return {**owner, "parts": self.parts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -53,21 +53,31 @@ class LayerForward(ModuleHook):
         plan = self.plan(layer, args, kwargs)
         if plan is None:
             return type(layer).forward(layer, *args, **kwargs)
-        return self.run(*plan, args[0], kwargs)
+        return run(*plan, args[0], kwargs)
+
+    def _now(self, layer: nn.Module) -> tuple[LayerParts, Arguments] | None:
+        """The layer's parts and arguments; None, once and for all, where a part is another one."""
+        parts = self.parts
+        made = None if parts is None else parts.now(layer)
+        if parts is not None and parts.gone:
+            self.parts = None
+        return None if parts is None or made is None else (parts, made)
 
     def plan(
         self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[LayerOffer, Arguments] | None:
-        """What runs this call, and its arguments; None where the call is stock's."""
+    ) -> tuple[LayerParts, Arguments, LayerOffer] | None:
+        """What `run` takes of this call; None where the call is stock's."""
         if len(args) != 1 or layer.training or torch.is_grad_enabled() or watched():
             return None
-        x, parts = args[0], self.parts
+        x = args[0]
         if type(x) is not Tensor or x.ndim != 3:
             return None
-        made = parts.now(layer)
+        now = self._now(layer)
+        if now is None:
+            return None
+        parts, made = now
         if (
-            made is None
-            or parts.attention.config._attn_implementation != NAME
+            parts.attention.config._attn_implementation != NAME
             or _active_collector.get()  # empty where nothing is asked for
             or current_observer() is not None
             or nn.modules.module._has_any_global_hook()
@@ -83,28 +93,31 @@ class LayerForward(ModuleHook):
         if made.rotated and not _rotates(x, kwargs.get("position_embeddings"), made.rotated):
             return None
         offer = layer_offer(x, made.tensors)
-        return None if offer is None else (offer, made)
+        return None if offer is None else (parts, made, offer)
 
-    def run(self, offer: LayerOffer, made: Arguments, x: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """A call that `plan` took."""
-        attention = self.parts.attention
-        rotation = kwargs["position_embeddings"] if made.rotated else (None, None)
-        before = (*made.before, *rotation, self.parts.form.interleaved)
-        cache, mask = _cache(kwargs), kwargs.get("attention_mask")
-        held = None if mask is not None or not made.causal else _contiguous(cache, attention)
-        kv_heads = made.before[7]
-        room = None if held is None else held.room(x.shape[0], kv_heads, x.shape[1], x)
-        if held is not None and room is not None:
-            attended = offer.attention(x, *before, *room, held.length, *made.options)
-            held.wrote(x.shape[1])
-        else:
-            query, key, value = offer.inputs(x, *before)
-            if cache is not None:
-                key, value = cache.update(key, value, attention.layer_idx)
-            attended, _ = headwise_attention_forward(
-                attention, query, key, value, mask, 0.0, **made.asks
-            )
-        return offer.outputs(x, attended.flatten(2), *made.after)
+
+def run(
+    parts: LayerParts, made: Arguments, offer: LayerOffer, x: Tensor, kwargs: dict[str, Any]
+) -> Tensor:
+    """What the layer returns for a call that `LayerForward.plan` took."""
+    attention = parts.attention
+    rotation = kwargs["position_embeddings"] if made.rotated else (None, None)
+    before = (*made.before, *rotation, parts.form.interleaved)
+    cache, mask = _cache(kwargs), kwargs.get("attention_mask")
+    held = None if mask is not None or not made.causal else _contiguous(cache, attention)
+    kv_heads = made.before[7]
+    room = None if held is None else held.room(x.shape[0], kv_heads, x.shape[1], x)
+    if held is not None and room is not None:
+        attended = offer.attention(x, *before, *room, held.length, *made.options)
+        held.wrote(x.shape[1])
+    else:
+        query, key, value = offer.inputs(x, *before)
+        if cache is not None:
+            key, value = cache.update(key, value, attention.layer_idx)
+        attended, _ = headwise_attention_forward(
+            attention, query, key, value, mask, 0.0, **made.asks
+        )
+    return offer.outputs(x, attended.flatten(2), *made.after)
 
 
 def _is_known(cache: Any) -> bool:

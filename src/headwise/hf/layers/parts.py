@@ -60,15 +60,16 @@ class Arguments:
 class LayerParts:
     """The modules of a layer, those that its family's file names among them.
 
-    Holds them, not the layer, so that it is freed with its last user; and none any more once one
-    of them has been replaced: the layer is Transformers' own from then on.
+    Holds them, not the layer, so that it is freed with its last user. `gone`: one of them has been
+    replaced, and the layer is Transformers' own from then on.
     """
 
     def __init__(self, layer: nn.Module, form: DecoderLayer) -> None:
         self.form, self.kind = form, type(layer)
         # by the index of the parent (0: the layer) and the name there, every module inside
-        self.modules: list[tuple[int, str, nn.Module, type]] | None = []
-        self._add(layer, 0, self.modules)
+        self.modules: list[tuple[int, str, nn.Module, type]] = []
+        self._add(layer, 0)
+        self.gone = False
         attention, mlp = layer.get_submodule(form.attention), layer.get_submodule(form.mlp)
         norms = (form.before_attention, form.after_attention, form.before_mlp, form.after_mlp)
         self.attention: Any = attention
@@ -89,12 +90,10 @@ class LayerParts:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "arguments": None}
 
-    def _add(
-        self, parent: nn.Module, index: int, to: list[tuple[int, str, nn.Module, type]]
-    ) -> None:
+    def _add(self, parent: nn.Module, index: int) -> None:
         for name, module in parent.named_children():
-            to.append((index, name, module, type(module)))
-            self._add(module, len(to), to)
+            self.modules.append((index, name, module, type(module)))
+            self._add(module, len(self.modules))
 
     def obstacle(self) -> str | None:
         """Why the operators do not compute what these modules do, whatever their numbers."""
@@ -104,14 +103,14 @@ class LayerParts:
         for module in (*self.qkv, self.out, *self.mlp):
             if type(module) is not nn.Linear:
                 return f"{type(module).__name__} multiplies in its own way"
-        for *_, kind in self.modules or ():
+        for *_, kind in self.modules:
             if not kind.__module__.startswith(("transformers.", "torch.nn.modules.")):
                 return f"{kind.__name__} is not a class of Transformers"
         return None
 
     def now(self, layer: nn.Module) -> Arguments | None:
         """The arguments; None where a module is another one, or somebody's is between them."""
-        if self.modules is None or type(layer) is not self.kind:
+        if type(layer) is not self.kind:
             return None
         for _, _, module, kind in self.modules:
             if type(module) is not kind or module.training or is_touched(module):
@@ -128,7 +127,7 @@ class LayerParts:
         known = [layer]
         for parent, name, module, _ in self.modules:
             if known[parent]._modules.get(name) is not module:
-                self.forget()
+                self.gone = True
                 return None
             known.append(module)
         try:
@@ -138,12 +137,6 @@ class LayerParts:
         self.arguments = made  # whole, at once: other threads may be looking
         return made
 
-    def forget(self) -> None:
-        """Let go of modules that are not the layer's any more."""
-        none = LayerParts.__new__(LayerParts)
-        none.form, none.kind, none.modules, none.arguments = self.form, self.kind, None, None
-        self.__dict__ = none.__dict__
-
     def _made(self, layer: nn.Module) -> Arguments:
         """The arguments as the layer is now.
 
@@ -152,7 +145,7 @@ class LayerParts:
         """
         form, facts, tensors = self.form, list[Fact](), list[Tensor]()
         children, known = [], [layer]
-        for parent, name, module, _ in self.modules or ():
+        for parent, name, module, _ in self.modules:
             if parent > 0:
                 facts.append((known[parent]._modules, name, module))
             else:  # a dict of the layer itself would keep it alive

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.hf.layers.forward import LayerForward, obstacle
+from headwise.hf.layers.forward import LayerForward, obstacle, run
 from headwise.hf.layers.parts import LayerParts, rotated_dims
 from headwise.hf.module_hook import ATTACHED
 from headwise.hf.stock_names import CACHE, DynamicCache
@@ -68,7 +68,7 @@ def _kind(parts: LayerParts, layer: nn.Module) -> Any:
         and key not in ("layer_idx", "training")
     }
     shapes = tuple((tensor.shape, tensor.dtype) for tensor in layer.parameters())
-    return tuple(kind for *_, kind in parts.modules or ()), shapes, frozenset(scalars)
+    return tuple(kind for *_, kind in parts.modules), shapes, frozenset(scalars)
 
 
 def _tried_in_all(layer: nn.Module, form: DecoderLayer, own: torch.dtype) -> str | None:
@@ -113,7 +113,7 @@ def _calls(window: int | None) -> Iterator[_Call]:
 def _tried(twin: nn.Module, form: DecoderLayer, dtype: torch.dtype) -> str | None:
     """How ours differs from the layer's own in what attention or MLP adds; None if it does not."""
     ours, generator = LayerForward(twin, form), torch.Generator("cpu").manual_seed(0)
-    parts = ours.parts
+    parts = LayerParts(twin, form)
     sources = (parts.attention, parts.attention.config)
     window = next(filter(None, (getattr(of, "sliding_window", None) for of in sources)), None)
     # each alone, lest the larger one hides the other, and one after the other
@@ -134,7 +134,7 @@ def _tried(twin: nn.Module, form: DecoderLayer, dtype: torch.dtype) -> str | Non
                 return "its calls are not those that the operators take"
             if not isinstance(expected, Tensor):
                 return f"it returns a {type(expected).__name__}"
-            reason = _compared(x, expected, ours.run(*plan, x, given))
+            reason = _compared(x, expected, run(*plan, x, given))
             if reason is not None:
                 return f"what {what} adds in {str(dtype).removeprefix('torch.')} {reason}"
         if other is not None:
