@@ -495,7 +495,7 @@ def test_keywords_and_positions_are_what_they_are_in_stock():
 
 
 @pytest.mark.parametrize("odd", ["no eps", "adapter", "copy", "traced"])
-@pytest.mark.filterwarnings("ignore:.*jit.trace.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*jit.trace.* is deprecated")
 @torch.no_grad()
 def test_attach_leaves_odd_layers_alone(odd):
     class Adapter(nn.Linear):

@@ -127,7 +127,7 @@ def test_what_watches_a_call_sees_pytorchs_own(mode):
         assert faster("linear", x, [weight], [None]) is None
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.trace.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*jit.trace.* is deprecated")
 def test_what_the_kernels_do_not_serve_is_left_to_pytorch():
     x, weight = torch.randn(2, 16), torch.randn(24, 16)
     for given, by in [
