@@ -8,7 +8,7 @@
 namespace headwise {
 namespace HEADWISE_ISA {
 
-// Calls what(i, load) for the elements of a row: a vector at a time, then one at a time.
+// Calls vector(i) for W elements of a row at a time, then single(i) for each that is left.
 template <class Vector, class Single>
 HEADWISE_INLINE void along(int64_t width, const Vector& vector, const Single& single) {
   int64_t i = 0;
@@ -131,11 +131,8 @@ void heads(const HeadsArgs& args, const LinearWeight& weight, int64_t base, int6
   linear_as_stored<T>(static_cast<const typename Taken<T>::Type*>(taken), args.x, weight, begin,
                       outputs, scratch,
                       [&](int64_t row, int64_t at, int n, const float* product) HEADWISE_LAMBDA {
-                        float* to = all + row * outputs + at - begin;
-                        for (int j = 0; j < n; ++j) to[j] = product[j];
-                        if (bias != nullptr)
-                          for (int j = 0; j < n; ++j) to[j] += to_float(bias[at + j]);
-                        hold<T>(to, n);
+                        add_bias_held(product, bias == nullptr ? bias : bias + at, n,
+                                      all + row * outputs + at - begin);
                       });
   for (int64_t i = 0; i < count; ++i) {
     int64_t head = base + first + i;
@@ -197,7 +194,7 @@ HEADWISE_INLINE vf activate(Activation activation, vf x) {
   switch (activation) {
     case kSilu: {
       // e^-x of a number below -88 is beyond floats, and the quotient 0
-      const vf far = (vf)select((vi)(x < -88.0f), splat(-88.0f), x);
+      const vf far = select((vi)(x < -88.0f), splat(-88.0f), x);
       return x / (1.0f + exp(-far));
     }
     case kGelu:
@@ -225,11 +222,8 @@ void gated(const GatedArgs& args, int64_t first, int64_t count, const void* take
     const T* bias = static_cast<const T*>(weight.bias);
     linear_as_stored<T>(x, args.x, weight, first, count, scratch,
                         [&](int64_t row, int64_t at, int n, const float* part) HEADWISE_LAMBDA {
-                          float* own = to + row * line + at - first;
-                          for (int j = 0; j < n; ++j) own[j] = part[j];
-                          if (bias != nullptr)
-                            for (int j = 0; j < n; ++j) own[j] += to_float(bias[at + j]);
-                          hold<T>(own, n);
+                          add_bias_held(part, bias == nullptr ? bias : bias + at, n,
+                                        to + row * line + at - first);
                         });
   };
   product(*args.up, up);

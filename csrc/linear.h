@@ -121,27 +121,35 @@ HEADWISE_INLINE void hold(float* x, int64_t count) {
   }
 }
 
+// Products plus a bias, where there is one, as T holds them, in floats.
+template <class T>
+HEADWISE_INLINE void add_bias_held(const float* product, const T* bias, int n, float* to) {
+  if (bias == nullptr) {
+    for (int j = 0; j < n; ++j) to[j] = product[j];
+  } else {
+    for (int j = 0; j < n; ++j) to[j] = product[j] + to_float(bias[j]);
+  }
+  hold<T>(to, n);
+}
+
 // The outputs first..first + count of one weight. `taken` is what take_rows made.
 template <class T>
 void linear(const LinearArgs& args, const LinearWeight& weight, int64_t first, int64_t count,
             const void* taken, char* memory) {
   const auto* x = static_cast<const typename Taken<T>::Type*>(taken);
   const T* bias = static_cast<const T*>(weight.bias);
-  const auto write = [&](const float* product, int64_t at, int n, auto* to) HEADWISE_LAMBDA {
+  const auto emit = [&](int64_t row, int64_t at, int n, const float* product) HEADWISE_LAMBDA {
+    const int64_t offset = row * weight.rows + at;
+    if (weight.wide) {
+      add_bias_held(product, bias == nullptr ? bias : bias + at, n,
+                    static_cast<float*>(weight.out) + offset);
+      return;
+    }
+    T* to = static_cast<T*>(weight.out) + offset;
     if (bias == nullptr) {
       for (int j = 0; j < n; ++j) from_float(product[j], to + j);
     } else {
       for (int j = 0; j < n; ++j) from_float(product[j] + to_float(bias[at + j]), to + j);
-    }
-  };
-  const auto emit = [&](int64_t row, int64_t at, int n, const float* product) HEADWISE_LAMBDA {
-    const int64_t offset = row * weight.rows + at;
-    if (weight.wide) {
-      float* to = static_cast<float*>(weight.out) + offset;
-      write(product, at, n, to);
-      hold<T>(to, n);
-    } else {
-      write(product, at, n, static_cast<T*>(weight.out) + offset);
     }
   };
   linear_as_stored<T>(x, args, weight, first, count, {memory}, emit);

@@ -49,10 +49,6 @@ Norm check_norm(int64_t kind, const MaybeTensor& weight, const MaybeTensor& bias
           check_vector(bias, x, size, operation), float(eps)};
 }
 
-int64_t bytes_of(const LinearWeight& weight, const LinearArgs& args) {
-  return weight.rows * args.width * (args.dtype == kFloat32 ? 4 : 2);
-}
-
 int64_t join_bytes(const JoinArgs& args) { return 8 * padded(args.width) + 128; }
 
 // What comes before attention: the norm of x [B,S,E], the products with weights that together have
@@ -207,7 +203,7 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
     STD_TORCH_CHECK(false, kInputs, ": ", words...);
   });
   inputs.write_to(&query, keys, values);
-  const int64_t size = inputs.args.x.dtype == kFloat32 ? 4 : 2;
+  const int64_t size = element_bytes(inputs.args.x.dtype);
   inputs.args.key = static_cast<char*>(inputs.args.key) + before * inputs.args.key_row * size;
   inputs.args.value = static_cast<char*>(inputs.args.value) + before * inputs.args.value_row * size;
   inputs.run(kernels);
@@ -244,7 +240,7 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
 LinearWeight first_half(LinearWeight* weight, Dtype dtype) {
   STD_TORCH_CHECK(weight->rows % 2 == 0, kOutputs, ": ", weight->rows,
                   " outputs of a gate and what it gates, expected an even number");
-  const int64_t size = dtype == kFloat32 ? 4 : 2;
+  const int64_t size = element_bytes(dtype);
   weight->rows /= 2;
   const LinearWeight first = *weight;
   const auto past = [&](const void* data, int64_t elements) -> const void* {

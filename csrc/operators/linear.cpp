@@ -34,7 +34,7 @@ std::vector<Tensor> linear(Tensor x, std::vector<Tensor> weights, MaybeTensors b
   int64_t bytes = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
     checked.push_back(check_weight(weights[i], biases[i], x, args.width, kLinear));
-    bytes += checked[i].rows * args.width * (args.dtype == kFloat32 ? 4 : 2);
+    bytes += bytes_of(checked[i], args);
   }
   std::vector<int64_t> sizes;
   for (int64_t i = 0; i <= last; ++i) sizes.push_back(x.size(i));

@@ -36,6 +36,13 @@ inline LinearWeight check_weight(const Tensor& weight, const MaybeTensor& bias, 
   return checked;
 }
 
+// Bytes of an element, of the three dtypes that products serve.
+inline int64_t element_bytes(Dtype dtype) { return dtype == kFloat32 ? 4 : 2; }
+
+inline int64_t bytes_of(const LinearWeight& weight, const LinearArgs& args) {
+  return weight.rows * args.width * element_bytes(args.dtype);
+}
+
 // Products with one or more weights in tasks of about the same size.
 struct Division {
   struct Task {

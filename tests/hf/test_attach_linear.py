@@ -178,7 +178,7 @@ def test_a_module_of_another_class_and_odd_tensors_are_stocks():
         head._parameters["bias"] = torch.nn.Parameter(bias)
         torch.testing.assert_close(head(x), torch.nn.functional.linear(x, head.weight, bias))
     head._parameters["bias"] = torch.nn.Parameter(torch.ones(VOCABULARY, device="meta"))
-    with pytest.raises((RuntimeError, NotImplementedError)):
+    with pytest.raises(RuntimeError):
         head(x)
     head._parameters["bias"] = None
     expected = head(x)

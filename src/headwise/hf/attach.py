@@ -60,8 +60,8 @@ def attach(
             "paged:16", pages of 64 or 16 tokens, which beams share; "int8" or
             "int4", rounded; "window:2048" or "window:2048,sinks=4", the last 2048 tokens and the
             first 4 only. Layers with a sliding window hold what it reaches, whatever is chosen.
-        step: "all": products of up to 16 rows with the weights run on headwise as well, where that
-            is faster; "attention": attention and its cache alone.
+        step: "all": decoder layers, and products with weights, of up to 16 rows run on headwise as
+            well, where that is faster; "attention": attention and its cache alone.
         strict: raise where some attention would be left to Transformers. Without it the rest is
             attached, and the report says what is left and why.
 

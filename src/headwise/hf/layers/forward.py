@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from headwise.caches import ContiguousCache
 from headwise.hf.cache import OwnLayer
+from headwise.hf.cache_hooks import CACHE_ARGUMENTS
 from headwise.hf.interface import headwise_attention_forward
 from headwise.hf.layers.parts import Arguments, LayerParts, is_touched
 from headwise.hf.module_hook import NAME, ModuleHook
@@ -15,8 +16,7 @@ from headwise.hf.stock_names import DynamicCache, _active_collector
 from headwise.ops import LayerOffer, layer_offer, watched
 from headwise.spec.config.decoder_layer import DecoderLayer
 
-_CACHES = ("cache", "past_key_values")
-_SERVED = {"attention_mask", "position_embeddings", *_CACHES}
+_SERVED = {"attention_mask", "position_embeddings", *CACHE_ARGUMENTS}
 # What a model gives its layers and no attention of these families looks at.
 _UNREAD = {"position_ids", "use_cache", "cache_position"}
 
@@ -88,7 +88,7 @@ class LayerForward(ModuleHook):
                 continue
             if name != "output_attentions" or value is not False:
                 return None
-        if not _is_known(_cache(kwargs)):
+        if not _is_known(_cache(kwargs), parts.attention.layer_idx):
             return None
         if made.rotated and not _rotates(x, kwargs.get("position_embeddings"), made.rotated):
             return None
@@ -120,11 +120,11 @@ def run(
     return offer.outputs(x, attended.flatten(2), *made.after)
 
 
-def _is_known(cache: Any) -> bool:
-    """Whether a cache and its layers are Transformers' classes or ours, which read no keywords."""
+def _is_known(cache: Any, index: int) -> bool:
+    """Whether a cache and its layer are Transformers' or ours, whose updates read no keywords."""
     if cache is None:
         return True
-    kinds = {type(cache), *map(type, getattr(cache, "layers", ()))}
+    kinds = map(type, (cache, *getattr(cache, "layers", ())[index : index + 1]))
     ours = all(kind.__module__.startswith(("transformers.", "headwise.")) for kind in kinds)
     return ours and "update" not in cache.__dict__
 
@@ -158,7 +158,7 @@ def _rotates(x: Tensor, given: Any, dims: int) -> bool:
 
 
 def _cache(kwargs: dict[str, Any]) -> Any:
-    return next((kwargs[name] for name in _CACHES if kwargs.get(name) is not None), None)
+    return next((kwargs[name] for name in CACHE_ARGUMENTS if kwargs.get(name) is not None), None)
 
 
 def obstacle(layer: nn.Module) -> str | None:

@@ -41,7 +41,6 @@ def trial(layers: dict[str, nn.Module], form: DecoderLayer) -> dict[str, str | N
 
 def _difference(layer: nn.Module, form: DecoderLayer, known: dict[Any, str | None]) -> str | None:
     parts = LayerParts(layer, form)
-    # in training mode nothing is fused, but what it will be in the other one is asked here
     tensors = list(layer.parameters())
     reason = parts.obstacle()
     if reason is not None:
