@@ -12,22 +12,25 @@ namespace headwise {
 
 typedef std::vector<MaybeTensor> MaybeTensors;
 
+// A weight [F,width] and its bias [F]; with three dims the first of a stack [N,F,width] and [N,F].
 inline LinearWeight check_weight(const Tensor& weight, const MaybeTensor& bias, const Tensor& x,
-                                 int64_t width, const char* operation) {
-  STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 2 && weight.size(1) == width &&
+                                 int64_t width, const char* operation, int64_t dims = 2) {
+  const int64_t last = dims - 1, before = dims - 2;
+  STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == dims && weight.size(last) == width &&
                       weight.scalar_type() == x.scalar_type(),
-                  operation, ": a weight does not fit x: expected two dims, ", width,
-                  " columns, on the CPU, of its dtype");
+                  operation, ": a weight does not fit x: expected ", dims == 2 ? "two" : "three",
+                  " dims, ", width, " columns, on the CPU, of its dtype");
   LinearWeight checked = {};
   checked.data = weight.const_data_ptr();
-  checked.rows = weight.size(0);
+  checked.rows = weight.size(before);
   const bool one_column = width <= 1, one_row = checked.rows <= 1;
-  checked.transposed = !(weight.stride(1) == 1 || one_column);
-  checked.stride = weight.stride(checked.transposed ? 1 : 0);
-  STD_TORCH_CHECK(!checked.transposed || weight.stride(0) == 1 || one_row, operation,
+  checked.transposed = !(weight.stride(last) == 1 || one_column);
+  checked.stride = weight.stride(checked.transposed ? last : before);
+  STD_TORCH_CHECK(!checked.transposed || weight.stride(before) == 1 || one_row, operation,
                   ": neither the rows nor the columns of a weight are contiguous");
   if (bias.has_value()) {
-    STD_TORCH_CHECK(bias->is_cpu() && bias->dim() == 1 && bias->size(0) == checked.rows &&
+    STD_TORCH_CHECK(bias->is_cpu() && bias->dim() == last && bias->size(before) == checked.rows &&
+                        (dims == 2 || bias->size(0) == weight.size(0)) &&
                         bias->scalar_type() == x.scalar_type() && contiguous_rows(*bias),
                     operation, ": a bias does not fit its weight: expected ", checked.rows,
                     " contiguous elements on the CPU, of its dtype");

@@ -45,6 +45,8 @@ def _step(coverage: Coverage) -> tuple[str, ...]:
         lines.append(f"decoder layers of up to 16 rows: {_counted(coverage.layers, 'layers')}")
     if coverage.linears:
         lines.append(f"products of up to 16 rows: {_counted(coverage.linears, 'weights')}")
+    if coverage.experts:
+        lines.append(f"experts of up to 16 rows: {_counted(coverage.experts, 'modules')}")
     return tuple(lines)
 
 

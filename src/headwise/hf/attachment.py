@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from headwise.caches import CacheChoice
-from headwise.hf import families, linear
+from headwise.hf import experts, families, linear
 from headwise.hf.cache_hooks import ForwardCache, PrepareCache
 from headwise.hf.coverage import Coverage, layer_form
 from headwise.hf.empty_rows import EAGER
@@ -85,11 +85,12 @@ def put_on(coverage: Coverage, report: AttachReport, choice: CacheChoice, step: 
         if families.forward_obstacle(module) is None:
             families.replace_forward(module)
             attachment.mark(module, "forward")
-    for name, obstacle in coverage.linears.items():
-        if obstacle is None:
-            multiplying = model.get_submodule(name)
-            linear.replace_forward(multiplying)
-            attachment.mark(multiplying, "forward")
+    for kind, found in ((linear, coverage.linears), (experts, coverage.experts)):
+        for name, obstacle in found.items():
+            if obstacle is None:
+                multiplying = model.get_submodule(name)
+                kind.replace_forward(multiplying)
+                attachment.mark(multiplying, "forward")
     form = layer_form(model)
     for name, obstacle in coverage.layers.items():
         if obstacle is None and form is not None:

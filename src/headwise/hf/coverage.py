@@ -9,6 +9,7 @@ from headwise.caches import CacheChoice
 from headwise.errors import SpecError, UnsupportedError
 from headwise.hf import eager, families
 from headwise.hf.cache_hooks import CACHE_ARGUMENTS, parameters
+from headwise.hf.experts import experts_modules
 from headwise.hf.inner_model import OFF_THE_INTERFACE, has_source, takes_interface
 from headwise.hf.latent_modules import chooses_tokens, latent_modules
 from headwise.hf.layers import layers_of, trial
@@ -34,7 +35,8 @@ class Coverage:
     own: attention modules that are not on the interface, by name. sparse: modules that attend to
     chosen tokens. latents: MLA modules, by name, and why each expands its latents at every step
     (None: they are absorbed). linears: modules that multiply by a weight, by name, and why one
-    stays with stock (None: products of few rows are ours). layers: decoder layers that the family's
+    stays with stock (None: products of few rows are ours). experts: the same of modules that hold
+    the weights of a layer's experts. layers: decoder layers that the family's
     file describes, by name, and why one stays with stock (None: it runs as two operators). parts:
     models in the model with a config of their own that cannot be attached, and why. left: names of
     all that stays with Transformers, and why. spec: None for a family without a reader.
@@ -46,6 +48,7 @@ class Coverage:
     sparse: dict[str, Any]
     latents: dict[str, str | None]
     linears: dict[str, str | None]
+    experts: dict[str, str | None]
     layers: dict[str, str | None]
     parts: dict[str, str]
     left: dict[str, str]
@@ -85,8 +88,10 @@ def cover(model: PreTrainedModel, choice: CacheChoice, *, step: str, strict: boo
         )
     cached = require_cache(model, choice)
     latents = latent_modules(model)
-    linears, layers = (linear_modules(model), _layers(model)) if step == "all" else ({}, {})
-    return Coverage(model, own, sparse, latents, linears, layers, parts, left, *cached)
+    linears, experts, layers = (
+        find(model) if step == "all" else {} for find in (linear_modules, experts_modules, _layers)
+    )
+    return Coverage(model, own, sparse, latents, linears, experts, layers, parts, left, *cached)
 
 
 def require_cache(model: PreTrainedModel, choice: CacheChoice) -> tuple[ModelSpec | None, bool]:

@@ -8,13 +8,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from headwise.errors import OptionError
 from headwise.ops.attend.call import AttentionCall, Problem
+from headwise.ops.backend.cpu_shapes import register_shapes
 from headwise.ops.backend.protocol import (
     Accepted,
     Backend,
@@ -23,7 +24,6 @@ from headwise.ops.backend.protocol import (
     Rejected,
     Verdict,
 )
-from headwise.ops.integers.rounding import INT4_GROUP
 from headwise.ops.modes import are_plain, fit, forward_mode, needs_gradients
 from headwise.ops.views import PagedKV, QuantKV
 
@@ -37,6 +37,8 @@ _MOST_DIM = 576
 _MOST_KEYS = 2**31 - 1
 # Rows a head up to which reading the matrix is what a product takes.
 _MOST_PROJECTED = 16
+# Experts that are chosen for them, all together.
+_MOST_CHOICES = 4096
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FILE = "libheadwise_cpu.so"
 
@@ -119,74 +121,9 @@ def _load() -> str:
             torch.ops.load_library(files[0])
         except OSError as error:
             return f"the C++ library does not load: {str(error).splitlines()[0]}"
-        torch.library.register_fake("headwise::attend", _fake)
-        torch.library.register_fake("headwise::linear", _fake_linear)
-        torch.library.register_fake("headwise::attention_inputs", _fake_inputs)
-        torch.library.register_fake("headwise::layer_attention", _fake_layer)
-        torch.library.register_fake("headwise::layer_outputs", _fake_outputs)
-        torch.library.register_fake("headwise::project", _fake_project)
-        torch.library.register_fake("headwise::quantize", _fake_quantize)
+        register_shapes()
     _best = torch.ops.headwise.best_level()
     return ""
-
-
-def _fake(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_tail: Tensor | None,
-    key_tail: Tensor | None,
-    page_table: Tensor | None,
-    context: int,
-    key_scales: Tensor | None,
-    value_scales: Tensor | None,
-    key_tail_scales: Tensor | None,
-    kv_lengths: Tensor | None,
-    scale: float,
-    return_lse: bool,
-    level: int,
-    *options: object,
-) -> tuple[Tensor, Tensor]:
-    # two integers of 4 bits lie in a byte
-    value_dim = value.shape[3] * (2 if value.dtype == torch.uint8 else 1)
-    out = query.new_empty(*query.shape[:3], value_dim)
-    lse = query.new_empty(query.shape[:3] if return_lse else (0,), dtype=torch.float32)
-    return out, lse
-
-
-def _fake_linear(
-    x: Tensor, weights: list[Tensor], biases: list[Tensor | None], level: int
-) -> list[Tensor]:
-    return [x.new_empty(*x.shape[:-1], weight.shape[0]) for weight in weights]
-
-
-def _fake_inputs(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    heads, kv_heads, dim = arguments[6:9]
-    key, value = (x.new_empty(x.shape[0], kv_heads, x.shape[1], dim) for _ in range(2))
-    return x.new_empty(x.shape[0], heads, x.shape[1], dim), key, value
-
-
-def _fake_layer(x: Tensor, *arguments: Any) -> Tensor:
-    heads, _, dim = arguments[6:9]
-    return x.new_empty(x.shape[0], x.shape[1], heads, dim)
-
-
-def _fake_outputs(x: Tensor, attended: Tensor, *arguments: Any) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _fake_project(x: Tensor, weight: Tensor, up: bool, level: int) -> Tensor:
-    return x.new_empty(*x.shape[:3], weight.shape[2 if up else 1])
-
-
-def _fake_quantize(rows: Tensor, bits: int, level: int) -> tuple[Tensor, Tensor]:
-    groups = 1 if bits == 8 else -(-rows.shape[3] // INT4_GROUP)
-    integers = rows.new_empty(
-        *rows.shape[:3],
-        rows.shape[3] * bits // 8,
-        dtype=torch.int8 if bits == 8 else torch.uint8,
-    )
-    return integers, rows.new_empty(*rows.shape[:3], groups, dtype=torch.float32)
 
 
 _DENSE = Accepted("cpu", "C++, each key and value read once for all heads of a group")
@@ -285,6 +222,28 @@ def _multiplies(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | 
     )
 
 
+def _multiplies_chosen(
+    x: Tensor, chosen: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> bool:
+    """Whether the kernel multiplies rows of x [T,E] with these experts' weights, read in place."""
+    tensors = [weight] if bias is None else [weight, bias]
+    return (
+        are_plain(x, tensors)
+        and x.dtype in _DTYPES
+        and x.ndim == chosen.ndim == 2
+        and 0 < chosen.shape[0] <= _MOST_PROJECTED
+        and 0 < chosen.numel() <= _MOST_CHOICES
+        and x.shape[0] in (chosen.shape[0], chosen.numel())
+        and chosen.dtype == torch.int64
+        and chosen.is_cpu
+        and weight.ndim == 3
+        and weight.shape[2] == x.shape[1] > 0
+        and 1 in weight.stride()[1:]
+        and (bias is None or (bias.shape == weight.shape[:2] and bias.stride(1) == 1))
+        and not ready()
+    )
+
+
 def _runs_layer(x: Tensor, tensors: Sequence[Tensor]) -> bool:
     return _are_plain(x, tensors) and all(tensor.is_contiguous() for tensor in tensors)
 
@@ -319,6 +278,18 @@ def linear(
             x.contiguous(), list(weights), list(biases), _chosen_level()
         )
     )
+
+
+def experts(x: Tensor, chosen: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Products of few rows with the experts that were chosen for them, each read once.
+
+    x [T,E] and chosen [T,k], or x [T k,E] with a row for each choice, weight [N,F,E], stored by
+    rows or transposed, and bias [N,F] give [T,k,F]. Where N is chosen, which is none, it is zeros.
+    """
+    result: Tensor = torch.ops.headwise.experts.default(
+        x.contiguous(), chosen.contiguous(), weight, bias, _chosen_level()
+    )
+    return result
 
 
 def attention_inputs(x: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -370,6 +341,7 @@ BACKEND = Backend(
     _accepts,
     _attend,
     linear=Offer(linear, _multiplies),
+    experts=Offer(experts, _multiplies_chosen),
     layer=LayerOffer(layer_attention, attention_inputs, layer_outputs, _runs_layer),
     project=Offer(project, _projects),
     quantize=Offer(quantize, _quantizes),

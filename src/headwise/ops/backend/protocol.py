@@ -64,6 +64,7 @@ class Backend:
     out [B,H,S,V] and lse [B,H,S] or None. The others are there where a backend offers them:
 
     linear(x, weights, biases): x [...,E] by the transposes of weights [F,E], plus biases [F].
+    experts(x, chosen, weight, bias): the same by weight[chosen], read in place: `cpu.experts`.
     layer: norms, products, rotation and residuals of a decoder layer.
     project(x, weight, up=): [B,H,S,N] by [H,N,R], or by the transpose of [H,V,R] without `up`.
     quantize(rows, bits): integers and scales of rows, see `headwise.ops.quantize`.
@@ -74,6 +75,7 @@ class Backend:
     accepts: Callable[[Problem], Verdict]
     attend: Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
     linear: Offer | None = None
+    experts: Offer | None = None
     layer: LayerOffer | None = None
     project: Offer | None = None
     quantize: Offer | None = None

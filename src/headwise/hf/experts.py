@@ -1,0 +1,119 @@
+"""Mixtures of experts: what stands in for the `forward` of a module that holds all their weights.
+
+Transformers keeps them stacked, and its experts interface (`integrations/moe.py`) says how such a
+module computes: it multiplies each row by the experts chosen for it. Stock gathers those weights,
+or multiplies by all experts in turn; ours are read where they lie.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwise.hf.module_hook import ModuleHook
+from headwise.ops import faster
+
+# What the interface says of a module, beside its weights.
+_FLAGS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel")
+# Transformers' own ways of computing the same.
+_STOCK = (None, "eager", "batched_mm", "grouped_mm")
+# Of the largest number of the result: as for logits in float32, or some roundings of the dtype.
+_FLOAT32, _ROUNDINGS = 1e-4, 8
+
+
+class ExpertsForward(ModuleHook):
+    """Stands in for the `forward` of experts on the interface; the class's own for many rows."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.owner
+        if len(args) == 3 and not kwargs and _is_stock(module):
+            result = _run(module, *args)
+            if result is not None:
+                return result
+        return type(module).forward(module, *args, **kwargs)
+
+
+def _is_stock(module: Any) -> bool:
+    """Whether Transformers' own functions would compute this call, for all experts."""
+    asked = getattr(module.config, "_experts_implementation", None)
+    return asked in _STOCK and not module._is_expert_parallel
+
+
+def _run(module: Any, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor | None:
+    """What the experts give for x [T,E], of chosen and shares [T,k]; None where it is stock's."""
+    into = _weight(module, "gate_up_proj" if module.has_gate else "up_proj")
+    back = _weight(module, "down_proj")
+    run = faster("experts", x, chosen, *into)
+    if run is None or shares.shape != chosen.shape:
+        return None
+    middle = run(x, chosen, *into).flatten(0, 1)
+    middle = module._apply_gate(middle) if module.has_gate else module.act_fn(middle)
+    run = faster("experts", middle, chosen, *back)
+    if run is None:
+        return None
+    out: Tensor = run(middle, chosen, *back)
+    if module.has_post_expert_norm:
+        out = module.post_expert_norm(out)
+    return (out * shares.unsqueeze(-1)).sum(1).to(x.dtype)
+
+
+def _weight(module: Any, name: str) -> tuple[Tensor, Tensor | None]:
+    """The weight [N,F,E] of all experts, and their bias."""
+    weight = getattr(module, name)
+    bias = getattr(module, f"{name}_bias") if module.has_bias else None
+    return (weight.transpose(1, 2) if module.is_transposed else weight), bias
+
+
+def experts_modules(model: nn.Module) -> dict[str, str | None]:
+    """The modules of experts on the interface, and why one stays with stock (None: ours)."""
+    tried: dict[Any, str | None] = {}
+    found: dict[str, str | None] = {}
+    for name, module in model.named_modules():
+        if all(hasattr(module, flag) for flag in (*_FLAGS, "_apply_gate", "config")):
+            found[name] = _obstacle(module, tried)
+    return found
+
+
+def replace_forward(module: Any) -> None:
+    """Put our forward on one of `experts_modules` without an obstacle."""
+    module.forward = ExpertsForward(module)
+
+
+def _obstacle(module: nn.Module, tried: dict[Any, str | None]) -> str | None:
+    if "forward" in module.__dict__:
+        return "its forward is replaced already"
+    if not _is_stock(module):
+        return "they are computed in a way of somebody's own, or by several processes"
+    if any(weight.device.type != "cpu" for weight in module.parameters()):
+        return f"its weights are on {next(module.parameters()).device.type}"
+    shapes = tuple((weight.shape, weight.dtype) for weight in module.parameters())
+    kind = (type(module), shapes)
+    if kind not in tried:
+        try:
+            tried[kind] = _difference(module)
+        except Exception as error:  # noqa: BLE001 - of modules of any kind
+            fault = str(error).partition("\n")[0]
+            tried[kind] = f"it cannot be tried ({type(error).__name__}: {fault})"
+    return tried[kind]
+
+
+@torch.no_grad()
+def _difference(module: Any) -> str | None:
+    """How ours differs from the class's own forward, on its own weights; None if it does not."""
+    back, _ = _weight(module, "down_proj")
+    count, width = back.shape[:2]
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(3, width, generator=generator).to(back.dtype)
+    most = min(count, 2)
+    chosen = torch.stack([torch.randperm(count, generator=generator)[:most] for _ in x])
+    shares = torch.rand(chosen.shape, generator=generator).to(back.dtype)
+    with torch.autocast("cpu", enabled=False):
+        given = _run(module, x, chosen, shares)
+        if given is None:
+            return f"no kernel multiplies weights such as these in {back.dtype} here"
+        expected = type(module).forward(module, x, chosen, shares).double()
+    largest = expected.abs().max()
+    error = (given.double() - expected).abs().max()
+    if not error <= max(_FLOAT32, _ROUNDINGS * torch.finfo(back.dtype).eps) * largest:
+        return f"what it gives differs by {float(error / largest):.0e} of the largest"
+    return None

@@ -1,0 +1,80 @@
+"""Shapes and dtypes that the native operators return, for the compiler and fake tensors."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwise.ops.integers.rounding import INT4_GROUP
+
+
+def register_shapes() -> None:
+    """Tell PyTorch, once the library is loaded."""
+    for function in (
+        *(_attend, _linear, _experts, _project, _quantize),
+        *(_attention_inputs, _layer_attention, _layer_outputs),
+    ):
+        torch.library.register_fake(f"headwise::{function.__name__[1:]}", function)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_tail: Tensor | None,
+    key_tail: Tensor | None,
+    page_table: Tensor | None,
+    context: int,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
+    key_tail_scales: Tensor | None,
+    kv_lengths: Tensor | None,
+    scale: float,
+    return_lse: bool,
+    level: int,
+    *options: object,
+) -> tuple[Tensor, Tensor]:
+    # two integers of 4 bits lie in a byte
+    value_dim = value.shape[3] * (2 if value.dtype == torch.uint8 else 1)
+    out = query.new_empty(*query.shape[:3], value_dim)
+    lse = query.new_empty(query.shape[:3] if return_lse else (0,), dtype=torch.float32)
+    return out, lse
+
+
+def _linear(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor | None], level: int
+) -> list[Tensor]:
+    return [x.new_empty(*x.shape[:-1], weight.shape[0]) for weight in weights]
+
+
+def _experts(x: Tensor, chosen: Tensor, weight: Tensor, bias: Tensor | None, level: int) -> Tensor:
+    return x.new_empty(*chosen.shape, weight.shape[1])
+
+
+def _attention_inputs(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    heads, kv_heads, dim = arguments[6:9]
+    key, value = (x.new_empty(x.shape[0], kv_heads, x.shape[1], dim) for _ in range(2))
+    return x.new_empty(x.shape[0], heads, x.shape[1], dim), key, value
+
+
+def _layer_attention(x: Tensor, *arguments: Any) -> Tensor:
+    heads, _, dim = arguments[6:9]
+    return x.new_empty(x.shape[0], x.shape[1], heads, dim)
+
+
+def _layer_outputs(x: Tensor, attended: Tensor, *arguments: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _project(x: Tensor, weight: Tensor, up: bool, level: int) -> Tensor:
+    return x.new_empty(*x.shape[:3], weight.shape[2 if up else 1])
+
+
+def _quantize(rows: Tensor, bits: int, level: int) -> tuple[Tensor, Tensor]:
+    groups = 1 if bits == 8 else -(-rows.shape[3] // INT4_GROUP)
+    integers = rows.new_empty(
+        *rows.shape[:3],
+        rows.shape[3] * bits // 8,
+        dtype=torch.int8 if bits == 8 else torch.uint8,
+    )
+    return integers, rows.new_empty(*rows.shape[:3], groups, dtype=torch.float32)
