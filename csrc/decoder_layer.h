@@ -98,8 +98,13 @@ void join_rows(const JoinArgs& args, char* memory) {
       T* to = static_cast<T*>(args.out) + row * width;
       for (int64_t i = 0; i < width; ++i) from_float(sum[i], to + i);
     }
+    if (args.taken == nullptr && args.normed == nullptr) continue;
+    normalize<T>(args.next, args.next_of_x ? x : sum, width, own);
+    if (args.normed != nullptr) {
+      T* to = static_cast<T*>(args.normed) + row * width;
+      for (int64_t i = 0; i < width; ++i) from_float(own[i], to + i);
+    }
     if (args.taken != nullptr) {
-      normalize<T>(args.next, args.next_of_x ? x : sum, width, own);
       take_row<T>(own, width, static_cast<Element*>(args.taken) + row * pitch);
     }
   }
@@ -108,15 +113,19 @@ void join_rows(const JoinArgs& args, char* memory) {
 // Rotary position embedding of one head's row, in place. Products with angles of R are rounded to
 // it.
 template <class R>
-HEADWISE_INLINE void rotate_head(const R* cos, const R* sin, int64_t dim, bool interleaved,
+HEADWISE_INLINE void rotate_head(const R* cos, const R* sin, int64_t dim, Rotation rotation,
                                  float* x) {
   const int64_t half = dim / 2;
   for (int64_t i = 0; i < half; ++i) {
-    float* first = x + (interleaved ? 2 * i : i);
-    float* second = interleaved ? first + 1 : first + half;
-    const int64_t other = interleaved ? i : half + i;
+    const bool neighbours = rotation == kNeighbours || rotation == kNeighboursTwice;
+    float* first = x + (neighbours ? 2 * i : i);
+    float* second = first + (neighbours ? 1 : half);
+    const int64_t one = rotation == kNeighboursTwice ? 2 * i : i;
+    const int64_t other = rotation == kNeighboursTwice ? one + 1
+                          : rotation == kHalves        ? half + i
+                                                       : i;
     const float a = *first, b = *second;
-    *first = as_held<R>(a * to_float(cos[i])) - as_held<R>(b * to_float(sin[i]));
+    *first = as_held<R>(a * to_float(cos[one])) - as_held<R>(b * to_float(sin[one]));
     *second = as_held<R>(b * to_float(cos[other])) + as_held<R>(a * to_float(sin[other]));
   }
 }
@@ -157,10 +166,10 @@ void heads(const HeadsArgs& args, const LinearWeight& weight, int64_t base, int6
       float* x = all + row * outputs + i * dim;
       if (norm != nullptr) normalize<T>(*norm, x, dim, x);
       if (rotated) {
-        const int64_t offset = batch * args.rope_batch + position * args.rope_dim;
+        const int64_t offset = batch * args.rope_batch + position * args.rope_row;
         with_dtype(args.rope_dtype, args.cos, [&](const auto* cos) HEADWISE_LAMBDA {
           const auto* sin = static_cast<decltype(cos)>(args.sin);
-          rotate_head(cos + offset, sin + offset, args.rope_dim, args.interleaved, x);
+          rotate_head(cos + offset, sin + offset, args.rope_dim, args.rotation, x);
         });
       }
       T* to = out + batch * of_batch + head * of_head + position * of_row;

@@ -72,19 +72,25 @@ struct JoinArgs {
   Norm next;
   bool next_of_x;  // the next norm is of x, not of the sum
   void* taken;     // the normalised rows as the products read them; null: not asked for
+  void* normed;    // the same as they are, [rows,width]; null: not asked for
 };
+
+// Which dims are rotated together: the halves, or neighbours; and how a row of angles has one for
+// each pair: those of the pairs once, twice in turn, or each twice side by side.
+enum Rotation { kHalves, kNeighbours, kNeighboursTwice, kHalvesOnce };
 
 // The queries, keys and values of a layer: products, their norms, and rotary position embedding.
 struct HeadsArgs {
   LinearArgs x;
   int64_t length, heads, kv_heads, dim;  // of each of B sequences; heads of queries, and of keys
   Norm query_norm, key_norm;             // over the dims of a head
-  const void *cos, *sin;                 // [B or 1,S,rope_dim]; null: no rotation
+  const void *cos, *sin;                 // [B or 1,S,rope_row]; null: no rotation
   Dtype rope_dtype;
-  int64_t rope_dim, rope_batch;  // dims that are rotated; elements from sequence to sequence
-  bool interleaved;              // neighbours are a pair, not the two halves
-  void* query;                   // [B,H,S,dim], contiguous
-  void *key, *value;             // [B,K,S,dim]
+  int64_t rope_dim;              // dims that are rotated
+  int64_t rope_row, rope_batch;  // elements from position to position, and sequence to sequence
+  Rotation rotation;
+  void* query;        // [B,H,S,dim], contiguous
+  void *key, *value;  // [B,K,S,dim]
   int64_t key_batch, key_head, key_row, value_batch, value_head, value_row;
 };
 

@@ -85,7 +85,7 @@ struct Inputs {
   }
 
   void read_rotation(const Tensor& x, const MaybeTensor& cos, const MaybeTensor& sin,
-                     bool interleaved) {
+                     int64_t rotation) {
     STD_TORCH_CHECK(cos.has_value() == sin.has_value(), kInputs, ": cos without sin");
     if (!cos.has_value()) return;
     STD_TORCH_CHECK(cos->is_cpu() && cos->dim() == 3 && cos->is_contiguous() && sin->is_cpu() &&
@@ -93,7 +93,11 @@ struct Inputs {
                         cos->scalar_type() == sin->scalar_type() && cos->size(0) == sin->size(0) &&
                         cos->size(1) == sin->size(1) && cos->size(2) == sin->size(2),
                     kInputs, ": cos and sin are not contiguous, alike and of three dims");
-    args.rope_dim = cos->size(2);
+    STD_TORCH_CHECK(rotation >= kHalves && rotation <= kHalvesOnce, kInputs, ": no rotation is ",
+                    rotation);
+    args.rotation = Rotation(rotation);
+    args.rope_row = cos->size(2);
+    args.rope_dim = args.rope_row * (args.rotation == kHalvesOnce ? 2 : 1);
     STD_TORCH_CHECK((cos->size(0) == 1 || cos->size(0) == x.size(0)) &&
                         cos->size(1) == args.length && args.rope_dim % 2 == 0 &&
                         args.rope_dim <= args.dim,
@@ -101,10 +105,9 @@ struct Inputs {
                     args.length, " and an even number of dims, at most ", args.dim);
     args.rope_dtype = dtype_of(*cos, kInputs, "cos");
     STD_TORCH_CHECK(args.rope_dtype != kFloat64, kInputs, ": cos is float64");
-    args.rope_batch = cos->size(0) == 1 ? 0 : args.length * args.rope_dim;
+    args.rope_batch = cos->size(0) == 1 ? 0 : args.length * args.rope_row;
     args.cos = cos->const_data_ptr();
     args.sin = sin->const_data_ptr();
-    args.interleaved = interleaved;
   }
 
   void read_weights(const Tensor& x, const std::vector<Tensor>& given, const MaybeTensors& biases) {
@@ -155,12 +158,12 @@ std::tuple<Tensor, Tensor, Tensor> attention_inputs(
     Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTensor norm_bias, double eps,
     std::vector<Tensor> weights, MaybeTensors biases, int64_t heads, int64_t kv_heads, int64_t dim,
     int64_t head_norm, MaybeTensor query_norm, MaybeTensor key_norm, double head_eps,
-    MaybeTensor cos, MaybeTensor sin, bool interleaved, int64_t level) {
+    MaybeTensor cos, MaybeTensor sin, int64_t rotation, int64_t level) {
   const Kernels& kernels = kernels_of(level, kInputs);
   Inputs inputs;
   inputs.read_rows(x, norm, norm_weight, norm_bias, eps);
   inputs.read_heads(x, heads, kv_heads, dim, head_norm, query_norm, key_norm, head_eps);
-  inputs.read_rotation(x, cos, sin, interleaved);
+  inputs.read_rotation(x, cos, sin, rotation);
   inputs.read_weights(x, weights, biases);
   const int64_t batch = x.size(0), length = x.size(1);
   Tensor query = new_tensor({batch, heads, length, dim}, x.scalar_type());
@@ -177,13 +180,13 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
                        double eps, std::vector<Tensor> weights, MaybeTensors biases, int64_t heads,
                        int64_t kv_heads, int64_t dim, int64_t head_norm, MaybeTensor query_norm,
                        MaybeTensor key_norm, double head_eps, MaybeTensor cos, MaybeTensor sin,
-                       bool interleaved, Tensor keys, Tensor values, int64_t before, double scale,
-                       int64_t window, double softcap, int64_t level) {
+                       int64_t rotation, Tensor keys, Tensor values, int64_t before, double scale,
+                       int64_t window, double softcap, MaybeTensor sinks, int64_t level) {
   const Kernels& kernels = kernels_of(level, kInputs);
   Inputs inputs;
   inputs.read_rows(x, norm, norm_weight, norm_bias, eps);
   inputs.read_heads(x, heads, kv_heads, dim, head_norm, query_norm, key_norm, head_eps);
-  inputs.read_rotation(x, cos, sin, interleaved);
+  inputs.read_rotation(x, cos, sin, rotation);
   inputs.read_weights(x, weights, biases);
   const int64_t batch = x.size(0), length = x.size(1);
   for (const Tensor* buffer : {&keys, &values})
@@ -202,6 +205,12 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
   attend.options.check(before + 2 * length, [](const auto&... words) {
     STD_TORCH_CHECK(false, kInputs, ": ", words...);
   });
+  if (sinks.has_value()) {
+    STD_TORCH_CHECK(sinks->is_cpu() && sinks->scalar_type() == ScalarType::Float &&
+                        sinks->dim() == 1 && sinks->size(0) == heads && contiguous_rows(*sinks),
+                    kInputs, ": sinks is not a contiguous float32 vector of ", heads);
+    attend.options.sinks.data = static_cast<const float*>(sinks->const_data_ptr());
+  }
   inputs.write_to(&query, keys, values);
   const int64_t size = element_bytes(inputs.args.x.dtype);
   inputs.args.key = static_cast<char*>(inputs.args.key) + before * inputs.args.key_row * size;
@@ -249,6 +258,54 @@ LinearWeight first_half(LinearWeight* weight, Dtype dtype) {
   weight->data = past(weight->data, weight->rows * (weight->transposed ? 1 : weight->stride));
   weight->bias = past(weight->bias, weight->rows);
   return first;
+}
+
+// x [B,S,E] plus the product of what was attended to [B,S,H D], and the norm of that sum: what an
+// MLP that is a module of its own is given.
+std::tuple<Tensor, Tensor> attention_outputs(Tensor x, Tensor attended, Tensor weight,
+                                             MaybeTensor bias, int64_t after_attention,
+                                             MaybeTensor after_weight, MaybeTensor after_bias,
+                                             double after_eps, int64_t before_mlp,
+                                             MaybeTensor before_weight, MaybeTensor before_bias,
+                                             double before_eps, double scale, int64_t level) {
+  const Kernels& kernels = kernels_of(level, kOutputs);
+  const LinearArgs rows = check_rows(x, kOutputs);
+  const LinearArgs inner = check_rows(attended, kOutputs);
+  STD_TORCH_CHECK(inner.rows == rows.rows && inner.dtype == rows.dtype, kOutputs,
+                  ": attended does not fit x");
+  const int64_t width = rows.width;
+  LinearWeight out = check_weight(weight, bias, x, inner.width, kOutputs);
+  STD_TORCH_CHECK(out.rows == width, kOutputs, ": the weight has ", out.rows, " outputs, expected ",
+                  width);
+  Tensor sum = new_tensor({x.size(0), x.size(1), width}, x.scalar_type());
+  Tensor normed = new_tensor({x.size(0), x.size(1), width}, x.scalar_type());
+  JoinArgs join = {};
+  join.dtype = rows.dtype;
+  join.rows = rows.rows;
+  join.width = width;
+  join.x = rows.x;
+  join.added_norm =
+      check_norm(after_attention, after_weight, after_bias, after_eps, x, width, kOutputs);
+  join.scale = float(scale);
+  join.next = check_norm(before_mlp, before_weight, before_bias, before_eps, x, width, kOutputs);
+  join.out = sum.mutable_data_ptr();
+  join.normed = normed.mutable_data_ptr();
+  const Division division(&out, 1, bytes_of(out, inner));
+  const int64_t of_join = aligned(join_bytes(join));
+  const int64_t of_task = aligned(scratch_bytes(inner, division.largest));
+  const int64_t scratch = of_task > of_join ? of_task : of_join;
+  const int64_t taken = aligned(taken_bytes(inner)), floats = aligned(4 * rows.rows * width);
+  char* memory = keep(taken + floats + most_threads() * scratch);
+  char* own = memory + taken + floats;
+  kernels.take(inner, memory);
+  out.out = memory + taken;
+  out.wide = true;
+  division.share(own, scratch, [&](const Division::Task& task, char* each) {
+    kernels.linear(inner, out, task.first, task.count, memory, each);
+  });
+  join.added = reinterpret_cast<float*>(memory + taken);
+  kernels.join(join, own);
+  return {sum, normed};
 }
 
 // What a layer returns for x [B,S,E] and attended [B,S,H D]: x, plus the product of what was
@@ -358,13 +415,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(headwise, m) {
       "attention_inputs(Tensor x, int norm, Tensor? norm_weight, Tensor? norm_bias, float eps, "
       "Tensor[] weights, Tensor?[] biases, int heads, int kv_heads, int dim, int head_norm, "
       "Tensor? query_norm, Tensor? key_norm, float head_eps, Tensor? cos, Tensor? sin, "
-      "bool interleaved, int level) -> (Tensor, Tensor, Tensor)");
+      "int rotation, int level) -> (Tensor, Tensor, Tensor)");
   m.def(
       "layer_attention(Tensor x, int norm, Tensor? norm_weight, Tensor? norm_bias, float eps, "
       "Tensor[] weights, Tensor?[] biases, int heads, int kv_heads, int dim, int head_norm, "
       "Tensor? query_norm, Tensor? key_norm, float head_eps, Tensor? cos, Tensor? sin, "
-      "bool interleaved, Tensor(a!) keys, Tensor(b!) values, int before, float scale, int window, "
-      "float softcap, int level) -> Tensor");
+      "int rotation, Tensor(a!) keys, Tensor(b!) values, int before, float scale, int window, "
+      "float softcap, Tensor? sinks, int level) -> Tensor");
+  m.def(
+      "attention_outputs(Tensor x, Tensor attended, Tensor weight, Tensor? bias, "
+      "int after_attention, Tensor? after_weight, Tensor? after_bias, float after_eps, "
+      "int before_mlp, Tensor? before_weight, Tensor? before_bias, float before_eps, float scale, "
+      "int level) -> (Tensor, Tensor)");
   m.def(
       "layer_outputs(Tensor x, Tensor attended, Tensor[] weights, Tensor?[] biases, bool gates, "
       "int after_attention, int before_mlp, int after_mlp, Tensor?[] norms, float attention_eps, "
@@ -375,6 +437,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(headwise, m) {
 STABLE_TORCH_LIBRARY_IMPL(headwise, CPU, m) {
   m.impl("attention_inputs", TORCH_BOX(&attention_inputs));
   m.impl("layer_attention", TORCH_BOX(&layer_attention));
+  m.impl("attention_outputs", TORCH_BOX(&attention_outputs));
   m.impl("layer_outputs", TORCH_BOX(&layer_outputs));
 }
 

@@ -91,7 +91,7 @@ void one_layer(int level) {
   a.rope_dim = a.dim / 2 * 2, a.rope_batch = batch == 1 || some(5) ? 0 : a.length * a.rope_dim;
   Numbers cos((a.rope_batch ? batch : 1) * a.length * a.rope_dim, a.rope_dtype);
   a.cos = some(8) ? cos.data() : nullptr, a.sin = a.cos;
-  a.interleaved = some(5);
+  a.rotation = Rotation(rng() % 4);
   a.query_norm = a.key_norm = {NormKind(rng() % 3), head.data(), nullptr, 1e-5f};
   const int64_t all = a.heads + 2;
   LinearWeight w = {};

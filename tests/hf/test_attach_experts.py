@@ -131,8 +131,16 @@ def test_a_model_without_weights_and_attention_alone():
 
 
 @torch.no_grad()
-def test_the_trial_leaves_pytorchs_generator_alone():
-    model = sweep_families.make("qwen3_moe")
+def test_the_trial_leaves_pytorchs_generator_and_hooks_alone():
+    model, seen = sweep_families.make("qwen3_moe"), []
     state = torch.random.get_rng_state()
     assert set(experts_modules(model).values()) == {None}
+    first(model).register_forward_hook(lambda module, args, out: seen.append(out))
+    assert set(experts_modules(model).values()) == {None}
+    first(model).act_fn.register_forward_hook(lambda module, args, out: seen.append(out))
+    assert "its act_fn has hooks" in experts_modules(model).values()
     assert torch.equal(torch.random.get_rng_state(), state)
+    assert not seen
+    with torch.no_grad():
+        model(PROMPT)
+    assert seen

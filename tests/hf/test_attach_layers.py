@@ -6,6 +6,7 @@ import pickle
 import sys
 import threading
 import weakref
+from contextlib import ExitStack
 from dataclasses import replace
 from unittest import mock
 
@@ -29,10 +30,18 @@ DESCRIBED = [name for name in sweep_families.TYPES if name in FAMILIES and FAMIL
 
 def fused(run):
     """How many layers `run` runs as operators."""
-    operator = torch.ops.headwise.layer_outputs
-    with mock.patch.object(operator, "default", side_effect=operator.default) as watched:
+    with ExitStack() as stack:
+        counts = [
+            stack.enter_context(
+                mock.patch.object(operator, "default", side_effect=operator.default)
+            )
+            for operator in (
+                torch.ops.headwise.layer_outputs,
+                torch.ops.headwise.attention_outputs,  # of layers whose MLP is a module
+            )
+        ]
         run()
-    return watched.call_count
+    return sum(count.call_count for count in counts)
 
 
 def attached(**changes):
@@ -79,7 +88,7 @@ CHANGES = {
     "llama": [
         {"norm": "rms plus one"},
         {"norm": "layer"},
-        {"interleaved": True},
+        {"rotation": "neighbours"},
         {"parallel": True},
         {"before_mlp": "input_layernorm"},
         {"after_mlp": "post_attention_layernorm"},
@@ -87,7 +96,11 @@ CHANGES = {
         {"gate": None},
         {"qkv": ("q_proj", "v_proj", "k_proj")},
     ],
-    "glm": [{"interleaved": False}],
+    "glm": [{"rotation": "halves"}],
+    "cohere": [{"rotation": "neighbours"}, {"before_mlp": None}, {"parallel": False}],
+    "gpt_oss": [{"sinks": None}, {"before_mlp": "input_layernorm"}],
+    "granitemoe": [{"scale": None}],
+    "qwen2_moe": [{"window": True}],
     "gemma2": [{"softcap": None}, {"after_attention": None}, {"norm": "rms"}],
     "granite": [{"scale": None}],
     "smollm3": [{"rotates": None}],

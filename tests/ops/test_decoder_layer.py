@@ -30,13 +30,26 @@ def normalised(kind, x, weight, bias=None):
     return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight
 
 
-def rotated(x, cos, sin, interleaved):
-    """The first dims of x [B,S,H,D] by angles whose cos and sin [B,S,P] are given."""
-    dim = cos.shape[-1]
-    pairs = x[..., :dim].unflatten(-1, (-1, 2) if interleaved else (2, -1))
-    axis = -1 if interleaved else -2
+# As csrc/kernels.h numbers them.
+ROTATIONS = ("halves", "neighbours", "neighbours twice", "halves once")
+
+
+def as_given(angles, rotation):
+    """A row of angles as a rotation takes it, of those of the pairs [...,P]."""
+    if rotation == "halves once":
+        return angles
+    if rotation == "neighbours twice":
+        return angles.repeat_interleave(2, dim=-1)
+    return torch.cat([angles, angles], dim=-1)
+
+
+def rotated(x, angles, rotation):
+    """The first dims of x [B,S,H,D] by angles [B,S,P] of pairs of dims."""
+    dim, neighbours = 2 * angles.shape[-1], rotation.startswith("neighbours")
+    pairs = x[..., :dim].unflatten(-1, (-1, 2) if neighbours else (2, -1))
+    axis = -1 if neighbours else -2
     a, b = pairs.unbind(axis)
-    c, s = cos[..., None, : dim // 2], sin[..., None, : dim // 2]
+    c, s = angles.cos()[..., None, :], angles.sin()[..., None, :]
     turned = torch.stack([a * c - b * s, b * c + a * s], dim=axis).flatten(-2)
     return torch.cat([turned, x[..., dim:]], dim=-1)
 
@@ -57,16 +70,17 @@ def near(size, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(
-    ("batch", "length", "width", "heads", "kv_heads", "dim", "rope", "interleaved", "fused"),
+    ("batch", "length", "width", "heads", "kv_heads", "dim", "rope", "rotation", "fused"),
     [
-        (1, 1, 48, 6, 2, 8, 8, False, False),
-        (2, 3, 33, 3, 3, 10, 6, True, True),
-        (1, 16, 64, 4, 1, 16, 16, True, False),
-        (3, 1, 130, 2, 1, 64, 0, False, True),
+        (1, 1, 48, 6, 2, 8, 8, "halves", False),
+        (2, 3, 33, 3, 3, 10, 6, "neighbours", True),
+        (1, 16, 64, 4, 1, 16, 16, "neighbours twice", False),
+        (2, 2, 64, 4, 2, 12, 8, "halves once", False),
+        (3, 1, 130, 2, 1, 64, 0, "halves", True),
     ],
 )
 def test_queries_keys_and_values(
-    batch, length, width, heads, kv_heads, dim, rope, interleaved, fused, norm, dtype, level
+    batch, length, width, heads, kv_heads, dim, rope, rotation, fused, norm, dtype, level
 ):
     x = torch.randn(batch, length, width).to(dtype)
     weight, bias = near(width, dtype), torch.randn(width).to(dtype)
@@ -77,14 +91,14 @@ def test_queries_keys_and_values(
     biases = [torch.randn(size).to(dtype) if fused else None for size in sizes]
     head_norms = (near(dim, dtype), near(dim, dtype))
     angles = torch.randn(batch, length, rope // 2)
-    angles = torch.cat([angles, angles], dim=-1)
-    cos, sin = (None, None) if rope == 0 else (angles.cos(), angles.sin())
+    row = as_given(angles, rotation)
+    cos, sin = (None, None) if rope == 0 else (row.cos(), row.sin())
     kind = NORMS.index(norm)
     head_kind = 0 if norm == "layer" else kind
     given = cpu.attention_inputs(
         *(x, kind, weight, norm_bias, EPS, weights, biases, heads, kv_heads, dim, head_kind),
         *(*head_norms, EPS),
-        *(cos, sin, interleaved),
+        *(cos, sin, ROTATIONS.index(rotation)),
     )
     wide = normalised(norm, x.double(), weight.double(), bias.double())
     out = torch.cat(
@@ -99,7 +113,7 @@ def test_queries_keys_and_values(
         if head_kind:
             parts[index] = normalised(norm, parts[index], head_norms[index].double())
         if rope:
-            parts[index] = rotated(parts[index], cos.double(), sin.double(), interleaved)
+            parts[index] = rotated(parts[index], angles.double(), rotation)
     for one, exact in zip(given, parts, strict=True):
         assert_near(one, exact.transpose(1, 2), dtype, width)
 
@@ -165,12 +179,42 @@ def test_what_a_layer_returns(
     assert_near(given, stream + scale * steps[2](times(inside, *down)), dtype, middle + inner)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "norms", "scale", "bias"),
+    [((1, 1), ("none", "rms"), 1.0, None), ((2, 3), ("rms plus one", "layer"), 0.25, "one")],
+)
+def test_what_an_mlp_of_its_own_is_given(rows, norms, scale, bias, dtype, level, threads):
+    x, attended = torch.randn(*rows, 70).to(dtype), torch.randn(*rows, 64).to(dtype)
+    weight = (torch.randn(70, 64) / 8).to(dtype)
+    bias = None if bias is None else torch.randn(70).to(dtype)
+    parameters = [(near(70, dtype), 0.1 * torch.randn(70).to(dtype)) for _ in norms]
+    asked = (
+        (NORMS.index(norm), part[0], part[1] if norm == "layer" else None, EPS)
+        for norm, part in zip(norms, parameters, strict=True)
+    )
+    given = [x, attended, weight, bias, *(each for norm in asked for each in norm), scale]
+    total, normed = cpu.attention_outputs(*given)
+    exact = functional.linear(
+        attended.double(), weight.double(), None if bias is None else bias.double()
+    )
+    after, before = (
+        lambda y, norm=norm, pair=pair: normalised(norm, y, *(part.double() for part in pair))
+        for norm, pair in zip(norms, parameters, strict=True)
+    )
+    exact = x.double() + scale * after(exact)
+    assert_near(total, exact, dtype, 64)
+    assert_near(normed, before(exact), dtype, 64)
+    threads(3)
+    assert all(map(torch.equal, cpu.attention_outputs(*given), (total, normed)))
+
+
 def arguments(dtype=torch.float32, width=64, dim=16):
     x = torch.randn(1, 3, width).to(dtype)
     w = [torch.randn(size, width).to(dtype) for size in (64, 32, 32)]
     angles = torch.randn(1, 3, dim)
     before = [x, 1, near(width, dtype), None, EPS, w, [None] * 3, 4, 2, dim, 0, None, None, EPS]
-    before += [angles.cos(), angles.sin(), False]
+    before += [angles.cos(), angles.sin(), 0]
     mlp = [torch.randn(width, 64), torch.randn(96, width), torch.randn(96, width)]
     mlp = [weight.to(dtype) for weight in (*mlp, torch.randn(width, 96))]
     norms = [None, None, near(width, dtype), None, None, None]
@@ -216,7 +260,8 @@ def test_activations_of_any_size_are_right(activation, level):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize("limits", [(0, 0.0), (5, 2.0)], ids=str)
-def test_attention_with_the_cache_inside(limits, length, dtype, level):
+@pytest.mark.parametrize("sinks", [None, torch.tensor([0.5, -1.0, 2.0, 0.0])], ids=str)
+def test_attention_with_the_cache_inside(sinks, limits, length, dtype, level):
     # the buffers' heads and sequences lie apart, and room is left behind
     keys, values = (torch.randn(2, 3, 2, 40, 16).to(dtype)[:, 1:] for _ in range(2))
     keys, values = keys.transpose(0, 1)[:, 0], values.transpose(0, 1)[:, 0]
@@ -235,9 +280,10 @@ def test_attention_with_the_cache_inside(limits, length, dtype, level):
         backend="cpu",
         window=window or None,
         softcap=softcap or None,
+        sinks=sinks,
     )
     rest = [buffer[:, :, 21 + length :].clone() for buffer in (keys, values)]
-    given = cpu.layer_attention(*before, keys, values, 21, 0.3, *limits)
+    given = cpu.layer_attention(*before, keys, values, 21, 0.3, *limits, sinks)
     assert torch.equal(given, expected.transpose(1, 2))
     assert torch.equal(keys[:, :, : 21 + length], all_keys)
     assert torch.equal(values[:, :, : 21 + length], all_values)
@@ -253,9 +299,21 @@ def test_the_operators_pass_opcheck_and_check_what_they_are_given():
     )
     torch.library.opcheck(inputs, (*before, 0))
     torch.library.opcheck(outputs, (*after, 0))
+    sums = torch.ops.headwise.attention_outputs.default
+    sizes = [near(64, torch.float32), None]
+    own = [after[0], after[1], after[2][0], None, 0, None, None, 0.0, 1, *sizes, EPS, 1.0]
+    torch.library.opcheck(sums, (*own, 0))
+    for message, index, value in [
+        ("attended does not fit x", 1, torch.randn(1, 2, 64)),
+        ("the weight has 63 outputs, expected 64", 2, torch.randn(63, 64)),
+        ("no norm is of kind 5", 4, 5),
+        ("of a norm is not a contiguous vector of 64", 9, torch.randn(63)),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            sums(*own[:index], value, *own[index + 1 :], 0)
     both = torch.ops.headwise.layer_attention.default
     buffers = torch.randn(2, 1, 2, 9, 16)
-    torch.library.opcheck(both, (*before, *buffers, 6, 0.3, 0, 0.0, 0))
+    torch.library.opcheck(both, (*before, *buffers, 6, 0.3, 0, 0.0, torch.randn(4), 0))
     for keys, values, at in [
         (*buffers, 7),
         (*buffers, -1),
@@ -264,7 +322,10 @@ def test_the_operators_pass_opcheck_and_check_what_they_are_given():
         (buffers[0], buffers[1, ..., :15], 0),
     ]:
         with pytest.raises(RuntimeError, match="a buffer does not fit: expected"):
-            both(*before, keys, values, at, 0.3, 0, 0.0, 0)
+            both(*before, keys, values, at, 0.3, 0, 0.0, None, 0)
+    for sinks in (torch.randn(3), torch.randn(4).double(), torch.randn(1, 4)):
+        with pytest.raises(RuntimeError, match="sinks is not a contiguous float32 vector of 4"):
+            both(*before, *buffers, 6, 0.3, 0, 0.0, sinks, 0)
 
     def changed(arguments, **changes):
         return [changes.get(f"_{index}", value) for index, value in enumerate(arguments)]
@@ -277,6 +338,7 @@ def test_the_operators_pass_opcheck_and_check_what_they_are_given():
         "the weights have 128 outputs, expected 96": {"_7": 2},
         "are no multiple of 24": {"_9": 24},
         "cos without sin": {"_15": None},
+        "no rotation is 4": {"_16": 4},
         "cos does not fit x": {"_14": torch.randn(1, 2, 16), "_15": torch.randn(1, 2, 16)},
     }
     for message, change in bad_inputs.items():

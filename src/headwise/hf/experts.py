@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.hf.module_hook import ModuleHook
+from headwise.hf.module_hook import ModuleHook, has_hooks
 from headwise.ops import faster
 
 # What the interface says of a module, beside its weights.
@@ -84,6 +84,11 @@ def _obstacle(module: nn.Module, tried: dict[Any, str | None]) -> str | None:
         return "its forward is replaced already"
     if not _is_stock(module):
         return "they are computed in a way of somebody's own, or by several processes"
+    if nn.modules.module._has_any_global_hook():
+        return "hooks for all modules are registered"
+    hooked = [name for name, part in module.named_modules() if name and has_hooks(part)]
+    if hooked:
+        return f"its {hooked[0]} has hooks"
     if any(weight.device.type != "cpu" for weight in module.parameters()):
         return f"its weights are on {next(module.parameters()).device.type}"
     shapes = tuple((weight.shape, weight.dtype) for weight in module.parameters())

@@ -9,6 +9,9 @@ from torch import nn
 NAME = "headwise"
 
 
+_CAPTURING = "transformers.utils.output_capturing"
+
+
 class AttachedName(str):
     """The name in the configs of an attached model: what it needs has been looked at."""
 
@@ -60,3 +63,16 @@ class ModuleHook:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._owner = weakref.ref(state["owner"])
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody's hooks run at its call.
+
+    Transformers' own, which it leaves after it has captured outputs, do nothing until it captures
+    again.
+    """
+    own = module.__dict__
+    if not own["_forward_hooks"] and not own["_forward_pre_hooks"]:
+        return False
+    hooks = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
+    return any(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks)

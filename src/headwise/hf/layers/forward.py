@@ -9,7 +9,7 @@ from headwise.caches import ContiguousCache
 from headwise.hf.cache import OwnLayer
 from headwise.hf.cache_hooks import CACHE_ARGUMENTS
 from headwise.hf.interface import headwise_attention_forward
-from headwise.hf.layers.parts import Arguments, LayerParts, is_touched
+from headwise.hf.layers.parts import ROTATIONS, Arguments, LayerParts, is_touched
 from headwise.hf.module_hook import NAME, ModuleHook
 from headwise.hf.observer import current_observer
 from headwise.hf.stock_names import DynamicCache, _active_collector
@@ -19,6 +19,9 @@ from headwise.spec.config.decoder_layer import DecoderLayer
 _SERVED = {"attention_mask", "position_embeddings", *CACHE_ARGUMENTS}
 # What a model gives its layers and no attention of these families looks at.
 _UNREAD = {"position_ids", "use_cache", "cache_position"}
+
+# What a call may ask to be captured.
+_ASKS = {"output_attentions", "output_router_logits"}
 
 
 def layers_of(model: nn.Module, form: DecoderLayer | None) -> dict[str, nn.Module]:
@@ -86,11 +89,11 @@ class LayerForward(ModuleHook):
         for name, value in kwargs.items():
             if name in _SERVED or name in _UNREAD or value is None:
                 continue
-            if name != "output_attentions" or value is not False:
+            if name not in _ASKS or value is not False:
                 return None
         if not _is_known(_cache(kwargs), parts.attention.layer_idx):
             return None
-        if made.rotated and not _rotates(x, kwargs.get("position_embeddings"), made.rotated):
+        if made.angles and not _rotates(x, kwargs.get("position_embeddings"), made.angles):
             return None
         offer = layer_offer(x, made.tensors)
         return None if offer is None else (parts, made, offer)
@@ -101,14 +104,15 @@ def run(
 ) -> Tensor:
     """What the layer returns for a call that `LayerForward.plan` took."""
     attention = parts.attention
-    rotation = kwargs["position_embeddings"] if made.rotated else (None, None)
-    before = (*made.before, *rotation, parts.form.interleaved)
+    rotation = kwargs["position_embeddings"] if made.angles else (None, None)
+    before = (*made.before, *rotation, ROTATIONS[parts.form.rotation])
     cache, mask = _cache(kwargs), kwargs.get("attention_mask")
     held = None if mask is not None or not made.causal else _contiguous(cache, attention)
     kv_heads = made.before[7]
     room = None if held is None else held.room(x.shape[0], kv_heads, x.shape[1], x)
     if held is not None and room is not None:
-        attended = offer.attention(x, *before, *room, held.length, *made.options)
+        sinks = None if made.sinks is None else made.sinks.float()
+        attended = offer.attention(x, *before, *room, held.length, *made.options, sinks)
         held.wrote(x.shape[1])
     else:
         query, key, value = offer.inputs(x, *before)
@@ -117,7 +121,15 @@ def run(
         attended, _ = headwise_attention_forward(
             attention, query, key, value, mask, 0.0, **made.asks
         )
-    return offer.outputs(x, attended.flatten(2), *made.after)
+    if parts.own_mlp is None:
+        return offer.outputs(x, attended.flatten(2), *made.after)
+    total, normed = offer.sums(x, attended.flatten(2), *made.after)
+    added = parts.own_mlp(normed)
+    if parts.form.routes:
+        added = added[0]
+    if parts.norms[-1] is not None:
+        added = parts.norms[-1](added)
+    return total + (added if made.multiplier == 1.0 else added * made.multiplier)
 
 
 def _is_known(cache: Any, index: int) -> bool:
@@ -139,8 +151,8 @@ def _contiguous(cache: Any, attention: Any) -> ContiguousCache | None:
     return held if type(held) is ContiguousCache else None
 
 
-def _rotates(x: Tensor, given: Any, dims: int) -> bool:
-    """Whether these are cos and sin [B or 1,S,dims], as the operator takes them."""
+def _rotates(x: Tensor, given: Any, angles: int) -> bool:
+    """Whether these are cos and sin [B or 1,S,angles], as the operator takes them."""
     return (
         type(given) is tuple
         and len(given) == 2
@@ -148,7 +160,7 @@ def _rotates(x: Tensor, given: Any, dims: int) -> bool:
             type(part) is Tensor
             and part.ndim == 3
             and part.shape[0] in (1, x.shape[0])
-            and part.shape[1:] == (x.shape[1], dims)
+            and part.shape[1:] == (x.shape[1], angles)
             and part.is_contiguous()
             and part.dtype in (x.dtype, torch.float32)
             and part.is_cpu

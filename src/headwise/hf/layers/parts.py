@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from headwise.hf.module_hook import ModuleHook
+from headwise.hf.module_hook import ModuleHook, has_hooks
 from headwise.spec.config.decoder_layer import DecoderLayer
 
 # As csrc/kernels.h numbers them.
 _NORMS = {"rms": 1, "rms plus one": 2, "layer": 3}
+ROTATIONS = {"halves": 0, "neighbours": 1, "neighbours twice": 2, "halves once": 3}
 _ACTIVATIONS = {
     "SiLUActivation": 0,
     "SiLU": 0,
@@ -23,7 +24,6 @@ _ACTIVATIONS = {
     "ReLU": 3,
     "ReLUSquaredActivation": 4,
 }
-_CAPTURING = "transformers.utils.output_capturing"
 _ABSENT = object()
 
 # A value that stands in a dict under a key.
@@ -40,8 +40,9 @@ class Arguments:
 
     before, after: arguments of the first and of the second operator. options: scale, window and
     softcap of the attention inside the first; asks: the same as our attention function takes them.
-    rotated: the dims that are rotated, 0 for none. children: the layer's own, which are no fact as
-    its dict would keep it alive; as is scale, what it multiplies by.
+    sinks: of the attention. multiplier: of what an MLP of its own adds. angles: of a position, 0
+    where nothing is rotated. children: the layer's own, which are no fact as its dict would keep it
+    alive; as is scale, what it multiplies by.
     """
 
     facts: list[Fact]
@@ -52,7 +53,9 @@ class Arguments:
     after: tuple[Any, ...]
     options: tuple[float, int, float]
     asks: dict[str, Any]
-    rotated: int
+    sinks: Tensor | None
+    multiplier: float
+    angles: int
     causal: bool
     scale: Any
 
@@ -66,20 +69,25 @@ class LayerParts:
 
     def __init__(self, layer: nn.Module, form: DecoderLayer) -> None:
         self.form, self.kind = form, type(layer)
+        attention, mlp = layer.get_submodule(form.attention), layer.get_submodule(form.mlp)
+        named = [name for name in (form.gate, form.up, form.down) if name is not None]
+        own = not all(hasattr(mlp, name) for name in (*named, form.activation))
+        # an MLP that is not described, and runs as the module that it is
+        self.own_mlp: Any = mlp if own else None
         # by the index of the parent (0: the layer) and the name there, every module inside
         self.modules: list[tuple[int, str, nn.Module, type]] = []
         self._add(layer, 0)
         self.gone = False
-        attention, mlp = layer.get_submodule(form.attention), layer.get_submodule(form.mlp)
         norms = (form.before_attention, form.after_attention, form.before_mlp, form.after_mlp)
         self.attention: Any = attention
         self.norms = [None if name is None else layer.get_submodule(name) for name in norms]
         self.qkv = [attention.get_submodule(name) for name in form.qkv]
         self.out: Any = attention.get_submodule(form.out)
-        self.head_norms = [attention.get_submodule(name) for name in form.head_norms or ()]
-        named = [name for name in (form.gate, form.up, form.down) if name is not None]
-        self.mlp = [mlp.get_submodule(name) for name in dict.fromkeys(named)]
-        self.activation = mlp.get_submodule(form.activation)
+        # some families have them by an option of the config
+        head_norms = [name for name in form.head_norms or () if hasattr(attention, name)]
+        self.head_norms = [attention.get_submodule(name) for name in head_norms]
+        self.mlp = [] if own else [mlp.get_submodule(name) for name in dict.fromkeys(named)]
+        self.activation = None if own else mlp.get_submodule(form.activation)
         self._weighted: list[nn.Module] = [
             *filter(None, (*self.norms, *self.head_norms)),
             *(*self.qkv, self.out, *self.mlp),
@@ -93,13 +101,16 @@ class LayerParts:
     def _add(self, parent: nn.Module, index: int) -> None:
         for name, module in parent.named_children():
             self.modules.append((index, name, module, type(module)))
-            self._add(module, len(self.modules))
+            if module is not self.own_mlp:
+                self._add(module, len(self.modules))
 
     def obstacle(self) -> str | None:
         """Why the operators do not compute what these modules do, whatever their numbers."""
         activation = type(self.activation).__name__
-        if activation not in _ACTIVATIONS:
+        if self.own_mlp is None and activation not in _ACTIVATIONS:
             return f"no kernel has the activation {activation}"
+        if self.own_mlp is not None and self.form.parallel:
+            return f"{type(self.own_mlp).__name__} runs beside attention"
         for module in (*self.qkv, self.out, *self.mlp):
             if type(module) is not nn.Linear:
                 return f"{type(module).__name__} multiplies in its own way"
@@ -203,22 +214,34 @@ class LayerParts:
             *(heads, (rows - heads) // 2, dim),
             *(kind if self.head_norms else 0, query_norm, key_norm, head_eps.pop()),
         )
+        multiplier = 1.0 if form.scale is None else _number(scale)
+        kinds = [0 if norm is None else kind for norm in rest]
         weights = [pair(module) for module in (self.out, *self.mlp)]
-        after = (
-            *([weight for weight, _ in weights], [bias for _, bias in weights]),
-            form.gate is not None,
-            *(0 if norm is None else kind for norm in rest),
-            [tensor for norm in rest for tensor in pair(norm)],
-            *map(eps, rest),
-            _ACTIVATIONS[type(self.activation).__name__],
-            form.parallel,
-            1.0 if form.scale is None else _number(scale),
-        )
-        fact(self.activation.__dict__, "act")
-        asks = {"scaling": fact(own, "scaling"), "sliding_window": fact(own, "sliding_window")}
-        if "sliding_window" not in own:
-            asks["sliding_window"] = fact(self.attention.config.__dict__, "sliding_window")
+        after: tuple[Any, ...]
+        if self.activation is None:
+            sums = (
+                (of, *pair(norm), eps(norm)) for of, norm in zip(kinds[:2], rest[:2], strict=True)
+            )
+            after = (*weights[0], *(each for of in sums for each in of), multiplier)
+        else:
+            fact(self.activation.__dict__, "act")
+            after = (
+                *([weight for weight, _ in weights], [bias for _, bias in weights]),
+                *(form.gate is not None, *kinds),
+                [tensor for norm in rest for tensor in pair(norm)],
+                *map(eps, rest),
+                *(_ACTIVATIONS[type(self.activation).__name__], form.parallel, multiplier),
+            )
+        asks = {"scaling": fact(own, "scaling"), "sliding_window": None}
+        if form.window:
+            asks["sliding_window"] = fact(own, "sliding_window")
+            if "sliding_window" not in own:
+                asks["sliding_window"] = fact(self.attention.config.__dict__, "sliding_window")
         asks["softcap"] = None if form.softcap is None else fact(own, form.softcap)
+        sinks = None if form.sinks is None else fact(self.attention._parameters, form.sinks)
+        if sinks is not None:
+            asks["s_aux"] = sinks
+            tensors.append(sinks)
         rotates = form.rotates is None or bool(fact(own, form.rotates))
         window = asks["sliding_window"] or 0
         if type(window) is not int:
@@ -232,7 +255,9 @@ class LayerParts:
             after=after,
             options=(_number(asks["scaling"]), window, _number(asks["softcap"] or 0.0)),
             asks=asks,
-            rotated=rotated_dims(self.attention.config, dim) if rotates else 0,
+            sinks=sinks,
+            multiplier=multiplier,
+            angles=angles_of(self.attention.config, dim, form) if rotates else 0,
             causal=fact(own, "is_causal") is True,
             scale=scale,
         )
@@ -263,23 +288,15 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def rotated_dims(config: Any, dim: int) -> int:
-    """The dims of a head that the model's rotary embedding gives angles for."""
+def angles_of(config: Any, dim: int, form: DecoderLayer) -> int:
+    """The angles that the model's rotary embedding gives for a position."""
     rope = getattr(config, "rope_parameters", None) or {}
     factor = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", 1.0))
-    return int(dim * (1.0 if factor is None else factor))
+    rotated = int(dim * (1.0 if factor is None else factor))
+    return rotated // 2 if form.rotation == "halves once" else rotated
 
 
 def is_touched(module: nn.Module) -> bool:
-    """Whether a module has a forward that is not its class's or ours, or hooks.
-
-    Transformers' own, which it leaves after it has captured outputs, do nothing until it captures
-    again.
-    """
-    own = module.__dict__
-    if own["_forward_hooks"] or own["_forward_pre_hooks"]:
-        hooks = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
-        if any(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks):
-            return True
-    forward = own.get("forward")
-    return forward is not None and not isinstance(forward, ModuleHook)
+    """Whether a module has a forward that is not its class's or ours, or hooks."""
+    forward = module.__dict__.get("forward")
+    return has_hooks(module) or (forward is not None and not isinstance(forward, ModuleHook))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.hf.layers.forward import LayerForward, obstacle, run
-from headwise.hf.layers.parts import LayerParts, rotated_dims
+from headwise.hf.layers.parts import LayerParts, angles_of
 from headwise.hf.module_hook import ATTACHED
 from headwise.hf.stock_names import CACHE, DynamicCache
 from headwise.ops import layer_offer
@@ -41,7 +41,10 @@ def trial(layers: dict[str, nn.Module], form: DecoderLayer) -> dict[str, str | N
 
 def _difference(layer: nn.Module, form: DecoderLayer, known: dict[Any, str | None]) -> str | None:
     parts = LayerParts(layer, form)
-    tensors = list(layer.parameters())
+    # what an MLP of its own has is its own affair
+    own = () if parts.own_mlp is None else parts.own_mlp.parameters()
+    others = set(map(id, own))
+    tensors = [tensor for tensor in layer.parameters() if id(tensor) not in others]
     reason = parts.obstacle()
     if reason is not None:
         return reason
@@ -53,7 +56,7 @@ def _difference(layer: nn.Module, form: DecoderLayer, known: dict[Any, str | Non
         return "hooks for all modules are registered"
     kind = _kind(parts, layer)
     if kind not in known:
-        known[kind] = _tried_in_all(layer, form, tensors[0].dtype)
+        known[kind] = _tried_in_all(layer, form, tensors)
     return known[kind]
 
 
@@ -70,9 +73,10 @@ def _kind(parts: LayerParts, layer: nn.Module) -> Any:
     return tuple(kind for *_, kind in parts.modules), shapes, frozenset(scalars)
 
 
-def _tried_in_all(layer: nn.Module, form: DecoderLayer, own: torch.dtype) -> str | None:
+def _tried_in_all(layer: nn.Module, form: DecoderLayer, tensors: list[Any]) -> str | None:
+    own = tensors[0].dtype
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        if layer_offer(torch.empty(1, 1, 1, dtype=own), list(layer.parameters())) is None:
+        if layer_offer(torch.empty(1, 1, 1, dtype=own), tensors) is None:
             return f"no kernel runs {own} here"
         for dtype in dict.fromkeys((torch.float32, own)):
             reason = _tried(_twin(layer, form, dtype), form, dtype)
@@ -83,7 +87,10 @@ def _tried_in_all(layer: nn.Module, form: DecoderLayer, own: torch.dtype) -> str
 
 def _twin(layer: nn.Module, form: DecoderLayer, dtype: torch.dtype) -> nn.Module:
     """A copy whose attention is ours, without hooks; of one dtype."""
-    twin = copy.deepcopy(layer).to(dtype).eval()
+    parts, memo = LayerParts(layer, form), dict[int, Any]()
+    if parts.own_mlp is not None:  # nothing is claimed of it, and experts are large
+        memo[id(parts.own_mlp)] = _StandIn(parts.out.out_features, form.routes)
+    twin = copy.deepcopy(layer, memo).to(dtype).eval()
     for module in twin.modules():
         for hooks in ("_forward_hooks", "_forward_pre_hooks"):
             module.__dict__[hooks].clear()
@@ -92,6 +99,19 @@ def _twin(layer: nn.Module, form: DecoderLayer, dtype: torch.dtype) -> nn.Module
     attention.config._attn_implementation_internal = ATTACHED
     attention.layer_idx = 0
     return twin
+
+
+class _StandIn(nn.Module):
+    """An MLP for a trial, in place of one that runs as the module that it is."""
+
+    def __init__(self, width: int, routes: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, width))
+        self.routes = routes
+
+    def forward(self, x: Tensor) -> Any:
+        added = x.roll(1, dims=-1) * self.weight
+        return (added, x) if self.routes else added
 
 
 @dataclass(frozen=True)
@@ -117,7 +137,7 @@ def _tried(twin: nn.Module, form: DecoderLayer, dtype: torch.dtype) -> str | Non
     window = next(filter(None, (getattr(of, "sliding_window", None) for of in sources)), None)
     # each alone, lest the larger one hides the other, and one after the other
     for what, other in (
-        ("its attention", parts.mlp[-1]),
+        ("its attention", parts.own_mlp if parts.mlp == [] else parts.mlp[-1]),
         ("its MLP", parts.out),
         ("it", None),
     ):
@@ -168,9 +188,13 @@ def _arguments(
     size = 4.0 if dtype == torch.float32 else 1.0
     cache.update(size * random(*held), random(*held), 0)
     # angles as of positions far beyond any context
-    half = rotated_dims(parts.attention.config, dim) // 2
-    angles = 1e3 * torch.randn(call.batch, call.rows, half, generator=generator)
-    angles = torch.cat([angles, angles], dim=-1)
+    count, rotation = angles_of(parts.attention.config, dim, parts.form), parts.form.rotation
+    pairs = count if rotation == "halves once" else count // 2
+    angles = 1e3 * torch.randn(call.batch, call.rows, pairs, generator=generator)
+    if rotation == "neighbours twice":
+        angles = angles.repeat_interleave(2, dim=-1)
+    elif rotation != "halves once":
+        angles = torch.cat([angles, angles], dim=-1)
     given: dict[str, Any] = {
         "position_embeddings": (angles.cos().to(dtype), angles.sin().to(dtype)),
         CACHE: cache,

@@ -317,6 +317,14 @@ def layer_outputs(x: Tensor, attended: Tensor, *arguments: object) -> Tensor:
     return result
 
 
+def attention_outputs(x: Tensor, attended: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    """x [B,S,E] plus the output of attention, and the norm of that sum; arguments as above."""
+    result: tuple[Tensor, Tensor] = torch.ops.headwise.attention_outputs.default(
+        x.contiguous(), attended.contiguous(), *arguments, _level
+    )
+    return result
+
+
 def _quantizes(rows: Tensor, bits: int) -> bool:
     served = rows.device.type == "cpu" and rows.dtype in _DTYPES
     return served and rows.shape[-1] <= _MOST_DIM and not ready()
@@ -342,7 +350,9 @@ BACKEND = Backend(
     _attend,
     linear=Offer(linear, _multiplies),
     experts=Offer(experts, _multiplies_chosen),
-    layer=LayerOffer(layer_attention, attention_inputs, layer_outputs, _runs_layer),
+    layer=LayerOffer(
+        layer_attention, attention_inputs, layer_outputs, attention_outputs, _runs_layer
+    ),
     project=Offer(project, _projects),
     quantize=Offer(quantize, _quantizes),
 )

@@ -12,7 +12,7 @@ def register_shapes() -> None:
     """Tell PyTorch, once the library is loaded."""
     for function in (
         *(_attend, _linear, _experts, _project, _quantize),
-        *(_attention_inputs, _layer_attention, _layer_outputs),
+        *(_attention_inputs, _layer_attention, _layer_outputs, _attention_outputs),
     ):
         torch.library.register_fake(f"headwise::{function.__name__[1:]}", function)
 
@@ -64,6 +64,10 @@ def _layer_attention(x: Tensor, *arguments: Any) -> Tensor:
 
 def _layer_outputs(x: Tensor, attended: Tensor, *arguments: Any) -> Tensor:
     return x.new_empty(x.shape)
+
+
+def _attention_outputs(x: Tensor, attended: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
 def _project(x: Tensor, weight: Tensor, up: bool, level: int) -> Tensor:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 NormKind = Literal["rms", "rms plus one", "layer"]
+Rotation = Literal["halves", "halves once", "neighbours", "neighbours twice"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +21,16 @@ class DecoderLayer:
         out: of the attention, the projection of its output.
         head_norms: of the attention, the norms of each head of queries and of keys.
         rotates: an attribute of the attention that says whether this layer rotates at all.
-        interleaved: whether neighbouring dims are rotated as a pair, not the two halves.
+        rotation: which dims are rotated together: the two halves of a head, or neighbours. A row
+            of angles has those of the pairs and then the same again; with "once" not again; with
+            "twice" each two times, side by side.
+        window: whether the attention hands its window on; else it is in the masks alone.
         softcap: an attribute of the attention: the cap of its scores.
+        sinks: an attribute of the attention: a learned score of each head.
         gate, up, down: of the MLP. gate and up may be one, the gate first. None: no gate.
-        activation: of the MLP.
+        activation: of the MLP. An MLP without these, as a mixture of experts, runs as the module
+            that it is.
+        routes: whether such a module returns its router's scores as well.
         parallel: whether the MLP is given what the attention is given: both are added to the input.
         scale: an attribute of the layer, by which what is added to the input is multiplied.
     """
@@ -40,11 +47,14 @@ class DecoderLayer:
     out: str = "o_proj"
     head_norms: tuple[str, str] | None = None
     rotates: str | None = None
-    interleaved: bool = False
+    rotation: Rotation = "halves"
+    window: bool = True
     softcap: str | None = None
+    sinks: str | None = None
     gate: str | None = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
     activation: str = "act_fn"
+    routes: bool = False
     parallel: bool = False
     scale: str | None = None

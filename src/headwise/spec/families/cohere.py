@@ -3,6 +3,9 @@
 Full layers of Cohere 2 do not rotate their keys, which changes nothing that is cached.
 """
 
+from typing import Any
+
+from headwise.spec.config.decoder_layer import DecoderLayer
 from headwise.spec.config.family import Composite, Family
 from headwise.spec.config.fields import ConfigFields
 from headwise.spec.config.layout import Layout
@@ -25,6 +28,15 @@ _COHERE2_MOE = _COHERE2 | {
 }
 _NO_COHERE = ("sliding_window", "sliding_window_pattern", "layer_types")
 _COHERE = {name: value for name, value in _COHERE2.items() if name not in _NO_COHERE}
+
+
+# One norm, whose output both attention and MLP are given.
+_PARALLEL: Any = {
+    "norm": "layer",
+    "before_mlp": "input_layernorm",
+    "parallel": True,
+    "rotation": "neighbours twice",
+}
 
 
 def _read(fields: ConfigFields) -> Layout:
@@ -56,9 +68,16 @@ COHERE = Family(
     read=_read,
     defaults=_COHERE | {"use_qk_norm": False},
     interleaved_rope=True,
+    layer=DecoderLayer(name="CohereDecoderLayer", **_PARALLEL),
 )
 COHERE2_VISION = Composite(model_type="cohere2_vision", text="cohere2")
-COHERE2 = Family(model_type="cohere2", read=_read_cohere2, defaults=_COHERE2, interleaved_rope=True)
+COHERE2 = Family(
+    model_type="cohere2",
+    read=_read_cohere2,
+    defaults=_COHERE2,
+    interleaved_rope=True,
+    layer=DecoderLayer(name="Cohere2DecoderLayer", rotates="sliding_window", **_PARALLEL),
+)
 COHERE2_MOE = Family(
     model_type="cohere2_moe",
     read=_read_cohere2_moe,

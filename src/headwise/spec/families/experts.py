@@ -1,5 +1,6 @@
 """Qwen2-MoE and MiniMax-M2: grouped kv heads beside a mixture of experts."""
 
+from headwise.spec.config.decoder_layer import DecoderLayer
 from headwise.spec.config.family import Family
 from headwise.spec.config.fields import ConfigFields
 from headwise.spec.config.layout import Layout
@@ -36,7 +37,12 @@ def _read_qwen2_moe(fields: ConfigFields) -> Layout:
     return grouped_stack(fields, layer_windows(fields, window, default=slides))
 
 
-QWEN2_MOE = Family(model_type="qwen2_moe", read=_read_qwen2_moe, defaults=_QWEN2_MOE)
+QWEN2_MOE = Family(
+    model_type="qwen2_moe",
+    read=_read_qwen2_moe,
+    defaults=_QWEN2_MOE,
+    layer=DecoderLayer(name="Qwen2MoeDecoderLayer", window=False),
+)
 MINIMAX_M2 = Family(
     model_type="minimax_m2", read=read_normalised, defaults=_MINIMAX_M2, partial_rope=True
 )

@@ -44,7 +44,7 @@ def _read_4v(fields: ConfigFields) -> Layout:
 
 
 _FUSED: Any = {
-    "interleaved": True,
+    "rotation": "neighbours",
     "gate": "gate_up_proj",
     "up": "gate_up_proj",
     "activation": "activation_fn",
@@ -76,6 +76,7 @@ GLM4_MOE = Family(
     read=_read_moe,
     defaults=_GLM4_MOE | {"use_qk_norm": False},
     partial_rope=True,
+    layer=DecoderLayer(name="Glm4MoeDecoderLayer", head_norms=("q_norm", "k_norm")),
 )
 GLM4V_TEXT = Family(
     model_type="glm4v_text",

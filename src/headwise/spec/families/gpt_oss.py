@@ -1,5 +1,6 @@
 """gpt-oss: grouped kv heads, a learned sink per head, a window in every other layer."""
 
+from headwise.spec.config.decoder_layer import DecoderLayer
 from headwise.spec.config.family import Family
 from headwise.spec.config.fields import ConfigFields
 from headwise.spec.config.layout import Layout
@@ -25,4 +26,7 @@ GPT_OSS = Family(
         "max_position_embeddings": 131072,
     },
     copies=True,
+    layer=DecoderLayer(
+        name="GptOssDecoderLayer", rotation="halves once", sinks="sinks", routes=True
+    ),
 )

@@ -83,7 +83,14 @@ GRANITE = Family(
     defaults=_GRANITE,
     layer=DecoderLayer(name="GraniteDecoderLayer", scale="residual_multiplier"),
 )
-GRANITEMOE = Family(model_type="granitemoe", read=_read, defaults=_GRANITE)
+GRANITEMOE = Family(
+    model_type="granitemoe",
+    read=_read,
+    defaults=_GRANITE,
+    layer=DecoderLayer(
+        name="GraniteMoeDecoderLayer", scale="residual_multiplier", mlp="block_sparse_moe"
+    ),
+)
 GRANITEMOESHARED = Family(model_type="granitemoeshared", read=_read, defaults=_GRANITE)
 GRANITE_SWA = Family(model_type="granite_swa", read=_read_swa, defaults=_SWA)
 GRANITEMOE_SWA = Family(model_type="granitemoe_swa", read=_read_swa, defaults=_MOE_SWA)

@@ -95,10 +95,14 @@ ERNIE4_5 = Family(
     read=read_full,
     defaults=_ERNIE,
     interleaved_rope=True,
-    layer=DecoderLayer(name="Ernie4_5DecoderLayer", interleaved=True),
+    layer=DecoderLayer(name="Ernie4_5DecoderLayer", rotation="neighbours"),
 )
 ERNIE4_5_MOE = Family(
-    model_type="ernie4_5_moe", read=read_full, defaults=_ERNIE_MOE, interleaved_rope=True
+    model_type="ernie4_5_moe",
+    read=read_full,
+    defaults=_ERNIE_MOE,
+    interleaved_rope=True,
+    layer=DecoderLayer(name="Ernie4_5_MoeDecoderLayer", rotation="neighbours"),
 )
 HUNYUAN_V1_DENSE = Family(
     model_type="hunyuan_v1_dense", read=read_normalised, defaults=LLAMA_DEFAULTS

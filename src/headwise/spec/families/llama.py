@@ -93,7 +93,13 @@ MISTRAL = Family(
     copies=True,
     layer=DecoderLayer(name="MistralDecoderLayer"),
 )
-MIXTRAL = Family(model_type="mixtral", read=read_window, defaults=_MIXTRAL, copies=True)
+MIXTRAL = Family(
+    model_type="mixtral",
+    read=read_window,
+    defaults=_MIXTRAL,
+    copies=True,
+    layer=DecoderLayer(name="MixtralDecoderLayer"),
+)
 GEMMA = Family(
     model_type="gemma",
     read=_read_gemma,
@@ -129,4 +135,10 @@ QWEN3 = Family(
     copies=True,
     layer=DecoderLayer(name="Qwen3DecoderLayer", head_norms=_HEAD_NORMS),
 )
-QWEN3_MOE = Family(model_type="qwen3_moe", read=_read_qwen3_moe, defaults=_QWEN3_MOE, copies=True)
+QWEN3_MOE = Family(
+    model_type="qwen3_moe",
+    read=_read_qwen3_moe,
+    defaults=_QWEN3_MOE,
+    copies=True,
+    layer=DecoderLayer(name="Qwen3MoeDecoderLayer", head_norms=_HEAD_NORMS),
+)
