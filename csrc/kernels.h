@@ -48,8 +48,9 @@ inline int64_t scratch_bytes(const LinearArgs& args, int64_t outputs) {
 }
 
 // How a row is normalised: by its root mean square, times the weight or 1 + the weight; or to mean
-// 0 and variance 1, times the weight, plus the bias.
-enum NormKind { kNoNorm, kRmsNorm, kRmsNormPlusOne, kLayerNorm };
+// 0 and variance 1, times the weight, plus the bias. The first rounds before it multiplies; the
+// last is the first without that.
+enum NormKind { kNoNorm, kRmsNorm, kRmsNormPlusOne, kLayerNorm, kRmsNormWide };
 struct Norm {
   NormKind kind;
   const void *weight, *bias;  // null: none

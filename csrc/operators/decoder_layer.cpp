@@ -7,49 +7,19 @@
 #include <tuple>
 
 #include "attend.h"
-#include "weights.h"
+#include "layer_parts.h"
 
 namespace headwise {
 namespace {
 
 constexpr const char* kInputs = "headwise::attention_inputs";
 constexpr const char* kOutputs = "headwise::layer_outputs";
-constexpr int64_t kMostRows = 64;
 
-// x [B,S,E] as rows.
-LinearArgs check_rows(const Tensor& x, const char* operation) {
-  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && x.is_contiguous(), operation,
-                  ": x is not a contiguous tensor of three dims on the CPU");
-  LinearArgs args = {};
-  args.x = x.const_data_ptr();
-  args.dtype = dtype_of(x, operation, "x");
-  STD_TORCH_CHECK(args.dtype != kFloat64, operation, ": x is float64");
-  args.rows = x.size(0) * x.size(1);
-  args.width = args.x_row = x.size(2);
-  STD_TORCH_CHECK(args.rows > 0 && args.rows <= kMostRows, operation, ": ", args.rows,
-                  " rows, expected 1 to ", kMostRows);
-  return args;
+// x is [B,S,E].
+void check_dims(const Tensor& x, const char* operation) {
+  STD_TORCH_CHECK(x.dim() == 3 && x.is_contiguous(), operation,
+                  ": x is not a contiguous tensor of three dims");
 }
-
-// A contiguous vector of x's dtype; null where there is none.
-const void* check_vector(const MaybeTensor& vector, const Tensor& x, int64_t size,
-                         const char* operation) {
-  if (!vector.has_value()) return nullptr;
-  STD_TORCH_CHECK(vector->is_cpu() && vector->scalar_type() == x.scalar_type() &&
-                      vector->dim() == 1 && vector->size(0) == size && contiguous_rows(*vector),
-                  operation, ": the weight or bias of a norm is not a contiguous vector of ", size,
-                  " on the CPU, of x's dtype");
-  return vector->const_data_ptr();
-}
-
-Norm check_norm(int64_t kind, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
-                const Tensor& x, int64_t size, const char* operation) {
-  STD_TORCH_CHECK(kind >= kNoNorm && kind <= kLayerNorm, operation, ": no norm is of kind ", kind);
-  return {NormKind(kind), check_vector(weight, x, size, operation),
-          check_vector(bias, x, size, operation), float(eps)};
-}
-
-int64_t join_bytes(const JoinArgs& args) { return 8 * padded(args.width) + 128; }
 
 // What comes before attention: the norm of x [B,S,E], the products with weights that together have
 // (H + 2 K) D rows, norms of each head of queries and keys, and the rotation of their first dims by
@@ -63,6 +33,7 @@ struct Inputs {
 
   void read_rows(const Tensor& x, int64_t norm, const MaybeTensor& weight, const MaybeTensor& bias,
                  double eps) {
+    check_dims(x, kInputs);
     args.x = check_rows(x, kInputs);
     args.length = x.size(1);
     first.dtype = args.x.dtype;
@@ -245,21 +216,6 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
   return turned;
 }
 
-// The first half of a weight's outputs, of which the second is left.
-LinearWeight first_half(LinearWeight* weight, Dtype dtype) {
-  STD_TORCH_CHECK(weight->rows % 2 == 0, kOutputs, ": ", weight->rows,
-                  " outputs of a gate and what it gates, expected an even number");
-  const int64_t size = element_bytes(dtype);
-  weight->rows /= 2;
-  const LinearWeight first = *weight;
-  const auto past = [&](const void* data, int64_t elements) -> const void* {
-    return data == nullptr ? nullptr : static_cast<const char*>(data) + elements * size;
-  };
-  weight->data = past(weight->data, weight->rows * (weight->transposed ? 1 : weight->stride));
-  weight->bias = past(weight->bias, weight->rows);
-  return first;
-}
-
 // x [B,S,E] plus the product of what was attended to [B,S,H D], and the norm of that sum: what an
 // MLP that is a module of its own is given.
 std::tuple<Tensor, Tensor> attention_outputs(Tensor x, Tensor attended, Tensor weight,
@@ -269,6 +225,7 @@ std::tuple<Tensor, Tensor> attention_outputs(Tensor x, Tensor attended, Tensor w
                                              MaybeTensor before_weight, MaybeTensor before_bias,
                                              double before_eps, double scale, int64_t level) {
   const Kernels& kernels = kernels_of(level, kOutputs);
+  check_dims(x, kOutputs);
   const LinearArgs rows = check_rows(x, kOutputs);
   const LinearArgs inner = check_rows(attended, kOutputs);
   STD_TORCH_CHECK(inner.rows == rows.rows && inner.dtype == rows.dtype, kOutputs,
@@ -318,35 +275,22 @@ Tensor layer_outputs(Tensor x, Tensor attended, std::vector<Tensor> weights, May
                      MaybeTensors norms, double attention_eps, double input_eps, double output_eps,
                      int64_t activation, bool parallel, double scale, int64_t level) {
   const Kernels& kernels = kernels_of(level, kOutputs);
+  check_dims(x, kOutputs);
   const LinearArgs rows = check_rows(x, kOutputs);
   const LinearArgs inner = check_rows(attended, kOutputs);
-  const size_t count = weights.size();
-  STD_TORCH_CHECK((count == 3 || count == 4) && biases.size() == count && norms.size() == 6,
-                  kOutputs, ": ", count, " weights, ", biases.size(), " biases and ", norms.size(),
-                  " parts of norms, expected 3 or 4, as many, and 6");
+  STD_TORCH_CHECK(!weights.empty() && biases.size() == weights.size() && norms.size() == 6,
+                  kOutputs, ": ", weights.size(), " weights, ", biases.size(), " biases and ",
+                  norms.size(), " parts of norms, expected 3 or 4, as many, and 6");
   STD_TORCH_CHECK(inner.rows == rows.rows && inner.dtype == rows.dtype, kOutputs,
                   ": attended does not fit x");
-  STD_TORCH_CHECK(activation >= kSilu && activation <= kReluSquared, kOutputs,
-                  ": no activation is ", activation);
-  STD_TORCH_CHECK(gates || count == 3, kOutputs, ": four weights without a gate");
   const int64_t width = rows.width;
   LinearWeight out = check_weight(weights[0], biases[0], x, inner.width, kOutputs);
-  LinearWeight up = check_weight(weights[count - 2], biases[count - 2], x, width, kOutputs);
-  LinearWeight gate = {};
-  if (count == 4)
-    gate = check_weight(weights[1], biases[1], x, width, kOutputs);
-  else if (gates)
-    gate = first_half(&up, rows.dtype);
-  LinearWeight down = check_weight(weights[count - 1], biases[count - 1], x, up.rows, kOutputs);
-  STD_TORCH_CHECK(out.rows == width && down.rows == width && (!gates || gate.rows == up.rows),
-                  kOutputs, ": the outputs of the weights do not fit: ", out.rows, " and ",
-                  down.rows, ", expected ", width, "; ", gate.rows, " of the gate and ", up.rows);
+  STD_TORCH_CHECK(out.rows == width, kOutputs, ": the weight has ", out.rows, " outputs, expected ",
+                  width);
+  Mlp mlp(x, rows, weights, biases, 1, gates, activation, kOutputs);
 
   Tensor result = new_tensor({x.size(0), x.size(1), width}, x.scalar_type());
-  const LinearArgs middle = {nullptr, rows.dtype, rows.rows, up.rows, up.rows};
   const Division first(&out, 1, bytes_of(out, inner));
-  const Division second(&up, 1, bytes_of(up, rows) * (gates ? 2 : 1));
-  const Division third(&down, 1, bytes_of(down, middle));
 
   JoinArgs join = {};
   join.dtype = rows.dtype;
@@ -362,46 +306,30 @@ Tensor layer_outputs(Tensor x, Tensor attended, std::vector<Tensor> weights, May
   last.added_norm = check_norm(after_mlp, norms[4], norms[5], output_eps, x, width, kOutputs);
   last.out = result.mutable_data_ptr();
 
-  // what is taken of the attention, of the MLP's input and of its middle; products; the sum
+  // what is taken of the attention and of the MLP's input; its middle; products; the sum
   const int64_t floats = aligned(4 * rows.rows * padded(width));
-  const int64_t of_attended = aligned(taken_bytes(inner)), of_middle = aligned(taken_bytes(middle));
-  int64_t scratch = aligned(join_bytes(join));
-  const auto least = [&](int64_t bytes) { scratch = bytes > scratch ? aligned(bytes) : scratch; };
-  least(scratch_bytes(inner, first.largest));
-  least(scratch_bytes(rows, second.largest) + 8 * rows.rows * padded(second.largest) + 128);
-  least(scratch_bytes(middle, third.largest));
-  const int64_t threads = most_threads();
-  char* memory = keep(of_attended + of_middle + 3 * floats + threads * scratch);
-  char* taken_attended = memory;
-  char* taken_middle = taken_attended + of_attended;
-  char* taken_rows = taken_middle + of_middle;
-  float* product = reinterpret_cast<float*>(taken_rows + floats);
-  join.sum = reinterpret_cast<float*>(taken_rows + 2 * floats);
-  char* own = taken_rows + 3 * floats;
+  const int64_t of_attended = aligned(taken_bytes(inner));
+  int64_t scratch = mlp.scratch();
+  for (const int64_t bytes : {join_bytes(join), scratch_bytes(inner, first.largest)})
+    scratch = aligned(bytes) > scratch ? aligned(bytes) : scratch;
+  char* memory = keep(of_attended + mlp.of_middle + 3 * floats + most_threads() * scratch);
+  char* taken = memory + of_attended + mlp.of_middle;
+  float* product = reinterpret_cast<float*>(taken + floats);
+  join.sum = reinterpret_cast<float*>(taken + 2 * floats);
+  char* own = taken + 3 * floats;
 
-  kernels.take(inner, taken_attended);
+  kernels.take(inner, memory);
   out.out = product;
   out.wide = true;
   first.share(own, scratch, [&](const Division::Task& task, char* each) {
-    kernels.linear(inner, out, task.first, task.count, taken_attended, each);
+    kernels.linear(inner, out, task.first, task.count, memory, each);
   });
   join.added = product;
-  join.taken = taken_rows;
+  join.taken = taken;
   kernels.join(join, own);
-
-  // the last elements of a row, past its width, are read as zeros
-  __builtin_memset(taken_middle, 0, size_t(of_middle));
-  const GatedArgs gated = {rows, gates ? &gate : nullptr, &up, Activation(activation),
-                           taken_middle};
-  second.share(own, scratch, [&](const Division::Task& task, char* each) {
-    kernels.gated(gated, task.first, task.count, taken_rows, each);
-  });
-
-  down.out = product;
-  down.wide = true;
-  third.share(own, scratch, [&](const Division::Task& task, char* each) {
-    kernels.linear(middle, down, task.first, task.count, taken_middle, each);
-  });
+  mlp.down.out = product;
+  mlp.down.wide = true;
+  mlp.run(kernels, taken, memory + of_attended, own, scratch);
   last.wide = join.sum;
   last.added = product;
   kernels.join(last, own);

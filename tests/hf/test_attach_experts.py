@@ -12,7 +12,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 import headwise
 import sweep_families
 from families import VOCABULARY
-from headwise.hf.experts import ExpertsForward, experts_modules
+from headwise.hf.step.experts import ExpertsForward, replaced_experts
 
 PROMPT = torch.randint(3, VOCABULARY, (1, 9), generator=torch.Generator().manual_seed(4))
 # by rows and by columns, with biases, with gates of their own, without one, with a norm after
@@ -28,7 +28,7 @@ def products(run):
 
 
 def first(model):
-    return model.get_submodule(next(iter(experts_modules(model))))
+    return model.get_submodule(next(iter(replaced_experts(model).reasons)))
 
 
 @pytest.mark.parametrize("name", [name for name in TYPES if name in sweep_families.TYPES])
@@ -36,7 +36,7 @@ def first(model):
 def test_a_step_reads_the_chosen_experts_in_place_and_says_the_same(name):
     stock = sweep_families.make(name)
     model = copy.deepcopy(stock)
-    count = len(experts_modules(model))
+    count = len(replaced_experts(model).reasons)
     report = headwise.attach(model)
     assert f"experts of up to 16 rows: {count} of {count} modules on cpu" in report.step
     assert products(lambda: model(PROMPT)) == 2 * count
@@ -76,7 +76,7 @@ def test_a_users_own_way_and_experts_on_several_processes_stay():
         model.set_experts_implementation("doubled")
         assert products(lambda: model(PROMPT)) == 0
         headwise.detach(model)
-        assert "in a way of somebody's own" in headwise.attach(model).step[-1]
+        assert "in a way of somebody's own" in str(headwise.attach(model))
     finally:
         ALL_EXPERTS_FUNCTIONS._global_mapping.pop("doubled", None)
     model = sweep_families.make("qwen3_moe")
@@ -106,7 +106,7 @@ def test_what_computes_something_else_is_found_and_reported():
         "Changed", (kind,), {"forward": lambda self, *args: 2 * kind.forward(self, *args)}
     )
     first(model).__class__ = changed
-    said = headwise.attach(model).step[-1]
+    said = str(headwise.attach(model))
     assert "stays with Transformers: what it gives differs by 5e-01 of the largest" in said
     headwise.detach(model)
     # another activation is the module's own, and runs
@@ -126,7 +126,7 @@ def test_a_model_without_weights_and_attention_alone():
     assert "experts" not in str(headwise.attach(model, step="attention"))
     with torch.device("meta"):
         empty = type(model)(model.config)
-    assert "its weights are on meta" in headwise.attach(empty).step[-1]
+    assert "its weights are on meta" in str(headwise.attach(empty))
     assert not isinstance(first(empty).__dict__.get("forward"), ExpertsForward)
 
 
@@ -134,11 +134,11 @@ def test_a_model_without_weights_and_attention_alone():
 def test_the_trial_leaves_pytorchs_generator_and_hooks_alone():
     model, seen = sweep_families.make("qwen3_moe"), []
     state = torch.random.get_rng_state()
-    assert set(experts_modules(model).values()) == {None}
+    assert set(replaced_experts(model).reasons.values()) == {None}
     first(model).register_forward_hook(lambda module, args, out: seen.append(out))
-    assert set(experts_modules(model).values()) == {None}
+    assert set(replaced_experts(model).reasons.values()) == {None}
     first(model).act_fn.register_forward_hook(lambda module, args, out: seen.append(out))
-    assert "its act_fn has hooks" in experts_modules(model).values()
+    assert "its act_fn has hooks" in replaced_experts(model).reasons.values()
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not seen
     with torch.no_grad():

@@ -19,8 +19,8 @@ import headwise
 import sweep_families
 from families import VOCABULARY, make
 from headwise.hf import use_own_layers
-from headwise.hf.layers import LayerForward, layers_of, trial
 from headwise.hf.observer import observing
+from headwise.hf.step.layers import LayerForward, layers_of, trial
 from headwise.hf.stock_names import CACHE, DynamicCache
 from headwise.spec.families import FAMILIES
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import ExitStack
 from unittest import mock
 
 import pytest
@@ -10,28 +11,32 @@ import transformers as hf
 
 import headwise
 from families import VOCABULARY, make
-from headwise.hf.linear import Conv1dForward, LinearForward
+from headwise.hf.step.linear import Conv1dForward, LinearForward
 from headwise.hf.stock_names import Conv1D
 
 PROMPT = torch.randint(3, VOCABULARY, (1, 7), generator=torch.Generator().manual_seed(4))
 
 
 class Count:
-    """Counts the calls of the kernel."""
+    """Counts the weights that kernels multiply by: one a call, or three of a gated MLP."""
 
     def __enter__(self):
-        operator = torch.ops.headwise.linear
-        self.patch = mock.patch.object(operator, "default", side_effect=operator.default)
-        self.watched = self.patch.__enter__()
+        self.stack, self.watched = ExitStack(), []
+        for weights, operator in ((1, torch.ops.headwise.linear), (3, torch.ops.headwise.mlp)):
+            patch = mock.patch.object(operator, "default", side_effect=operator.default)
+            self.watched.append((weights, self.stack.enter_context(patch)))
         return self
 
     def __exit__(self, *error):
-        return self.patch.__exit__(*error)
+        return self.stack.__exit__(*error)
+
+    def so_far(self):
+        return sum(weights * operator.call_count for weights, operator in self.watched)
 
     def of(self, model, *args, **kwargs):
-        before = self.watched.call_count
+        before = self.so_far()
         model(*args, **kwargs)
-        return self.watched.call_count - before
+        return self.so_far() - before
 
 
 def weights(model):
@@ -216,4 +221,6 @@ def test_the_report_of_a_meta_model_and_of_a_whole_one_name_the_same():
     config = make("llama-gqa").config
     with torch.device("meta"):
         empty = hf.AutoModelForCausalLM.from_config(config)
-    assert headwise.attach(empty).step[-1] == headwise.attach(make("llama-gqa")).step[-1]
+    expected, given = (headwise.attach(each).step for each in (make("llama-gqa"), empty))
+    # layers, MLPs and norms are tried, which needs weights
+    assert [line for line in given if line.startswith("products")] == [expected[1]]

@@ -5,16 +5,16 @@ from unittest import mock
 import pytest
 import torch
 
-from headwise.ops.backend import cpu
+from headwise.ops.backend import cpu, cpu_library
 
 assert cpu.available()[0], cpu.available()[1]
 LEVELS = range(torch.ops.headwise.best_level() + 1)
 
 
-@pytest.fixture(params=LEVELS, ids=[cpu.LEVELS[level] for level in LEVELS])
+@pytest.fixture(params=LEVELS, ids=[cpu_library.LEVELS[level] for level in LEVELS])
 def level(request):
     """Each instruction set that this machine has, in turn."""
-    with mock.patch.object(cpu, "_level", request.param):
+    with mock.patch.object(cpu_library, "_level", request.param):
         yield request.param
 
 

@@ -17,7 +17,7 @@ from headwise import UnsupportedError, attention, explain, latent_attention
 from headwise.errors import OptionError
 from headwise.ops import backend as choice
 from headwise.ops import explain_problem
-from headwise.ops.backend import cpu
+from headwise.ops.backend import cpu, cpu_library
 from ops.calls import Call, assert_agree, attention_calls
 
 HALF = (torch.bfloat16, torch.float16)
@@ -38,7 +38,7 @@ def assert_as_reference(call: Call) -> None:
 @settings(max_examples=1000)
 @given(call=attention_calls(), level=st.sampled_from(list(LEVELS)))
 def test_every_call_agrees_with_the_reference(call, level):
-    with mock.patch.object(cpu, "_level", level):
+    with mock.patch.object(cpu_library, "_level", level):
         query = call.tensors["query"]
         if query.dtype == torch.float64:
             with pytest.raises(
@@ -285,7 +285,7 @@ def test_the_environment_forces_a_lower_level():
 
 def test_an_unknown_level_in_the_environment_is_one_clear_error(monkeypatch):
     monkeypatch.setenv("HEADWISE_CPU_LEVEL", "sse9")
-    monkeypatch.setattr(cpu, "_missing", None)
+    monkeypatch.setattr(cpu_library, "_missing", None)
     query, kv = torch.randn(1, 4, 1, 16), torch.randn(1, 2, 70, 16)
     message = "^HEADWISE_CPU_LEVEL is 'sse9', expected one of baseline"
     for _ in range(2):
@@ -297,7 +297,7 @@ def test_an_unknown_level_in_the_environment_is_one_clear_error(monkeypatch):
 
 
 def test_without_the_library_the_torch_backend_runs_and_the_reason_is_said(monkeypatch):
-    monkeypatch.setattr(cpu, "_missing", "the C++ library was not built")
+    monkeypatch.setattr(cpu_library, "_missing", "the C++ library was not built")
     query, kv = torch.randn(1, 4, 1, 16), torch.randn(1, 2, 70, 16)
     explanation = explain(query, kv, kv)
     assert explanation.chosen == "torch"

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from headwise import attention
-from headwise.ops.backend import cpu
+from headwise.ops.backend import cpu_step as cpu
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NORMS = ("none", "rms", "rms plus one", "layer")
@@ -347,7 +347,7 @@ def test_the_operators_pass_opcheck_and_check_what_they_are_given():
     bad_outputs = {
         "attended does not fit x": {"_1": torch.randn(1, 2, 64)},
         "2 weights, 4 biases and 6 parts": {"_2": after[2][:2]},
-        "four weights without a gate": {"_4": False},
+        "4 weights without a gate": {"_4": False},
         "a weight does not fit x": {"_2": [after[2][0], *after[2][:3]]},
         "no activation is 7": {"_12": 7},
     }

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headwise.ops import faster
-from headwise.ops.backend import cpu
+from headwise.ops.backend import cpu_step as cpu
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

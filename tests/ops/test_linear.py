@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from headwise.ops import faster, modes
-from headwise.ops.backend import cpu
+from headwise.ops.backend import cpu_step as cpu
 from headwise.ops.backend import torch as by_torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

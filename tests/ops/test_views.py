@@ -18,7 +18,7 @@ from headwise.ops import (
     quantize,
 )
 from headwise.ops.attend.operator import make_call
-from headwise.ops.backend import cpu
+from headwise.ops.backend import cpu, cpu_library
 from headwise.ops.integers import rounding
 from ops.calls import attention_calls
 
@@ -65,7 +65,7 @@ def test_pages_give_what_one_buffer_gives_to_the_bit(call, level, size):
         held = torch.arange(key.shape[2]) < lengths[:, None]
         key, value = (rows.masked_fill(~held[:, None, :, None], 0.0) for rows in (key, value))
     view = in_pages(key, value, size, lengths)
-    with mock.patch.object(cpu, "_level", level):
+    with mock.patch.object(cpu_library, "_level", level):
         for backend in ("cpu", "torch", "reference"):
             if backend == "cpu" and query.dtype == torch.float64:
                 continue
@@ -119,7 +119,7 @@ def test_integers_give_what_they_stand_for(
         "bias": torch.randn(1, heads, 1, context),
         "return_lse": True,
     }
-    with mock.patch.object(cpu, "_level", level):
+    with mock.patch.object(cpu_library, "_level", level):
         found = attention(query, kv=view, backend="cpu", **options)
     expected = attention(query, *rounded, backend="reference", **options)
     close = SHORT if bits == 8 else 2e-5
@@ -143,7 +143,7 @@ def test_latents_in_pages_and_as_integers(nope, layout, paradigm, level):
         view = as_integers(latent, key_rope, int(layout[3:]))
     held = [rows[:, 0] for rows in view.dense(torch.float32)]
     options = {"paradigm": paradigm, "causal": True, "return_lse": True}
-    with mock.patch.object(cpu, "_level", level):
+    with mock.patch.object(cpu_library, "_level", level):
         found = latent_attention(*query, kv=view, **weights, **options)
     expected = latent_attention(*query, *held, **weights, **options, backend="reference")
     for one, other in zip(found, expected, strict=True):
@@ -216,7 +216,7 @@ def test_the_kernel_rounds_as_pytorch_does(dim, bits, dtype, level):
     rows[..., 0] *= 9
     rows[1, 1, 5] = 0
     rows = rows.to(dtype)
-    with mock.patch.object(cpu, "_level", level):
+    with mock.patch.object(cpu_library, "_level", level):
         integers, scales = quantize(rows.transpose(0, 1), bits)
     expected = rounding.quantize(rows.transpose(0, 1), bits)
     # the sums of a rotation are in another order: an element may lie on the edge of two integers,
@@ -236,7 +236,7 @@ def test_the_largest_integers_of_the_widest_heads_add_up(dim, most, level):
     scales = torch.full((1, 1, 4, 1), 1 / 128)
     kv = QuantKV(key=rows, key_scales=scales, value=rows, value_scales=scales, bits=8)
     query = torch.ones(1, 1, 1, dim)
-    with mock.patch.object(cpu, "_level", level):
+    with mock.patch.object(cpu_library, "_level", level):
         out, lse = attention(query, kv=kv, return_lse=True, backend="cpu")
     expected = attention(query, kv=kv, return_lse=True, backend="reference")
     torch.testing.assert_close((out, lse), expected, atol=1e-3, rtol=1e-3)
@@ -249,7 +249,7 @@ def test_what_is_no_number_stays_none(where, bits, level):
     tensors = {"query": torch.randn(1, 2, 1, 64)}
     tensors |= {name: torch.randn(1, 2, 70, 64) for name in ("key", "value")}
     tensors[where][0, 1, -1, 3] = math.nan
-    with mock.patch.object(cpu, "_level", level):
+    with mock.patch.object(cpu_library, "_level", level):
         view = as_integers(tensors["key"], tensors["value"], bits)
         out = attention(tensors["query"], kv=view, backend="cpu")
     assert out[0, 1].isnan().all() or (where == "value" and out[0, 1].isnan().any())
@@ -261,7 +261,7 @@ def test_what_is_no_number_stays_none(where, bits, level):
 @pytest.mark.parametrize("size", [1e21, 1e-10, 1e-42])
 def test_rows_of_any_size_are_rounded(size, bits, level):
     rows = torch.randn(1, 1, 5, 64) * size
-    with mock.patch.object(cpu, "_level", level):
+    with mock.patch.object(cpu_library, "_level", level):
         back = dequantize(*quantize(rows, bits), bits=bits)
     error = (back / size - rows / size).norm() / (rows / size).norm()
     assert error < (0.1 if size > 1e-30 else 1.01)

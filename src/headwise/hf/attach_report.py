@@ -19,7 +19,7 @@ _CONTEXT = 4096
 
 def report_of(coverage: Coverage, choice: CacheChoice) -> AttachReport:
     """What will run where."""
-    model, spec = coverage.model, coverage.spec
+    model, spec, step = coverage.model, coverage.spec, tuple(map(str, coverage.step))
     caches = _caches(model, choice) if coverage.grows_cache else ()
     left = tuple(
         LayerReport(name, None, (), (), reason, stock=True)
@@ -32,32 +32,10 @@ def report_of(coverage: Coverage, choice: CacheChoice) -> AttachReport:
             note += f"; {said}"
         every = LayerReport("all", None, (), (), note, cache=_joined(caches))
         words = _words(caches, choice, True)
-        return AttachReport(type(model).__name__, (every, *left), words, _step(coverage))
+        return AttachReport(type(model).__name__, (every, *left), words, step)
     layers = (*_encoder_layers(coverage, spec), *_decoder_layers(coverage, spec, caches))
     words = _words(caches, choice, bool(spec.layers))
-    return AttachReport(type(model).__name__, (*layers, *left), words, _step(coverage))
-
-
-def _step(coverage: Coverage) -> tuple[str, ...]:
-    """What of a step beside attention runs on headwise; nothing where attention alone is asked."""
-    lines = []
-    if coverage.layers:
-        lines.append(f"decoder layers of up to 16 rows: {_counted(coverage.layers, 'layers')}")
-    if coverage.linears:
-        lines.append(f"products of up to 16 rows: {_counted(coverage.linears, 'weights')}")
-    if coverage.experts:
-        lines.append(f"experts of up to 16 rows: {_counted(coverage.experts, 'modules')}")
-    return tuple(lines)
-
-
-def _counted(reasons: dict[str, str | None], what: str) -> str:
-    """How many are ours, and one of those that stay for each reason."""
-    said = f"{list(reasons.values()).count(None)} of {len(reasons)} {what} on cpu"
-    for reason in dict.fromkeys(filter(None, reasons.values())):
-        names = [name for name, why in reasons.items() if why == reason]
-        more = f" and {len(names) - 1} more stay" if len(names) > 1 else " stays"
-        said += f"; {names[0]}{more} with Transformers: {reason}"
-    return said
+    return AttachReport(type(model).__name__, (*layers, *left), words, step)
 
 
 def _words(caches: tuple[str, ...], choice: CacheChoice, decodes: bool) -> str:

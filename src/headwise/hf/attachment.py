@@ -8,12 +8,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from headwise.caches import CacheChoice
-from headwise.hf import experts, families, linear
+from headwise.hf import families
 from headwise.hf.cache_hooks import ForwardCache, PrepareCache
-from headwise.hf.coverage import Coverage, layer_form
+from headwise.hf.coverage import Coverage
 from headwise.hf.empty_rows import EAGER
 from headwise.hf.latent import LatentPassthrough
-from headwise.hf.layers import LayerForward
 from headwise.hf.module_hook import ATTACHED, NAME, ModuleHook, StockConfig
 from headwise.hf.report import AttachReport
 
@@ -85,18 +84,12 @@ def put_on(coverage: Coverage, report: AttachReport, choice: CacheChoice, step: 
         if families.forward_obstacle(module) is None:
             families.replace_forward(module)
             attachment.mark(module, "forward")
-    for kind, found in ((linear, coverage.linears), (experts, coverage.experts)):
-        for name, obstacle in found.items():
+    for kind in coverage.step:
+        for name, obstacle in kind.reasons.items():
             if obstacle is None:
-                multiplying = model.get_submodule(name)
-                kind.replace_forward(multiplying)
-                attachment.mark(multiplying, "forward")
-    form = layer_form(model)
-    for name, obstacle in coverage.layers.items():
-        if obstacle is None and form is not None:
-            layer: Any = model.get_submodule(name)
-            layer.forward = LayerForward(layer, form)
-            attachment.mark(layer, "forward")
+                replaced: Any = model.get_submodule(name)
+                replaced.forward = kind.forward(replaced)
+                attachment.mark(replaced, "forward")
     if not coverage.own:
         _name_configs(coverage, previous)
     _mark_eager(model, attachment)

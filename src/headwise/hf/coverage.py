@@ -9,12 +9,10 @@ from headwise.caches import CacheChoice
 from headwise.errors import SpecError, UnsupportedError
 from headwise.hf import eager, families
 from headwise.hf.cache_hooks import CACHE_ARGUMENTS, parameters
-from headwise.hf.experts import experts_modules
 from headwise.hf.inner_model import OFF_THE_INTERFACE, has_source, takes_interface
 from headwise.hf.latent_modules import chooses_tokens, latent_modules
-from headwise.hf.layers import layers_of, trial
-from headwise.hf.linear import linear_modules
 from headwise.hf.module_hook import NAME
+from headwise.hf.step import Replaced, replaced
 from headwise.spec import FAMILIES, ModelSpec
 from headwise.spec.config.decoder_layer import DecoderLayer
 
@@ -34,10 +32,7 @@ class Coverage:
 
     own: attention modules that are not on the interface, by name. sparse: modules that attend to
     chosen tokens. latents: MLA modules, by name, and why each expands its latents at every step
-    (None: they are absorbed). linears: modules that multiply by a weight, by name, and why one
-    stays with stock (None: products of few rows are ours). experts: the same of modules that hold
-    the weights of a layer's experts. layers: decoder layers that the family's
-    file describes, by name, and why one stays with stock (None: it runs as two operators). parts:
+    (None: they are absorbed). step: what else of a step is replaced. parts:
     models in the model with a config of their own that cannot be attached, and why. left: names of
     all that stays with Transformers, and why. spec: None for a family without a reader.
     grows_cache: whether the model makes a `DynamicCache`, whose layers ours can replace.
@@ -47,9 +42,7 @@ class Coverage:
     own: dict[str, Any]
     sparse: dict[str, Any]
     latents: dict[str, str | None]
-    linears: dict[str, str | None]
-    experts: dict[str, str | None]
-    layers: dict[str, str | None]
+    step: tuple[Replaced, ...]
     parts: dict[str, str]
     left: dict[str, str]
     spec: ModelSpec | None
@@ -88,10 +81,8 @@ def cover(model: PreTrainedModel, choice: CacheChoice, *, step: str, strict: boo
         )
     cached = require_cache(model, choice)
     latents = latent_modules(model)
-    linears, experts, layers = (
-        find(model) if step == "all" else {} for find in (linear_modules, experts_modules, _layers)
-    )
-    return Coverage(model, own, sparse, latents, linears, experts, layers, parts, left, *cached)
+    more = replaced(model, _layer_form(model)) if step == "all" else ()
+    return Coverage(model, own, sparse, latents, more, parts, left, *cached)
 
 
 def require_cache(model: PreTrainedModel, choice: CacheChoice) -> tuple[ModelSpec | None, bool]:
@@ -148,15 +139,10 @@ def _obstacle(part: PreTrainedModel) -> str | None:
     return None if known else eager.obstacle(part)
 
 
-def layer_form(model: PreTrainedModel) -> DecoderLayer | None:
+def _layer_form(model: PreTrainedModel) -> DecoderLayer | None:
     """How the decoder layers of the model's family are made, where its file says so."""
     family = FAMILIES.get(family_name(model))
     return None if family is None else family.layer
-
-
-def _layers(model: PreTrainedModel) -> dict[str, str | None]:
-    form = layer_form(model)
-    return {} if form is None else trial(layers_of(model, form), form)
 
 
 def family_name(model: PreTrainedModel) -> str:

@@ -76,3 +76,24 @@ def has_hooks(module: nn.Module) -> bool:
         return False
     hooks = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
     return any(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks)
+
+
+def is_touched(module: nn.Module) -> bool:
+    """Whether a module has a forward that is not its class's or ours, or hooks."""
+    forward = module.__dict__.get("forward")
+    return has_hooks(module) or (forward is not None and not isinstance(forward, ModuleHook))
+
+
+# What classes had when they were first looked at: other libraries put functions of their own there.
+_FIRST: dict[type, Any] = {}
+
+
+def remember(*kinds: type[nn.Module]) -> None:
+    """Look at classes, unless that was done."""
+    for kind in kinds:
+        _FIRST.setdefault(kind, kind.forward)
+
+
+def is_as_first(kind: type[nn.Module]) -> bool:
+    """Whether a class that was looked at still has the forward that it had then."""
+    return bool(kind.forward is _FIRST.get(kind))

@@ -65,7 +65,9 @@ def layer_offer(x: Tensor, tensors: Sequence[Tensor]) -> LayerOffer | None:
     return None
 
 
-def faster(operator: Literal["linear", "experts"], *arguments: Any) -> Callable[..., Any] | None:
+def faster(
+    operator: Literal["linear", "experts", "norm", "mlp"], *arguments: Any
+) -> Callable[..., Any] | None:
     """What serves these arguments faster than PyTorch's own operators; None where nothing does."""
     for known in BACKENDS:
         offer: Offer | None = getattr(known, operator)

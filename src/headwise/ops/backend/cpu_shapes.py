@@ -11,7 +11,7 @@ from headwise.ops.integers.rounding import INT4_GROUP
 def register_shapes() -> None:
     """Tell PyTorch, once the library is loaded."""
     for function in (
-        *(_attend, _linear, _experts, _project, _quantize),
+        *(_attend, _linear, _experts, _norm, _mlp, _project, _quantize),
         *(_attention_inputs, _layer_attention, _layer_outputs, _attention_outputs),
     ):
         torch.library.register_fake(f"headwise::{function.__name__[1:]}", function)
@@ -49,6 +49,14 @@ def _linear(
 
 def _experts(x: Tensor, chosen: Tensor, weight: Tensor, bias: Tensor | None, level: int) -> Tensor:
     return x.new_empty(*chosen.shape, weight.shape[1])
+
+
+def _norm(x: Tensor, *arguments: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _mlp(x: Tensor, *arguments: Any) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 def _attention_inputs(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -67,6 +67,8 @@ class Backend:
 
     linear(x, weights, biases): x [...,E] by the transposes of weights [F,E], plus biases [F].
     experts(x, chosen, weight, bias): the same by weight[chosen], read in place: `cpu.experts`.
+    norm(x, kind, weight, bias, eps): rows of x normalised.
+    mlp(x, weights, biases, gates, activation): products with an activation between them.
     layer: norms, products, rotation and residuals of a decoder layer.
     project(x, weight, up=): [B,H,S,N] by [H,N,R], or by the transpose of [H,V,R] without `up`.
     quantize(rows, bits): integers and scales of rows, see `headwise.ops.quantize`.
@@ -78,6 +80,8 @@ class Backend:
     attend: Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
     linear: Offer | None = None
     experts: Offer | None = None
+    norm: Offer | None = None
+    mlp: Offer | None = None
     layer: LayerOffer | None = None
     project: Offer | None = None
     quantize: Offer | None = None

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.hf.layers.forward import LayerForward, obstacle, run
-from headwise.hf.layers.parts import LayerParts, angles_of
 from headwise.hf.module_hook import ATTACHED
+from headwise.hf.step.layers.forward import LayerForward, obstacle, run
+from headwise.hf.step.layers.parts import LayerParts, angles_of
 from headwise.hf.stock_names import CACHE, DynamicCache
 from headwise.ops import layer_offer
 from headwise.spec.config.decoder_layer import DecoderLayer

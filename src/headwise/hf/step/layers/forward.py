@@ -9,9 +9,10 @@ from headwise.caches import ContiguousCache
 from headwise.hf.cache import OwnLayer
 from headwise.hf.cache_hooks import CACHE_ARGUMENTS
 from headwise.hf.interface import headwise_attention_forward
-from headwise.hf.layers.parts import ROTATIONS, Arguments, LayerParts, is_touched
-from headwise.hf.module_hook import NAME, ModuleHook
+from headwise.hf.module_hook import NAME, ModuleHook, is_touched
 from headwise.hf.observer import current_observer
+from headwise.hf.step.codes import ROTATIONS
+from headwise.hf.step.layers.parts import Arguments, LayerParts
 from headwise.hf.stock_names import DynamicCache, _active_collector
 from headwise.ops import LayerOffer, layer_offer, watched
 from headwise.spec.config.decoder_layer import DecoderLayer

@@ -3,12 +3,11 @@
 A decoding step spends most of its time in them: each reads its whole weight for a row or a few.
 """
 
-from typing import Any
-
 from torch import Tensor, nn
 from torch.nn import functional
 
 from headwise.hf.module_hook import ModuleHook
+from headwise.hf.step.replaced import Replaced
 from headwise.hf.stock_names import Conv1D
 from headwise.ops import faster
 
@@ -20,7 +19,7 @@ class LinearForward(ModuleHook):
         """[...,E] to [...,F]."""
         module = self.owner
         given = input, (module.weight,), (module.bias,)
-        run = faster("linear", *given) if _is_stock(module, nn.Linear) else None
+        run = faster("linear", *given) if is_stock(module, nn.Linear) else None
         if run is None:
             stock: Tensor = type(module).forward(module, input)
             return stock
@@ -35,7 +34,7 @@ class Conv1dForward(ModuleHook):
         """[...,E] to [...,F]."""
         module = self.owner
         run = None
-        if _is_stock(module, Conv1D):
+        if is_stock(module, Conv1D):
             given = x, (module.weight.t(),), (module.bias,)
             run = faster("linear", *given)
         if run is None:
@@ -50,7 +49,7 @@ _STOCK = {nn.Linear: nn.Linear.forward, Conv1D: Conv1D.forward}
 _LINEAR = functional.linear
 
 
-def _is_stock(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_stock(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module is of exactly this class, and the class multiplies as it always did."""
     return type(module) is kind and kind.forward is _STOCK[kind] and functional.linear is _LINEAR
 
@@ -61,18 +60,15 @@ _FORWARDS: dict[type[nn.Module], type[ModuleHook]] = {
 }
 
 
-def linear_modules(model: nn.Module) -> dict[str, str | None]:
-    """The modules that multiply by a weight, by name, and why one stays with stock (None: ours)."""
-    return {
+def replaced_linear(model: nn.Module) -> Replaced:
+    """The modules that multiply by a weight."""
+    reasons = {
         name: _obstacle(module)
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
     }
-
-
-def replace_forward(module: Any) -> None:
-    """Put our forward on one of `linear_modules` without an obstacle."""
-    module.forward = _FORWARDS[type(module)](module)
+    what = "products of up to 16 rows"
+    return Replaced(what, "weights", reasons, lambda module: _FORWARDS[type(module)](module))
 
 
 def _obstacle(module: nn.Module) -> str | None:

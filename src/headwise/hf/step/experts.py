@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.hf.module_hook import ModuleHook, has_hooks
+from headwise.hf.module_hook import ModuleHook
+from headwise.hf.step.compared import difference, trial_rows, tried
+from headwise.hf.step.replaced import Replaced
 from headwise.ops import faster
 
 # What the interface says of a module, beside its weights.
 _FLAGS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel")
 # Transformers' own ways of computing the same.
 _STOCK = (None, "eager", "batched_mm", "grouped_mm")
-# Of the largest number of the result: as for logits in float32, or some roundings of the dtype.
-_FLOAT32, _ROUNDINGS = 1e-4, 8
 
 
 class ExpertsForward(ModuleHook):
@@ -64,61 +64,28 @@ def _weight(module: Any, name: str) -> tuple[Tensor, Tensor | None]:
     return (weight.transpose(1, 2) if module.is_transposed else weight), bias
 
 
-def experts_modules(model: nn.Module) -> dict[str, str | None]:
-    """The modules of experts on the interface, and why one stays with stock (None: ours)."""
-    tried: dict[Any, str | None] = {}
-    found: dict[str, str | None] = {}
+def replaced_experts(model: nn.Module) -> Replaced:
+    """The modules of experts on the interface."""
+    known: dict[Any, str | None] = {}
+    reasons: dict[str, str | None] = {}
     for name, module in model.named_modules():
         if all(hasattr(module, flag) for flag in (*_FLAGS, "_apply_gate", "config")):
-            found[name] = _obstacle(module, tried)
-    return found
+            shapes = tuple((weight.shape, weight.dtype) for weight in module.parameters())
+            reasons[name] = tried(module, (type(module), shapes), known, _difference)
+    return Replaced("experts of up to 16 rows", "modules", reasons, ExpertsForward)
 
 
-def replace_forward(module: Any) -> None:
-    """Put our forward on one of `experts_modules` without an obstacle."""
-    module.forward = ExpertsForward(module)
-
-
-def _obstacle(module: nn.Module, tried: dict[Any, str | None]) -> str | None:
-    if "forward" in module.__dict__:
-        return "its forward is replaced already"
-    if not _is_stock(module):
-        return "they are computed in a way of somebody's own, or by several processes"
-    if nn.modules.module._has_any_global_hook():
-        return "hooks for all modules are registered"
-    hooked = [name for name, part in module.named_modules() if name and has_hooks(part)]
-    if hooked:
-        return f"its {hooked[0]} has hooks"
-    if any(weight.device.type != "cpu" for weight in module.parameters()):
-        return f"its weights are on {next(module.parameters()).device.type}"
-    shapes = tuple((weight.shape, weight.dtype) for weight in module.parameters())
-    kind = (type(module), shapes)
-    if kind not in tried:
-        try:
-            tried[kind] = _difference(module)
-        except Exception as error:  # noqa: BLE001 - of modules of any kind
-            fault = str(error).partition("\n")[0]
-            tried[kind] = f"it cannot be tried ({type(error).__name__}: {fault})"
-    return tried[kind]
-
-
-@torch.no_grad()
 def _difference(module: Any) -> str | None:
     """How ours differs from the class's own forward, on its own weights; None if it does not."""
+    if not _is_stock(module):
+        return "they are computed in a way of somebody's own, or by several processes"
     back, _ = _weight(module, "down_proj")
     count, width = back.shape[:2]
-    generator = torch.Generator("cpu").manual_seed(0)
-    x = torch.randn(3, width, generator=generator).to(back.dtype)
+    x, generator = trial_rows(width, back.dtype), torch.Generator("cpu").manual_seed(0)
     most = min(count, 2)
     chosen = torch.stack([torch.randperm(count, generator=generator)[:most] for _ in x])
     shares = torch.rand(chosen.shape, generator=generator).to(back.dtype)
-    with torch.autocast("cpu", enabled=False):
-        given = _run(module, x, chosen, shares)
-        if given is None:
-            return f"no kernel multiplies weights such as these in {back.dtype} here"
-        expected = type(module).forward(module, x, chosen, shares).double()
-    largest = expected.abs().max()
-    error = (given.double() - expected).abs().max()
-    if not error <= max(_FLOAT32, _ROUNDINGS * torch.finfo(back.dtype).eps) * largest:
-        return f"what it gives differs by {float(error / largest):.0e} of the largest"
-    return None
+    given = _run(module, x, chosen, shares)
+    if given is None:
+        return f"no kernel multiplies weights such as these in {back.dtype} here"
+    return difference(given, type(module).forward(module, x, chosen, shares))

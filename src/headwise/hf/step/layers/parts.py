@@ -9,21 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from headwise.hf.module_hook import ModuleHook, has_hooks
+from headwise.hf.module_hook import is_touched
+from headwise.hf.step.codes import ACTIVATIONS, NORMS
 from headwise.spec.config.decoder_layer import DecoderLayer
 
-# As csrc/kernels.h numbers them.
-_NORMS = {"rms": 1, "rms plus one": 2, "layer": 3}
-ROTATIONS = {"halves": 0, "neighbours": 1, "neighbours twice": 2, "halves once": 3}
-_ACTIVATIONS = {
-    "SiLUActivation": 0,
-    "SiLU": 0,
-    "GELUActivation": 1,
-    "GELUTanh": 2,
-    "NewGELUActivation": 2,
-    "ReLU": 3,
-    "ReLUSquaredActivation": 4,
-}
 _ABSENT = object()
 
 # A value that stands in a dict under a key.
@@ -107,7 +96,7 @@ class LayerParts:
     def obstacle(self) -> str | None:
         """Why the operators do not compute what these modules do, whatever their numbers."""
         activation = type(self.activation).__name__
-        if self.own_mlp is None and activation not in _ACTIVATIONS:
+        if self.own_mlp is None and activation not in ACTIVATIONS:
             return f"no kernel has the activation {activation}"
         if self.own_mlp is not None and self.form.parallel:
             return f"{type(self.own_mlp).__name__} runs beside attention"
@@ -194,7 +183,7 @@ class LayerParts:
             return _number(fact(own, "variance_epsilon" if "variance_epsilon" in own else "eps"))
 
         first, *rest = self.norms
-        kind = _NORMS[form.norm]
+        kind = NORMS[form.norm]
         head_eps = {eps(norm) for norm in self.head_norms} or {0.0}
         query_norm, key_norm = (pair(norm)[0] for norm in self.head_norms or (None, None))
         qkv, own = [pair(module) for module in self.qkv], self.attention.__dict__
@@ -230,7 +219,7 @@ class LayerParts:
                 *(form.gate is not None, *kinds),
                 [tensor for norm in rest for tensor in pair(norm)],
                 *map(eps, rest),
-                *(_ACTIVATIONS[type(self.activation).__name__], form.parallel, multiplier),
+                *(ACTIVATIONS[type(self.activation).__name__], form.parallel, multiplier),
             )
         asks = {"scaling": fact(own, "scaling"), "sliding_window": None}
         if form.window:
@@ -294,9 +283,3 @@ def angles_of(config: Any, dim: int, form: DecoderLayer) -> int:
     factor = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", 1.0))
     rotated = int(dim * (1.0 if factor is None else factor))
     return rotated // 2 if form.rotation == "halves once" else rotated
-
-
-def is_touched(module: nn.Module) -> bool:
-    """Whether a module has a forward that is not its class's or ours, or hooks."""
-    forward = module.__dict__.get("forward")
-    return has_hooks(module) or (forward is not None and not isinstance(forward, ModuleHook))

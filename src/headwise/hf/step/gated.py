@@ -1,0 +1,99 @@
+"""Gated MLPs: what stands in for the `forward` of a module with gate_proj, up_proj and down_proj.
+
+Most families of Transformers have one of these names, also beside experts; in a decoder layer that
+a family's file describes it is part of the layer's operators.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from headwise.hf.module_hook import ModuleHook, is_as_first, is_touched, remember
+from headwise.hf.step.codes import ACTIVATIONS
+from headwise.hf.step.compared import difference, trial_rows, tried
+from headwise.hf.step.linear import is_stock
+from headwise.hf.step.replaced import Replaced
+from headwise.ops import faster
+
+_WEIGHTS = ("gate_proj", "up_proj", "down_proj")
+_NAMES = {*_WEIGHTS, "act_fn"}
+
+
+class GatedForward(ModuleHook):
+    """Stands in for the `forward` of a gated MLP: the class's own, but for few rows."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__(owner)
+        self.kind, self.activation = type(owner), _activation(owner)
+        remember(self.kind, self.activation[0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, **super().__getstate__(), "_owner": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        super().__setstate__({"owner": self.__dict__.pop("owner")})
+        remember(self.kind, self.activation[0])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.owner
+        same = type(module) is self.kind and is_as_first(self.kind) and not module.training
+        plain = same and _is_plain(module) and _activation(module) == self.activation
+        if plain and len(args) == 1 and not kwargs:
+            given = _given(module, args[0])
+            run = faster("mlp", *given)
+            if run is not None:
+                return run(*given)
+        return type(module).forward(module, *args, **kwargs)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether its products and its activation are those of their classes, and nobody's between."""
+    parts: dict[str, Any] = module._modules
+    touched = nn.modules.module._has_any_global_hook() or any(map(is_touched, parts.values()))
+    if touched or parts.keys() != _NAMES:
+        return False
+    return is_as_first(type(parts["act_fn"])) and all(
+        is_stock(parts[name], nn.Linear) for name in _WEIGHTS
+    )
+
+
+def _activation(module: nn.Module) -> tuple[type, Any]:
+    """The class of the activation, and the function that some of Transformers' hold."""
+    activation: Any = module._modules["act_fn"]
+    return type(activation), activation.__dict__.get("act")
+
+
+def _given(module: nn.Module, x: Tensor) -> tuple[Any, ...]:
+    parts: dict[str, Any] = module._modules
+    products = [parts[name] for name in _WEIGHTS]
+    weights, biases = [part.weight for part in products], [part.bias for part in products]
+    return x, weights, biases, True, ACTIVATIONS[type(parts["act_fn"]).__name__]
+
+
+def replaced_gated(model: nn.Module) -> Replaced:
+    """The gated MLPs of Transformers' classes."""
+    known: dict[Any, str | None] = {}
+    reasons: dict[str, str | None] = {}
+    for name, module in model.named_modules():
+        of_transformers = type(module).__module__.startswith("transformers.models.")
+        if of_transformers and module._modules.keys() == _NAMES:
+            shapes = tuple((weight.shape, weight.dtype) for weight in module.parameters())
+            kind = (type(module), type(module.act_fn), shapes)
+            reasons[name] = tried(module, kind, known, _difference)
+    return Replaced("gated MLPs of up to 16 rows", "modules", reasons, GatedForward)
+
+
+def _difference(module: Any) -> str | None:
+    """How ours differs from the class's own forward, on its own weights; None if it does not."""
+    if type(module.act_fn).__name__ not in ACTIVATIONS:
+        return f"no kernel has the activation {type(module.act_fn).__name__}"
+    remember(type(module.act_fn))
+    if not _is_plain(module):
+        return "its weights are multiplied in their own way"
+    x = trial_rows(module.gate_proj.in_features, module.gate_proj.weight.dtype)
+    given = _given(module, x)
+    run = faster("mlp", *given)
+    if run is None:
+        return f"no kernel multiplies weights such as these in {x.dtype} here"
+    return difference(run(*given), type(module).forward(module, x))
