@@ -130,10 +130,43 @@ HEADWISE_INLINE void rotate_head(const R* cos, const R* sin, int64_t dim, Rotati
   }
 }
 
+// `count` heads from `head` on among all heads of queries, keys and values, whose products are the
+// rows `all`: normalised, rotated, and put where they belong.
+template <class T>
+HEADWISE_INLINE void place_heads(const HeadsArgs& args, int64_t head, int64_t count, float* all,
+                                 int64_t pitch) {
+  const int64_t dim = args.dim, of_values = args.heads + args.kv_heads;
+  for (int64_t i = 0; i < count; ++i, ++head) {
+    const bool is_query = head < args.heads, is_value = head >= of_values;
+    const Norm& norm = is_query ? args.query_norm : args.key_norm;
+    const int64_t own = is_query ? head : head - (is_value ? of_values : args.heads);
+    T* out = static_cast<T*>(is_query ? args.query : is_value ? args.value : args.key);
+    int64_t of_row = dim, of_head = args.length * dim, of_batch = args.heads * of_head;
+    if (is_value)
+      of_row = args.value_row, of_head = args.value_head, of_batch = args.value_batch;
+    else if (!is_query)
+      of_row = args.key_row, of_head = args.key_head, of_batch = args.key_batch;
+    for (int64_t row = 0; row < args.x.rows; ++row) {
+      const int64_t batch = row / args.length, position = row % args.length;
+      float* x = all + row * pitch + i * dim;
+      if (!is_value && !args.whole) normalize<T>(norm, x, dim, x);
+      if (!is_value && args.cos != nullptr) {
+        const int64_t offset = batch * args.rope_batch + position * args.rope_row;
+        with_dtype(args.rope_dtype, args.cos, [&](const auto* cos) HEADWISE_LAMBDA {
+          const auto* sin = static_cast<decltype(cos)>(args.sin);
+          rotate_head(cos + offset, sin + offset, args.rope_dim, args.rotation, x);
+        });
+      }
+      T* to = out + batch * of_batch + own * of_head + position * of_row;
+      for (int64_t d = 0; d < dim; ++d) from_float(x[d], to + d);
+    }
+  }
+}
+
 template <class T>
 void heads(const HeadsArgs& args, const LinearWeight& weight, int64_t base, int64_t first,
            int64_t count, const void* taken, char* memory) {
-  const int64_t dim = args.dim, outputs = count * dim, begin = first * dim;
+  const int64_t outputs = count * args.dim, begin = first * args.dim;
   Scratch scratch = {memory};
   float* all = scratch.take<float>(args.x.rows * outputs);
   const T* bias = static_cast<const T*>(weight.bias);
@@ -143,39 +176,25 @@ void heads(const HeadsArgs& args, const LinearWeight& weight, int64_t base, int6
                         add_bias_held(product, bias == nullptr ? bias : bias + at, n,
                                       all + row * outputs + at - begin);
                       });
-  for (int64_t i = 0; i < count; ++i) {
-    int64_t head = base + first + i;
-    const Norm* norm = &args.query_norm;
-    bool rotated = args.cos != nullptr;
-    T* out = static_cast<T*>(args.query);
-    int64_t of_row = dim, of_head = args.length * dim, of_batch = args.heads * of_head;
-    if (head >= args.heads) {
-      head -= args.heads;
-      norm = &args.key_norm;
-      out = static_cast<T*>(args.key);
-      of_row = args.key_row, of_head = args.key_head, of_batch = args.key_batch;
-    }
-    if (norm == &args.key_norm && head >= args.kv_heads) {
-      head -= args.kv_heads;
-      norm = nullptr, rotated = false;
-      out = static_cast<T*>(args.value);
-      of_row = args.value_row, of_head = args.value_head, of_batch = args.value_batch;
-    }
-    for (int64_t row = 0; row < args.x.rows; ++row) {
-      const int64_t batch = row / args.length, position = row % args.length;
-      float* x = all + row * outputs + i * dim;
-      if (norm != nullptr) normalize<T>(*norm, x, dim, x);
-      if (rotated) {
-        const int64_t offset = batch * args.rope_batch + position * args.rope_row;
-        with_dtype(args.rope_dtype, args.cos, [&](const auto* cos) HEADWISE_LAMBDA {
-          const auto* sin = static_cast<decltype(cos)>(args.sin);
-          rotate_head(cos + offset, sin + offset, args.rope_dim, args.rotation, x);
-        });
-      }
-      T* to = out + batch * of_batch + head * of_head + position * of_row;
-      for (int64_t d = 0; d < dim; ++d) from_float(x[d], to + d);
+  place_heads<T>(args, base + first, count, all, outputs);
+}
+
+// Norms over all heads at once need all of their products before.
+template <class T>
+void place(const HeadsArgs& args, const LinearWeight& weight, int64_t base, float* products) {
+  const int64_t ends[] = {args.heads, args.heads + args.kv_heads, base + weight.rows / args.dim};
+  const Norm* norms[] = {&args.query_norm, &args.key_norm};
+  for (int64_t row = 0; row < args.x.rows; ++row) {
+    float* x = products + row * weight.rows;
+    for (int part = 0; part < 2; ++part) {
+      // the heads of queries, then of keys, where this weight has them
+      const int64_t begin = part == 0 ? 0 : ends[0], end = ends[part];
+      if (begin < base || end > ends[2]) continue;
+      float* first = x + (begin - base) * args.dim;
+      normalize<T>(*norms[part], first, (end - begin) * args.dim, first);
     }
   }
+  place_heads<T>(args, base, weight.rows / args.dim, products, weight.rows);
 }
 
 // The error function: a quotient of two polynomials, right to a few units of the last place.

@@ -84,7 +84,8 @@ enum Rotation { kHalves, kNeighbours, kNeighboursTwice, kHalvesOnce };
 struct HeadsArgs {
   LinearArgs x;
   int64_t length, heads, kv_heads, dim;  // of each of B sequences; heads of queries, and of keys
-  Norm query_norm, key_norm;             // over the dims of a head
+  Norm query_norm, key_norm;             // over the dims of a head, or of all heads
+  bool whole;                            // the latter
   const void *cos, *sin;                 // [B or 1,S,rope_row]; null: no rotation
   Dtype rope_dtype;
   int64_t rope_dim;              // dims that are rotated
@@ -134,6 +135,8 @@ typedef void (*JoinFunction)(const JoinArgs&, char* scratch);
 // queries, keys and values.
 typedef void (*HeadsFunction)(const HeadsArgs&, const LinearWeight&, int64_t base, int64_t first,
                               int64_t count, const void* taken, char* scratch);
+// The same from the products [rows,weight.rows] in floats, of all heads of a weight.
+typedef void (*PlaceFunction)(const HeadsArgs&, const LinearWeight&, int64_t base, float* products);
 // `count` of the outputs of a gated product.
 typedef void (*GatedFunction)(const GatedArgs&, int64_t first, int64_t count, const void* taken,
                               char* scratch);
@@ -148,6 +151,7 @@ struct Kernels {
   LinearFunction linear;
   JoinFunction join;
   HeadsFunction heads;
+  PlaceFunction place;
   GatedFunction gated;
   QuantizeFunction quantize;
   bool pairs;  // bf16 is multiplied as it is, in pairs

@@ -118,6 +118,11 @@ void heads_of_layer(const HeadsArgs& args, const LinearWeight& weight, int64_t b
   });
 }
 
+void place_products(const HeadsArgs& args, const LinearWeight& weight, int64_t base,
+                    float* products) {
+  with_type(args.x.dtype, [&](auto type) { place<decltype(type)>(args, weight, base, products); });
+}
+
 void gated_outputs(const GatedArgs& args, int64_t first, int64_t count, const void* taken,
                    char* scratch) {
   with_type(args.x.dtype,
@@ -127,8 +132,8 @@ void gated_outputs(const GatedArgs& args, int64_t first, int64_t count, const vo
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {attend_task,    project_head,  take,          linear_outputs, join,
-                          heads_of_layer, gated_outputs, quantize_rows, kHasPairs};
+const Kernels kKernels = {attend_task,    project_head,   take,          linear_outputs, join,
+                          heads_of_layer, place_products, gated_outputs, quantize_rows,  kHasPairs};
 
 }  // namespace HEADWISE_ISA
 }  // namespace headwise

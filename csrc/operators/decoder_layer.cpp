@@ -51,8 +51,12 @@ struct Inputs {
     args.heads = heads;
     args.kv_heads = kv_heads;
     args.dim = dim;
-    args.query_norm = check_norm(norm, query_norm, std::nullopt, eps, x, dim, kInputs);
-    args.key_norm = check_norm(norm, key_norm, std::nullopt, eps, x, dim, kInputs);
+    // norms of all heads at once are as long as these
+    args.whole = heads > 1 && query_norm.has_value() && query_norm->numel() == heads * dim;
+    const int64_t of_query = args.whole ? heads * dim : dim;
+    const int64_t of_key = args.whole ? kv_heads * dim : dim;
+    args.query_norm = check_norm(norm, query_norm, std::nullopt, eps, x, of_query, kInputs);
+    args.key_norm = check_norm(norm, key_norm, std::nullopt, eps, x, of_key, kInputs);
   }
 
   void read_rotation(const Tensor& x, const MaybeTensor& cos, const MaybeTensor& sin,
@@ -108,19 +112,35 @@ struct Inputs {
   }
 
   void run(const Kernels& kernels) {
-    const Division division(weights.data(), weights.size(), bytes, args.dim);
-    const int64_t taken = aligned(taken_bytes(args.x));
-    const int64_t of_task = aligned(scratch_bytes(args.x, division.largest) +
-                                    4 * args.x.rows * padded(division.largest) + 64);
-    const int64_t of_join = aligned(join_bytes(first));
-    const int64_t scratch = of_task > of_join ? of_task : of_join;
-    char* memory = keep(taken + division.threads * scratch);
+    const Division division(weights.data(), weights.size(), bytes, args.whole ? 0 : args.dim);
+    const int64_t taken = aligned(taken_bytes(args.x)), rows = args.x.rows;
+    int64_t scratch = aligned(join_bytes(first));
+    const int64_t of_task =
+        aligned(scratch_bytes(args.x, division.largest) + 4 * rows * padded(division.largest) + 64);
+    if (of_task > scratch) scratch = of_task;
+    int64_t products = 0;
+    for (const LinearWeight& weight : weights) products += args.whole ? rows * weight.rows : 0;
+    char* memory = keep(taken + aligned(4 * products) + division.threads * scratch);
+    char* own = memory + taken + aligned(4 * products);
     first.taken = memory;
-    kernels.join(first, memory + taken);
-    division.share(memory + taken, scratch, [&](const Division::Task& task, char* own) {
-      kernels.heads(args, weights[task.weight], base[task.weight], task.first / args.dim,
-                    task.count / args.dim, memory, own);
+    kernels.join(first, own);
+    float* next = reinterpret_cast<float*>(memory + taken);
+    for (LinearWeight& weight : weights) {
+      weight.out = next;
+      weight.wide = true;
+      next += args.whole ? rows * weight.rows : 0;
+    }
+    division.share(own, scratch, [&](const Division::Task& task, char* each) {
+      const LinearWeight& weight = weights[task.weight];
+      if (args.whole)
+        kernels.linear(args.x, weight, task.first, task.count, memory, each);
+      else
+        kernels.heads(args, weight, base[task.weight], task.first / args.dim, task.count / args.dim,
+                      memory, each);
     });
+    if (!args.whole) return;
+    for (size_t i = 0; i < weights.size(); ++i)
+      kernels.place(args, weights[i], base[i], static_cast<float*>(weights[i].out));
   }
 };
 

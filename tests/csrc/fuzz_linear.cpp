@@ -80,19 +80,26 @@ void one_layer(int level) {
   JoinArgs join = {};
   join.dtype = a.x.dtype, join.rows = a.x.rows, join.width = width, join.x = a.x.x;
   join.added = added.data(), join.sum = sum.data(), join.scale = 0.5f, join.taken = taken;
-  join.added_norm = {NormKind(rng() % 4), norm.data(), norm.data(), 1e-5f};
-  join.next = {NormKind(rng() % 4), norm.data(), nullptr, 1e-5f};
+  join.added_norm = {NormKind(rng() % 5), norm.data(), norm.data(), 1e-5f};
+  join.next = {NormKind(rng() % 5), norm.data(), nullptr, 1e-5f};
   join.out = out.data();
+  Numbers normed(a.x.rows * width, a.x.dtype);
+  for (int64_t i = 0; i < normed.size(); ++i) normed.set(i, NAN);
+  join.normed = normed.data();
   char* of_join = memory(8 * padded(width) + 128);
   k.join(join, of_join);
   free(of_join);
 
   a.rope_dtype = some(5) ? kFloat32 : a.x.dtype;
-  a.rope_dim = a.dim / 2 * 2, a.rope_batch = batch == 1 || some(5) ? 0 : a.length * a.rope_dim;
-  Numbers cos((a.rope_batch ? batch : 1) * a.length * a.rope_dim, a.rope_dtype);
-  a.cos = some(8) ? cos.data() : nullptr, a.sin = a.cos;
   a.rotation = Rotation(rng() % 4);
-  a.query_norm = a.key_norm = {NormKind(rng() % 3), head.data(), nullptr, 1e-5f};
+  a.rope_dim = a.dim / 2 * 2, a.rope_row = a.rope_dim / (a.rotation == kHalvesOnce ? 2 : 1);
+  a.rope_batch = batch == 1 || some(5) ? 0 : a.length * a.rope_row;
+  Numbers cos((a.rope_batch ? batch : 1) * a.length * a.rope_row, a.rope_dtype);
+  a.cos = some(8) ? cos.data() : nullptr, a.sin = a.cos;
+  a.whole = some(3);
+  Numbers heads(a.heads * a.dim, a.x.dtype);
+  a.query_norm = {NormKind(rng() % 5), a.whole ? heads.data() : head.data(), nullptr, 1e-5f};
+  a.key_norm = {a.query_norm.kind, head.data(), nullptr, 1e-5f};
   const int64_t all = a.heads + 2;
   LinearWeight w = {};
   w.rows = all * a.dim, w.transposed = some(3), w.stride = w.transposed ? w.rows : width;
@@ -108,8 +115,15 @@ void one_layer(int level) {
   const int64_t each = pick({1, all});
   char* of_heads =
       memory(scratch_bytes(a.x, each * a.dim) + 4 * a.x.rows * padded(each * a.dim) + 64);
-  for (int64_t first = 0; first < all; first += each)
-    k.heads(a, w, 0, first, each, taken, of_heads);
+  std::vector<float> products(a.x.rows * w.rows);
+  w.out = products.data(), w.wide = true;
+  for (int64_t first = 0; first < all; first += each) {
+    if (a.whole)
+      k.linear(a.x, w, first * a.dim, each * a.dim, taken, of_heads);
+    else
+      k.heads(a, w, 0, first, each, taken, of_heads);
+  }
+  if (a.whole) k.place(a, w, 0, products.data());
   free(of_heads);
 
   LinearWeight gate = {}, up = {};
@@ -128,7 +142,7 @@ void one_layer(int level) {
   free(middle);
   free(taken);
   bool good = true;
-  for (const Numbers* numbers : {&query, &key, &value, &out})
+  for (const Numbers* numbers : {&query, &key, &value, &out, &normed})
     for (int64_t i = 0; i < numbers->size(); ++i) good = good && numbers->at(i) == numbers->at(i);
   if (!good && ++failures < 5)
     printf("level %d dtype %d rows %ld width %ld: a part of a layer is not written\n", level,

@@ -100,6 +100,7 @@ CHANGES = {
     "cohere": [{"rotation": "neighbours"}, {"before_mlp": None}, {"parallel": False}],
     "gpt_oss": [{"sinks": None}, {"before_mlp": "input_layernorm"}],
     "granitemoe": [{"scale": None}],
+    "olmo2": [{"norm": "rms plus one"}, {"after_mlp": None}, {"head_norms": None}],
     "qwen2_moe": [{"window": True}],
     "gemma2": [{"softcap": None}, {"after_attention": None}, {"norm": "rms"}],
     "granite": [{"scale": None}],

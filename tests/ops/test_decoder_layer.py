@@ -10,7 +10,7 @@ from headwise import attention
 from headwise.ops.backend import cpu_step as cpu
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-NORMS = ("none", "rms", "rms plus one", "layer")
+NORMS = ("none", "rms", "rms plus one", "layer", "rms wide")
 ACTIVATIONS = {
     "silu": functional.silu,
     "gelu": functional.gelu,
@@ -79,8 +79,9 @@ def near(size, dtype):
         (3, 1, 130, 2, 1, 64, 0, "halves", True),
     ],
 )
+@pytest.mark.parametrize("whole", [False, True])
 def test_queries_keys_and_values(
-    batch, length, width, heads, kv_heads, dim, rope, rotation, fused, norm, dtype, level
+    whole, batch, length, width, heads, kv_heads, dim, rope, rotation, fused, norm, dtype, level
 ):
     x = torch.randn(batch, length, width).to(dtype)
     weight, bias = near(width, dtype), torch.randn(width).to(dtype)
@@ -89,7 +90,8 @@ def test_queries_keys_and_values(
     sizes = [sum(sizes)] if fused else sizes
     weights = [(torch.randn(size, width) / width**0.5).to(dtype) for size in sizes]
     biases = [torch.randn(size).to(dtype) if fused else None for size in sizes]
-    head_norms = (near(dim, dtype), near(dim, dtype))
+    lengths = (heads * dim, kv_heads * dim) if whole else (dim, dim)
+    head_norms = tuple(near(size, dtype) for size in lengths)
     angles = torch.randn(batch, length, rope // 2)
     row = as_given(angles, rotation)
     cos, sin = (None, None) if rope == 0 else (row.cos(), row.sin())
@@ -111,7 +113,9 @@ def test_queries_keys_and_values(
     parts = list(out.split([heads, kv_heads, kv_heads], dim=2))
     for index in (0, 1):
         if head_kind:
-            parts[index] = normalised(norm, parts[index], head_norms[index].double())
+            wide = parts[index].flatten(2) if whole else parts[index]
+            wide = normalised(norm, wide, head_norms[index].double())
+            parts[index] = wide.view(parts[index].shape)
         if rope:
             parts[index] = rotated(parts[index], angles.double(), rotation)
     for one, exact in zip(given, parts, strict=True):
@@ -209,12 +213,14 @@ def test_what_an_mlp_of_its_own_is_given(rows, norms, scale, bias, dtype, level,
     assert all(map(torch.equal, cpu.attention_outputs(*given), (total, normed)))
 
 
-def arguments(dtype=torch.float32, width=64, dim=16):
+def arguments(dtype=torch.float32, width=64, dim=16, whole=False):
     x = torch.randn(1, 3, width).to(dtype)
     w = [torch.randn(size, width).to(dtype) for size in (64, 32, 32)]
     angles = torch.randn(1, 3, dim)
     before = [x, 1, near(width, dtype), None, EPS, w, [None] * 3, 4, 2, dim, 0, None, None, EPS]
     before += [angles.cos(), angles.sin(), 0]
+    if whole:
+        before[10:13] = 4, near(4 * dim, dtype), near(2 * dim, dtype)
     mlp = [torch.randn(width, 64), torch.randn(96, width), torch.randn(96, width)]
     mlp = [weight.to(dtype) for weight in (*mlp, torch.randn(width, 96))]
     norms = [None, None, near(width, dtype), None, None, None]
@@ -223,8 +229,9 @@ def arguments(dtype=torch.float32, width=64, dim=16):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_number_of_threads_gives_the_same_bits(dtype, level, threads):
-    before, after = arguments(dtype, width=320, dim=16)
+@pytest.mark.parametrize("whole", [False, True])
+def test_any_number_of_threads_gives_the_same_bits(whole, dtype, level, threads):
+    before, after = arguments(dtype, width=320, dim=16, whole=whole)
     threads(1)
     expected = (*cpu.attention_inputs(*before), cpu.layer_outputs(*after))
     for count in (2, 3, 7):
@@ -339,6 +346,8 @@ def test_the_operators_pass_opcheck_and_check_what_they_are_given():
         "are no multiple of 24": {"_9": 24},
         "cos without sin": {"_15": None},
         "no rotation is 4": {"_16": 4},
+        "not a contiguous vector of 32": {"_11": torch.randn(64), "_12": torch.randn(33)},
+        "not a contiguous vector of 16": {"_11": torch.randn(48)},
         "cos does not fit x": {"_14": torch.randn(1, 2, 16), "_15": torch.randn(1, 2, 16)},
     }
     for message, change in bad_inputs.items():

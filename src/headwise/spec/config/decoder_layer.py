@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-NormKind = Literal["rms", "rms plus one", "layer"]
+NormKind = Literal["rms", "rms wide", "rms plus one", "layer"]
 Rotation = Literal["halves", "halves once", "neighbours", "neighbours twice"]
 
 
@@ -13,13 +13,15 @@ class DecoderLayer:
 
     Args:
         name: the class of the layer.
-        norm: by the root mean square, times the weight or 1 + the weight; or LayerNorm.
+        norm: by the root mean square, times the weight or 1 + the weight; or LayerNorm. The first
+            rounds to the dtype before it multiplies, "rms wide" behind.
         before_attention, after_attention, before_mlp, after_mlp: the layer's norms; None: it
             does not have one there.
         attention, mlp: the layer's modules.
         qkv: of the attention, the projections whose outputs are in turn queries, keys and values.
         out: of the attention, the projection of its output.
-        head_norms: of the attention, the norms of each head of queries and of keys.
+        head_norms: of the attention, the norms of each head of queries and of keys, or of all
+            heads at once, as their weights are long.
         rotates: an attribute of the attention that says whether this layer rotates at all.
         rotation: which dims are rotated together: the two halves of a head, or neighbours. A row
             of angles has those of the pairs and then the same again; with "once" not again; with

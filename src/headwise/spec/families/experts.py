@@ -44,5 +44,9 @@ QWEN2_MOE = Family(
     layer=DecoderLayer(name="Qwen2MoeDecoderLayer", window=False),
 )
 MINIMAX_M2 = Family(
-    model_type="minimax_m2", read=read_normalised, defaults=_MINIMAX_M2, partial_rope=True
+    model_type="minimax_m2",
+    read=read_normalised,
+    defaults=_MINIMAX_M2,
+    partial_rope=True,
+    layer=DecoderLayer(name="MiniMaxM2DecoderLayer", head_norms=("q_norm", "k_norm")),
 )

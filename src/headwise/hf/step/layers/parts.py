@@ -191,11 +191,15 @@ class LayerParts:
         if len(head_eps) > 1 or type(dim) is not int:
             raise Unfit("no one eps of the heads' norms, or no head_dim")
         width, inside = self.out.weight.shape
-        sizes = [(norm, width) for norm in self.norms] + [(norm, dim) for norm in self.head_norms]
-        if any(t is not None and t.shape != (size,) for norm, size in sizes for t in pair(norm)):
-            raise Unfit("a norm is not of the size of what it is given")
         heads = inside // dim
         rows = sum(0 if weight is None else weight.shape[0] for weight, _ in qkv) // dim
+        sizes: list[tuple[nn.Module | None, int]] = [(norm, width) for norm in self.norms]
+        # norms of each head, or of all at once
+        whole = query_norm is not None and query_norm.shape == (heads * dim,)
+        counts = (heads, (rows - heads) // 2) if whole else (1, 1)
+        sizes += [(norm, n * dim) for norm, n in zip(self.head_norms, counts, strict=False)]
+        if any(t is not None and t.shape != (size,) for norm, size in sizes for t in pair(norm)):
+            raise Unfit("a norm is not of the size of what it is given")
         scale = _scale(layer, form)
         before = (
             *(0 if first is None else kind, *pair(first), eps(first)),
