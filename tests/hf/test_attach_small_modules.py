@@ -16,7 +16,7 @@ from headwise.hf.step.norms import NormForward, replaced_norms
 
 PROMPT = torch.randint(3, VOCABULARY, (1, 9), generator=torch.Generator().manual_seed(4))
 # RMSNorm by weight, by 1 + weight, in floats to the end, without a weight's bias; LayerNorm
-TYPES = ("deepseek_v3", "qwen3_next", "olmo2", "cohere2_moe", "exaone4", "gemma4_text")
+TYPES = ("deepseek_v3", "qwen3_next", "flex_olmo", "cohere2_moe", "exaone4", "gemma4_text")
 
 
 def made(name):
