@@ -23,7 +23,7 @@ from headwise.ops.integers.operator import quantize
 from headwise.ops.integers.rounding import Bits, dequantize, rotate, row_bytes
 from headwise.ops.latent.operator import latent_attention
 from headwise.ops.latent.paradigm import Paradigm, choose_paradigm
-from headwise.ops.modes import watched
+from headwise.ops.modes import are_few, watched
 from headwise.ops.views import KV, PagedKV, QuantKV
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "QuantKV",
     "Rejected",
     "Verdict",
+    "are_few",
     "attention",
     "attention_weights",
     "backends",

@@ -1,6 +1,6 @@
 """The modes of PyTorch under which a call has to be PyTorch's own: something else is watching."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +36,26 @@ def needs_gradients(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def are_plain(x: Tensor, tensors: Sequence[Tensor]) -> bool:
-    """Whether these are PyTorch's own strided tensors on the CPU, of one dtype, in a plain call."""
+# Rows of x up to which a product takes what reading its weight takes.
+FEW_ROWS = 16
+
+
+def are_few(x: Tensor, most: int = FEW_ROWS) -> bool:
+    """Whether x [...,E] has at least one row and at most `most`."""
+    return x.ndim > 0 and 0 < x.numel() <= most * x.shape[-1]
+
+
+def are_plain(
+    x: Tensor, tensors: Sequence[Tensor], asked: Callable[[Tensor], bool] = lambda x: True
+) -> bool:
+    """Whether these are PyTorch's own strided tensors on the CPU, of one dtype, in a plain call.
+
+    asked: what else is asked of x, before the others are looked at.
+    """
     return (
         type(x) is Tensor
         and not watched()  # first: in a trace sizes are tensors
+        and asked(x)
         and x.is_cpu
         and x.layout is torch.strided
         and not x.is_nested

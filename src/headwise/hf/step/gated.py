@@ -13,7 +13,7 @@ from headwise.hf.step.codes import ACTIVATIONS
 from headwise.hf.step.compared import difference, trial_rows, tried
 from headwise.hf.step.linear import is_stock
 from headwise.hf.step.replaced import Replaced
-from headwise.ops import faster
+from headwise.ops import are_few, faster, watched
 
 _WEIGHTS = ("gate_proj", "up_proj", "down_proj")
 _NAMES = {*_WEIGHTS, "act_fn"}
@@ -37,11 +37,11 @@ class GatedForward(ModuleHook):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self.owner
-        same = type(module) is self.kind and is_as_first(self.kind) and not module.training
-        plain = same and _is_plain(module) and _activation(module) == self.activation
-        if plain and len(args) == 1 and not kwargs:
+        plain = len(args) == 1 and not kwargs and type(args[0]) is Tensor and not watched()
+        same = plain and type(module) is self.kind and is_as_first(self.kind)
+        if same and are_few(args[0]) and not module.training and _is_plain(module):
             given = _given(module, args[0])
-            run = faster("mlp", *given)
+            run = faster("mlp", *given) if _activation(module) == self.activation else None
             if run is not None:
                 return run(*given)
         return type(module).forward(module, *args, **kwargs)

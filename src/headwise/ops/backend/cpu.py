@@ -17,7 +17,7 @@ from headwise.ops.backend.protocol import (
     Rejected,
     Verdict,
 )
-from headwise.ops.modes import forward_mode, needs_gradients
+from headwise.ops.modes import FEW_ROWS, forward_mode, needs_gradients
 from headwise.ops.views import PagedKV, QuantKV
 
 # What the operators in csrc/operators accept.
@@ -92,7 +92,7 @@ def _projects(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype in cpu_step.DTYPES
-        and x.shape[0] * x.shape[2] <= cpu_step.MOST_ROWS
+        and x.shape[0] * x.shape[2] <= FEW_ROWS
         and not needs_gradients(x, weight)
         and not forward_mode()
         and not ready()

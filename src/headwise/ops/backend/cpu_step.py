@@ -11,11 +11,9 @@ from torch import Tensor
 
 from headwise.ops.backend.cpu_library import LEVELS, chosen_level, ready
 from headwise.ops.backend.protocol import LayerOffer, Offer
-from headwise.ops.modes import are_plain, fit
+from headwise.ops.modes import FEW_ROWS, are_few, are_plain, fit
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Rows up to which reading a matrix is what a product takes.
-MOST_ROWS = 16
 # Experts that are chosen for them, all together.
 _MOST_CHOICES = 4096
 
@@ -37,7 +35,7 @@ def _multiplies_chosen(
         are_plain(x, tensors)
         and x.dtype in DTYPES
         and x.ndim == chosen.ndim == 2
-        and 0 < chosen.shape[0] <= MOST_ROWS
+        and 0 < chosen.shape[0] <= FEW_ROWS
         and 0 < chosen.numel() <= _MOST_CHOICES
         and x.shape[0] in (chosen.shape[0], chosen.numel())
         and chosen.dtype == torch.int64
@@ -89,19 +87,14 @@ def _runs_layer(x: Tensor, tensors: Sequence[Tensor]) -> bool:
 
 def _are_plain(x: Tensor, tensors: Sequence[Tensor]) -> bool:
     """Whether x has few rows, all are plain tensors of its dtype, and nothing watches the call."""
-    return (
-        are_plain(x, tensors)
-        and x.dtype in DTYPES
-        and x.ndim > 0
-        and 0 < x.numel() <= _most_rows(x.dtype) * x.shape[-1]
-        and not ready()
-    )
+    return are_plain(x, tensors, _is_served) and not ready()
 
 
-def _most_rows(dtype: torch.dtype) -> int:
-    """Rows of x up to which reading the weight is what a product takes."""
+def _is_served(x: Tensor) -> bool:
+    """Whether x has few rows, of a dtype that the kernels multiply."""
     # PyTorch multiplies more of them by AMX, in tiles of 16, and these kernels one by one
-    return 4 if dtype == torch.bfloat16 and LEVELS[chosen_level()] == "amx" else MOST_ROWS
+    tiles = x.dtype == torch.bfloat16 and LEVELS[chosen_level()] == "amx"
+    return are_few(x, 4 if tiles else FEW_ROWS) and x.dtype in DTYPES
 
 
 def linear(

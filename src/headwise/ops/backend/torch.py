@@ -4,6 +4,7 @@ Attention is `scaled_dot_product_attention` where that is fast, else matrix prod
 softmax, in blocks of queries.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,7 @@ from headwise.ops.attend.call import AttentionCall, Problem
 from headwise.ops.attend.ragged import attend_ragged
 from headwise.ops.backend.protocol import Accepted, Backend, Offer, Verdict, always, densely
 from headwise.ops.integers import rounding
-from headwise.ops.modes import are_plain, fit
+from headwise.ops.modes import FEW_ROWS, are_plain, fit
 
 
 def _how(problem: Problem) -> str:
@@ -72,10 +73,9 @@ def _project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
 
 # Rows of x, and of a weight, that are held in float32 at once.
 _ROWS_AT_ONCE, _OUTPUTS_AT_ONCE = 1024, 512
-# Rows above which multiplying, not reading, is what a product takes.
-_FEW_ROWS = 16
 
 
+@functools.cache
 def _slow(dtype: torch.dtype) -> bool:
     """Whether PyTorch multiplies matrices of `dtype` without instructions for it."""
     if dtype == torch.bfloat16:
@@ -85,13 +85,14 @@ def _slow(dtype: torch.dtype) -> bool:
 
 def _widens(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> bool:
     """Whether products of these plain tensors are faster in float32."""
-    return (
-        are_plain(x, [*weights, *(bias for bias in biases if bias is not None)])
-        and x.ndim > 0
-        and x.numel() > _FEW_ROWS * x.shape[-1]
-        and all(fit(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
-        and _slow(x.dtype)
-    )
+    return are_plain(
+        x, [*weights, *(bias for bias in biases if bias is not None)], _is_slow
+    ) and all(fit(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+
+
+def _is_slow(x: Tensor) -> bool:
+    """Whether x has many rows of a dtype that PyTorch is slow in."""
+    return _slow(x.dtype) and x.ndim > 0 and x.numel() > FEW_ROWS * x.shape[-1]
 
 
 def linear(

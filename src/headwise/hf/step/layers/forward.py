@@ -14,7 +14,7 @@ from headwise.hf.observer import current_observer
 from headwise.hf.step.codes import ROTATIONS
 from headwise.hf.step.layers.parts import Arguments, LayerParts
 from headwise.hf.stock_names import DynamicCache, _active_collector
-from headwise.ops import LayerOffer, layer_offer, watched
+from headwise.ops import LayerOffer, are_few, layer_offer, watched
 from headwise.spec.config.decoder_layer import DecoderLayer
 
 _SERVED = {"attention_mask", "position_embeddings", *CACHE_ARGUMENTS}
@@ -74,7 +74,7 @@ class LayerForward(ModuleHook):
         if len(args) != 1 or layer.training or torch.is_grad_enabled() or watched():
             return None
         x = args[0]
-        if type(x) is not Tensor or x.ndim != 3:
+        if type(x) is not Tensor or x.ndim != 3 or not are_few(x):
             return None
         now = self._now(layer)
         if now is None:
