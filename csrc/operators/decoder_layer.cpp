@@ -183,11 +183,11 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
   for (const Tensor* buffer : {&keys, &values})
     STD_TORCH_CHECK(buffer->is_cpu() && buffer->dim() == 4 &&
                         buffer->scalar_type() == x.scalar_type() && buffer->size(0) == batch &&
-                        buffer->size(1) == kv_heads && buffer->size(2) >= before + length &&
-                        buffer->size(3) == dim && contiguous_rows(*buffer) && before >= 0 &&
-                        before + length < int64_t(1) << 31,
+                        buffer->size(1) == kv_heads && before >= 0 && buffer->size(2) >= length &&
+                        before <= buffer->size(2) - length && buffer->size(3) == dim &&
+                        contiguous_rows(*buffer) && before + length < int64_t(1) << 31,
                     kInputs, ": a buffer does not fit: expected [", batch, ", ", kv_heads, ", ",
-                    before + length, " or more, ", dim, "] of x's dtype on the CPU");
+                    length, " tokens behind ", before, ", ", dim, "] of x's dtype on the CPU");
   Tensor query = new_tensor({batch, heads, length, dim}, x.scalar_type());
   AttendArgs attend = {};
   attend.options.causal = true;

@@ -86,6 +86,49 @@ def test_a_users_own_way_and_experts_on_several_processes_stay():
     assert products(lambda: model(PROMPT)) == whole - 2
 
 
+@pytest.mark.parametrize("change", ["class", "patch", "registered"])
+@torch.no_grad()
+def test_what_a_class_would_do_after_a_change_is_what_happens(change):
+    model = sweep_families.make("qwen3_moe")
+    stock = copy.deepcopy(model)
+    headwise.attach(model)
+    kind = type(first(model))
+    own, kept = ALL_EXPERTS_FUNCTIONS["grouped_mm"], kind.forward
+
+    def doubled(self, *args):
+        return 2 * (own if change == "registered" else kept)(self, *args)
+
+    for each in (model, stock):
+        each.set_experts_implementation("grouped_mm")
+    before = stock(PROMPT).logits
+    with mock.patch.dict(ALL_EXPERTS_FUNCTIONS._global_mapping):
+        if change == "class":
+            for each in (model, stock):
+                first(each).__class__ = type("Doubled", (kind,), {"forward": doubled})
+        elif change == "registered":
+            ALL_EXPERTS_FUNCTIONS.register("grouped_mm", doubled)
+        patch = doubled if change == "patch" else kept
+        with mock.patch.object(kind, "forward", patch):
+            expected = stock(PROMPT).logits
+            torch.testing.assert_close(model(PROMPT).logits, expected, atol=2e-4, rtol=2e-4)
+    assert not torch.allclose(before, expected, atol=1e-3)
+
+
+def test_an_activation_runs_once_where_the_second_product_is_trained():
+    model = sweep_families.make("qwen3_moe").requires_grad_(False)
+    headwise.attach(model)
+    first(model).down_proj.requires_grad_()
+    seen = []
+    first(model).act_fn.register_forward_hook(lambda module, args, out: seen.append(out))
+    model(PROMPT, labels=PROMPT).loss.backward()
+    once = len(seen)
+    assert first(model).down_proj.grad is not None
+    headwise.detach(model)
+    seen.clear()
+    model(PROMPT, labels=PROMPT)
+    assert len(seen) == once
+
+
 def test_gradients_and_compilers_see_stock():
     model = sweep_families.make("qwen3_moe")
     headwise.attach(model)

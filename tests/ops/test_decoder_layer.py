@@ -324,6 +324,8 @@ def test_the_operators_pass_opcheck_and_check_what_they_are_given():
     for keys, values, at in [
         (*buffers, 7),
         (*buffers, -1),
+        (*buffers, 2**63 - 1),
+        (*buffers, 2**63 - 3),
         (buffers[0], buffers[1, :, :1], 0),
         (buffers[0].half(), buffers[1], 0),
         (buffers[0], buffers[1, ..., :15], 0),

@@ -133,6 +133,14 @@ def test_the_operators_pass_opcheck_and_check_what_they_are_given():
             mlp(*arguments, 0)
 
 
+def test_memory_beside_none_is_refused():
+    x, weight = torch.randn(2, 16), torch.randn(16, device="meta")
+    with pytest.raises(RuntimeError, match="headwise::norm: tensors on cpu and meta, expected one"):
+        torch.ops.headwise.norm.default(x, 1, weight, None, EPS, 0)
+    with pytest.raises(RuntimeError, match="headwise::linear: tensors on cpu and meta"):
+        torch.ops.headwise.linear.default(x, [weight[None]], [None], 0)
+
+
 def test_what_the_kernels_do_not_serve_is_left_to_pytorch():
     x, weight = torch.randn(2, 16), torch.randn(16)
     assert faster("norm", x, 1, weight, None, EPS) is cpu.norm

@@ -1,8 +1,11 @@
 """What `attach` puts on a model: small objects that know it, pickle with it, and do not keep it."""
 
+import os
 import weakref
 from typing import Any
 
+import torch
+import transformers
 from torch import nn
 
 # Under this name a model's config asks for headwise.
@@ -86,14 +89,43 @@ def is_touched(module: nn.Module) -> bool:
 
 # What classes had when they were first looked at: other libraries put functions of their own there.
 _FIRST: dict[type, Any] = {}
+# Where functions are that are not somebody else's.
+_KNOWN = tuple(os.path.dirname(file) for file in (transformers.__file__, torch.__file__))
+
+
+def _functions(kind: type[nn.Module]) -> tuple[Any, Any]:
+    """The forward of a class, and the helper that Transformers' norms have."""
+    return kind.forward, getattr(kind, "_norm", None)
 
 
 def remember(*kinds: type[nn.Module]) -> None:
-    """Look at classes, unless that was done."""
+    """Look at classes, unless that was done; what somebody else put there does not count."""
     for kind in kinds:
-        _FIRST.setdefault(kind, kind.forward)
+        code = getattr(kind.forward, "__code__", None)
+        known = code is not None and code.co_filename.startswith(_KNOWN)
+        _FIRST.setdefault(kind, _functions(kind) if known else None)
 
 
 def is_as_first(kind: type[nn.Module]) -> bool:
     """Whether a class that was looked at still has the forward that it had then."""
-    return bool(kind.forward is _FIRST.get(kind))
+    return _functions(kind) == _FIRST.get(kind)
+
+
+def reads(kind: type[nn.Module]) -> set[str]:
+    """The names that a class's forward and its helper use: attributes, functions, modules.
+
+    Of a function that is not plain code, its own name, which is none that anybody expects.
+    """
+    names = set[str]()
+    for function in filter(None, _functions(kind)):
+        code = getattr(function, "__code__", None)
+        if code is None or code.co_freevars:
+            names.add(repr(function))
+        else:
+            names.update(code.co_names)
+    return names
+
+
+def parameters_of(module: nn.Module) -> dict[str, bool]:
+    """The names that are parameters, and whether there is one."""
+    return {name: value is not None for name, value in module._parameters.items()}

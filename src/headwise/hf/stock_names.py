@@ -31,6 +31,9 @@ IMPORTED: Mapping[str, Mapping[str, str]] = {
         "StaticCache": "what the benchmark compares with",
         "get_layer_types_and_kwargs": "the kinds of layers, for reading a prompt in chunks",
     },
+    "transformers.integrations.moe": {
+        "ALL_EXPERTS_FUNCTIONS": "the ways in which experts are computed, some of them a user's",
+    },
     "transformers.masking_utils": {
         "AttentionMaskInterface": "where our mask function is registered",
         "causal_mask_function": "the default of our mask function's arguments",

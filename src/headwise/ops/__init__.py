@@ -23,7 +23,7 @@ from headwise.ops.integers.operator import quantize
 from headwise.ops.integers.rounding import Bits, dequantize, rotate, row_bytes
 from headwise.ops.latent.operator import latent_attention
 from headwise.ops.latent.paradigm import Paradigm, choose_paradigm
-from headwise.ops.modes import are_few, watched
+from headwise.ops.modes import are_few, needs_gradients, watched
 from headwise.ops.views import KV, PagedKV, QuantKV
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "faster",
     "latent_attention",
     "layer_offer",
+    "needs_gradients",
     "quantize",
     "require_tensor",
     "rotate",

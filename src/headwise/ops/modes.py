@@ -57,6 +57,7 @@ def are_plain(
         and not watched()  # first: in a trace sizes are tensors
         and asked(x)
         and x.is_cpu
+        and not x._is_zerotensor()
         and x.layout is torch.strided
         and not x.is_nested
         and all(

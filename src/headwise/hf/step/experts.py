@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.hf.module_hook import ModuleHook
+from headwise.hf.module_hook import ModuleHook, is_as_first, remember
 from headwise.hf.step.compared import difference, trial_rows, tried
 from headwise.hf.step.replaced import Replaced
-from headwise.ops import faster
+from headwise.hf.stock_names import ALL_EXPERTS_FUNCTIONS
+from headwise.ops import faster, needs_gradients
 
 # What the interface says of a module, beside its weights.
 _FLAGS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel")
+_HOME = ALL_EXPERTS_FUNCTIONS.__module__
 # Transformers' own ways of computing the same.
 _STOCK = (None, "eager", "batched_mm", "grouped_mm")
 
@@ -24,9 +26,23 @@ _STOCK = (None, "eager", "batched_mm", "grouped_mm")
 class ExpertsForward(ModuleHook):
     """Stands in for the `forward` of experts on the interface; the class's own for many rows."""
 
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__(owner)
+        self.kind = type(owner)
+        remember(self.kind)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "kind": self.kind}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.kind = state["kind"]
+        remember(self.kind)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self.owner
-        if len(args) == 3 and not kwargs and _is_stock(module):
+        same = type(module) is self.kind and is_as_first(self.kind)
+        if same and len(args) == 3 and not kwargs and _is_stock(module):
             result = _run(module, *args)
             if result is not None:
                 return result
@@ -36,15 +52,23 @@ class ExpertsForward(ModuleHook):
 def _is_stock(module: Any) -> bool:
     """Whether Transformers' own functions would compute this call, for all experts."""
     asked = getattr(module.config, "_experts_implementation", None)
-    return asked in _STOCK and not module._is_expert_parallel
+    if asked not in _STOCK or module._is_expert_parallel:
+        return False
+    function = None if asked in (None, "eager") else ALL_EXPERTS_FUNCTIONS.get(asked, None)
+    return getattr(function, "__module__", _HOME) == _HOME
 
 
 def _run(module: Any, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor | None:
     """What the experts give for x [T,E], of chosen and shares [T,k]; None where it is stock's."""
     into = _weight(module, "gate_up_proj" if module.has_gate else "up_proj")
     back = _weight(module, "down_proj")
+    tensors = [each for each in (*into, *back) if each is not None]
     run = faster("experts", x, chosen, *into)
-    if run is None or shares.shape != chosen.shape:
+    # all of it is asked before any of it runs
+    if run is None or shares.shape != chosen.shape or needs_gradients(shares, *tensors):
+        return None
+    fit = len(tensors) == (4 if module.has_bias else 2) and back[0].dtype == x.dtype
+    if not fit or {len(into[0]), len(back[0])} != {module.num_experts}:
         return None
     middle = run(x, chosen, *into).flatten(0, 1)
     middle = module._apply_gate(middle) if module.has_gate else module.act_fn(middle)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headwise.hf.module_hook import ModuleHook, is_as_first, is_touched, remember
+from headwise.hf.module_hook import ModuleHook, is_as_first, is_touched, reads, remember
 from headwise.hf.step.codes import ACTIVATIONS
 from headwise.hf.step.compared import difference, trial_rows, tried
 from headwise.hf.step.linear import is_stock
@@ -17,6 +17,8 @@ from headwise.ops import are_few, faster, watched
 
 _WEIGHTS = ("gate_proj", "up_proj", "down_proj")
 _NAMES = {*_WEIGHTS, "act_fn"}
+# What its code may read: nothing else can change what it computes.
+_READ = _NAMES | {"float", "to", "dtype"}
 
 
 class GatedForward(ModuleHook):
@@ -77,7 +79,8 @@ def replaced_gated(model: nn.Module) -> Replaced:
     reasons: dict[str, str | None] = {}
     for name, module in model.named_modules():
         of_transformers = type(module).__module__.startswith("transformers.models.")
-        if of_transformers and module._modules.keys() == _NAMES:
+        plain = of_transformers and module._modules.keys() == _NAMES
+        if plain and reads(type(module)) <= _READ:
             shapes = tuple((weight.shape, weight.dtype) for weight in module.parameters())
             kind = (type(module), type(module.act_fn), shapes)
             reasons[name] = tried(module, kind, known, _difference)

@@ -10,11 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headwise.hf.module_hook import ModuleHook, is_as_first, remember
+from headwise.hf.module_hook import ModuleHook, is_as_first, parameters_of, reads, remember
 from headwise.hf.step.codes import NORMS
 from headwise.hf.step.compared import difference, trial_rows, tried
 from headwise.hf.step.replaced import Replaced
 from headwise.ops import faster
+
+# What a norm's code may read: nothing else can change what it computes.
+_READ = {"weight", "bias", "variance_epsilon", "eps", "with_scale", "_norm", "torch", "dtype"}
+_READ |= {"float32", "float", "to", "type_as", "pow", "square", "mean", "rsqrt", "sqrt"}
 
 
 class NormForward(ModuleHook):
@@ -25,7 +29,7 @@ class NormForward(ModuleHook):
 
     def __init__(self, owner: nn.Module, variant: int) -> None:
         super().__init__(owner)
-        self.variant, self.kind, self.names = variant, type(owner), _names(owner)
+        self.variant, self.kind, self.names = variant, type(owner), parameters_of(owner)
         remember(self.kind)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -39,7 +43,8 @@ class NormForward(ModuleHook):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self.owner
         same = type(module) is self.kind and is_as_first(self.kind)
-        if same and len(args) == 1 and not kwargs and _names(module) == self.names:
+        plain = same and parameters_of(module) == self.names and _is_plain(module)
+        if plain and len(args) == 1 and not kwargs:
             given = (args[0], self.variant, *_numbers(module))
             run = faster("norm", *given)
             if run is not None:
@@ -47,8 +52,14 @@ class NormForward(ModuleHook):
         return type(module).forward(module, *args, **kwargs)
 
 
-def _names(module: nn.Module) -> list[str]:
-    return list(module._parameters)
+def _is_plain(module: nn.Module) -> bool:
+    """Whether nothing of an instance says that it computes something else."""
+    own = module.__dict__
+    return (
+        own.get("with_scale", True) is True
+        and "_norm" not in own
+        and type(own.get("variance_epsilon", own.get("eps"))) is float
+    )
 
 
 def _numbers(module: nn.Module) -> tuple[Tensor | None, Tensor | None, Any]:
@@ -96,19 +107,26 @@ def _is_norm(module: nn.Module) -> bool:
         and "weight" in module._parameters
         and set(module._parameters) <= {"weight", "bias"}
         and getattr(module.weight, "ndim", 0) == 1
-        and isinstance(_numbers(module)[2], float)
+        and _is_plain(module)
+        and reads(kind) <= _READ
     )
 
 
 def _kind(module: nn.Module) -> Any:
     weight, _, eps = _numbers(module)
     assert weight is not None
-    return type(module), weight.dtype, weight.shape, eps, tuple(_names(module))
+    return type(module), weight.dtype, weight.shape, eps, *parameters_of(module)
 
 
 def _difference(module: nn.Module, variant: int) -> str | None:
-    """How a norm of ours differs from the module, in float32 and its dtype; None if it does not."""
-    for each in (copy.deepcopy(module).float(), module):
+    """How a norm of ours differs from one such as the module; None if it does not.
+
+    In float32 and its dtype, with a weight of random numbers: its own may say nothing.
+    """
+    twin = copy.deepcopy(module)
+    for parameter in twin.parameters():
+        parameter.copy_(0.5 + trial_rows(parameter.shape[0], parameter.dtype)[0])
+    for each in (copy.deepcopy(twin).float(), twin):
         weight, bias, eps = _numbers(each)
         assert weight is not None
         x = trial_rows(weight.shape[0], weight.dtype)

@@ -1,5 +1,6 @@
 """Shapes and dtypes that the native operators return, for the compiler and fake tensors."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,23 @@ def register_shapes() -> None:
         *(_attend, _linear, _experts, _norm, _mlp, _project, _quantize),
         *(_attention_inputs, _layer_attention, _layer_outputs, _attention_outputs),
     ):
-        torch.library.register_fake(f"headwise::{function.__name__[1:]}", function)
+        torch.library.register_fake(f"headwise::{function.__name__[1:]}", _on_one_device(function))
+
+
+def _on_one_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of shapes that refuses tensors with memory beside others without."""
+
+    def checked(x: Tensor, *arguments: Any) -> Any:
+        for each in arguments:
+            for tensor in each if isinstance(each, list | tuple) else (each,):
+                if isinstance(tensor, Tensor) and tensor.device != x.device:
+                    raise RuntimeError(
+                        f"headwise::{function.__name__[1:]}: tensors on {x.device} and "
+                        f"{tensor.device}, expected one device"
+                    )
+        return function(x, *arguments)
+
+    return checked
 
 
 def _attend(

@@ -56,6 +56,7 @@ def _normalises(
     return (
         are_plain(x, tensors)
         and x.dtype in DTYPES
+        and x.ndim > 0
         and x.numel() > 0
         and x.stride(-1) == 1
         and all(each.shape == x.shape[-1:] and each.is_contiguous() for each in tensors)
@@ -125,11 +126,16 @@ def experts(x: Tensor, chosen: Tensor, weight: Tensor, bias: Tensor | None = Non
 
 
 def norm(x: Tensor, kind: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """The rows of x [...,E] normalised; kinds as csrc/kernels.h numbers them."""
-    result: Tensor = torch.ops.headwise.norm.default(
-        x.contiguous(), kind, weight, bias, eps, chosen_level()
-    )
-    return result
+    """The rows of x [...,E] normalised, in x's order of memory, as PyTorch's operators would.
+
+    Kinds as csrc/kernels.h numbers them.
+    """
+    dims = None if x.is_contiguous() else sorted(range(x.ndim - 1), key=x.stride, reverse=True)
+    rows = x if dims is None else x.permute(*dims, -1).contiguous()
+    result: Tensor = torch.ops.headwise.norm.default(rows, kind, weight, bias, eps, chosen_level())
+    if dims is None:
+        return result
+    return result.permute(*(dims.index(dim) for dim in range(x.ndim - 1)), -1)
 
 
 def mlp(

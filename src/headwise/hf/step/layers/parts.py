@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from headwise.hf.module_hook import is_touched
+from headwise.hf.module_hook import is_touched, parameters_of
 from headwise.hf.step.codes import ACTIVATIONS, NORMS
 from headwise.spec.config.decoder_layer import DecoderLayer
 
@@ -81,7 +81,7 @@ class LayerParts:
             *filter(None, (*self.norms, *self.head_norms)),
             *(*self.qkv, self.out, *self.mlp),
         ]
-        self._names = [_parameters_of(module) for module in self._weighted]
+        self._names = [parameters_of(module) for module in self._weighted]
         self.arguments: Arguments | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class LayerParts:
         if any(own.get(name, _ABSENT) is not value for own, name, value in facts):
             raise Unfit("another library has replaced what its classes do")
         for module, names in zip(self._weighted, self._names, strict=True):
-            if _parameters_of(module) != names:
+            if parameters_of(module) != names:
                 raise Unfit("a weight is not a parameter any more, or a new one")
 
         def fact(own: Mapping[str, Any], key: str) -> Any:
@@ -232,6 +232,8 @@ class LayerParts:
                 asks["sliding_window"] = fact(self.attention.config.__dict__, "sliding_window")
         asks["softcap"] = None if form.softcap is None else fact(own, form.softcap)
         sinks = None if form.sinks is None else fact(self.attention._parameters, form.sinks)
+        if form.sinks is not None and sinks is None:
+            raise Unfit("its sinks are gone")
         if sinks is not None:
             asks["s_aux"] = sinks
             tensors.append(sinks)
@@ -264,11 +266,6 @@ _FIRST: dict[tuple[Any, str], Any] = {}
 def _first_seen(of: Any, name: str = "forward") -> Fact:
     own = vars(of)
     return own, name, _FIRST.setdefault((of, name), own.get(name, _ABSENT))
-
-
-def _parameters_of(module: nn.Module) -> dict[str, bool]:
-    """The names that are parameters, and whether there is one."""
-    return {name: value is not None for name, value in module._parameters.items()}
 
 
 def _scale(layer: nn.Module, form: DecoderLayer) -> Any:

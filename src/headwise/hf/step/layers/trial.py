@@ -70,7 +70,8 @@ def _kind(parts: LayerParts, layer: nn.Module) -> Any:
         and key not in ("layer_idx", "training")
     }
     shapes = tuple((tensor.shape, tensor.dtype) for tensor in layer.parameters())
-    return tuple(kind for *_, kind in parts.modules), shapes, frozenset(scalars)
+    kinds = (type(layer), *(kind for *_, kind in parts.modules))
+    return kinds, shapes, frozenset(scalars)
 
 
 def _tried_in_all(layer: nn.Module, form: DecoderLayer, tensors: list[Any]) -> str | None:
@@ -91,6 +92,10 @@ def _twin(layer: nn.Module, form: DecoderLayer, dtype: torch.dtype) -> nn.Module
     if parts.own_mlp is not None:  # nothing is claimed of it, and experts are large
         memo[id(parts.own_mlp)] = _StandIn(parts.out.out_features, form.routes)
     twin = copy.deepcopy(layer, memo).to(dtype).eval()
+    generator = torch.Generator("cpu").manual_seed(1)
+    for parameter in twin.parameters():
+        if not parameter.any():  # what is multiplied by zeros says nothing
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     for module in twin.modules():
         for hooks in ("_forward_hooks", "_forward_pre_hooks"):
             module.__dict__[hooks].clear()
