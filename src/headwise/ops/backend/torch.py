@@ -71,8 +71,9 @@ def _project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
     return x @ (weight if up else weight.transpose(-1, -2))
 
 
-# Rows of x, and of a weight, that are held in float32 at once.
-_ROWS_AT_ONCE, _OUTPUTS_AT_ONCE = 1024, 512
+# Bytes of x, and rows of a weight, that are held in float32 at once: the more bytes, the less often
+# a weight is widened.
+_BYTES_AT_ONCE, _OUTPUTS_AT_ONCE = 2**25, 512
 
 
 @functools.cache
@@ -101,8 +102,9 @@ def linear(
     """Products of many rows, x [...,E] by weights [F,E], in float32: widened a tile at a time."""
     rows = x.reshape(-1, x.shape[-1])
     outs = [rows.new_empty(len(rows), len(weight)) for weight in weights]
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        stop = start + _ROWS_AT_ONCE
+    each = max(1, _BYTES_AT_ONCE // (4 * max(1, x.shape[-1])))
+    for start in range(0, len(rows), each):
+        stop = start + each
         wide = rows[start:stop].float()
         for out, weight, bias in zip(outs, weights, biases, strict=True):
             for first in range(0, len(weight), _OUTPUTS_AT_ONCE):
