@@ -37,6 +37,8 @@ def test_a_step_reads_the_chosen_experts_in_place_and_says_the_same(name):
     stock = sweep_families.make(name)
     model = copy.deepcopy(stock)
     count = len(replaced_experts(model).reasons)
+    if count == 0:
+        pytest.skip("its experts are not on the interface in this release of Transformers")
     report = headwise.attach(model)
     assert f"experts of up to 16 rows: {count} of {count} modules on cpu" in report.step
     assert products(lambda: model(PROMPT)) == 2 * count

@@ -17,7 +17,7 @@ from headwise.hf.stock_names import ALL_EXPERTS_FUNCTIONS
 from headwise.ops import faster, needs_gradients
 
 # What the interface says of a module, beside its weights.
-_FLAGS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel")
+_FLAGS = ("has_gate", "has_bias", "is_transposed")
 _HOME = ALL_EXPERTS_FUNCTIONS.__module__
 # Transformers' own ways of computing the same.
 _STOCK = (None, "eager", "batched_mm", "grouped_mm")
@@ -52,7 +52,7 @@ class ExpertsForward(ModuleHook):
 def _is_stock(module: Any) -> bool:
     """Whether Transformers' own functions would compute this call, for all experts."""
     asked = getattr(module.config, "_experts_implementation", None)
-    if asked not in _STOCK or module._is_expert_parallel:
+    if asked not in _STOCK or getattr(module, "_is_expert_parallel", False):
         return False
     function = None if asked in (None, "eager") else ALL_EXPERTS_FUNCTIONS.get(asked, None)
     return getattr(function, "__module__", _HOME) == _HOME
@@ -76,7 +76,7 @@ def _run(module: Any, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor | Non
     if run is None:
         return None
     out: Tensor = run(middle, chosen, *back)
-    if module.has_post_expert_norm:
+    if getattr(module, "has_post_expert_norm", False):  # of later releases
         out = module.post_expert_norm(out)
     return (out * shares.unsqueeze(-1)).sum(1).to(x.dtype)
 

@@ -105,7 +105,9 @@ def run(
 ) -> Tensor:
     """What the layer returns for a call that `LayerForward.plan` took."""
     attention = parts.attention
-    rotation = kwargs["position_embeddings"] if made.angles else (None, None)
+    rotation: Any = (None, None)
+    if made.angles:
+        rotation = (part.contiguous() for part in kwargs["position_embeddings"])
     before = (*made.before, *rotation, ROTATIONS[parts.form.rotation])
     cache, mask = _cache(kwargs), kwargs.get("attention_mask")
     held = None if mask is not None or not made.causal else _contiguous(cache, attention)
@@ -162,7 +164,6 @@ def _rotates(x: Tensor, given: Any, angles: int) -> bool:
             and part.ndim == 3
             and part.shape[0] in (1, x.shape[0])
             and part.shape[1:] == (x.shape[1], angles)
-            and part.is_contiguous()
             and part.dtype in (x.dtype, torch.float32)
             and part.is_cpu
             for part in given
