@@ -111,6 +111,27 @@ def is_as_first(kind: type[nn.Module]) -> bool:
     return _functions(kind) == _FIRST.get(kind)
 
 
+class ClassHook(ModuleHook):
+    """A hook for a module whose class has to be, and to do, what it was at `attach`."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__(owner)
+        self.kind = type(owner)
+        remember(self.kind)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, **super().__getstate__(), "_owner": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        super().__setstate__({"owner": self.__dict__.pop("owner")})
+        remember(self.kind)
+
+    def is_same(self, module: nn.Module) -> bool:
+        """Whether the module is of that class, and nobody has changed the class."""
+        return type(module) is self.kind and is_as_first(self.kind)
+
+
 def reads(kind: type[nn.Module]) -> set[str]:
     """The names that a class's forward and its helper use: attributes, functions, modules.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.hf.module_hook import ModuleHook, is_as_first, remember
+from headwise.hf.module_hook import ClassHook
 from headwise.hf.step.compared import difference, trial_rows, tried
 from headwise.hf.step.replaced import Replaced
 from headwise.hf.stock_names import ALL_EXPERTS_FUNCTIONS
@@ -23,26 +23,12 @@ _HOME = ALL_EXPERTS_FUNCTIONS.__module__
 _STOCK = (None, "eager", "batched_mm", "grouped_mm")
 
 
-class ExpertsForward(ModuleHook):
+class ExpertsForward(ClassHook):
     """Stands in for the `forward` of experts on the interface; the class's own for many rows."""
-
-    def __init__(self, owner: nn.Module) -> None:
-        super().__init__(owner)
-        self.kind = type(owner)
-        remember(self.kind)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "kind": self.kind}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.kind = state["kind"]
-        remember(self.kind)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self.owner
-        same = type(module) is self.kind and is_as_first(self.kind)
-        if same and len(args) == 3 and not kwargs and _is_stock(module):
+        if self.is_same(module) and len(args) == 3 and not kwargs and _is_stock(module):
             result = _run(module, *args)
             if result is not None:
                 return result

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headwise.hf.module_hook import ModuleHook, is_as_first, is_touched, reads, remember
+from headwise.hf.module_hook import ClassHook, is_as_first, is_touched, reads, remember
 from headwise.hf.step.codes import ACTIVATIONS
 from headwise.hf.step.compared import difference, trial_rows, tried
 from headwise.hf.step.linear import is_stock
@@ -21,27 +21,28 @@ _NAMES = {*_WEIGHTS, "act_fn"}
 _READ = _NAMES | {"float", "to", "dtype"}
 
 
-class GatedForward(ModuleHook):
+class GatedForward(ClassHook):
     """Stands in for the `forward` of a gated MLP: the class's own, but for few rows."""
 
     def __init__(self, owner: nn.Module) -> None:
         super().__init__(owner)
-        self.kind, self.activation = type(owner), _activation(owner)
-        remember(self.kind, self.activation[0])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, **super().__getstate__(), "_owner": None}
+        self.activation = _activation(owner)
+        remember(self.activation[0])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        super().__setstate__({"owner": self.__dict__.pop("owner")})
-        remember(self.kind, self.activation[0])
+        super().__setstate__(state)
+        remember(self.activation[0])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self.owner
         plain = len(args) == 1 and not kwargs and type(args[0]) is Tensor and not watched()
-        same = plain and type(module) is self.kind and is_as_first(self.kind)
-        if same and are_few(args[0]) and not module.training and _is_plain(module):
+        if (
+            plain
+            and self.is_same(module)
+            and are_few(args[0])
+            and not module.training
+            and _is_plain(module)
+        ):
             given = _given(module, args[0])
             run = faster("mlp", *given) if _activation(module) == self.activation else None
             if run is not None:

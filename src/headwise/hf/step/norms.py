@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headwise.hf.module_hook import ModuleHook, is_as_first, parameters_of, reads, remember
+from headwise.hf.module_hook import ClassHook, parameters_of, reads
 from headwise.hf.step.codes import NORMS
 from headwise.hf.step.compared import difference, trial_rows, tried
 from headwise.hf.step.replaced import Replaced
@@ -21,7 +21,7 @@ _READ = {"weight", "bias", "variance_epsilon", "eps", "with_scale", "_norm", "to
 _READ |= {"float32", "float", "to", "type_as", "pow", "square", "mean", "rsqrt", "sqrt"}
 
 
-class NormForward(ModuleHook):
+class NormForward(ClassHook):
     """Stands in for the `forward` of a norm: the class's own, but for plain rows.
 
     variant: which of `NORMS` it is. The class and the names of its parameters are as at `attach`.
@@ -29,21 +29,11 @@ class NormForward(ModuleHook):
 
     def __init__(self, owner: nn.Module, variant: int) -> None:
         super().__init__(owner)
-        self.variant, self.kind, self.names = variant, type(owner), parameters_of(owner)
-        remember(self.kind)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, **super().__getstate__(), "_owner": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        super().__setstate__({"owner": self.__dict__.pop("owner")})
-        remember(self.kind)
+        self.variant, self.names = variant, parameters_of(owner)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self.owner
-        same = type(module) is self.kind and is_as_first(self.kind)
-        plain = same and parameters_of(module) == self.names and _is_plain(module)
+        plain = self.is_same(module) and parameters_of(module) == self.names and _is_plain(module)
         if plain and len(args) == 1 and not kwargs:
             given = (args[0], self.variant, *_numbers(module))
             run = faster("norm", *given)

@@ -25,13 +25,12 @@ _UNREAD = {"position_ids", "use_cache", "cache_position"}
 _ASKS = {"output_attentions", "output_router_logits"}
 
 
-def layers_of(model: nn.Module, form: DecoderLayer | None) -> dict[str, nn.Module]:
+def layers_of(model: nn.Module, form: DecoderLayer) -> dict[str, nn.Module]:
     """The layers of Transformers' class that a family's file describes, by name."""
     return {
         name: module
         for name, module in model.named_modules()
-        if form is not None
-        and type(module).__name__ == form.name
+        if type(module).__name__ == form.name
         and type(module).__module__.startswith("transformers.models.")
     }
 
