@@ -236,6 +236,50 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
   return turned;
 }
 
+// The product of what was attended to [B,S,H D], which joins x [B,S,E].
+struct AttentionOutput {
+  LinearArgs rows, inner;
+  LinearWeight out;
+  JoinArgs join = {};
+
+  AttentionOutput(const Tensor& x, const Tensor& attended, const Tensor& weight,
+                  const MaybeTensor& bias) {
+    check_dims(x, kOutputs);
+    rows = check_rows(x, kOutputs);
+    inner = check_rows(attended, kOutputs);
+    STD_TORCH_CHECK(inner.rows == rows.rows && inner.dtype == rows.dtype, kOutputs,
+                    ": attended does not fit x");
+    out = check_weight(weight, bias, x, inner.width, kOutputs);
+    STD_TORCH_CHECK(out.rows == rows.width, kOutputs, ": the weight has ", out.rows,
+                    " outputs, expected ", rows.width);
+    join.dtype = rows.dtype;
+    join.rows = rows.rows;
+    join.width = rows.width;
+    join.x = rows.x;
+  }
+
+  Division division() const { return Division(&out, 1, bytes_of(out, inner)); }
+
+  // Bytes of a thread.
+  int64_t scratch(const Division& division) const {
+    const int64_t of_join = aligned(join_bytes(join));
+    const int64_t of_task = aligned(scratch_bytes(inner, division.largest));
+    return of_task > of_join ? of_task : of_join;
+  }
+
+  void run(const Kernels& kernels, const Division& division, char* taken, float* product, char* own,
+           int64_t scratch) {
+    kernels.take(inner, taken);
+    out.out = product;
+    out.wide = true;
+    division.share(own, scratch, [&](const Division::Task& task, char* each) {
+      kernels.linear(inner, out, task.first, task.count, taken, each);
+    });
+    join.added = product;
+    kernels.join(join, own);
+  }
+};
+
 // x [B,S,E] plus the product of what was attended to [B,S,H D], and the norm of that sum: what an
 // MLP that is a module of its own is given.
 std::tuple<Tensor, Tensor> attention_outputs(Tensor x, Tensor attended, Tensor weight,
@@ -245,43 +289,24 @@ std::tuple<Tensor, Tensor> attention_outputs(Tensor x, Tensor attended, Tensor w
                                              MaybeTensor before_weight, MaybeTensor before_bias,
                                              double before_eps, double scale, int64_t level) {
   const Kernels& kernels = kernels_of(level, kOutputs);
-  check_dims(x, kOutputs);
-  const LinearArgs rows = check_rows(x, kOutputs);
-  const LinearArgs inner = check_rows(attended, kOutputs);
-  STD_TORCH_CHECK(inner.rows == rows.rows && inner.dtype == rows.dtype, kOutputs,
-                  ": attended does not fit x");
-  const int64_t width = rows.width;
-  LinearWeight out = check_weight(weight, bias, x, inner.width, kOutputs);
-  STD_TORCH_CHECK(out.rows == width, kOutputs, ": the weight has ", out.rows, " outputs, expected ",
-                  width);
+  AttentionOutput output(x, attended, weight, bias);
+  const int64_t width = output.rows.width;
   Tensor sum = new_tensor({x.size(0), x.size(1), width}, x.scalar_type());
   Tensor normed = new_tensor({x.size(0), x.size(1), width}, x.scalar_type());
-  JoinArgs join = {};
-  join.dtype = rows.dtype;
-  join.rows = rows.rows;
-  join.width = width;
-  join.x = rows.x;
+  JoinArgs& join = output.join;
   join.added_norm =
       check_norm(after_attention, after_weight, after_bias, after_eps, x, width, kOutputs);
   join.scale = float(scale);
   join.next = check_norm(before_mlp, before_weight, before_bias, before_eps, x, width, kOutputs);
   join.out = sum.mutable_data_ptr();
   join.normed = normed.mutable_data_ptr();
-  const Division division(&out, 1, bytes_of(out, inner));
-  const int64_t of_join = aligned(join_bytes(join));
-  const int64_t of_task = aligned(scratch_bytes(inner, division.largest));
-  const int64_t scratch = of_task > of_join ? of_task : of_join;
-  const int64_t taken = aligned(taken_bytes(inner)), floats = aligned(4 * rows.rows * width);
+  const Division division = output.division();
+  const int64_t scratch = output.scratch(division);
+  const int64_t taken = aligned(taken_bytes(output.inner));
+  const int64_t floats = aligned(4 * output.rows.rows * width);
   char* memory = keep(taken + floats + most_threads() * scratch);
-  char* own = memory + taken + floats;
-  kernels.take(inner, memory);
-  out.out = memory + taken;
-  out.wide = true;
-  division.share(own, scratch, [&](const Division::Task& task, char* each) {
-    kernels.linear(inner, out, task.first, task.count, memory, each);
-  });
-  join.added = reinterpret_cast<float*>(memory + taken);
-  kernels.join(join, own);
+  output.run(kernels, division, memory, reinterpret_cast<float*>(memory + taken),
+             memory + taken + floats, scratch);
   return {sum, normed};
 }
 
@@ -295,28 +320,16 @@ Tensor layer_outputs(Tensor x, Tensor attended, std::vector<Tensor> weights, May
                      MaybeTensors norms, double attention_eps, double input_eps, double output_eps,
                      int64_t activation, bool parallel, double scale, int64_t level) {
   const Kernels& kernels = kernels_of(level, kOutputs);
-  check_dims(x, kOutputs);
-  const LinearArgs rows = check_rows(x, kOutputs);
-  const LinearArgs inner = check_rows(attended, kOutputs);
   STD_TORCH_CHECK(!weights.empty() && biases.size() == weights.size() && norms.size() == 6,
                   kOutputs, ": ", weights.size(), " weights, ", biases.size(), " biases and ",
                   norms.size(), " parts of norms, expected 3 or 4, as many, and 6");
-  STD_TORCH_CHECK(inner.rows == rows.rows && inner.dtype == rows.dtype, kOutputs,
-                  ": attended does not fit x");
+  AttentionOutput output(x, attended, weights[0], biases[0]);
+  const LinearArgs& rows = output.rows;
   const int64_t width = rows.width;
-  LinearWeight out = check_weight(weights[0], biases[0], x, inner.width, kOutputs);
-  STD_TORCH_CHECK(out.rows == width, kOutputs, ": the weight has ", out.rows, " outputs, expected ",
-                  width);
   Mlp mlp(x, rows, weights, biases, 1, gates, activation, kOutputs);
-
   Tensor result = new_tensor({x.size(0), x.size(1), width}, x.scalar_type());
-  const Division first(&out, 1, bytes_of(out, inner));
 
-  JoinArgs join = {};
-  join.dtype = rows.dtype;
-  join.rows = rows.rows;
-  join.width = width;
-  join.x = rows.x;
+  JoinArgs& join = output.join;
   join.added_norm =
       check_norm(after_attention, norms[0], norms[1], attention_eps, x, width, kOutputs);
   join.scale = float(scale);
@@ -327,26 +340,19 @@ Tensor layer_outputs(Tensor x, Tensor attended, std::vector<Tensor> weights, May
   last.out = result.mutable_data_ptr();
 
   // what is taken of the attention and of the MLP's input; its middle; products; the sum
+  const Division first = output.division();
   const int64_t floats = aligned(4 * rows.rows * padded(width));
-  const int64_t of_attended = aligned(taken_bytes(inner));
-  int64_t scratch = mlp.scratch();
-  for (const int64_t bytes : {join_bytes(join), scratch_bytes(inner, first.largest)})
-    scratch = aligned(bytes) > scratch ? aligned(bytes) : scratch;
+  const int64_t of_attended = aligned(taken_bytes(output.inner));
+  const int64_t before = output.scratch(first), inside = mlp.scratch();
+  const int64_t scratch = before > inside ? before : inside;
   char* memory = keep(of_attended + mlp.of_middle + 3 * floats + most_threads() * scratch);
   char* taken = memory + of_attended + mlp.of_middle;
   float* product = reinterpret_cast<float*>(taken + floats);
   join.sum = reinterpret_cast<float*>(taken + 2 * floats);
+  join.taken = taken;
   char* own = taken + 3 * floats;
 
-  kernels.take(inner, memory);
-  out.out = product;
-  out.wide = true;
-  first.share(own, scratch, [&](const Division::Task& task, char* each) {
-    kernels.linear(inner, out, task.first, task.count, memory, each);
-  });
-  join.added = product;
-  join.taken = taken;
-  kernels.join(join, own);
+  output.run(kernels, first, memory, product, own, scratch);
   mlp.down.out = product;
   mlp.down.wide = true;
   mlp.run(kernels, taken, memory + of_attended, own, scratch);

@@ -72,13 +72,13 @@ def _runs_mlp(
     activation: int,
 ) -> bool:
     up, down = weights[-2:]
+    into, back = zip(weights[:-1], biases[:-1], strict=True), biases[-1]
     return (
-        _multiplies(x, weights[:-1], biases[:-1])
-        and down.ndim == 2
+        _are_plain(x, [*weights, *(bias for bias in biases if bias is not None)])
+        and all(fit(x, weight, bias) for weight, bias in into)
+        and all(1 in weight.stride() for weight in weights)
         and down.shape == (x.shape[-1], up.shape[0] // (2 if gates and len(weights) == 2 else 1))
-        and _are_plain(x, [down, *(bias for bias in biases if bias is not None)])
-        and 1 in down.stride()
-        and (biases[-1] is None or biases[-1].is_contiguous())
+        and (back is None or (back.shape == x.shape[-1:] and back.is_contiguous()))
     )
 
 
