@@ -51,7 +51,7 @@ def write_gguf(
 ) -> Path:
     """Write `model`; `fields` of the architecture and whole `keys` on top, `drop` is left out.
 
-    quantized: a type of ggml for the tensors of more than one dim.
+    quantized: a type of ggml for the tensors of more than one dim whose rows are whole blocks.
     """
     config = model.config
     heads, size = config.num_attention_heads, head_size(config)
@@ -93,8 +93,8 @@ def write_gguf(
     for key, tensor in (gguf_tensors(model, architecture) | (tensors or {})).items():
         if key in drop:
             continue
-        if quantized is not None and tensor.ndim > 1:
-            kind = gguf.GGMLQuantizationType[quantized]
+        kind = None if quantized is None else gguf.GGMLQuantizationType[quantized]
+        if kind and tensor.ndim > 1 and not tensor.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
             writer.add_tensor(key, gguf.quantize(tensor, kind), raw_dtype=kind)
         else:
             writer.add_tensor(key, np.ascontiguousarray(tensor))

@@ -85,13 +85,13 @@ IMPORTED: Mapping[str, Mapping[str, str]] = {
         "GPT_NEO_ATTENTION_CLASSES": "where GPT-Neo refuses our name with a reason",
     },
     "transformers.core_model_loading": {
-        "WeightConverter": "which weight a tensor of a GGUF file fills",
+        "WeightConverter": "which weight a tensor of a GGUF file fills, and what is made of it",
         "WeightRenaming": "likewise",
         "rename_source_key": "likewise",
     },
     "transformers.integrations.gguf": {
         "GGUF_CONFIG_ARCHS": "which fields of a GGUF file Transformers makes a config of",
-        "load_gguf_state_dict": "tensors of a GGUF file that are divisors of a rotation",
+        "load_gguf_state_dict": "tensors of a GGUF file, each read when it is asked for",
         "read_gguf_metadata": "the fields of a GGUF file",
     },
     "transformers.integrations.gguf.reader": {
@@ -110,7 +110,7 @@ IMPORTED: Mapping[str, Mapping[str, str]] = {
         "GGUF_CONFIG_MAPPING": "which fields of a GGUF file the older reader takes",
     },
     "transformers.modeling_gguf_pytorch_utils": {
-        "TENSOR_PROCESSORS": "which weight a tensor fills, by the older reader",
+        "TENSOR_PROCESSORS": "which weight a tensor fills and with what, by the older reader",
         "TensorProcessor": "likewise",
         "get_gguf_hf_weights_map": "likewise",
     },
@@ -163,6 +163,14 @@ ASKED: Mapping[str, Mapping[str, str]] = {
     },
     "transformers.models.deepseek_v3.modeling_deepseek_v3.DeepseekV3Attention": {
         "expand_kv": "replaced by `attach`, so that latents reach our attention function",
+    },
+    "transformers.core_model_loading.WeightConverter": {
+        "add_tensor": "the tensors that a weight is made of",
+        "convert": "the weight, made",
+        "source_patterns": "which tensors it is for",
+    },
+    "transformers.modeling_gguf_pytorch_utils.TensorProcessor": {
+        "process": "what the older reader does to a tensor",
     },
     "transformers.utils.logging": {
         "set_tqdm_hook": "the bar of loading weights, led to ours",

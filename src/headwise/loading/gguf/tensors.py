@@ -14,6 +14,7 @@ import torch
 from headwise.errors import LoadError
 from headwise.loading.gguf.file import BESIDE_TENSORS, GgufFile
 from headwise.loading.gguf.rotation import ROPE_TENSORS
+from headwise.loading.gguf.stock_reader import stock_reader
 
 
 def check_tensors(gguf: GgufFile, config: Any) -> None:
@@ -27,12 +28,12 @@ def check_tensors(gguf: GgufFile, config: Any) -> None:
     file = gguf.path
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    places = _places(gguf, model, config)
+    reader = stock_reader(gguf, model)
     wanted = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     filled: dict[str, list[str]] = defaultdict(list)
     left = []
     for name in gguf.tensors:
-        place = places.get(name) or places.get(name.removesuffix(".weight"), name)
+        place = reader.place(name)
         if place in wanted:
             filled[place].append(name)
         elif not (
@@ -45,7 +46,7 @@ def check_tensors(gguf: GgufFile, config: Any) -> None:
         kind = type(model).__name__
         gguf.refuse(f"holds {_first(left)}, which Transformers' {kind} does not use")
     tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
-    names = {place: name for name, place in places.items()}
+    names = {place: name for name, place in reader.places.items()}
     missing = [
         names.get(place, place)
         for place in wanted
@@ -66,52 +67,6 @@ def check_tensors(gguf: GgufFile, config: Any) -> None:
                 f"{file} holds {shapes} where its header asks for {list(wanted[place])} "
                 f"({place}): header and tensors are not of one model"
             )
-
-
-def _places(gguf: GgufFile, model: Any, config: Any) -> dict[str, str]:
-    """Which weight of the model each tensor name fills; Transformers has two readers for this."""
-    from headwise.hf.stock_names import (
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        WeightConverter,
-        WeightRenaming,
-        get_gguf_conversion_mapping,
-        get_gguf_hf_weights_map,
-        is_gguf_arch_supported,
-        rename_source_key,
-    )
-
-    architecture = gguf.architecture.name
-    if is_gguf_arch_supported(architecture):
-        mapping = get_gguf_conversion_mapping(architecture, config)
-        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        return {name: rename_source_key(name, renamings, converters)[0] for name in gguf.tensors}
-    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
-    places: dict[str, str] = get_gguf_hf_weights_map(_Shallow(model, depth=1), processor)
-    return places
-
-
-class _Shallow:
-    """A model with its children down to one depth, for the name map alone.
-
-    Transformers makes that map again for every module of the tree (29 s for a 135M model); only the
-    model and the base model in it (Bloom's names) ever add a name.
-    """
-
-    def __init__(self, module: torch.nn.Module, depth: int) -> None:
-        self.module, self.depth = module, depth
-        self.config = getattr(module, "config", None)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.module.state_dict()
-
-    def named_children(self) -> list[tuple[str, "_Shallow"]]:
-        if not self.depth:
-            return []
-        return [
-            (name, _Shallow(child, self.depth - 1)) for name, child in self.module.named_children()
-        ]
 
 
 def _matches(name: str, patterns: Any) -> bool:
