@@ -2,16 +2,18 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import generation.models
 from cli.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, save_tiny, save_tiny_gguf
+from headwise.bench import llamacpp_candidate, openvino_candidate
 from headwise.bench import models as module
+from headwise.bench.llamacpp_candidate import LlamaCppStepper, load_gguf
 from headwise.bench.model_candidates import HEADWISE, PEERS, model_candidates
 from headwise.bench.models import bench_model, open_model
-from headwise.bench.openvino_candidate import TOLERANCE
 from headwise.bench.peers import check_names
 from headwise.errors import LoadError, OptionError, ShapeError
 from headwise.generation.stepper import Stepper
@@ -128,7 +130,7 @@ def test_openvino_reads_the_gguf_file_and_gives_its_logits() -> None:
     assert found.left_out == ()
     assert [way.name for way in found.timed] == ["headwise", "openvino"]
     # its weights and its cache are integers
-    assert all(1e-3 < at.error < TOLERANCE for at in found.timed[1].contexts)
+    assert all(1e-3 < at.error < openvino_candidate.TOLERANCE for at in found.timed[1].contexts)
     assert set(gguf.parent.iterdir()) == before
 
 
@@ -153,6 +155,63 @@ def test_openvino_is_absent_with_the_reason(model, tmp_path: Path, monkeypatch) 
     assert [(at.state, at.reason) for at in found.left_out] == [
         ("absent", "openvino-genai is not installed: pip install openvino-genai")
     ]
+
+
+def test_llamacpp_reads_the_gguf_file_and_gives_its_logits() -> None:
+    pytest.importorskip("xllamacpp", exc_type=ImportError)
+    name, model, gguf = open_model(None, dtype="float32", contexts=[29], rounds=ROUNDS)
+    found = bench_model(name, model, gguf, contexts=[7, 29], peers=["llama.cpp"], rounds=ROUNDS)
+    assert found.left_out == ()
+    assert [way.name for way in found.timed] == ["headwise", "llama.cpp"]
+    # it multiplies with integers
+    assert all(1e-3 < at.error < llamacpp_candidate.TOLERANCE for at in found.timed[1].contexts)
+    # keys and values in float16, half of headwise's; and the positions
+    ours, theirs = (way.cache_bytes for way in found.timed)
+    assert ours / 2 < theirs < ours / 2 * 1.01
+
+
+def test_llamacpp_reads_each_token_that_it_is_given(tmp_path: Path) -> None:
+    """With weights in float32, whose logits one other token moves by a tenth."""
+    pytest.importorskip("xllamacpp", exc_type=ImportError)
+    file = tmp_path / "tiny.gguf"
+    save_tiny_gguf(file)
+    name, model, gguf = open_model(str(file), dtype="float32", contexts=[29], rounds=ROUNDS)
+    found = bench_model(name, model, gguf, contexts=[7, 29], peers=["llama.cpp"], rounds=ROUNDS)
+    assert [at.error <= 1e-2 for at in found.timed[1].contexts] == [True, True]
+    # longer than a batch
+    ids = torch.randint(97, (1, 2100), generator=torch.Generator().manual_seed(3))
+    whole = LlamaCppStepper(load_gguf(file), 2100, 2).read(ids)
+    stepper = LlamaCppStepper(load_gguf(file), 2100, 2)
+    for tokens in ids.split([2097, 1, 1, 1], dim=1):
+        last = stepper.read(tokens)
+    assert last.shape == (1, 258)
+    # a step sums what it attended to in float16
+    assert (last - whole).norm() <= 3e-2 * whole.norm()
+    with pytest.raises(RuntimeError, match="llama_decode gave"):
+        stepper.read(ids)
+
+
+def test_a_gguf_file_that_llamacpp_does_not_read_is_absent(model, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", exc_type=ImportError)
+    file = tmp_path / "damaged.gguf"
+    file.write_bytes(b"no model")
+    found = bench_model("tiny", model, file, contexts=[7], peers=["llama.cpp"], rounds=ROUNDS)
+    assert [at.state for at in found.left_out] == ["absent"]
+    assert found.left_out[0].reason.startswith("llama.cpp refuses: gguf_init")
+
+
+def test_llamacpp_is_absent_with_the_reason(model, tmp_path: Path, monkeypatch) -> None:
+    def reason(gguf: Path | None) -> str:
+        found = bench_model("tiny", model, gguf, contexts=[7], peers=["llama.cpp"], rounds=ROUNDS)
+        assert [at.state for at in found.left_out] == ["absent"]
+        return found.left_out[0].reason
+
+    assert reason(None) == "llama.cpp is timed on a .gguf file only"
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    assert reason(tmp_path / "m.gguf") == "xllamacpp is not installed: pip install xllamacpp"
+    # some other library in its place
+    monkeypatch.setitem(sys.modules, "xllamacpp", SimpleNamespace(xllamacpp=torch._C))
+    assert reason(tmp_path / "m.gguf") == "this build of xllamacpp does not export llama_log_set"
 
 
 def test_damaged_weights_are_refused(model) -> None:

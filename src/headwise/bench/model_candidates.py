@@ -9,12 +9,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from headwise.bench.openvino_candidate import (
-    OPENVINO,
-    TOLERANCE,
-    OpenVinoStepper,
-    compile_gguf,
-)
+from headwise.bench import llamacpp_candidate, openvino_candidate
+from headwise.bench.llamacpp_candidate import LLAMA_CPP, LlamaCppStepper, load_gguf
+from headwise.bench.openvino_candidate import OPENVINO, OpenVinoStepper, compile_gguf
 from headwise.errors import UnsupportedError
 from headwise.generation.attention import select_attention
 from headwise.generation.stepper import Stepper
@@ -22,7 +19,8 @@ from headwise.hf.stock_names import StaticCache
 
 HEADWISE = "headwise"
 REFERENCE = "stock-dynamic"
-PEERS = (REFERENCE, "stock-static", OPENVINO)
+GGUF_PEERS = (OPENVINO, LLAMA_CPP)  # which read the .gguf file that a model came from
+PEERS = (REFERENCE, "stock-static", *GGUF_PEERS)
 
 
 class SdpaShapes(TorchFunctionMode):
@@ -60,14 +58,14 @@ class ModelCandidate:
 
     name: str
     how: str
-    stepper: Callable[[int], Stepper | OpenVinoStepper]
+    stepper: Callable[[int], Stepper | OpenVinoStepper | LlamaCppStepper]
     tolerance: float | None = None
 
 
 def model_candidates(stock: Any, gguf: Path | None = None) -> list[ModelCandidate]:
     """headwise and stock on one model's weights; `stock` is set to sdpa, or eager without it.
 
-    And OpenVINO, on the file `gguf` that the model came from.
+    And OpenVINO and llama.cpp, on the file `gguf` that the model came from.
 
     Raises:
         UnsupportedError: a model that headwise does not attach to.
@@ -96,8 +94,16 @@ def model_candidates(stock: Any, gguf: Path | None = None) -> list[ModelCandidat
         ),
         ModelCandidate(
             OPENVINO,
-            f"OpenVINO GenAI's conversion of the .gguf file; logits checked to {TOLERANCE:g}",
+            "OpenVINO GenAI's conversion of the .gguf file; logits checked to "
+            f"{openvino_candidate.TOLERANCE:g}",
             lambda tokens: OpenVinoStepper(compile_gguf(gguf, torch.get_num_threads())),
-            TOLERANCE,
+            openvino_candidate.TOLERANCE,
+        ),
+        ModelCandidate(
+            LLAMA_CPP,
+            "xllamacpp's llama.cpp on the .gguf file, called by llama.h, its cache in float16; "
+            f"logits checked to {llamacpp_candidate.TOLERANCE:g}",
+            lambda tokens: LlamaCppStepper(load_gguf(gguf), tokens, torch.get_num_threads()),
+            llamacpp_candidate.TOLERANCE,
         ),
     ]

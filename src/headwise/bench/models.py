@@ -12,6 +12,7 @@ from headwise.base.memory import check_memory
 from headwise.base.progress import Progress, silent
 from headwise.bench.candidate import first_line
 from headwise.bench.model_candidates import (
+    GGUF_PEERS,
     HEADWISE,
     PEERS,
     REFERENCE,
@@ -19,7 +20,6 @@ from headwise.bench.model_candidates import (
     SdpaShapes,
     model_candidates,
 )
-from headwise.bench.openvino_candidate import OPENVINO
 from headwise.bench.presets import CONTEXTS
 from headwise.bench.results import AtContext, LeftOut, ModelResult, ModelTimed, over_headwise
 from headwise.errors import LoadError, OptionError
@@ -128,7 +128,7 @@ def open_model(
     loaded = opened.load()
     source = find_source(place)
     gguf = Path(source.place) if source.kind == "gguf" else None
-    able = [peer for peer in PEERS if gguf is not None or peer != OPENVINO]
+    able = [peer for peer in PEERS if gguf is not None or peer not in GGUF_PEERS]
     longest = max(contexts) + _tokens_after(rounds)
     needed = 2 * (1 + len(able)) * cache_bytes(config, longest, loaded.dtype)
     check_memory(needed, loaded.device, f"caches of {longest} tokens for all candidates")
@@ -154,7 +154,7 @@ def bench_model(
     Args:
         name: what to call the model.
         model: a Transformers decoder, on the CPU, which is left on stock attention.
-        gguf: the file that it came from, for OpenVINO.
+        gguf: the file that it came from, for OpenVINO and llama.cpp.
         contexts: tokens in the cache before the timed ones.
         peers: names, of `PEERS`.
         rounds: how many tokens are timed.

@@ -136,8 +136,9 @@ def model(
 
     Args:
         contexts: Tokens in the cache before the timed ones, joined by commas.
-        peers: stock-dynamic, stock-static (by their caches), openvino (of a .gguf file, where
-            openvino-genai is installed), joined by commas, or none. Default: all that run here.
+        peers: stock-dynamic, stock-static (by their caches), openvino, llama.cpp (of a .gguf file,
+            where openvino-genai, xllamacpp is installed), joined by commas, or none. Default: all
+            that run here.
         rounds: How often each candidate is timed, in turn.
         threads: Default: as many as PyTorch takes.
         out: A JSON file for the results.
