@@ -71,19 +71,14 @@ HEADWISE_INLINE void normalize(const Norm& norm, const float* x, int64_t width, 
 
 template <class T>
 void join_rows(const JoinArgs& args, char* memory) {
-  typedef typename Taken<T>::Type Element;
+  const LinearArgs next = {nullptr, args.dtype, args.rows, args.width, 0, args.packed};
   const int64_t width = args.width, pitch = padded(width);
   Scratch scratch = {memory};
   float* own = scratch.take<float>(pitch);
   float* row_x = scratch.take<float>(pitch);
   for (int64_t row = 0; row < args.rows; ++row) {
     const float* x = args.wide == nullptr ? row_x : args.wide + row * pitch;
-    if (args.wide == nullptr) {
-      const T* from = static_cast<const T*>(args.x) + row * width;
-      along(
-          width, [&](int64_t i) HEADWISE_LAMBDA { store(row_x + i, load(from + i)); },
-          [&](int64_t i) HEADWISE_LAMBDA { row_x[i] = to_float(from[i]); });
-    }
+    if (args.wide == nullptr) widen_row(static_cast<const T*>(args.x) + row * width, width, row_x);
     const float* sum = x;
     if (args.added != nullptr) {
       normalize<T>(args.added_norm, args.added + row * width, width, own);
@@ -104,9 +99,7 @@ void join_rows(const JoinArgs& args, char* memory) {
       T* to = static_cast<T*>(args.normed) + row * width;
       for (int64_t i = 0; i < width; ++i) from_float(own[i], to + i);
     }
-    if (args.taken != nullptr) {
-      take_row<T>(own, width, static_cast<Element*>(args.taken) + row * pitch);
-    }
+    if (args.taken != nullptr) take_row<T>(next, row, own, args.taken);
   }
 }
 
@@ -170,8 +163,7 @@ void heads(const HeadsArgs& args, const LinearWeight& weight, int64_t base, int6
   Scratch scratch = {memory};
   float* all = scratch.take<float>(args.x.rows * outputs);
   const T* bias = static_cast<const T*>(weight.bias);
-  linear_as_stored<T>(static_cast<const typename Taken<T>::Type*>(taken), args.x, weight, begin,
-                      outputs, scratch,
+  linear_as_stored<T>(taken, args.x, weight, begin, outputs, scratch,
                       [&](int64_t row, int64_t at, int n, const float* product) HEADWISE_LAMBDA {
                         add_bias_held(product, bias == nullptr ? bias : bias + at, n,
                                       all + row * outputs + at - begin);
@@ -240,15 +232,13 @@ HEADWISE_INLINE vf activate(Activation activation, vf x) {
 
 template <class T>
 void gated(const GatedArgs& args, int64_t first, int64_t count, const void* taken, char* memory) {
-  typedef typename Taken<T>::Type Element;
-  const auto* x = static_cast<const Element*>(taken);
-  const int64_t rows = args.x.rows, line = padded(count), pitch = padded(args.up->rows);
+  const int64_t rows = args.x.rows, line = padded(count);
   Scratch scratch = {memory};
   float* gate = scratch.take<float>(rows * line);
   float* up = scratch.take<float>(rows * line);
   const auto product = [&](const LinearWeight& weight, float* to) HEADWISE_LAMBDA {
     const T* bias = static_cast<const T*>(weight.bias);
-    linear_as_stored<T>(x, args.x, weight, first, count, scratch,
+    linear_as_stored<T>(taken, args.x, weight, first, count, scratch,
                         [&](int64_t row, int64_t at, int n, const float* part) HEADWISE_LAMBDA {
                           add_bias_held(part, bias == nullptr ? bias : bias + at, n,
                                         to + row * line + at - first);
@@ -265,8 +255,7 @@ void gated(const GatedArgs& args, int64_t first, int64_t count, const void* take
                        ? activate(args.activation, load(u + i))
                        : as_held<T>(activate(args.activation, load(g + i))) * load(u + i));
     hold<T>(u, count);
-    Element* to = static_cast<Element*>(args.taken) + row * pitch + first;
-    for (int64_t i = 0; i < count; ++i) from_float(u[i], to + i);
+    take_part<T>(args.middle, row, first, count, u, args.taken);
   }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attend_args.h"
+#include "packed_formats.h"
 
 namespace headwise {
 
@@ -28,9 +29,13 @@ struct LinearWeight {
   const void* bias;  // [rows], contiguous; null: none
   void* out;         // [rows of x,rows], contiguous
   int64_t rows;
-  bool transposed;  // W's columns are contiguous, not its rows
-  int64_t stride;   // from row to row, or from column to column
-  bool wide;        // out is float32, whatever the dtype
+  bool transposed;      // W's columns are contiguous, not its rows
+  int64_t stride;       // from row to row, or from column to column
+  bool wide;            // out is float32, whatever the dtype
+  PackedMatrix packed;  // W instead of `data`, where it has data of its own
+  int64_t begin;        // the first of W's rows there
+
+  bool is_packed() const { return packed.data != nullptr; }
 };
 
 // Weights that are multiplied with the same rows.
@@ -38,12 +43,25 @@ struct LinearArgs {
   const void* x;  // [rows,width]
   Dtype dtype;    // of all
   int64_t rows, width, x_row;
+  bool packed;  // the weights are: the products read x rounded to integers
 };
 
+// Bytes from row to row of x rounded to integers: these, and for each 32 columns two floats and two
+// integers of 32 bits.
+inline int64_t packed_pitch(int64_t width) { return (width + width / 2 + 63) / 64 * 64; }
 // Bytes of x as the products read it.
-inline int64_t taken_bytes(const LinearArgs& args) { return 4 * args.rows * padded(args.width); }
+inline int64_t taken_bytes(const LinearArgs& args) {
+  return args.rows * (args.packed ? packed_pitch(args.width) : 4 * padded(args.width));
+}
+// Rows of x from which on a group of a packed matrix is first read into scratch, as bytes with
+// their scales: 640 for each 32 columns.
+constexpr int64_t kManyRows = 8;
+// Bytes of a thread's scratch while it reads x.
+inline int64_t take_bytes(const LinearArgs& args) { return 4 * padded(args.width) + 64; }
 // Bytes of a thread's scratch for up to `outputs` at once.
 inline int64_t scratch_bytes(const LinearArgs& args, int64_t outputs) {
+  if (args.packed)
+    return 4 * args.rows * kBlock + (args.rows < kManyRows ? 0 : 20 * args.width) + 128;
   return 4 * args.rows * (padded(outputs) + 2 * kBlock) + 64 * 8;
 }
 
@@ -73,6 +91,7 @@ struct JoinArgs {
   Norm next;
   bool next_of_x;  // the next norm is of x, not of the sum
   void* taken;     // the normalised rows as the products read them; null: not asked for
+  bool packed;     // the weights of those are
   void* normed;    // the same as they are, [rows,width]; null: not asked for
 };
 
@@ -101,7 +120,16 @@ struct GatedArgs {
   LinearArgs x;
   const LinearWeight *gate, *up;  // gate null: none
   Activation activation;
-  void* taken;  // [rows,outputs] as the products read them
+  LinearArgs middle;  // what the next products are given
+  void* taken;        // the same as they read it
+};
+
+// Rows of a packed matrix to become numbers.
+struct UnpackArgs {
+  PackedMatrix matrix;
+  const int64_t* rows;  // null: all
+  Dtype dtype;
+  void* out;  // [rows,width], contiguous
 };
 
 // Rows to become integers with scales.
@@ -124,8 +152,9 @@ enum Level { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 typedef void (*AttendFunction)(const AttendArgs&, const Plan&, int64_t task, char* scratch);
 // The products of one head.
 typedef void (*ProjectFunction)(const ProjectArgs&, int64_t head, char* scratch);
-// The rows of x as the products read them.
-typedef void (*TakeFunction)(const LinearArgs&, void* taken);
+// `count` of the rows of x from `first` on as the products read them.
+typedef void (*TakeFunction)(const LinearArgs&, int64_t first, int64_t count, void* taken,
+                             char* scratch);
 // `count` of the outputs of one weight, for all rows of x.
 typedef void (*LinearFunction)(const LinearArgs&, const LinearWeight&, int64_t first, int64_t count,
                                const void* taken, char* scratch);
@@ -140,6 +169,8 @@ typedef void (*PlaceFunction)(const HeadsArgs&, const LinearWeight&, int64_t bas
 // `count` of the outputs of a gated product.
 typedef void (*GatedFunction)(const GatedArgs&, int64_t first, int64_t count, const void* taken,
                               char* scratch);
+// `count` of the rows that are asked for.
+typedef void (*UnpackFunction)(const UnpackArgs&, int64_t first, int64_t count);
 // `count` of the rows of all sequences and heads.
 typedef void (*QuantizeFunction)(const QuantizeArgs&, int64_t first, int64_t count, char* scratch);
 
@@ -154,6 +185,7 @@ struct Kernels {
   PlaceFunction place;
   GatedFunction gated;
   QuantizeFunction quantize;
+  UnpackFunction unpack;
   bool pairs;  // bf16 is multiplied as it is, in pairs
 };
 

@@ -5,6 +5,7 @@
 #endif
 
 #include "decoder_layer.h"
+#include "packed_rows.h"
 #include "project.h"
 #include "quantize.h"
 #include "rowwise.h"
@@ -97,8 +98,9 @@ void project_head(const ProjectArgs& args, int64_t head, char* scratch) {
   with_type(args.dtype, [&](auto type) { project<decltype(type)>(args, head, scratch); });
 }
 
-void take(const LinearArgs& args, void* taken) {
-  with_type(args.dtype, [&](auto type) { take_rows<decltype(type)>(args, taken); });
+void take(const LinearArgs& args, int64_t first, int64_t count, void* taken, char* scratch) {
+  with_type(args.dtype,
+            [&](auto type) { take_rows<decltype(type)>(args, first, count, taken, scratch); });
 }
 
 void linear_outputs(const LinearArgs& args, const LinearWeight& weight, int64_t first,
@@ -129,11 +131,21 @@ void gated_outputs(const GatedArgs& args, int64_t first, int64_t count, const vo
             [&](auto type) { gated<decltype(type)>(args, first, count, taken, scratch); });
 }
 
+void unpack_rows(const UnpackArgs& args, int64_t first, int64_t count) {
+  const int64_t width = args.matrix.blocks * args.matrix.sizes.columns;
+  with_type(args.dtype, [&](auto type) {
+    auto* out = static_cast<decltype(type)*>(args.out);
+    for (int64_t i = first; i < first + count; ++i)
+      unpack_row(args.matrix, args.rows == nullptr ? i : args.rows[i], out + i * width);
+  });
+}
+
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {attend_task,    project_head,   take,          linear_outputs, join,
-                          heads_of_layer, place_products, gated_outputs, quantize_rows,  kHasPairs};
+const Kernels kKernels = {attend_task,   project_head,   take,           linear_outputs,
+                          join,          heads_of_layer, place_products, gated_outputs,
+                          quantize_rows, unpack_rows,    kHasPairs};
 
 }  // namespace HEADWISE_ISA
 }  // namespace headwise

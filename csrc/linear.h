@@ -5,7 +5,7 @@
 // outputs are a sum of W's lines weighted by x, as of values by weights.
 #pragma once
 
-#include "kernels.h"
+#include "packed.h"
 #include "rowwise_float.h"
 #include "rowwise_pairs.h"
 
@@ -18,16 +18,41 @@ struct Taken {
   typedef typename Either<kHasPairs && Same<T, bf16>::value, bf16, float>::Type Type;
 };
 
-// A row of `width` elements as the products read it: padded with zeros.
+// `count` elements of a row as the products read those that are no integers.
 template <class T, class From>
-HEADWISE_INLINE void take_row(const From* from, int64_t width, typename Taken<T>::Type* to) {
-  for (int64_t d = 0; d < width; ++d) {
+HEADWISE_INLINE void take_plain(const From* from, int64_t count, typename Taken<T>::Type* to) {
+  for (int64_t d = 0; d < count; ++d) {
     if constexpr (Same<typename Taken<T>::Type, From>::value)
       to[d] = from[d];
     else
       from_float(to_float(from[d]), to + d);
   }
-  for (int64_t d = width; d < padded(width); ++d) to[d] = {};
+}
+
+// What lies past a row's width is read as zeros.
+template <class Element>
+HEADWISE_INLINE void pad_row(Element* row, int64_t width) {
+  for (int64_t d = width; d < padded(width); ++d) row[d] = {};
+}
+
+// The columns first..first + count of a row as the products read it, out of floats that T holds.
+template <class T>
+HEADWISE_INLINE void take_part(const LinearArgs& args, int64_t row, int64_t first, int64_t count,
+                               const float* from, void* taken) {
+  if (args.packed) {
+    take_packed(taken_row(args, row, taken), first, from, count);
+    return;
+  }
+  auto* to = static_cast<typename Taken<T>::Type*>(taken) + row * padded(args.width);
+  take_plain<T>(from, count, to + first);
+}
+
+// A whole row.
+template <class T>
+HEADWISE_INLINE void take_row(const LinearArgs& args, int64_t row, const float* from, void* taken) {
+  take_part<T>(args, row, 0, args.width, from, taken);
+  if (!args.packed)
+    pad_row(static_cast<typename Taken<T>::Type*>(taken) + row * padded(args.width), args.width);
 }
 
 // Rows of W that are multiplied before their outputs are written: some 16 KiB, which the second
@@ -99,11 +124,16 @@ HEADWISE_INLINE void linear_by_columns(const typename Taken<T>::Type* x, int64_t
   for (int64_t row = 0; row < rows; ++row) emit(row, first, int(count), sum + row * out_pitch);
 }
 
-// Either of the two.
+// Any of them; x as `take_row` made it.
 template <class T, class Emit>
-HEADWISE_INLINE void linear_as_stored(const typename Taken<T>::Type* x, const LinearArgs& args,
+HEADWISE_INLINE void linear_as_stored(const void* taken, const LinearArgs& args,
                                       const LinearWeight& weight, int64_t first, int64_t count,
                                       Scratch scratch, const Emit& emit) {
+  if (weight.is_packed()) {
+    linear_packed(args, weight.packed, taken, weight.begin, first, count, scratch, emit);
+    return;
+  }
+  const auto* x = static_cast<const typename Taken<T>::Type*>(taken);
   const StridedRows<T> rows = {static_cast<const T*>(weight.data), weight.stride};
   if (weight.transposed)
     linear_by_columns<T>(x, args.rows, args.width, rows, first, count, scratch, emit);
@@ -136,7 +166,6 @@ HEADWISE_INLINE void add_bias_held(const float* product, const T* bias, int n, f
 template <class T>
 void linear(const LinearArgs& args, const LinearWeight& weight, int64_t first, int64_t count,
             const void* taken, char* memory) {
-  const auto* x = static_cast<const typename Taken<T>::Type*>(taken);
   const T* bias = static_cast<const T*>(weight.bias);
   const auto emit = [&](int64_t row, int64_t at, int n, const float* product) HEADWISE_LAMBDA {
     const int64_t offset = row * weight.rows + at;
@@ -152,15 +181,24 @@ void linear(const LinearArgs& args, const LinearWeight& weight, int64_t first, i
       for (int j = 0; j < n; ++j) from_float(product[j] + to_float(bias[at + j]), to + j);
     }
   };
-  linear_as_stored<T>(x, args, weight, first, count, {memory}, emit);
+  linear_as_stored<T>(taken, args, weight, first, count, {memory}, emit);
+}
+
+// A row of T in floats.
+template <class T>
+HEADWISE_INLINE void widen_row(const T* from, int64_t width, float* to) {
+  int64_t i = 0;
+  for (; i + W <= width; i += W) store(to + i, load(from + i));
+  for (; i < width; ++i) to[i] = to_float(from[i]);
 }
 
 template <class T>
-void take_rows(const LinearArgs& args, void* to) {
-  auto* rows = static_cast<typename Taken<T>::Type*>(to);
-  for (int64_t row = 0; row < args.rows; ++row)
-    take_row<T>(static_cast<const T*>(args.x) + row * args.x_row, args.width,
-                rows + row * padded(args.width));
+void take_rows(const LinearArgs& args, int64_t first, int64_t count, void* taken, char* memory) {
+  float* wide = Scratch{memory}.take<float>(args.width);
+  for (int64_t row = first; row < first + count; ++row) {
+    widen_row(static_cast<const T*>(args.x) + row * args.x_row, args.width, wide);
+    take_row<T>(args, row, wide, taken);
+  }
 }
 
 }  // namespace HEADWISE_ISA

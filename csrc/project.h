@@ -16,10 +16,12 @@ void project(const ProjectArgs& args, int64_t head, char* memory) {
   const int64_t inner = args.up ? args.rows : args.width;  // of x
   Scratch scratch = {memory};
   auto* x = scratch.take<typename Taken<T>::Type>(rows * padded(inner));
-  for (int64_t row = 0; row < rows; ++row)
-    take_row<T>(static_cast<const T*>(args.x) + row / args.length * args.x_batch +
-                    head * args.x_head + row % args.length * args.x_row,
-                inner, x + row * padded(inner));
+  for (int64_t row = 0; row < rows; ++row) {
+    take_plain<T>(static_cast<const T*>(args.x) + row / args.length * args.x_batch +
+                      head * args.x_head + row % args.length * args.x_row,
+                  inner, x + row * padded(inner));
+    pad_row(x + row * padded(inner), inner);
+  }
   const auto emit = [&](int64_t row, int64_t at, int n, const float* product) HEADWISE_LAMBDA {
     T* out = static_cast<T*>(args.out) + row / args.length * args.out_batch + head * args.out_head +
              row % args.length * args.out_row + at;

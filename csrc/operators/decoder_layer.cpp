@@ -97,6 +97,7 @@ struct Inputs {
       rows += weights[i].rows;
       bytes += bytes_of(weights[i], args.x);
     }
+    args.x.packed = first.packed = all_packed(weights.data(), weights.size(), kInputs);
     const int64_t expected = (args.heads + 2 * args.kv_heads) * args.dim;
     STD_TORCH_CHECK(rows == expected, kInputs, ": the weights have ", rows, " outputs, expected ",
                     expected);
@@ -250,6 +251,7 @@ struct AttentionOutput {
     STD_TORCH_CHECK(inner.rows == rows.rows && inner.dtype == rows.dtype, kOutputs,
                     ": attended does not fit x");
     out = check_weight(weight, bias, x, inner.width, kOutputs);
+    inner.packed = out.is_packed();
     STD_TORCH_CHECK(out.rows == rows.width, kOutputs, ": the weight has ", out.rows,
                     " outputs, expected ", rows.width);
     join.dtype = rows.dtype;
@@ -263,13 +265,13 @@ struct AttentionOutput {
   // Bytes of a thread.
   int64_t scratch(const Division& division) const {
     const int64_t of_join = aligned(join_bytes(join));
-    const int64_t of_task = aligned(scratch_bytes(inner, division.largest));
+    const int64_t of_task = aligned(scratch_bytes(inner, division.largest)) + take_bytes(inner);
     return of_task > of_join ? of_task : of_join;
   }
 
   void run(const Kernels& kernels, const Division& division, char* taken, float* product, char* own,
            int64_t scratch) {
-    kernels.take(inner, taken);
+    kernels.take(inner, 0, inner.rows, taken, own);
     out.out = product;
     out.wide = true;
     division.share(own, scratch, [&](const Division::Task& task, char* each) {
@@ -335,6 +337,7 @@ Tensor layer_outputs(Tensor x, Tensor attended, std::vector<Tensor> weights, May
   join.scale = float(scale);
   join.next = check_norm(before_mlp, norms[2], norms[3], input_eps, x, width, kOutputs);
   join.next_of_x = parallel;
+  join.packed = mlp.rows.packed;
   JoinArgs last = join;
   last.added_norm = check_norm(after_mlp, norms[4], norms[5], output_eps, x, width, kOutputs);
   last.out = result.mutable_data_ptr();
@@ -342,15 +345,17 @@ Tensor layer_outputs(Tensor x, Tensor attended, std::vector<Tensor> weights, May
   // what is taken of the attention and of the MLP's input; its middle; products; the sum
   const Division first = output.division();
   const int64_t floats = aligned(4 * rows.rows * padded(width));
+  const int64_t of_next = aligned(taken_bytes(mlp.rows));
   const int64_t of_attended = aligned(taken_bytes(output.inner));
   const int64_t before = output.scratch(first), inside = mlp.scratch();
   const int64_t scratch = before > inside ? before : inside;
-  char* memory = keep(of_attended + mlp.of_middle + 3 * floats + most_threads() * scratch);
+  char* memory =
+      keep(of_attended + mlp.of_middle + of_next + 2 * floats + most_threads() * scratch);
   char* taken = memory + of_attended + mlp.of_middle;
-  float* product = reinterpret_cast<float*>(taken + floats);
-  join.sum = reinterpret_cast<float*>(taken + 2 * floats);
+  float* product = reinterpret_cast<float*>(taken + of_next);
+  join.sum = reinterpret_cast<float*>(taken + of_next + floats);
   join.taken = taken;
-  char* own = taken + 3 * floats;
+  char* own = taken + of_next + 2 * floats;
 
   output.run(kernels, first, memory, product, own, scratch);
   mlp.down.out = product;

@@ -11,7 +11,7 @@ namespace {
 constexpr const char* kExperts = "headwise::experts";
 constexpr int64_t kMostChoices = 4096;
 // Rows that are multiplied with one expert at a time.
-constexpr int64_t kMostRows = 16;
+constexpr int64_t kMostOfExpert = 16;
 
 // Rows that chose the same expert, which lie side by side.
 struct Group {
@@ -20,8 +20,9 @@ struct Group {
   void* taken;
 };
 
-// The choices in the order of their first appearance, by expert, in groups of at most kMostRows.
-// order: which choice each row is. A choice of `experts` itself is none, and in no group.
+// The choices in the order of their first appearance, by expert, in groups of at most
+// kMostOfExpert. order: which choice each row is. A choice of `experts` itself is none, and in no
+// group.
 std::vector<Group> grouped(const int64_t* chosen, int64_t choices, int64_t experts,
                            std::vector<int64_t>* order) {
   std::vector<Group> groups;
@@ -34,7 +35,7 @@ std::vector<Group> grouped(const int64_t* chosen, int64_t choices, int64_t exper
     for (int64_t j = i; j < choices; ++j) {
       if (chosen[j] != expert) continue;
       seen[size_t(j)] = true;
-      if (j == i || groups.back().rows.rows == kMostRows)
+      if (j == i || groups.back().rows.rows == kMostOfExpert)
         groups.push_back({expert, int64_t(order->size()), {}, nullptr});
       ++groups.back().rows.rows;
       order->push_back(j);
@@ -60,7 +61,7 @@ Tensor experts(Tensor x, Tensor chosen, Tensor weight, MaybeTensor bias, int64_t
                   kMostChoices);
   const Dtype dtype = dtype_of(x, kExperts, "x");
   STD_TORCH_CHECK(dtype != kFloat64, kExperts, ": x is float64");
-  const LinearWeight first = check_weight(weight, bias, x, width, kExperts, 3);
+  const LinearWeight first = check_plain(weight, bias, x, width, kExperts, 3);
 
   Tensor out = new_tensor({chosen.size(0), chosen.size(1), first.rows}, x.scalar_type());
   std::vector<int64_t> order;
@@ -76,7 +77,7 @@ Tensor experts(Tensor x, Tensor chosen, Tensor weight, MaybeTensor bias, int64_t
   int64_t bytes = 0, of_taken = 0;
   for (size_t i = 0; i < groups.size(); ++i) {
     LinearArgs& own = groups[i].rows;
-    own = {nullptr, dtype, own.rows, width, width};
+    own = {nullptr, dtype, own.rows, width, width, false};
     bytes += bytes_of(first, own);
     of_taken += aligned(taken_bytes(own));
     const auto at = [&](const void* data, int64_t stride) {
@@ -87,8 +88,8 @@ Tensor experts(Tensor x, Tensor chosen, Tensor weight, MaybeTensor bias, int64_t
   }
   const Division division(weights.data(), weights.size(), bytes);
   LinearArgs most = groups[0].rows;
-  most.rows = kMostRows;
-  const int64_t scratch = aligned(scratch_bytes(most, division.largest));
+  most.rows = kMostOfExpert;
+  const int64_t scratch = aligned(scratch_bytes(most, division.largest)) + take_bytes(most);
   // the rows in their groups, as they are and as the products read them, and the products
   char* memory =
       keep(aligned(rows * of_x) + of_taken + aligned(rows * of_out) + division.threads * scratch);
@@ -105,7 +106,7 @@ Tensor experts(Tensor x, Tensor chosen, Tensor weight, MaybeTensor bias, int64_t
     group.rows.x = memory + group.first * of_x;
     group.taken = taken;
     weights[i].out = products + group.first * of_out;
-    kernels.take(group.rows, taken);
+    kernels.take(group.rows, 0, group.rows.rows, taken, products + aligned(rows * of_out));
     taken += aligned(taken_bytes(group.rows));
   }
   division.share(

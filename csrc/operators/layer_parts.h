@@ -7,8 +7,6 @@
 
 namespace headwise {
 
-constexpr int64_t kMostRows = 64;
-
 // x [...,E] as rows.
 inline LinearArgs check_rows(const Tensor& x, const char* operation) {
   STD_TORCH_CHECK(x.is_cpu() && x.dim() >= 1 && x.is_contiguous(), operation,
@@ -53,10 +51,12 @@ inline LinearWeight first_half(LinearWeight* weight, Dtype dtype, const char* op
   const int64_t size = element_bytes(dtype);
   weight->rows /= 2;
   const LinearWeight first = *weight;
+  weight->begin = weight->rows;
   const auto past = [&](const void* data, int64_t elements) -> const void* {
     return data == nullptr ? nullptr : static_cast<const char*>(data) + elements * size;
   };
-  weight->data = past(weight->data, weight->rows * (weight->transposed ? 1 : weight->stride));
+  if (!weight->is_packed())
+    weight->data = past(weight->data, weight->rows * (weight->transposed ? 1 : weight->stride));
   weight->bias = past(weight->bias, weight->rows);
   return first;
 }
@@ -92,9 +92,14 @@ struct Mlp {
     STD_TORCH_CHECK(down.rows == rows.width && (!gates || gate.rows == up.rows), operation,
                     ": the outputs of the weights do not fit: ", down.rows, ", expected ",
                     rows.width, "; ", gate.rows, " of the gate and ", up.rows);
-    middle = {nullptr, rows.dtype, rows.rows, up.rows, up.rows};
+    this->rows.packed = up.is_packed();
+    STD_TORCH_CHECK(!gates || gate.is_packed() == up.is_packed(), operation,
+                    ": some weights are packed and others not");
+    middle = {nullptr, rows.dtype, rows.rows, up.rows, up.rows, down.is_packed()};
     of_middle = aligned(taken_bytes(middle));
-    divisions.emplace_back(&up, 1, bytes_of(up, rows) * (gates ? 2 : 1));
+    // what becomes integers together is one task's
+    const int64_t step = middle.packed ? kBlock : 0;
+    divisions.emplace_back(&up, 1, bytes_of(up, rows) * (gates ? 2 : 1), step);
     divisions.emplace_back(&down, 1, bytes_of(down, middle));
   }
 
@@ -110,8 +115,8 @@ struct Mlp {
   // Into down.out, from the rows as the products read them.
   void run(const Kernels& kernels, const void* taken, char* between, char* own, int64_t scratch) {
     // the last elements of a row, past its width, are read as zeros
-    __builtin_memset(between, 0, size_t(of_middle));
-    const GatedArgs gated = {rows, gates ? &gate : nullptr, &up, activation, between};
+    if (!middle.packed) __builtin_memset(between, 0, size_t(of_middle));
+    const GatedArgs gated = {rows, gates ? &gate : nullptr, &up, activation, middle, between};
     divisions[0].share(own, scratch, [&](const Division::Task& task, char* each) {
       kernels.gated(gated, task.first, task.count, taken, each);
     });

@@ -55,14 +55,14 @@ Tensor norm(Tensor x, int64_t kind, MaybeTensor weight, MaybeTensor bias, double
 Tensor mlp(Tensor x, std::vector<Tensor> weights, MaybeTensors biases, bool gates,
            int64_t activation, int64_t level) {
   const Kernels& kernels = kernels_of(level, kMlp);
-  const LinearArgs rows = check_rows(x, kMlp);
-  Mlp mlp(x, rows, weights, biases, 0, gates, activation, kMlp);
+  Mlp mlp(x, check_rows(x, kMlp), weights, biases, 0, gates, activation, kMlp);
+  const LinearArgs& rows = mlp.rows;
   std::vector<int64_t> sizes;
   sizes_of(x, &sizes);
   Tensor out = new_tensor(sizes.data(), x.dim(), x.scalar_type());
-  const int64_t taken = aligned(taken_bytes(rows)), scratch = mlp.scratch();
+  const int64_t taken = aligned(taken_bytes(rows)), scratch = mlp.scratch() + take_bytes(rows);
   char* memory = keep(taken + mlp.of_middle + most_threads() * scratch);
-  kernels.take(rows, memory);
+  kernels.take(rows, 0, rows.rows, memory, memory + taken + mlp.of_middle);
   mlp.down.out = out.mutable_data_ptr();
   mlp.run(kernels, memory, memory + taken, memory + taken + mlp.of_middle, scratch);
   return out;

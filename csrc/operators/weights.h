@@ -12,9 +12,37 @@ namespace headwise {
 
 typedef std::vector<MaybeTensor> MaybeTensors;
 
+constexpr int64_t kMostRows = 64;
+
+// A matrix in blocks of GGUF, [F,blocks,bytes of a block], whose groups lie as packed_formats.h
+// says.
+inline PackedMatrix check_packed(const Tensor& matrix, const char* operation) {
+  const FormatSizes* sizes = matrix.dim() == 3 ? format_of_bytes(matrix.size(2)) : nullptr;
+  STD_TORCH_CHECK(sizes != nullptr && matrix.is_cpu() && matrix.is_contiguous() &&
+                      matrix.scalar_type() == ScalarType::Byte && matrix.numel() > 0,
+                  operation,
+                  ": a matrix of uint8 is not contiguous blocks [rows,blocks,bytes] of "
+                  "a format that is known, on the CPU");
+  return {static_cast<const unsigned char*>(matrix.const_data_ptr()), *sizes, matrix.size(0),
+          matrix.size(1)};
+}
+
+inline const void* check_bias(const MaybeTensor& bias, const Tensor& weight, const Tensor& x,
+                              int64_t rows, const char* operation) {
+  if (!bias.has_value()) return nullptr;
+  const bool stacked = weight.scalar_type() != ScalarType::Byte && weight.dim() == 3;
+  STD_TORCH_CHECK(bias->is_cpu() && bias->dim() == (stacked ? 2 : 1) &&
+                      bias->size(bias->dim() - 1) == rows &&
+                      (!stacked || bias->size(0) == weight.size(0)) &&
+                      bias->scalar_type() == x.scalar_type() && contiguous_rows(*bias),
+                  operation, ": a bias does not fit its weight: expected ", rows,
+                  " contiguous elements on the CPU, of its dtype");
+  return bias->const_data_ptr();
+}
+
 // A weight [F,width] and its bias [F]; with three dims the first of a stack [N,F,width] and [N,F].
-inline LinearWeight check_weight(const Tensor& weight, const MaybeTensor& bias, const Tensor& x,
-                                 int64_t width, const char* operation, int64_t dims = 2) {
+inline LinearWeight check_plain(const Tensor& weight, const MaybeTensor& bias, const Tensor& x,
+                                int64_t width, const char* operation, int64_t dims = 2) {
   const int64_t last = dims - 1, before = dims - 2;
   STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == dims && weight.size(last) == width &&
                       weight.scalar_type() == x.scalar_type(),
@@ -28,22 +56,40 @@ inline LinearWeight check_weight(const Tensor& weight, const MaybeTensor& bias, 
   checked.stride = weight.stride(checked.transposed ? last : before);
   STD_TORCH_CHECK(!checked.transposed || weight.stride(before) == 1 || one_row, operation,
                   ": neither the rows nor the columns of a weight are contiguous");
-  if (bias.has_value()) {
-    STD_TORCH_CHECK(bias->is_cpu() && bias->dim() == last && bias->size(before) == checked.rows &&
-                        (dims == 2 || bias->size(0) == weight.size(0)) &&
-                        bias->scalar_type() == x.scalar_type() && contiguous_rows(*bias),
-                    operation, ": a bias does not fit its weight: expected ", checked.rows,
-                    " contiguous elements on the CPU, of its dtype");
-    checked.bias = bias->const_data_ptr();
-  }
+  checked.bias = check_bias(bias, weight, x, checked.rows, operation);
   return checked;
+}
+
+// The same, or a weight of uint8, which is packed.
+inline LinearWeight check_weight(const Tensor& weight, const MaybeTensor& bias, const Tensor& x,
+                                 int64_t width, const char* operation) {
+  if (weight.scalar_type() != ScalarType::Byte)
+    return check_plain(weight, bias, x, width, operation);
+  LinearWeight checked = {};
+  checked.packed = check_packed(weight, operation);
+  checked.rows = checked.packed.rows;
+  STD_TORCH_CHECK(checked.packed.blocks * checked.packed.sizes.columns == width, operation,
+                  ": a weight of ", checked.packed.blocks, " blocks of ",
+                  checked.packed.sizes.columns, " columns does not fit x: expected ", width);
+  checked.bias = check_bias(bias, weight, x, checked.rows, operation);
+  return checked;
+}
+
+// Whether weights that are multiplied with the same rows are packed, which all are or none.
+inline bool all_packed(const LinearWeight* weights, size_t count, const char* operation) {
+  for (size_t i = 1; i < count; ++i)
+    STD_TORCH_CHECK(weights[i].is_packed() == weights[0].is_packed(), operation,
+                    ": some weights are packed and others not");
+  return count > 0 && weights[0].is_packed();
 }
 
 // Bytes of an element, of the three dtypes that products serve.
 inline int64_t element_bytes(Dtype dtype) { return dtype == kFloat32 ? 4 : 2; }
 
 inline int64_t bytes_of(const LinearWeight& weight, const LinearArgs& args) {
-  return weight.rows * args.width * element_bytes(args.dtype);
+  const PackedMatrix& packed = weight.packed;
+  return weight.is_packed() ? weight.rows * packed.blocks * packed.sizes.bytes
+                            : weight.rows * args.width * element_bytes(args.dtype);
 }
 
 // Products with one or more weights in tasks of about the same size.

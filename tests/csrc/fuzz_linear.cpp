@@ -34,7 +34,9 @@ void one(int level) {
   const int64_t part = some(5) ? w.rows : (w.rows + 1) / 2;
   char* taken = memory(taken_bytes(a));
   char* scratch = memory(scratch_bytes(a, part));
-  kernels(level)->take(a, taken);
+  char* of_take = memory(take_bytes(a));
+  kernels(level)->take(a, 0, a.rows, taken, of_take);
+  free(of_take);
   for (int64_t first = 0; first < w.rows; first += part)
     kernels(level)->linear(a, w, first, std::min(part, w.rows - first), taken, scratch);
   free(taken);
@@ -131,7 +133,8 @@ void one_layer(int level) {
   up.stride = gate.stride = width;
   Numbers gates(up.rows * width, a.x.dtype), ups(up.rows * width, a.x.dtype);
   gate.data = gates.data(), up.data = ups.data();
-  GatedArgs g = {a.x, some(7) ? &gate : nullptr, &up, Activation(rng() % 5), nullptr};
+  const LinearArgs next = {nullptr, a.x.dtype, a.x.rows, up.rows, up.rows, false};
+  GatedArgs g = {a.x, some(7) ? &gate : nullptr, &up, Activation(rng() % 5), next, nullptr};
   char* middle = memory(4 * a.x.rows * padded(up.rows));
   g.taken = middle;
   const int64_t part = some(5) ? up.rows : (up.rows + 1) / 2;

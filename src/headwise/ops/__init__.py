@@ -24,14 +24,21 @@ from headwise.ops.integers.rounding import Bits, dequantize, rotate, row_bytes
 from headwise.ops.latent.operator import latent_attention
 from headwise.ops.latent.paradigm import Paradigm, choose_paradigm
 from headwise.ops.modes import are_few, needs_gradients, watched
+from headwise.ops.packed.formats import (
+    FORMATS as BLOCK_FORMATS,
+)
+from headwise.ops.packed.formats import BlockFormat, format_of, is_packed, packed_columns
+from headwise.ops.packed.operator import pack, round_blocks, unpack
 from headwise.ops.views import KV, PagedKV, QuantKV
 
 __all__ = [
+    "BLOCK_FORMATS",
     "KV",
     "Accepted",
     "AttentionCall",
     "Backend",
     "Bits",
+    "BlockFormat",
     "Explanation",
     "LayerOffer",
     "Offer",
@@ -53,15 +60,21 @@ __all__ = [
     "explain_call",
     "explain_problem",
     "faster",
+    "format_of",
+    "is_packed",
     "latent_attention",
     "layer_offer",
     "needs_gradients",
+    "pack",
+    "packed_columns",
     "quantize",
     "require_tensor",
     "rotate",
+    "round_blocks",
     "row_bytes",
     "run_call",
     "score_rows",
+    "unpack",
     "visible_keys",
     "watched",
     "weights_of",

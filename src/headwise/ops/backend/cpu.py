@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headwise.ops.attend.call import AttentionCall, Problem
-from headwise.ops.backend import cpu_step
+from headwise.ops.backend import cpu_packed, cpu_step
 from headwise.ops.backend.cpu_library import available, chosen_level, ready
 from headwise.ops.backend.protocol import (
     Accepted,
@@ -133,6 +133,7 @@ BACKEND = Backend(
     _accepts,
     _attend,
     **cpu_step.OFFERS,
+    **cpu_packed.OFFERS,
     project=Offer(project, _projects),
     quantize=Offer(quantize, _quantizes),
 )

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from headwise.ops.integers.rounding import INT4_GROUP
+from headwise.ops.packed.formats import packed_columns
 
 
 def register_shapes() -> None:
     """Tell PyTorch, once the library is loaded."""
     for function in (
-        *(_attend, _linear, _experts, _norm, _mlp, _project, _quantize),
+        *(_attend, _linear, _experts, _norm, _mlp, _project, _quantize, _pack, _unpack),
         *(_attention_inputs, _layer_attention, _layer_outputs, _attention_outputs),
     ):
         torch.library.register_fake(f"headwise::{function.__name__[1:]}", _on_one_device(function))
@@ -97,6 +98,15 @@ def _attention_outputs(x: Tensor, attended: Tensor, *arguments: Any) -> tuple[Te
 
 def _project(x: Tensor, weight: Tensor, up: bool, level: int) -> Tensor:
     return x.new_empty(*x.shape[:3], weight.shape[2 if up else 1])
+
+
+def _pack(rows: Tensor, order: Tensor | None) -> Tensor:
+    return rows.new_empty(rows.shape if order is None else (*order.shape, *rows.shape[1:]))
+
+
+def _unpack(packed: Tensor, like: Tensor, rows: Tensor | None, level: int) -> Tensor:
+    count = packed.shape[0] if rows is None else rows.shape[0]
+    return like.new_empty(count, packed_columns(packed))
 
 
 def _quantize(rows: Tensor, bits: int, level: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from headwise.ops.backend.cpu_library import LEVELS, chosen_level, ready
 from headwise.ops.backend.protocol import LayerOffer, Offer
 from headwise.ops.modes import FEW_ROWS, are_few, are_plain, fit
+from headwise.ops.packed.formats import is_packed, packed_columns
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Experts that are chosen for them, all together.
@@ -20,9 +21,23 @@ _MOST_CHOICES = 4096
 
 def _multiplies(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> bool:
     """Whether the kernel multiplies these plain tensors, and faster than PyTorch."""
-    return _are_plain(x, [*weights, *(bias for bias in biases if bias is not None)]) and all(
-        fit(x, weight, bias) and 1 in weight.stride()
-        for weight, bias in zip(weights, biases, strict=True)
+    given = [*weights, *(bias for bias in biases if bias is not None)]
+    pairs = zip(weights, biases, strict=True)
+    if any(map(is_packed, weights)):
+        # integers serve any number of rows, but for tiles of AMX, which multiply faster
+        plain = _are_plain(x, given, most=FEW_ROWS if _has_tiles(x) else None)
+        return plain and all(_fits_packed(x, weight, bias) for weight, bias in pairs)
+    return _are_plain(x, given) and all(
+        fit(x, weight, bias) and 1 in weight.stride() for weight, bias in pairs
+    )
+
+
+def _fits_packed(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a weight is packed, and of the sizes of x and a bias in one piece."""
+    return (
+        is_packed(weight)
+        and packed_columns(weight) == x.shape[-1]
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
     )
 
 
@@ -73,8 +88,18 @@ def _runs_mlp(
 ) -> bool:
     up, down = weights[-2:]
     into, back = zip(weights[:-1], biases[:-1], strict=True), biases[-1]
+    plain = _are_plain(x, [*weights, *(bias for bias in biases if bias is not None)])
+    if plain and any(map(is_packed, weights)):
+        # packed ones say in other words what they fit
+        half = 2 if gates and len(weights) == 2 else 1
+        return (
+            all(_fits_packed(x, weight, bias) for weight, bias in into)
+            and is_packed(down)
+            and (len(down), packed_columns(down)) == (x.shape[-1], len(up) // half)
+            and (back is None or (back.shape == x.shape[-1:] and back.is_contiguous()))
+        )
     return (
-        _are_plain(x, [*weights, *(bias for bias in biases if bias is not None)])
+        plain
         and all(fit(x, weight, bias) for weight, bias in into)
         and all(1 in weight.stride() for weight in weights)
         and down.shape == (x.shape[-1], up.shape[0] // (2 if gates and len(weights) == 2 else 1))
@@ -86,16 +111,31 @@ def _runs_layer(x: Tensor, tensors: Sequence[Tensor]) -> bool:
     return _are_plain(x, tensors) and all(tensor.is_contiguous() for tensor in tensors)
 
 
-def _are_plain(x: Tensor, tensors: Sequence[Tensor]) -> bool:
-    """Whether x has few rows, all are plain tensors of its dtype, and nothing watches the call."""
-    return are_plain(x, tensors, _is_served) and not ready()
+def _are_plain(x: Tensor, tensors: Sequence[Tensor], most: int | None = FEW_ROWS) -> bool:
+    """Whether x has at most so many rows, and nothing watches the call.
+
+    All are plain tensors of its dtype, but for packed matrices.
+    """
+    same = [tensor for tensor in tensors if tensor.dtype is not torch.uint8]
+    if len(same) == len(tensors) and _has_tiles(x):
+        most = 4  # PyTorch multiplies more by AMX, in tiles of 16, and these kernels one by one
+
+    def is_served(x: Tensor) -> bool:
+        return x.dtype in DTYPES and x.numel() > 0 and (most is None or are_few(x, most))
+
+    return (
+        are_plain(x, same, is_served)
+        and all(
+            is_packed(tensor) and tensor.is_cpu and tensor.is_contiguous()
+            for tensor in tensors
+            if tensor.dtype is torch.uint8
+        )
+        and not ready()
+    )
 
 
-def _is_served(x: Tensor) -> bool:
-    """Whether x has few rows, of a dtype that the kernels multiply."""
-    # PyTorch multiplies more of them by AMX, in tiles of 16, and these kernels one by one
-    tiles = x.dtype == torch.bfloat16 and LEVELS[chosen_level()] == "amx"
-    return are_few(x, 4 if tiles else FEW_ROWS) and x.dtype in DTYPES
+def _has_tiles(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and LEVELS[chosen_level()] == "amx"
 
 
 def linear(
@@ -104,7 +144,7 @@ def linear(
     """Products of few rows with weights that are read as they are stored, once.
 
     x [...,E], weights [F,E], stored by rows or transposed, and biases [F] give x weight^T + bias
-    [...,F] each.
+    [...,F] each. Weights that are packed take any number of rows.
     """
     return tuple(
         torch.ops.headwise.linear.default(

@@ -65,13 +65,15 @@ class Backend:
     one problem, from the problem alone; `attend` runs a call that was accepted and returns
     out [B,H,S,V] and lse [B,H,S] or None. The others are there where a backend offers them:
 
-    linear(x, weights, biases): x [...,E] by the transposes of weights [F,E], plus biases [F].
+    linear(x, weights, biases): x [...,E] by the transposes of weights [F,E], or of packed ones,
+        plus biases [F].
     experts(x, chosen, weight, bias): the same by weight[chosen], read in place: `cpu.experts`.
     norm(x, kind, weight, bias, eps): rows of x normalised.
     mlp(x, weights, biases, gates, activation): products with an activation between them.
     layer: norms, products, rotation and residuals of a decoder layer.
     project(x, weight, up=): [B,H,S,N] by [H,N,R], or by the transpose of [H,V,R] without `up`.
     quantize(rows, bits): integers and scales of rows, see `headwise.ops.quantize`.
+    pack(rows, order), unpack(packed, dtype, rows): packed matrices, see `headwise.ops.packed`.
     """
 
     name: str
@@ -85,6 +87,8 @@ class Backend:
     layer: LayerOffer | None = None
     project: Offer | None = None
     quantize: Offer | None = None
+    pack: Offer | None = None
+    unpack: Offer | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from headwise.ops.attend.ragged import attend_ragged
 from headwise.ops.backend.protocol import Accepted, Backend, Offer, Verdict, always, densely
 from headwise.ops.integers import rounding
 from headwise.ops.modes import FEW_ROWS, are_plain, fit
+from headwise.ops.packed import reference as packed
 
 
 def _how(problem: Problem) -> str:
@@ -123,4 +124,6 @@ BACKEND = Backend(
     linear=Offer(linear, _widens),
     project=Offer(_project),
     quantize=Offer(rounding.quantize),
+    pack=Offer(packed.pack),
+    unpack=Offer(packed.unpack),
 )
