@@ -10,6 +10,8 @@ from headwise.hf.module_hook import has_hooks
 
 # Of a row's largest number, and of its root mean square: as for logits in float32, or roundings.
 _FLOAT32, _ROUNDINGS, _MEAN_ROUNDINGS = 1e-4, 8, 1
+# What rows are rounded to before packed weights.
+PACKED_EPS = 2**-8
 # Of the rows that are tried: a limit or an epsilon shows at one of them.
 _SIZES = (1.0, 1e-2, 1e2)
 
@@ -24,14 +26,17 @@ def trial_rows(width: int, dtype: torch.dtype) -> Tensor:
     return (rows * torch.tensor(_SIZES)[:, None]).to(dtype)
 
 
-def difference(given: Tensor, expected: Tensor) -> str | None:
-    """How a result [R,E] differs from what a module gave; None if it does not."""
+def difference(given: Tensor, expected: Tensor, packed: bool = False) -> str | None:
+    """How a result [R,E] differs from what a module gave; None if it does not.
+
+    packed: weights are, before which rows are rounded to integers: the last bit may change one.
+    """
     if given.shape != expected.shape or given.dtype != expected.dtype:
         return f"what it gives is {expected.dtype} {tuple(expected.shape)}"
     if not expected.any():
         return "it cannot be tried: it gives zeros"
     exact, error = expected.double(), (given.double() - expected.double()).abs()
-    eps = torch.finfo(expected.dtype).eps
+    eps = max(torch.finfo(expected.dtype).eps, PACKED_EPS if packed else 0.0)
     near = error.amax(-1) <= max(_FLOAT32, _ROUNDINGS * eps) * exact.abs().amax(-1)
     mean = max(_FLOAT32, _MEAN_ROUNDINGS * eps) * exact.square().mean(-1).sqrt()
     if not (near & (error.square().mean(-1).sqrt() <= mean)).all():

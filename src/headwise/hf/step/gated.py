@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from headwise.hf.module_hook import ClassHook, is_as_first, is_touched, reads, remember
+from headwise.hf.packed import PackedLinear, weight_of
 from headwise.hf.step.codes import ACTIVATIONS
 from headwise.hf.step.compared import difference, trial_rows, tried
 from headwise.hf.step.linear import is_stock
@@ -56,8 +57,9 @@ def _is_plain(module: nn.Module) -> bool:
     touched = nn.modules.module._has_any_global_hook() or any(map(is_touched, parts.values()))
     if touched or parts.keys() != _NAMES:
         return False
-    return is_as_first(type(parts["act_fn"])) and all(
-        is_stock(parts[name], nn.Linear) for name in _WEIGHTS
+    kinds = {type(parts[name]) for name in _WEIGHTS}
+    return is_as_first(type(parts["act_fn"])) and (
+        kinds == {PackedLinear} or all(is_stock(parts[name], nn.Linear) for name in _WEIGHTS)
     )
 
 
@@ -70,7 +72,7 @@ def _activation(module: nn.Module) -> tuple[type, Any]:
 def _given(module: nn.Module, x: Tensor) -> tuple[Any, ...]:
     parts: dict[str, Any] = module._modules
     products = [parts[name] for name in _WEIGHTS]
-    weights, biases = [part.weight for part in products], [part.bias for part in products]
+    weights, biases = [weight_of(part) for part in products], [part.bias for part in products]
     return x, weights, biases, True, ACTIVATIONS[type(parts["act_fn"]).__name__]
 
 
@@ -82,7 +84,8 @@ def replaced_gated(model: nn.Module) -> Replaced:
         of_transformers = type(module).__module__.startswith("transformers.models.")
         plain = of_transformers and module._modules.keys() == _NAMES
         if plain and reads(type(module)) <= _READ:
-            shapes = tuple((weight.shape, weight.dtype) for weight in module.parameters())
+            tensors = (*module.parameters(), *module.buffers())
+            shapes = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
             kind = (type(module), type(module.act_fn), shapes)
             reasons[name] = tried(module, kind, known, _difference)
     return Replaced("gated MLPs of up to 16 rows", "modules", reasons, GatedForward)
@@ -95,9 +98,11 @@ def _difference(module: Any) -> str | None:
     remember(type(module.act_fn))
     if not _is_plain(module):
         return "its weights are multiplied in their own way"
-    x = trial_rows(module.gate_proj.in_features, module.gate_proj.weight.dtype)
+    gate = module.gate_proj
+    packed = type(gate) is PackedLinear
+    x = trial_rows(gate.in_features, gate.like.dtype if packed else gate.weight.dtype)
     given = _given(module, x)
     run = faster("mlp", *given)
     if run is None:
         return f"no kernel multiplies weights such as these in {x.dtype} here"
-    return difference(run(*given), type(module).forward(module, x))
+    return difference(run(*given), type(module).forward(module, x), packed)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from headwise.hf.module_hook import is_touched, parameters_of
+from headwise.hf.packed import PackedLinear, weight_of
 from headwise.hf.step.codes import ACTIVATIONS, NORMS
+from headwise.ops import is_packed, packed_columns
 from headwise.spec.config.decoder_layer import DecoderLayer
 
 _ABSENT = object()
@@ -101,10 +103,14 @@ class LayerParts:
         if self.own_mlp is not None and self.form.parallel:
             return f"{type(self.own_mlp).__name__} runs beside attention"
         for module in (*self.qkv, self.out, *self.mlp):
-            if type(module) is not nn.Linear:
+            if type(module) not in (nn.Linear, PackedLinear):
                 return f"{type(module).__name__} multiplies in its own way"
+        for stage in (self.qkv, self.mlp[:-1]):
+            if len({type(module) for module in stage}) > 1:
+                return "some of the weights of one input are packed and others not"
         for *_, kind in self.modules:
-            if not kind.__module__.startswith(("transformers.", "torch.nn.modules.")):
+            known = kind.__module__.startswith(("transformers.", "torch.nn.modules."))
+            if not known and kind is not PackedLinear:
                 return f"{kind.__name__} is not a class of Transformers"
         return None
 
@@ -171,7 +177,11 @@ class LayerParts:
             """Weight and bias of a norm or a product; None for what is not there."""
             if module is None:
                 return None, None
-            weight, bias = (fact(module._parameters, name) for name in ("weight", "bias"))
+            packed = type(module) is PackedLinear
+            weight = fact(
+                *((module._buffers, "packed") if packed else (module._parameters, "weight"))
+            )
+            bias = fact(module._parameters, "bias")
             tensors.extend(tensor for tensor in (weight, bias) if tensor is not None)
             return weight, bias
 
@@ -190,7 +200,9 @@ class LayerParts:
         dim = fact(own, "head_dim")
         if len(head_eps) > 1 or type(dim) is not int:
             raise Unfit("no one eps of the heads' norms, or no head_dim")
-        width, inside = self.out.weight.shape
+        out = weight_of(self.out)
+        width = out.shape[0]
+        inside = packed_columns(out) if is_packed(out) else out.shape[1]
         heads = inside // dim
         rows = sum(0 if weight is None else weight.shape[0] for weight, _ in qkv) // dim
         sizes: list[tuple[nn.Module | None, int]] = [(norm, width) for norm in self.norms]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from headwise.hf.module_hook import ATTACHED
+from headwise.hf.packed import PackedLinear
+from headwise.hf.step.compared import PACKED_EPS
 from headwise.hf.step.layers.forward import LayerForward, obstacle, run
 from headwise.hf.step.layers.parts import LayerParts, angles_of
 from headwise.hf.stock_names import CACHE, DynamicCache
@@ -69,7 +71,8 @@ def _kind(parts: LayerParts, layer: nn.Module) -> Any:
         if isinstance(value, int | float | str | bool | None)
         and key not in ("layer_idx", "training")
     }
-    shapes = tuple((tensor.shape, tensor.dtype) for tensor in layer.parameters())
+    tensors = (*layer.parameters(), *layer.buffers())
+    shapes = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
     kinds = (type(layer), *(kind for *_, kind in parts.modules))
     return kinds, shapes, frozenset(scalars)
 
@@ -139,6 +142,7 @@ def _tried(twin: nn.Module, form: DecoderLayer, dtype: torch.dtype) -> str | Non
     ours, generator = LayerForward(twin, form), torch.Generator("cpu").manual_seed(0)
     parts = LayerParts(twin, form)
     sources = (parts.attention, parts.attention.config)
+    packed = any(isinstance(module, PackedLinear) for module in twin.modules())
     window = next(filter(None, (getattr(of, "sliding_window", None) for of in sources)), None)
     # each alone, lest the larger one hides the other, and one after the other
     for what, other in (
@@ -146,9 +150,11 @@ def _tried(twin: nn.Module, form: DecoderLayer, dtype: torch.dtype) -> str | Non
         ("its MLP", parts.out),
         ("it", None),
     ):
-        kept = {} if other is None else {k: v.clone() for k, v in other.state_dict().items()}
-        for parameter in () if other is None else other.parameters():
-            parameter.zero_()
+        # buffers hold packed weights
+        numbers = [] if other is None else [*other.parameters(), *other.buffers()]
+        kept = [tensor.clone() for tensor in numbers]
+        for tensor in numbers:
+            tensor.zero_()
         for call in _calls(window):
             x, given = _arguments(call, parts, generator, dtype)
             # a cache of its own for each
@@ -158,18 +164,19 @@ def _tried(twin: nn.Module, form: DecoderLayer, dtype: torch.dtype) -> str | Non
                 return "its calls are not those that the operators take"
             if not isinstance(expected, Tensor):
                 return f"it returns a {type(expected).__name__}"
-            reason = _compared(x, expected, run(*plan, x, given))
+            reason = _compared(x, expected, run(*plan, x, given), packed)
             if reason is not None:
                 return f"what {what} adds in {str(dtype).removeprefix('torch.')} {reason}"
-        if other is not None:
-            other.load_state_dict(kept)
+        for tensor, was in zip(numbers, kept, strict=True):
+            tensor.copy_(was)
     return None
 
 
-def _compared(x: Tensor, expected: Tensor, given: Tensor) -> str | None:
+def _compared(x: Tensor, expected: Tensor, given: Tensor, packed: bool) -> str | None:
     added = (expected.double() - x.double()).abs().max()
     eps = torch.finfo(x.dtype).eps
-    bound = max(_FLOAT32, _ROUNDINGS * eps) * added + 4 * eps * expected.double().abs().max()
+    rounding = max(eps, PACKED_EPS) if packed else eps
+    bound = max(_FLOAT32, _ROUNDINGS * rounding) * added + 4 * eps * expected.double().abs().max()
     error = (given.double() - expected.double()).abs().max()
     if not error <= bound:
         return f"differs by {float(error / added):.0e} of the largest"

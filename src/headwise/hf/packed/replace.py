@@ -1,0 +1,54 @@
+"""Which modules of a model can hold a packed weight, and putting one there."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from headwise.hf.packed.modules import PackedEmbedding, PackedLinear, PackedWeight
+from headwise.ops import format_of
+
+
+def holders(model: nn.Module) -> dict[str, nn.Module]:
+    """The products and embeddings that can, by the name of the weight.
+
+    They are of PyTorch's own classes, or embeddings of Transformers that are scaled.
+    """
+    return {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, nn.Embedding) or _is_scaled(module)
+    }
+
+
+def _is_scaled(module: nn.Module) -> bool:
+    """Whether an embedding multiplies its rows by a number, and does nothing else."""
+    kind = type(module)
+    scaled = isinstance(module, nn.Embedding) and kind.__name__.endswith("ScaledWordEmbedding")
+    own = kind.__module__.startswith("transformers.models.") and "embed_scale" in module._buffers
+    return scaled and own
+
+
+def put_packed(model: nn.Module, packed: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Put packed matrices, by the name of the weight, in place of the modules that hold those."""
+    for name, matrix in packed.items():
+        place = name.removesuffix(".weight")
+        module = model.get_submodule(place)
+        new: nn.Module
+        if isinstance(module, nn.Embedding):
+            scale = module._buffers.get("embed_scale")
+            new = PackedEmbedding(matrix, module.padding_idx, dtype, scale)
+        else:
+            assert isinstance(module, nn.Linear)
+            new = PackedLinear(matrix, module.bias, dtype)
+        new.train(module.training)
+        model.set_submodule(place, new)
+
+
+def packed_words(model: nn.Module) -> str | None:
+    """What a report says of a model's packed weights; None where it has none."""
+    modules = [module for module in model.modules() if isinstance(module, PackedWeight)]
+    if not modules:
+        return None
+    names = dict.fromkeys(format_of(module.packed).name for module in modules)
+    return f"packed weights: {len(modules)} modules in {', '.join(sorted(names))}"
