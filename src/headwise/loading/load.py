@@ -15,12 +15,15 @@ def load(
     device: str = "cpu",
     attention: str = "sdpa",
     trust_remote_code: bool = False,
+    weights: str = "float",
     progress: Progress | None = None,
 ) -> tuple[Any, Any]:
     """Load a causal language model: (model, tokenizer), in evaluation mode.
 
     `model` is a folder, a .gguf file or a hub id. `dtype` "auto" keeps the checkpoint's own.
     `attention` is Transformers' name of an implementation; `headwise.attach` comes after loading.
+    `weights` of a .gguf file are "float", dequantised, or "packed": they stay in the file's own
+    blocks, of which the products are computed, and x is rounded to integers of 8 bits before.
 
         >>> import headwise
         >>> model, tokenizer = headwise.load("HuggingFaceTB/SmolLM2-135M")  # doctest: +SKIP
@@ -35,6 +38,7 @@ def load(
         device=device,
         attention=attention,
         trust_remote_code=trust_remote_code,
+        weights=weights,
         progress=progress or silent,
     )
     opened = ModelFolder.find(model, options)

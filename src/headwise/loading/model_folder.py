@@ -12,10 +12,11 @@ from typing import Any, Self
 
 import torch
 
-from headwise.base.files import reason
+from headwise.base.files import ANYTHING, one_line, reason
 from headwise.base.memory import check_memory
 from headwise.base.progress import Progress, silent
 from headwise.errors import CapacityError, LoadError, SpecError
+from headwise.loading.gguf.packed import load_packed
 from headwise.loading.gguf.store import converted
 from headwise.loading.hub import download
 from headwise.loading.loaded import check_encoder, check_loading
@@ -49,7 +50,8 @@ class ModelFolder:
         Raises:
             LoadError: no such model, not a model, or not safe to read.
         """
-        return cls(model_folder(model, progress=options.progress), options)
+        folder = model_folder(model, weights=options.weights, progress=options.progress)
+        return cls(folder, options)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -80,6 +82,8 @@ class ModelFolder:
         check_memory(weights + cache, options.target, what)
         stage = "loading weights"
         options.progress(stage, 0, 0)
+        if options.weights == "packed":
+            return self._packed(options)
         with transformers_progress(options.progress, stage):
             model, loading = self._read(
                 AutoModel if encoder else AutoModelForCausalLM,
@@ -93,6 +97,12 @@ class ModelFolder:
             )
         check = check_encoder if encoder else check_loading
         check(self.folder, loading, model)
+        return model.to(options.target).eval()
+
+    def _packed(self, options: LoadOptions) -> Any:
+        """The model of weights in blocks of GGUF."""
+        with one_line(f"{self.folder}: its model cannot be loaded", faults=ANYTHING):
+            model = load_packed(self.folder, self.config, options)
         return model.to(options.target).eval()
 
     def _read(self, auto: Any, what: str, **options: Any) -> Any:
@@ -128,15 +138,20 @@ class ModelFolder:
             raise LoadError(text) from error
 
 
-def model_folder(model: str | Path, *, progress: Progress = silent) -> Path:
+def model_folder(model: str | Path, *, weights: str = "float", progress: Progress = silent) -> Path:
     """The local folder with a model's files: itself, converted from GGUF, or downloaded.
 
     Raises:
-        LoadError: no such model, not a model, or not safe to read.
+        LoadError: no such model, not a model, or not safe to read; packed weights of no GGUF.
     """
     source = find_source(model)
     if source.kind == "gguf":
-        return converted(Path(source.place).absolute(), progress=progress)
+        return converted(Path(source.place).absolute(), weights=weights, progress=progress)
+    if weights == "packed":
+        raise LoadError(
+            f'weights="packed" is for .gguf files, and {source.place} is none; load it, and '
+            'headwise.attach(model, weights="int8") packs its weights'
+        )
     if source.kind == "hub":
         folder = download(source.place, progress)
         check_folder(folder)

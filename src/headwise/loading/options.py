@@ -16,6 +16,10 @@ DTYPES = {
 }
 
 
+# What becomes of a GGUF file's blocks.
+WEIGHTS = ("float", "packed")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """How a model is loaded.
@@ -25,19 +29,23 @@ class LoadOptions:
         device: that they go to: a name of `find_device`.
         attention: Transformers' name of an implementation.
         trust_remote_code: whether code that comes with the model may run.
+        weights: of a GGUF file: "float", dequantised, or "packed", in the file's own blocks.
         progress: is told how far the work is.
 
     Raises:
-        LoadError: a dtype or a device that there is not.
+        LoadError: a dtype or a device that there is not, or no such kind of weights.
     """
 
     dtype: str = "auto"
     device: str = "cpu"
     attention: str = "sdpa"
     trust_remote_code: bool = False
+    weights: str = "float"
     progress: Progress = silent
 
     def __post_init__(self) -> None:
+        if self.weights not in WEIGHTS:
+            raise LoadError(f"weights is {self.weights!r}, expected {' or '.join(WEIGHTS)}")
         known_dtype(self.dtype)
         find_device(self.device)
 

@@ -3,12 +3,13 @@
 import json
 import math
 import struct
-from collections.abc import Container
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from headwise.base.files import kind_of, one_line, read_json, require_file
 from headwise.errors import LoadError
@@ -16,6 +17,9 @@ from headwise.errors import LoadError
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+# What is written: the dtype as safetensors has it, and a shape.
+Shaped = tuple[str, tuple[int, ...]]
+_DTYPES = {"U8": torch.uint8, "F32": torch.float32}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -118,6 +122,25 @@ def open_weights(file: Path) -> Any:
         raise LoadError(f"{file} is not a readable safetensors file: {error}{cut}") from error
     except (OSError, ValueError) as error:
         raise LoadError(f"{file} cannot be read: {error}") from error
+
+
+def write_weights(file: Path, shapes: Mapping[str, Shaped], tensors: Iterable[Tensor]) -> None:
+    """Write a safetensors file a tensor at a time: `tensors` in the order of `shapes`.
+
+    safetensors itself wants all of them in memory.
+    """
+    header, end = dict[str, Any](), 0
+    for name, (dtype, shape) in shapes.items():
+        begin, end = end, end + math.prod(shape) * _DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (begin, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)  # the data begins at a multiple of 64
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for (name, (dtype, shape)), tensor in zip(shapes.items(), tensors, strict=True):
+            right = tuple(tensor.shape) == shape and tensor.dtype == _DTYPES[dtype]
+            assert right, f"{name} is {tensor.dtype} {tuple(tensor.shape)}"
+            stream.write(tensor.contiguous().numpy().data)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

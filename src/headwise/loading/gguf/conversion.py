@@ -15,7 +15,7 @@ from headwise.loading.gguf.tensors import check_tensors
 from headwise.loading.loaded import check_loading
 from headwise.loading.progress import gguf_progress, quiet_transformers, transformers_progress
 
-_UNREADABLE = "cannot be read by Transformers"
+UNREADABLE = "cannot be read by Transformers"
 
 
 def float32_bytes(file: Path) -> int:
@@ -37,7 +37,7 @@ def read_config(file: Path) -> dict[str, Any]:
             it would ignore.
     """
     gguf = read_header(file)
-    with one_line(f"{file} {_UNREADABLE}", faults=ANYTHING), quiet_transformers():
+    with one_line(f"{file} {UNREADABLE}", faults=ANYTHING), quiet_transformers():
         fields: dict[str, Any] = gguf_config(gguf).to_dict()
     return fields
 
@@ -56,7 +56,7 @@ def write_folder(file: Path, folder: Path, progress: Progress) -> None:
     # The reader holds the dequantised tensors and the model made of them at the same time.
     check_memory(2 * gguf.float32_bytes, torch.device("cpu"), f"converting {file.name}")
     stage = f"converting {file.name}, once: "
-    with one_line(f"{file} {_UNREADABLE}", faults=ANYTHING), quiet_transformers():
+    with one_line(f"{file} {UNREADABLE}", faults=ANYTHING), quiet_transformers():
         tokenizer, model = _read(gguf, progress, stage)
     progress(stage + "writing", 0, 0)
     with transformers_progress(progress, stage + "writing"):

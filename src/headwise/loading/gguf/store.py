@@ -6,19 +6,20 @@ so that a changed file never finds the old entry, and is written atomically. The
 is compared again after the conversion, so that an entry is of the content that it is named after.
 """
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from headwise.base.files import CACHE_VARIABLE, cache_folder, one_line, read_json
+from headwise.base.files import CACHE_VARIABLE, cache_folder, read_json
 from headwise.base.memory import gib
 from headwise.base.progress import Progress, silent
 from headwise.base.written import remove_leftovers, written_whole
 from headwise.errors import CapacityError, LoadError
+from headwise.loading.gguf.content import digest, known_digest, stamp
 from headwise.loading.gguf.conversion import float32_bytes, write_folder
+from headwise.loading.gguf.packed import write_packed_folder
 
 # 2: format 1 kept files whose tensors were missing or left over, and whose rotation was not read.
 _FORMAT = 2
@@ -30,10 +31,21 @@ _SLACK_BYTES = 64 * 2**20
 _NAME_BYTES = 80
 
 Writer = Callable[[Path, Path, Progress], None]
+# By what becomes of the weights: numbers of float32, or the file's own blocks.
+_SUFFIX = {"float": "", "packed": "-packed"}
+_WRITERS: dict[str, Writer] = {"float": write_folder, "packed": write_packed_folder}
 
 
-def converted(file: Path, *, progress: Progress = silent, write: Writer = write_folder) -> Path:
-    """The model folder made from a GGUF file: float32 weights, config and tokenizer.
+def converted(
+    file: Path,
+    *,
+    weights: str = "float",
+    progress: Progress = silent,
+    write: Writer | None = None,
+) -> Path:
+    """The model folder made from a GGUF file: weights, config and tokenizer.
+
+    `weights` are "float", float32, or "packed", in the file's blocks.
 
     The first call converts (`write`, into a temporary sibling, then renamed); later ones only read
     the file once, to know that it is still the same. Processes that convert the same file at the
@@ -44,9 +56,9 @@ def converted(file: Path, *, progress: Progress = silent, write: Writer = write_
             folder cannot be written.
         CapacityError: not enough room on the disk; says needed and available bytes.
     """
-    before = _stamp(file)
-    digest = _digest(file, progress)
-    entry = cache_folder("gguf") / f"{_short(file.stem)}-{digest}"
+    before, known = stamp(file), known_digest(file, progress)
+    write = write or _WRITERS[weights]
+    entry = cache_folder("gguf") / f"{_short(file.stem)}-{known}{_SUFFIX[weights]}"
     if is_whole(entry):
         return entry
     import filelock
@@ -56,10 +68,11 @@ def converted(file: Path, *, progress: Progress = silent, write: Writer = write_
         with filelock.FileLock(entry.parent / f".{entry.name}.lock"):
             if is_whole(entry):
                 return entry
-            _make_room(file, entry)
+            needed = float32_bytes(file) if weights == "float" else file.stat().st_size
+            _make_room(file, entry, needed + _SLACK_BYTES)
             with written_whole(entry) as part:
                 write(file, part, progress)
-                if _stamp(file) != before or _digest(file, progress) != digest:
+                if stamp(file) != before or digest(file, progress) != known:
                     raise LoadError(
                         f"{file} was changed while it was converted; give it again once it is "
                         "complete"
@@ -94,12 +107,11 @@ def is_whole(entry: Path) -> bool:
         return False
 
 
-def _make_room(file: Path, entry: Path) -> None:
+def _make_room(file: Path, entry: Path, needed: int) -> None:
     """Remove what stands where the entry goes, then refuse a disk on which it does not fit."""
     remove_leftovers(entry)
     if entry.exists():
         shutil.rmtree(entry)
-    needed = float32_bytes(file) + _SLACK_BYTES
     free = shutil.disk_usage(entry.parent).free
     if needed > free:
         raise CapacityError(
@@ -124,21 +136,3 @@ def _record(folder: Path) -> None:
 def _short(name: str) -> str:
     """A file's name, cut short: it is for people, the digest tells entries apart."""
     return os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")
-
-
-def _stamp(file: Path) -> tuple[int, int, int, int]:
-    """What changes when a file is written to or replaced, even by what is put back later."""
-    with one_line(f"{file} cannot be read"):
-        stat = file.stat()
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-def _digest(file: Path, progress: Progress) -> str:
-    """16 hex digits of the file's sha256: 64 bits tell any two files of one user apart."""
-    sha = hashlib.sha256()
-    with one_line(f"{file} cannot be read"), file.open("rb") as stream:
-        total = file.stat().st_size
-        while block := stream.read(16 * 2**20):
-            sha.update(block)
-            progress(f"reading {file.name}", stream.tell(), total)
-    return sha.hexdigest()[:16]
