@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 import generation.models
 from cli.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, save_tiny, save_tiny_gguf
@@ -18,6 +19,7 @@ from headwise.bench.peers import check_names
 from headwise.errors import LoadError, OptionError, ShapeError
 from headwise.generation.stepper import Stepper
 from headwise.measure.memory import peak_memory
+from loading.gguf_files import SIZES, make_stock, write_gguf
 
 ROUNDS = 4
 STOCK = ("stock-dynamic", "stock-static")
@@ -92,7 +94,7 @@ def test_without_peers_stock_still_checks_headwise_and_is_not_shown(model) -> No
 
 
 def test_wrong_logits_are_told_and_not_timed(model, monkeypatch) -> None:
-    def wrong(stock, gguf):
+    def wrong(stock, gguf, *, packed):
         ours, *rest = model_candidates(stock)
         broken = ours.stepper(1).model
         with torch.no_grad():
@@ -121,6 +123,22 @@ def test_a_cache_that_the_model_cannot_have_is_absent(model, monkeypatch) -> Non
     ]
 
 
+def test_on_a_gguf_file_headwise_runs_its_blocks_and_stock_its_numbers(tmp_path: Path) -> None:
+    config = LlamaConfig(**SIZES | {"hidden_size": 96, "intermediate_size": 160})
+    file = write_gguf(tmp_path / "m.gguf", make_stock(config), "llama", quantized="Q8_0")
+    name, model, gguf = open_model(str(file), dtype="float32", contexts=[9], rounds=ROUNDS)
+    peers = ["stock-dynamic", "headwise-float"]
+    found = bench_model(name, model, gguf, contexts=[9], peers=peers, rounds=ROUNDS)
+    ours, floats, stock = found.timed
+    assert [ours.name, floats.name, stock.name] == ["headwise", "headwise-float", "stock-dynamic"]
+    assert ours.how.endswith("weights packed in Q8_0")
+    # rows are rounded to 8 bits on the one side alone
+    assert 1e-3 < ours.contexts[0].error < 0.1
+    assert floats.contexts[0].error < 1e-4
+    alone = bench_model(name, model, gguf, contexts=[9], peers=[], rounds=ROUNDS, packed=False)
+    assert alone.timed[0].contexts[0].error < 1e-4
+
+
 def test_openvino_reads_the_gguf_file_and_gives_its_logits() -> None:
     pytest.importorskip("openvino_genai", exc_type=ImportError)
     name, model, gguf = open_model(None, dtype="float32", contexts=[29], rounds=ROUNDS)
@@ -138,7 +156,13 @@ def test_a_gguf_file_that_openvino_does_not_read_is_absent(model, tmp_path: Path
     pytest.importorskip("openvino_genai", exc_type=ImportError)
     save_tiny_gguf(tmp_path / "tiny.gguf")
     found = bench_model(
-        "tiny", model, tmp_path / "tiny.gguf", contexts=[7], peers=["openvino"], rounds=ROUNDS
+        "tiny",
+        model,
+        tmp_path / "tiny.gguf",
+        contexts=[7],
+        peers=["openvino"],
+        rounds=ROUNDS,
+        packed=False,
     )
     assert [at.state for at in found.left_out] == ["absent"]
     assert found.left_out[0].reason.startswith("OpenVINO GenAI refuses: ")
@@ -151,7 +175,8 @@ def test_openvino_is_absent_with_the_reason(model, tmp_path: Path, monkeypatch) 
     ]
     monkeypatch.setitem(sys.modules, "openvino_genai", None)
     gguf = tmp_path / "model.gguf"
-    found = bench_model("tiny", model, gguf, contexts=[7], peers=["openvino"], rounds=ROUNDS)
+    options = {"contexts": [7], "peers": ["openvino"], "rounds": ROUNDS, "packed": False}
+    found = bench_model("tiny", model, gguf, **options)
     assert [(at.state, at.reason) for at in found.left_out] == [
         ("absent", "openvino-genai is not installed: pip install openvino-genai")
     ]
@@ -195,14 +220,16 @@ def test_a_gguf_file_that_llamacpp_does_not_read_is_absent(model, tmp_path: Path
     pytest.importorskip("xllamacpp", exc_type=ImportError)
     file = tmp_path / "damaged.gguf"
     file.write_bytes(b"no model")
-    found = bench_model("tiny", model, file, contexts=[7], peers=["llama.cpp"], rounds=ROUNDS)
+    options = {"contexts": [7], "peers": ["llama.cpp"], "rounds": ROUNDS, "packed": False}
+    found = bench_model("tiny", model, file, **options)
     assert [at.state for at in found.left_out] == ["absent"]
     assert found.left_out[0].reason.startswith("llama.cpp refuses: gguf_init")
 
 
 def test_llamacpp_is_absent_with_the_reason(model, tmp_path: Path, monkeypatch) -> None:
     def reason(gguf: Path | None) -> str:
-        found = bench_model("tiny", model, gguf, contexts=[7], peers=["llama.cpp"], rounds=ROUNDS)
+        options = {"contexts": [7], "peers": ["llama.cpp"], "rounds": ROUNDS, "packed": False}
+        found = bench_model("tiny", model, gguf, **options)
         assert [at.state for at in found.left_out] == ["absent"]
         return found.left_out[0].reason
 

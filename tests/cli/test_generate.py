@@ -13,9 +13,11 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
 
 from cli.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, VOCAB, save_tiny, save_tiny_gguf
 from headwise.cli import main
+from loading.gguf_files import SIZES, make_stock, write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +196,25 @@ def test_a_gguf_file_generates(
     found = run_json(capsys, str(tmp_path / "own.gguf"), *options)
     assert found["model"] == "own"
     assert found["identical"] is True
+
+
+def test_a_gguf_files_blocks_are_multiplied_where_headwise_runs_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = LlamaConfig(**SIZES | {"hidden_size": 96, "intermediate_size": 160})
+    file = write_gguf(tmp_path / "m.gguf", make_stock(config), "llama", quantized="Q4_0")
+    options = ["--prompt", "x", "--max-new-tokens", "2", "--device", "cpu"]
+    packed, numbers = "weights packed in Q4_0", "float weights"
+    for more, expected in [
+        ([], packed),
+        (["--weights", "float"], numbers),
+        (["--against", "sdpa"], numbers),
+        (["--attention", "sdpa"], numbers),
+        (["--weights", "packed", "--against", "sdpa"], packed),
+    ]:
+        assert run_json(capsys, str(file), *options, *more)["weights"] == expected, more
+    assert main(["generate", str(file), *options]) == 0
+    assert packed in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A whole model's ways to decode: headwise, and stock Transformers with each of its caches."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,19 @@ from headwise.bench.openvino_candidate import OPENVINO, OpenVinoStepper, compile
 from headwise.errors import UnsupportedError
 from headwise.generation.attention import select_attention
 from headwise.generation.stepper import Stepper
+from headwise.hf.packed import packed_formats
 from headwise.hf.stock_names import StaticCache
+from headwise.loading.model_folder import ModelFolder
+from headwise.loading.options import LoadOptions
 
 HEADWISE = "headwise"
 REFERENCE = "stock-dynamic"
-GGUF_PEERS = (OPENVINO, LLAMA_CPP)  # which read the .gguf file that a model came from
+# On a .gguf file headwise runs on packed weights; this is it on those that the stock peers have.
+HEADWISE_FLOAT = "headwise-float"
+# Which have something else to run where a model came from a .gguf file.
+GGUF_PEERS = (HEADWISE_FLOAT, OPENVINO, LLAMA_CPP)
+# Of the logits' norm, with packed weights: rows are rounded to 8 bits, as llama.cpp rounds them.
+PACKED_TOLERANCE = llamacpp_candidate.TOLERANCE
 PEERS = (REFERENCE, "stock-static", *GGUF_PEERS)
 
 
@@ -62,10 +70,13 @@ class ModelCandidate:
     tolerance: float | None = None
 
 
-def model_candidates(stock: Any, gguf: Path | None = None) -> list[ModelCandidate]:
+def model_candidates(
+    stock: Any, gguf: Path | None = None, *, packed: bool = True
+) -> list[ModelCandidate]:
     """headwise and stock on one model's weights; `stock` is set to sdpa, or eager without it.
 
-    And OpenVINO and llama.cpp, on the file `gguf` that the model came from.
+    On the file `gguf` that the model came from headwise has packed weights, unless they are not to
+    be `packed`, and OpenVINO and llama.cpp read it.
 
     Raises:
         UnsupportedError: a model that headwise does not attach to.
@@ -73,7 +84,12 @@ def model_candidates(stock: Any, gguf: Path | None = None) -> list[ModelCandidat
     # Modules and configs of its own, the weights shared.
     weights = {id(tensor): tensor for tensor in (*stock.parameters(), *stock.buffers())}
     ours = copy.deepcopy(stock, weights)
-    groups = select_attention(ours, HEADWISE)
+    blocks = gguf if packed else None
+    floats = ModelCandidate(
+        HEADWISE if blocks is None else HEADWISE_FLOAT,
+        _words(select_attention(ours, HEADWISE)),
+        lambda tokens: Stepper(ours),
+    )
     attention = "sdpa"
     try:
         select_attention(stock, attention)
@@ -81,11 +97,7 @@ def model_candidates(stock: Any, gguf: Path | None = None) -> list[ModelCandidat
         attention = "eager"
         select_attention(stock, attention)
     return [
-        ModelCandidate(
-            HEADWISE,
-            "; ".join(map(str, groups)),
-            lambda tokens: Stepper(ours),
-        ),
+        *([floats] if blocks is None else [_packed(blocks, stock.dtype), floats]),
         ModelCandidate(REFERENCE, f"{attention}, dynamic cache", lambda tokens: Stepper(stock)),
         ModelCandidate(
             "stock-static",
@@ -107,3 +119,18 @@ def model_candidates(stock: Any, gguf: Path | None = None) -> list[ModelCandidat
             llamacpp_candidate.TOLERANCE,
         ),
     ]
+
+
+def _packed(gguf: Path, dtype: torch.dtype) -> ModelCandidate:
+    """headwise on the blocks of a file."""
+    options = LoadOptions(
+        dtype=str(dtype).removeprefix("torch."), attention="eager", weights="packed"
+    )
+    model = ModelFolder.find(gguf, options).load()
+    groups = select_attention(model, HEADWISE)
+    how = f"{_words(groups)}; weights packed in {', '.join(packed_formats(model)) or 'no blocks'}"
+    return ModelCandidate(HEADWISE, how, lambda tokens: Stepper(model), PACKED_TOLERANCE)
+
+
+def _words(groups: Iterable[object]) -> str:
+    return "; ".join(map(str, groups))

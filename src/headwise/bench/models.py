@@ -143,6 +143,7 @@ def bench_model(
     contexts: Sequence[int] = CONTEXTS,
     peers: Sequence[str] = PEERS,
     rounds: int = ROUNDS,
+    packed: bool = True,
     progress: Progress = silent,
 ) -> ModelResult:
     """Check and time headwise and its peers on a model, at each context.
@@ -158,10 +159,13 @@ def bench_model(
         contexts: tokens in the cache before the timed ones.
         peers: names, of `PEERS`.
         rounds: how many tokens are timed.
+        packed: whether headwise runs on the blocks of `gguf`; else on the model's weights.
         progress: called with a stage and how far it is.
     """
     asked = (HEADWISE, REFERENCE, *peers)
-    candidates = [each for each in model_candidates(model, gguf) if each.name in asked]
+    candidates = [
+        each for each in model_candidates(model, gguf, packed=packed) if each.name in asked
+    ]
     tolerance = LOGIT_TOLERANCE[model.dtype]
     with torch.no_grad():
         left_out = _warm_up(model, candidates, progress)

@@ -136,9 +136,10 @@ def model(
 
     Args:
         contexts: Tokens in the cache before the timed ones, joined by commas.
-        peers: stock-dynamic, stock-static (by their caches), openvino, llama.cpp (of a .gguf file,
-            where openvino-genai, xllamacpp is installed), joined by commas, or none. Default: all
-            that run here.
+        peers: stock-dynamic, stock-static (by their caches); of a .gguf file, on whose blocks
+            headwise itself runs, also headwise-float (on dequantised weights, as the stock peers)
+            and, where they are installed, openvino and llama.cpp (packages openvino-genai and
+            xllamacpp); joined by commas, or none. Default: all that run here.
         rounds: How often each candidate is timed, in turn.
         threads: Default: as many as PyTorch takes.
         out: A JSON file for the results.

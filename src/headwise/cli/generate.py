@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from headwise.generation.session import Session
 
 Attention = Literal["headwise", "sdpa", "eager"]
+Weights = Literal["auto", "packed", "float"]
 
 
 @documented
@@ -35,6 +36,7 @@ def generate(
     device: options.Device = "auto",
     attention: Attention = "headwise",
     cache: str = "contiguous",
+    weights: Weights = "auto",
     against: Attention | None = None,
     as_json: options.Json = False,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -52,6 +54,8 @@ def generate(
         attention: What computes the attention.
         cache: headwise's cache: contiguous, paged, paged:64, int8, int4, window:2048 or
             window:2048,sinks=4.
+        weights: Of a .gguf file: packed, which are multiplied in the file's own blocks, or float,
+            dequantised. auto packs them where headwise runs alone on a CPU.
         against: Run the prompt again with this one and compare.
     """
     from headwise.caches import CacheChoice
@@ -74,15 +78,20 @@ def generate(
         raise OptionError(f"--cache {cache} is for headwise, and only {attention} was to run")
     file = options.the_document(document, context)
     text = read_document(file) if file is not None else ""
+    model = options.the_model(model, named)
+    weights = _weights(weights, model, device, attention, against)
     with quiet_transformers(), screen(animated=True) as loading:
         loading("starting", 0, 0)
         session = Session.open(
-            options.the_model(model, named),
+            model,
             prompt,
             LoadOptions(
                 dtype=dtype,
                 device=device,
                 trust_remote_code=trust_remote_code,
+                weights=_weights(
+                    weights, options.the_model(model, named), device, attention, against
+                ),
                 progress=loading,
             ),
             sampling,
@@ -100,6 +109,21 @@ def generate(
 
         show(session, runs)
     return 130 if any(run.interrupted for run in runs) else 0
+
+
+def _weights(
+    asked: Weights, model: str | None, device: str, attention: str, against: str | None
+) -> Weights:
+    """What becomes of a .gguf file's weights; stock, and what is compared with it, get numbers."""
+    from headwise.loading.options import find_device
+    from headwise.loading.source import demo_model, find_source
+
+    if asked != "auto":
+        return asked
+    source = find_source(demo_model() if model is None else model)
+    alone = attention == "headwise" and against is None
+    on_cpu = find_device(device).type == "cpu"
+    return "packed" if source.kind == "gguf" and alone and on_cpu else "float"
 
 
 def _run(session: "Session", attention: str, cache: str, *, stream: bool) -> "Answer":

@@ -19,7 +19,7 @@ def show(session: Session, runs: list[Answer]) -> None:
 def table(session: Session, runs: list[Answer]) -> Table:
     """A session's runs side by side, one row per figure."""
     model = session.model
-    title = f"{session.name}, {_dtype(session)} on {model.device}, prompt "
+    title = f"{session.name}, {_dtype(session)} on {model.device}, {session.weights}, prompt "
     made = Table(
         title=lines_of(f"{title}{len(session.prompt):,} tokens"),
         title_justify="left",

@@ -11,6 +11,7 @@ from headwise.generation.answer import Answer, first_difference, identical
 from headwise.generation.options import Sampling, check_length, context_limit
 from headwise.generation.recorder import OnPrefill, generate
 from headwise.generation.text import TextStream, least_tokens, prompt_tokens
+from headwise.hf.packed import packed_formats
 from headwise.loading.model_folder import ModelFolder
 from headwise.loading.options import LoadOptions
 from headwise.loading.source import demo_model, find_source
@@ -105,6 +106,12 @@ class Session:
             on_text(rest)
         return answer
 
+    @property
+    def weights(self) -> str:
+        """What the weights are: the blocks that they are packed in, or numbers of the dtype."""
+        formats = packed_formats(self.model)
+        return f"weights packed in {', '.join(formats)}" if formats else "float weights"
+
     def text(self, answer: Answer) -> str:
         """An answer as text."""
         return str(self.tokenizer.decode(answer.tokens, skip_special_tokens=True))
@@ -118,6 +125,7 @@ class Session:
             "model": self.name,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": str(self.model.device),
+            "weights": self.weights,
             "prompt_tokens": len(self.prompt),
             "temperature": self.sampling.temperature,
             "top_p": self.sampling.top_p,

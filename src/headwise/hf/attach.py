@@ -16,6 +16,7 @@ from headwise.hf.attachment import put_on, take_off
 from headwise.hf.coverage import cover, require_cache
 from headwise.hf.inner_model import inner_model
 from headwise.hf.module_hook import NAME
+from headwise.hf.packed import ROUNDINGS, Packing, choose, pack_model, unpack_model
 from headwise.hf.report import AttachReport
 
 # How much of a decoding step is run: attention alone, or all that can be.
@@ -27,6 +28,8 @@ def attach(
     *,
     cache: str = "contiguous",
     step: str = "all",
+    weights: str | None = None,
+    keep: bool = False,
     strict: bool = False,
 ) -> AttachReport:
     """Run a Transformers model's decoding step on headwise: its attention, cache and products.
@@ -62,6 +65,11 @@ def attach(
             first 4 only. Layers with a sliding window hold what it reaches, whatever is chosen.
         step: "all": decoder layers, and products with weights, of up to 16 rows run on headwise as
             well, where that is faster; "attention": attention and its cache alone.
+        weights: "int8" or "int4" round the weights of products and embeddings to so many bits, in
+            blocks of 32 (embedding, head and routers to 8 bits), in which they stay: a step reads
+            less. None leaves them. Rows are rounded to 8 bits before a product.
+        keep: hold on to the weights that were there, which `detach` then puts back; without it,
+            `detach` raises.
         strict: raise where some attention would be left to Transformers. Without it the rest is
             attached, and the report says what is left and why.
 
@@ -71,25 +79,41 @@ def attach(
     Raises:
         UnsupportedError: not a Transformers model, nor what holds one; or one of whose attention
             nothing (with `strict`: not everything) can be replaced; or a cache that the model
-            cannot use.
-        OptionError: no such cache, or no such step.
+            cannot use; or weights none of which can be packed.
+        OptionError: no such cache, step or weights, or the model's are packed otherwise already.
         SpecError: the model's config contradicts itself.
     """
     model = inner_model("attach", model)
     choice = CacheChoice.parse(cache)
     if step not in STEPS:
         raise OptionError(f"step is {step!r}, expected one of {', '.join(map(repr, STEPS))}")
+    if weights not in (None, *ROUNDINGS):
+        raise OptionError(f"weights is {weights!r}, expected {' or '.join(map(repr, ROUNDINGS))}")
     attachment = model.__dict__.get("_headwise")
+    packing: Packing | None = None if attachment is None else attachment.packing
+    if packing is not None and weights not in (None, packing.weights):
+        raise OptionError(
+            f"weights is {weights!r}, and the model's are packed in {packing.weights} already: "
+            "detach it, or load it again"
+        )
+    fresh = packing is None and weights is not None
     if attachment is not None:
         stays = not attachment.previous or model.config._attn_implementation == NAME
-        if stays and (attachment.choice, attachment.step) == (choice, step):
+        if stays and not fresh and (attachment.choice, attachment.step) == (choice, step):
             report: AttachReport = attachment.report
             return report
         require_cache(model, choice)
-        detach(model)  # another attention was set since, or another cache or step is asked for
+        if fresh:
+            choose(model)
+        # another attention was set since, or another cache, step or weights are asked for
+        take_off(model, model.__dict__.pop("_headwise"))
     coverage = cover(model, choice, step=step, strict=strict)
-    report = report_of(coverage, choice)
-    put_on(coverage, report, choice, step)
+    if fresh:
+        assert weights is not None
+        packing = pack_model(model, weights, keep=keep)
+        coverage = cover(model, choice, step=step, strict=strict)
+    report = report_of(coverage, choice, packing)
+    put_on(coverage, report, choice, step, packing)
     return report
 
 
@@ -97,9 +121,12 @@ def detach(model: PreTrainedModel | Any) -> None:
     """Undo `attach`: the model is as it was before. A model that is not attached stays as it is.
 
     Raises:
-        UnsupportedError: not a Transformers model, nor what holds one.
+        UnsupportedError: not a Transformers model, nor what holds one; or one whose weights were
+            packed and not kept, which stays as it is.
     """
     model = inner_model("detach", model)
-    attachment = model.__dict__.pop("_headwise", None)
+    attachment = model.__dict__.get("_headwise")
     if attachment is not None:
-        take_off(model, attachment)
+        if attachment.packing is not None:
+            unpack_model(model, attachment.packing)
+        take_off(model, model.__dict__.pop("_headwise"))

@@ -8,7 +8,7 @@ from headwise.caches import CacheChoice
 from headwise.hf import families
 from headwise.hf.cache import cache_name, use_own_layers
 from headwise.hf.coverage import Coverage
-from headwise.hf.packed import packed_words
+from headwise.hf.packed import Packing, packed_words
 from headwise.hf.report import AttachReport, LayerReport
 from headwise.hf.stock_names import DynamicCache
 from headwise.ops import Problem, explain_problem
@@ -18,10 +18,10 @@ from headwise.spec import AttentionSpec, ModelSpec
 _CONTEXT = 4096
 
 
-def report_of(coverage: Coverage, choice: CacheChoice) -> AttachReport:
-    """What will run where."""
+def report_of(coverage: Coverage, choice: CacheChoice, packing: Packing | None) -> AttachReport:
+    """What will run where; packing: how weights were packed just now."""
     model, spec = coverage.model, coverage.spec
-    step = tuple(filter(None, (packed_words(model), *map(str, coverage.step))))
+    step = tuple(filter(None, (packed_words(model, packing), *map(str, coverage.step))))
     caches = _caches(model, choice) if coverage.grows_cache else ()
     left = tuple(
         LayerReport(name, None, (), (), reason, stock=True)

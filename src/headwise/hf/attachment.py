@@ -14,6 +14,7 @@ from headwise.hf.coverage import Coverage
 from headwise.hf.empty_rows import EAGER
 from headwise.hf.latent import LatentPassthrough
 from headwise.hf.module_hook import ATTACHED, NAME, ModuleHook, StockConfig
+from headwise.hf.packed import Packing
 from headwise.hf.report import AttachReport
 
 
@@ -43,6 +44,7 @@ class Attachment:
     previous: every config and its implementation; none where forwards were replaced instead. kept:
     modules that stay with Transformers by a config of their own, and the one that they had. marked:
     modules with an attribute of ours, and its name; a part that was attached before has its own.
+    packing: how the weights were packed, where they were.
     """
 
     previous: list[tuple[Any, str | None]]
@@ -51,6 +53,7 @@ class Attachment:
     report: AttachReport
     choice: CacheChoice
     step: str
+    packing: Packing | None = None
 
     def mark(self, module: Any, name: str) -> None:
         """Remember an attribute that was put on a module, which the model may drop."""
@@ -69,7 +72,13 @@ class Attachment:
         self.marked = [(weakref.ref(module), name) for module, name in state["marked"]]
 
 
-def put_on(coverage: Coverage, report: AttachReport, choice: CacheChoice, step: str) -> None:
+def put_on(
+    coverage: Coverage,
+    report: AttachReport,
+    choice: CacheChoice,
+    step: str,
+    packing: Packing | None,
+) -> None:
     """Attach all that the coverage says can be."""
     model = coverage.model
     previous = [
@@ -77,7 +86,7 @@ def put_on(coverage: Coverage, report: AttachReport, choice: CacheChoice, step: 
         for config in ([] if coverage.own else _configs(model))
     ]
     kept = [(module, module.config) for module in coverage.sparse.values()]
-    attachment = Attachment(previous, kept, [], report, choice, step)
+    attachment = Attachment(previous, kept, [], report, choice, step, packing)
     for module, config in kept:
         module.config = StockConfig(config, "sdpa" if model._supports_sdpa else "eager")
     for module in coverage.own.values():

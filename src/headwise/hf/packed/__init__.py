@@ -1,13 +1,28 @@
 """Modules whose weights stay in the blocks of a GGUF file, and how a model gets them."""
 
 from headwise.hf.packed.modules import PackedEmbedding, PackedLinear, weight_of
-from headwise.hf.packed.replace import holders, packed_words, put_packed
+from headwise.hf.packed.packing import (
+    ROUNDINGS,
+    Packing,
+    choose,
+    pack_model,
+    packed_formats,
+    packed_words,
+    unpack_model,
+)
+from headwise.hf.packed.replace import holders, put_packed
 
 __all__ = [
+    "ROUNDINGS",
     "PackedEmbedding",
     "PackedLinear",
+    "Packing",
+    "choose",
     "holders",
+    "pack_model",
+    "packed_formats",
     "packed_words",
     "put_packed",
+    "unpack_model",
     "weight_of",
 ]

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from headwise.hf.packed.modules import PackedEmbedding, PackedLinear, PackedWeight
-from headwise.ops import format_of
+from headwise.hf.packed.modules import PackedEmbedding, PackedLinear
 
 
 def holders(model: nn.Module) -> dict[str, nn.Module]:
@@ -39,16 +38,8 @@ def put_packed(model: nn.Module, packed: Mapping[str, Tensor], dtype: torch.dtyp
             scale = module._buffers.get("embed_scale")
             new = PackedEmbedding(matrix, module.padding_idx, dtype, scale)
         else:
-            assert isinstance(module, nn.Linear)
-            new = PackedLinear(matrix, module.bias, dtype)
+            bias = module._parameters["bias"]
+            assert bias is None or isinstance(bias, nn.Parameter)
+            new = PackedLinear(matrix, bias, dtype)
         new.train(module.training)
         model.set_submodule(place, new)
-
-
-def packed_words(model: nn.Module) -> str | None:
-    """What a report says of a model's packed weights; None where it has none."""
-    modules = [module for module in model.modules() if isinstance(module, PackedWeight)]
-    if not modules:
-        return None
-    names = dict.fromkeys(format_of(module.packed).name for module in modules)
-    return f"packed weights: {len(modules)} modules in {', '.join(sorted(names))}"

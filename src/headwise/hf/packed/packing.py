@@ -1,0 +1,146 @@
+"""Packing the weights of a loaded model, and giving the numbers back where they were kept."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from headwise.errors import UnsupportedError
+from headwise.hf.module_hook import is_touched
+from headwise.hf.packed.modules import PackedWeight
+from headwise.hf.packed.replace import holders, put_packed
+from headwise.hf.stock_names import Conv1D
+from headwise.ops import format_of, round_blocks
+
+# Bits of what `attach` takes.
+ROUNDINGS = {"int8": 8, "int4": 4}
+# What decides which experts run is not rounded further than to 8 bits.
+_ROUTERS = ("gate", "router")
+
+
+@dataclass
+class Packing:
+    """How the weights of a model were packed: what it takes to give them back.
+
+    Args:
+        weights: a name of `ROUNDINGS`.
+        kept: the modules that were there, by name; None where they were not kept.
+        left: why a product or an embedding stays as it is, by name.
+    """
+
+    weights: str
+    kept: dict[str, nn.Module] | None
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        reasons = dict.fromkeys(self.left.values())
+        said = [f"{list(self.left.values()).count(why)} stay: {why}" for why in reasons]
+        return "; ".join([f"rounded to {self.weights}", *said])
+
+
+def choose(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """What can be packed, by the name of the weight, and why others cannot.
+
+    Raises:
+        UnsupportedError: there is none that can be packed.
+    """
+    chosen, left = dict[str, nn.Module](), dict[str, str]()
+    places = holders(model) | {
+        f"{name}.weight": module for name, module in model.named_modules() if type(module) is Conv1D
+    }
+    for name, module in places.items():
+        reason = _obstacle(name, module, model)
+        if reason is None:
+            chosen[name] = module
+        else:
+            left[name] = reason
+    if not chosen:
+        packed = any(isinstance(module, PackedWeight) for module in model.modules())
+        why = next(iter(left.values()), "they are packed already" if packed else "it has none")
+        raise UnsupportedError(f"no weights of {type(model).__name__} can be packed: {why}")
+    return chosen, left
+
+
+def pack_model(model: nn.Module, weights: str, *, keep: bool) -> Packing:
+    """Put rounded weights in place of a model's products and embeddings, one after another.
+
+    Raises:
+        UnsupportedError: there is none that can be packed; nothing is changed.
+    """
+    chosen, left = choose(model)
+    packing = Packing(weights, {} if keep else None, left)
+    eight = set(_in_eight_bits(model, chosen))
+    made: dict[int, Tensor] = {}
+    for name in list(chosen):
+        module = chosen.pop(name)  # without keep, its numbers go with it
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        if packing.kept is not None:
+            packing.kept[name.removesuffix(".weight")] = module
+        if id(weight) not in made:  # a tied head and its embedding share theirs
+            rows = weight.t() if type(module) is Conv1D else weight
+            made[id(weight)] = round_blocks(rows, 8 if name in eight else ROUNDINGS[weights])
+        put_packed(model, {name: made[id(weight)]}, weight.dtype)
+    return packing
+
+
+def unpack_model(model: nn.Module, packing: Packing) -> None:
+    """Put back the modules that were there.
+
+    Raises:
+        UnsupportedError: they were not kept; nothing is changed.
+    """
+    if packing.kept is None:
+        raise UnsupportedError(
+            f'{type(model).__name__} was attached with weights="{packing.weights}", and its own '
+            "were not kept: load it again, or attach it with keep=True"
+        )
+    for name, module in packing.kept.items():
+        now = model.get_submodule(name)
+        if isinstance(now, PackedWeight):  # a user may have put something else there since
+            module.train(now.training)
+            model.set_submodule(name, module)
+
+
+def _obstacle(name: str, module: nn.Module, model: nn.Module) -> str | None:
+    place = name.removesuffix(".weight")
+    weight = module._parameters.get("weight")
+    if weight is None or type(weight) is not nn.Parameter or weight.device.type != "cpu":
+        return "no plain weights on the CPU"
+    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"weights in {str(weight.dtype).removeprefix('torch.')}"
+    columns = weight.shape[0 if type(module) is Conv1D else 1]
+    if columns % 32 or not weight.numel():
+        return "rows that are no multiple of 32"
+    if is_touched(module):
+        return "hooks, or a forward that is replaced"
+    parent = model.get_submodule(place.rpartition(".")[0])
+    if hasattr(type(parent), "expand_kv"):
+        return "MLA's up-projection, which is absorbed" if place.endswith("kv_b_proj") else None
+    known = type(parent).__module__.startswith(("transformers.", "torch.nn.", "headwise."))
+    return None if known or parent is model else f"part of {type(parent).__name__}"
+
+
+def _in_eight_bits(model: nn.Module, names: dict[str, nn.Module]) -> Iterator[str]:
+    """The embeddings, the head and the routers."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    for name, module in names.items():
+        router = name.removesuffix(".weight").rpartition(".")[2] in _ROUTERS
+        if module is head or isinstance(module, nn.Embedding) or router:
+            yield name
+
+
+def packed_formats(model: nn.Module) -> list[str]:
+    """The formats of a model's packed weights."""
+    packed = (module.packed for module in model.modules() if isinstance(module, PackedWeight))
+    return sorted({format_of(matrix).name for matrix in packed})
+
+
+def packed_words(model: nn.Module, packing: Packing | None) -> str | None:
+    """What a report says of a model's packed weights; None where it has none."""
+    count = sum(isinstance(module, PackedWeight) for module in model.modules())
+    said = f"packed weights: {count} modules in {', '.join(packed_formats(model))}"
+    if packing is not None:
+        said = f"{said}, {packing}"
+    return said if count else None
