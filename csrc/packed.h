@@ -200,12 +200,10 @@ HEADWISE_INLINE Units fifth_bits(vu bits) {
 #endif
 }
 
-// How each format says what its integers stand for. kOffset is taken off an integer, `scale`
-// multiplies it, `low` is added. `at` is where the W rows of a block lie: `lane(offset)` is the
-// bytes that stand at an offset of each row's block.
+// W rows of a group's block, from row `first` on, by the offsets that a row's own block has.
 struct Lanes {
   const unsigned char* block;
-  int64_t first;  // of the rows of a group
+  int64_t first;
 
   HEADWISE_INLINE Units units(int64_t offset) const {
     return load_units(block + offset * kGroup + 4 * first);
@@ -215,12 +213,15 @@ struct Lanes {
   }
 };
 
+// The formats. `read` reads what a block has once, `integers` those of 32 columns, the even or the
+// odd ones of a pair of such parts. kOffset is taken off an integer, `scale` multiplies it, and
+// `low` is added where there is one.
+
 // 4 or 5 bits in blocks of 32: float16 scales, the fifth bits where there are some, the low bits.
 template <int BITS, bool LOW>
 struct Simple {
   static constexpr int kBits = BITS, kOffset = LOW ? 0 : 1 << (BITS - 1), kColumns = 32;
   static constexpr bool kLow = LOW, kTwoScales = false;
-  static constexpr Format kFormat = BITS == 4 ? (LOW ? kQ4_1 : kQ4_0) : (LOW ? kQ5_1 : kQ5_0);
   vf scale, low;
 
   HEADWISE_INLINE void read(const Lanes& at) {
@@ -247,7 +248,6 @@ struct Simple {
 struct Eight {
   static constexpr int kBits = 8, kOffset = kSignOffset, kColumns = 32;
   static constexpr bool kLow = false, kTwoScales = false;
-  static constexpr Format kFormat = kQ8_0;
   vf scale, low;
 
   HEADWISE_INLINE void read(const Lanes& at) { scale = at.halves(0); }
@@ -263,7 +263,6 @@ template <int BITS>
 struct Super {
   static constexpr int kBits = BITS, kOffset = 0, kColumns = 256;
   static constexpr bool kLow = true, kTwoScales = false;
-  static constexpr Format kFormat = BITS == 4 ? kQ4_K : kQ5_K;
   vf scale, low;
   vf all_scale, all_low;
   vu first, second, third;  // the 12 bytes of scales
@@ -300,7 +299,6 @@ struct Super {
 struct Six {
   static constexpr int kBits = 6, kOffset = 32, kColumns = 256;
   static constexpr bool kLow = false, kTwoScales = true;
-  static constexpr Format kFormat = kQ6_K;
   vf scale, low;  // `low`: the scale of the second 16 columns
   vf all_scale;
 

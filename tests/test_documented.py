@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cli.checkpoints import save_tiny
+from cli.checkpoints import save_tiny, save_tiny_gguf
 from headwise.cli import main
 from headwise.cli.app import command
 
@@ -33,9 +33,10 @@ def commands(page: Path) -> list[list[str]]:
 @pytest.fixture
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_machine: None) -> Path:
     """A folder with what the pages speak of: a model, texts; the demo model is that one too."""
-    model = save_tiny(tmp_path / "my-model", chat=True, limit=4096)
+    model = save_tiny(tmp_path / "my-model", chat=True, limit=4096, hidden=96)
     for name in ("MODEL", "path/to/model"):
         shutil.copytree(model, tmp_path / name)
+    save_tiny_gguf(tmp_path / "model.gguf")
     text = "the thing that there was the other " * 1000
     for name in ("text.txt", "book.txt", "report.txt"):
         (tmp_path / name).write_text(text[:900] if name == "report.txt" else text)

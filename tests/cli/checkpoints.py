@@ -21,13 +21,18 @@ def symbols_of_tokens() -> list[str]:
 
 
 def save_tiny(
-    folder: Path, *, limit: int = 211, zero_head: bool = False, chat: bool = False
+    folder: Path,
+    *,
+    limit: int = 211,
+    zero_head: bool = False,
+    chat: bool = False,
+    hidden: int = HIDDEN,
 ) -> Path:
     """Write a random Llama; with `zero_head` it always answers ESC, the token 0."""
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=VOCAB,
-        hidden_size=HIDDEN,
+        hidden_size=hidden,
         intermediate_size=INNER,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,

@@ -173,7 +173,11 @@ def test_bad_requests_change_nothing():
     with pytest.raises(OptionError, match="expected 'int8' or 'int4'"):
         headwise.attach(model, weights="int3")
     assert "_headwise" not in model.__dict__
+    with pytest.raises(OptionError, match="no weights are packed"):
+        headwise.attach(model, keep=True)
     headwise.attach(model, weights="int8")
+    with pytest.raises(OptionError, match="load it again"):
+        headwise.attach(model, weights="int8", keep=True)
     again = copy.deepcopy(model)
     again.__dict__.pop("_headwise")
     with pytest.raises(UnsupportedError, match="packed already"):

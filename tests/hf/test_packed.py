@@ -148,8 +148,18 @@ def test_gradients_go_through_and_nothing_packed_is_trained():
 def test_without_kernels_it_is_the_product_with_its_numbers(monkeypatch):
     module = PackedLinear(pack(random_blocks("Q6_K", 40, 1)), None, torch.float32)
     x = torch.randn(3, 256)
-    monkeypatch.setattr("headwise.hf.packed.modules.faster", lambda *given: None)
+    monkeypatch.setattr("headwise.ops.packed.operator.faster", lambda *given: None)
     assert torch.equal(module(x), functional.linear(x, module.weight))
+
+
+def test_what_is_compiled_multiplies_the_blocks():
+    ours, _ = models()
+    compiled = torch.compile(ours.model.layers[0].mlp, fullgraph=True, backend="aot_eager")
+    x = torch.randn(1, 3, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), ours.model.layers[0].mlp(x), atol=2e-3, rtol=1e-2)
+        embedding = torch.compile(ours.model.embed_tokens, fullgraph=True, backend="aot_eager")
+        assert torch.equal(embedding(IDS), ours.model.embed_tokens(IDS))
 
 
 def test_an_embedding_gives_its_rows_and_refuses_others():

@@ -89,9 +89,7 @@ def generate(
                 dtype=dtype,
                 device=device,
                 trust_remote_code=trust_remote_code,
-                weights=_weights(
-                    weights, options.the_model(model, named), device, attention, against
-                ),
+                weights=weights,
                 progress=loading,
             ),
             sampling,

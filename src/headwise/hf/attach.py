@@ -16,7 +16,7 @@ from headwise.hf.attachment import put_on, take_off
 from headwise.hf.coverage import cover, require_cache
 from headwise.hf.inner_model import inner_model
 from headwise.hf.module_hook import NAME
-from headwise.hf.packed import ROUNDINGS, Packing, choose, pack_model, unpack_model
+from headwise.hf.packed import Packing, check_request, choose, pack_model, unpack_model
 from headwise.hf.report import AttachReport
 
 # How much of a decoding step is run: attention alone, or all that can be.
@@ -80,22 +80,17 @@ def attach(
         UnsupportedError: not a Transformers model, nor what holds one; or one of whose attention
             nothing (with `strict`: not everything) can be replaced; or a cache that the model
             cannot use; or weights none of which can be packed.
-        OptionError: no such cache, step or weights, or the model's are packed otherwise already.
+        OptionError: no such cache, step or weights, or the model's are packed otherwise already;
+            or `keep` without weights to keep.
         SpecError: the model's config contradicts itself.
     """
     model = inner_model("attach", model)
     choice = CacheChoice.parse(cache)
     if step not in STEPS:
         raise OptionError(f"step is {step!r}, expected one of {', '.join(map(repr, STEPS))}")
-    if weights not in (None, *ROUNDINGS):
-        raise OptionError(f"weights is {weights!r}, expected {' or '.join(map(repr, ROUNDINGS))}")
     attachment = model.__dict__.get("_headwise")
     packing: Packing | None = None if attachment is None else attachment.packing
-    if packing is not None and weights not in (None, packing.weights):
-        raise OptionError(
-            f"weights is {weights!r}, and the model's are packed in {packing.weights} already: "
-            "detach it, or load it again"
-        )
+    check_request(weights, keep, packing)
     fresh = packing is None and weights is not None
     if attachment is not None:
         stays = not attachment.previous or model.config._attn_implementation == NAME

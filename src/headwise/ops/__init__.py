@@ -28,7 +28,7 @@ from headwise.ops.packed.formats import (
     FORMATS as BLOCK_FORMATS,
 )
 from headwise.ops.packed.formats import BlockFormat, format_of, is_packed, packed_columns
-from headwise.ops.packed.operator import pack, round_blocks, unpack
+from headwise.ops.packed.operator import pack, packed_linear, round_blocks, unpack
 from headwise.ops.views import KV, PagedKV, QuantKV
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "needs_gradients",
     "pack",
     "packed_columns",
+    "packed_linear",
     "quantize",
     "require_tensor",
     "rotate",

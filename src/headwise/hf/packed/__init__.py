@@ -2,8 +2,8 @@
 
 from headwise.hf.packed.modules import PackedEmbedding, PackedLinear, weight_of
 from headwise.hf.packed.packing import (
-    ROUNDINGS,
     Packing,
+    check_request,
     choose,
     pack_model,
     packed_formats,
@@ -13,10 +13,10 @@ from headwise.hf.packed.packing import (
 from headwise.hf.packed.replace import holders, put_packed
 
 __all__ = [
-    "ROUNDINGS",
     "PackedEmbedding",
     "PackedLinear",
     "Packing",
+    "check_request",
     "choose",
     "holders",
     "pack_model",

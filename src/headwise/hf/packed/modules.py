@@ -4,10 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from headwise.errors import UnsupportedError
-from headwise.ops import faster, format_of, needs_gradients, packed_columns, unpack
+from headwise.ops import format_of, packed_columns, packed_linear, unpack
 
 _FLOAT = 'load the model with weights="float" for weights that can be changed'
 
@@ -87,30 +86,7 @@ class PackedLinear(PackedWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """[...,E] to [...,F]."""
-        given = x, (self.packed,), (self.bias,)
-        run = faster("linear", *given)
-        if run is not None:
-            result: Tensor = run(*given)[0]
-            return result
-        if needs_gradients(x, *([] if self.bias is None else [self.bias])):
-            differentiated: Tensor = _Product.apply(x, self.packed, self.bias)
-            return differentiated
-        return functional.linear(x, unpack(self.packed, x.dtype), self.bias)
-
-
-class _Product(torch.autograd.Function):
-    """A product that keeps the packed matrix, not its numbers, until gradients are asked for."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(packed)
-        return functional.linear(x, unpack(packed, x.dtype), bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, Tensor | None]:
-        (packed,), (gradient,) = ctx.saved_tensors, gradients
-        of_bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
-        return gradient @ unpack(packed, gradient.dtype), None, of_bias
+        return packed_linear(x, self.packed, self.bias)
 
 
 class PackedEmbedding(PackedWeight):
@@ -140,7 +116,8 @@ class PackedEmbedding(PackedWeight):
             IndexError: an index below 0, or that of no row.
         """
         indices = input.flatten()
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < len(self.packed):
+        looked_at = indices.numel() and not torch.compiler.is_compiling()
+        if looked_at and not 0 <= int(indices.min()) <= int(indices.max()) < len(self.packed):
             raise IndexError(f"index out of range: expected 0 to {len(self.packed) - 1}")
         rows = unpack(self.packed, self.like.dtype, indices)
         if self.embed_scale is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from headwise.errors import UnsupportedError
+from headwise.errors import OptionError, UnsupportedError
 from headwise.hf.module_hook import is_touched
 from headwise.hf.packed.modules import PackedWeight
 from headwise.hf.packed.replace import holders, put_packed
@@ -37,6 +37,27 @@ class Packing:
         reasons = dict.fromkeys(self.left.values())
         said = [f"{list(self.left.values()).count(why)} stay: {why}" for why in reasons]
         return "; ".join([f"rounded to {self.weights}", *said])
+
+
+def check_request(weights: str | None, keep: bool, packing: Packing | None) -> None:
+    """Refuse what cannot be done to a model that was packed so before, or not.
+
+    Raises:
+        OptionError: says what, and what to do.
+    """
+    if weights not in (None, *ROUNDINGS):
+        raise OptionError(f"weights is {weights!r}, expected {' or '.join(map(repr, ROUNDINGS))}")
+    if keep and weights is None:
+        raise OptionError('keep is True, and no weights are packed: give weights="int8" or "int4"')
+    if packing is None:
+        return
+    if weights not in (None, packing.weights):
+        raise OptionError(
+            f"weights is {weights!r}, and the model's are packed in {packing.weights} already: "
+            "detach it, or load it again"
+        )
+    if keep and packing.kept is None:
+        raise OptionError("keep is True, and the model's own weights are gone: load it again")
 
 
 def choose(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:

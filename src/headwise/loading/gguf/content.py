@@ -54,4 +54,4 @@ def digest(file: Path, progress: Progress) -> str:
 
 def _record(file: Path) -> Path:
     name = hashlib.sha256(str(file).encode(errors="surrogateescape")).hexdigest()[:32]
-    return cache_folder("gguf") / ".digests" / f"{name}.json"
+    return cache_folder("digests") / f"{name}.json"

@@ -1,4 +1,7 @@
-"""What the backend `cpu` runs with packed matrices: they are made, and read as numbers."""
+"""What the backend `cpu` runs with packed matrices: they are made, and read as numbers.
+
+Nothing of PyTorch's does either, so that a call that is compiled or watched is served as well.
+"""
 
 from typing import Any
 
@@ -7,14 +10,12 @@ from torch import Tensor
 
 from headwise.ops.backend.cpu_library import chosen_level, ready
 from headwise.ops.backend.protocol import Offer
-from headwise.ops.modes import are_plain, watched
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _packs(rows: Tensor, order: Tensor | None) -> bool:
-    plain = not watched() and rows.is_cpu and rows.numel() > 0
-    return plain and (order is None or (order.is_cpu and order.ndim == 1)) and not ready()
+    return rows.is_cpu and (order is None or (order.is_cpu and order.ndim == 1)) and not ready()
 
 
 def pack(rows: Tensor, order: Tensor | None) -> Tensor:
@@ -25,15 +26,9 @@ def pack(rows: Tensor, order: Tensor | None) -> Tensor:
 
 
 def _unpacks(packed: Tensor, dtype: torch.dtype, rows: Tensor | None) -> bool:
-    indices = [] if rows is None else [rows]
-    return (
-        dtype in _DTYPES
-        and packed.is_contiguous()
-        and packed.numel() > 0
-        and are_plain(packed, [])
-        and all(each.is_cpu and each.ndim == 1 for each in indices)
-        and not ready()
-    )
+    fits = rows is None or (rows.is_cpu and rows.ndim == 1)
+    served = dtype in _DTYPES and packed.is_cpu and packed.is_contiguous()
+    return served and fits and not ready()
 
 
 def unpack(packed: Tensor, dtype: torch.dtype, rows: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 All of it is for few rows, for which reading the weights is what takes time; norms are for any.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headwise.ops.backend.cpu_library import LEVELS, chosen_level, ready
 from headwise.ops.backend.protocol import LayerOffer, Offer
-from headwise.ops.modes import FEW_ROWS, are_few, are_plain, fit
+from headwise.ops.modes import FEW_ROWS, are_few, are_plain, fit, needs_gradients
 from headwise.ops.packed.formats import is_packed, packed_columns
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -151,6 +151,15 @@ def linear(
             x.contiguous(), list(weights), list(biases), chosen_level()
         )
     )
+
+
+def compiled_packed(
+    x: Tensor, packed: Tensor, bias: Tensor | None
+) -> Callable[..., tuple[Tensor, ...]] | None:
+    """`linear` for a compiler's trace, where nothing else multiplies by a packed matrix."""
+    served = x.is_cpu and packed.is_cpu and x.dtype in DTYPES and x.numel() > 0
+    graded = needs_gradients(x, *([] if bias is None else [bias]))
+    return linear if served and not graded and not ready() else None
 
 
 def experts(x: Tensor, chosen: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

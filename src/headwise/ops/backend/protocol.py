@@ -65,8 +65,7 @@ class Backend:
     one problem, from the problem alone; `attend` runs a call that was accepted and returns
     out [B,H,S,V] and lse [B,H,S] or None. The others are there where a backend offers them:
 
-    linear(x, weights, biases): x [...,E] by the transposes of weights [F,E], or of packed ones,
-        plus biases [F].
+    linear(x, weights, biases): x [...,E] by the transposes of weights [F,E] or packed, plus biases.
     experts(x, chosen, weight, bias): the same by weight[chosen], read in place: `cpu.experts`.
     norm(x, kind, weight, bias, eps): rows of x normalised.
     mlp(x, weights, biases, gates, activation): products with an activation between them.

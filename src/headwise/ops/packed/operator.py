@@ -1,10 +1,15 @@
-"""`pack`, `unpack` and `round_blocks`: packed matrices, by the fastest that is there."""
+"""Packed matrices: made, read, and multiplied, by the fastest that is there."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from headwise.errors import ShapeError
-from headwise.ops.backend import choose_offer
+from headwise.ops.backend import choose_offer, faster
+from headwise.ops.backend.cpu_step import compiled_packed
+from headwise.ops.modes import needs_gradients
 from headwise.ops.packed.formats import FORMATS, is_packed
 
 # Of the range of 32 numbers: what lies outside is cut off. The best of these is taken.
@@ -39,6 +44,43 @@ def unpack(packed: Tensor, dtype: torch.dtype, rows: Tensor | None = None) -> Te
     _check(packed)
     numbers: Tensor = choose_offer("unpack", None, packed, dtype, rows)(packed, dtype, rows)
     return numbers
+
+
+def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """x [...,E] by the transpose of a packed matrix [F,E], plus a bias [F]: [...,F].
+
+    Where a kernel serves it, x is rounded to integers of 8 bits with a scale for each 32; so it is
+    in what torch.compile makes. Elsewhere the matrix is made numbers first.
+
+    >>> packed_linear(torch.ones(3, 32), round_blocks(torch.eye(32), 8), None).shape
+    torch.Size([3, 32])
+    """
+    given = x, (packed,), (bias,)
+    run = faster("linear", *given)
+    if run is None and torch.compiler.is_compiling():
+        run = compiled_packed(x, packed, bias)
+    if run is not None:
+        result: Tensor = run(*given)[0]
+        return result
+    if needs_gradients(x, *([] if bias is None else [bias])):
+        differentiated: Tensor = _Product.apply(x, packed, bias)
+        return differentiated
+    return functional.linear(x, unpack(packed, x.dtype), bias)
+
+
+class _Product(torch.autograd.Function):
+    """A product that keeps the packed matrix, not its numbers, until gradients are asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(packed)
+        return functional.linear(x, unpack(packed, x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, Tensor | None]:
+        (packed,), (gradient,) = ctx.saved_tensors, gradients
+        of_bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return gradient @ unpack(packed, gradient.dtype), None, of_bias
 
 
 def round_blocks(weight: Tensor, bits: int) -> Tensor:

@@ -95,8 +95,21 @@ class LayerForward(ModuleHook):
             return None
         if made.angles and not _rotates(x, kwargs.get("position_embeddings"), made.angles):
             return None
-        offer = layer_offer(x, made.tensors)
+        offer = _offer(x, made)
         return None if offer is None else (parts, made, offer)
+
+
+def _offer(x: Tensor, made: Arguments) -> LayerOffer | None:
+    """What runs the layer on x: asked once for each kind of x and place of the weights."""
+    places = [tensor.data_ptr() for tensor in made.tensors]
+    key = (x.dtype, x.shape, x.device, x.layout, x.is_nested, *places)
+    offer: LayerOffer | None = made.offers.get(key)
+    if offer is None:
+        offer = layer_offer(x, made.tensors)
+        if offer is not None:
+            made.offers.clear()
+            made.offers[key] = offer
+    return offer
 
 
 def run(

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class Arguments:
     softcap of the attention inside the first; asks: the same as our attention function takes them.
     sinks: of the attention. multiplier: of what an MLP of its own adds. angles: of a position, 0
     where nothing is rotated. children: the layer's own, which are no fact as its dict would keep it
-    alive; as is scale, what it multiplies by.
+    alive; as is scale, what it multiplies by. offers: what is known to run the last kind of call.
     """
 
     facts: list[Fact]
@@ -49,6 +50,7 @@ class Arguments:
     angles: int
     causal: bool
     scale: Any
+    offers: dict[Any, Any]
 
 
 class LayerParts:
@@ -85,9 +87,10 @@ class LayerParts:
         ]
         self._names = [parameters_of(module) for module in self._weighted]
         self.arguments: Arguments | None = None
+        self._watch: _Watch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "arguments": None}
+        return {**self.__dict__, "arguments": None, "_watch": None}
 
     def _add(self, parent: nn.Module, index: int) -> None:
         for name, module in parent.named_children():
@@ -116,11 +119,11 @@ class LayerParts:
 
     def now(self, layer: nn.Module) -> Arguments | None:
         """The arguments; None where a module is another one, or somebody's is between them."""
-        if type(layer) is not self.kind:
+        watch = self._watch
+        if watch is None:
+            watch = self._watch = _Watch(self.modules)
+        if type(layer) is not self.kind or not watch.untouched():
             return None
-        for _, _, module, kind in self.modules:
-            if type(module) is not kind or module.training or is_touched(module):
-                return None
         made = self.arguments
         if made is not None and made.scale is _scale(layer, self.form):
             for own, key, value in made.facts:
@@ -267,7 +270,35 @@ class LayerParts:
             angles=angles_of(self.attention.config, dim, form) if rotates else 0,
             causal=fact(own, "is_causal") is True,
             scale=scale,
+            offers={},
         )
+
+
+_TRAINING, _HOOKS, _PRE_HOOKS = map(
+    itemgetter, ("training", "_forward_hooks", "_forward_pre_hooks")
+)
+
+
+class _Watch:
+    """Modules that are looked at before every call of their layer, mostly in loops of C."""
+
+    def __init__(self, modules: list[tuple[int, str, nn.Module, type]]) -> None:
+        self.modules = [module for _, _, module, _ in modules]
+        self.kinds = [kind for *_, kind in modules]
+        self.dicts = [module.__dict__ for module in self.modules]
+        self.forwards = list[Any]()
+
+    def untouched(self) -> bool:
+        """Whether none is trained, of another class, hooked, or has somebody's `forward`."""
+        dicts = self.dicts
+        if any(map(_TRAINING, dicts)) or list(map(type, self.modules)) != self.kinds:
+            return False
+        forwards = [own.get("forward") for own in dicts]
+        if any(map(_HOOKS, dicts)) or any(map(_PRE_HOOKS, dicts)) or forwards != self.forwards:
+            if any(map(is_touched, self.modules)):
+                return False
+            self.forwards = forwards
+        return True
 
 
 # What classes and modules held under a name when a layer was first read: other libraries put
