@@ -8,10 +8,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     MixtralConfig,
     MixtralForCausalLM,
 )
@@ -160,12 +165,111 @@ def test_what_cannot_be_packed_stays_and_is_reported():
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # by peft
-def test_an_adapter_keeps_its_weights():
-    """It would merge into numbers that are made anew each time."""
-    model = get_peft_model(llama(), LoraConfig(target_modules=["up_proj"]))
-    report = headwise.attach(model, weights="int8")
-    assert "2 stay: part of Linear" in str(report)
+@pytest.mark.parametrize("more", [{}, {"modules_to_save": ["lm_head"]}])
+def test_adapters_and_what_they_are_on_stay_as_they_are(more):
+    """They are trained, and merged into numbers that a packed weight would make anew each time."""
+    model = get_peft_model(llama(), LoraConfig(r=32, target_modules=["up_proj"], **more))
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    report = headwise.attach(model, weights="int4")
+    assert "part of Linear, a class of peft" in str(report)
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == trained
     assert type(model.base_model.model.model.layers[0].mlp.up_proj.base_layer) is nn.Linear
+    assert not any("lora" in name or "modules_to_save" in name for name in formats(model))
+
+
+def test_conv1d_is_saved_as_it_was(tmp_path):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=64, n_layer=1, n_head=4)).eval()
+    before = copy.deepcopy(model.state_dict())
+    headwise.attach(model, weights="int8")
+    model.save_pretrained(tmp_path)
+    read = GPT2LMHeadModel.from_pretrained(tmp_path).state_dict()
+    for name, weight in before.items():
+        torch.testing.assert_close(read[name], weight, atol=2e-3, rtol=0)
+    attention = model.transformer.h[0].attn
+    assert torch.equal(attention.c_proj.weight, read["transformer.h.0.attn.c_proj.weight"])
+
+
+def test_what_fails_later_leaves_model_and_weights_as_they_were():
+    config = Lfm2Config(**SIZES, layer_types=["conv", "full_attention"])
+    model = Lfm2ForCausalLM(config).eval()
+    headwise.attach(model, weights="int8", keep=True)
+    with torch.no_grad():
+        logits = model(IDS).logits
+        with pytest.raises(UnsupportedError, match="strict=True"):
+            headwise.attach(model, cache="paged", strict=True)
+        assert torch.equal(model(IDS).logits, logits)
+    headwise.detach(model)
+    assert not formats(model)
+
+
+def test_an_interrupt_leaves_nothing_packed(monkeypatch):
+    model, calls = llama(), iter([*range(4), KeyboardInterrupt])
+
+    def interrupted(*given):
+        if next(calls) is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return round_blocks(*given)
+
+    monkeypatch.setattr("headwise.hf.packed.packing.round_blocks", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        headwise.attach(model, weights="int8")
+    assert not formats(model)
+    assert "_headwise" not in model.__dict__
+
+
+def test_layers_that_were_moved_get_their_own_weights_back():
+    model = llama(num_hidden_layers=3)
+    layers = list(model.model.layers)
+    own = [layer.mlp.up_proj for layer in layers]
+    headwise.attach(model, weights="int8", keep=True)
+    model.model.layers = nn.ModuleList([layers[2], layers[1]])
+    headwise.detach(model)
+    assert [layer.mlp.up_proj for layer in model.model.layers] == [own[2], own[1]]
+
+
+def test_weights_that_are_given_back_follow_the_models_dtype():
+    model = llama(attention_bias=True)
+    expected = copy.deepcopy(model).to(torch.bfloat16)
+    headwise.attach(model, weights="int8", keep=True)
+    model.to(torch.bfloat16)
+    headwise.detach(model)
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, expected(IDS).logits)
+
+
+def test_a_module_with_two_names_is_packed_once():
+    model = llama()
+    layers = model.model.layers
+    layers[1].mlp.up_proj = shared = layers[0].mlp.up_proj
+    report = headwise.attach(model, weights="int8", keep=True)
+    assert layers[0].mlp.up_proj is layers[1].mlp.up_proj
+    assert "decoder layers of up to 16 rows: 2 of 2" in str(report)
+    headwise.detach(model)
+    assert layers[0].mlp.up_proj is layers[1].mlp.up_proj is shared
+
+
+@pytest.mark.parametrize("size", [1e7, 1e-7, float("nan"), float("inf")])
+def test_numbers_that_blocks_cannot_hold_stay(size):
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(size)
+    report = headwise.attach(model, weights="int8")
+    assert "whose scales float16 does not hold" in str(report)
+    assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
+
+
+def test_what_decides_has_8_bits_and_other_classes_are_named():
+    model = LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=3)).eval()
+    headwise.attach(model, weights="int4")
+    assert formats(model)["score"] == "Q8_0"
+    falcon = FalconForCausalLM(
+        FalconConfig(vocab_size=96, hidden_size=64, num_hidden_layers=1, num_attention_heads=4)
+    )
+    assert "a class of its own, FalconLinear" in str(headwise.attach(falcon, weights="int8"))
+    odd = llama()
+    odd.model.embed_tokens.max_norm = 1.0
+    assert "1 stay: an embedding with max_norm" in str(headwise.attach(odd, weights="int8"))
 
 
 def test_bad_requests_change_nothing():

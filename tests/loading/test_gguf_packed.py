@@ -157,6 +157,22 @@ def test_an_entry_of_another_model_is_refused(tmp_path):
         load_packed(tmp_path, opened.config, options)
 
 
+def test_a_damaged_entry_says_what_to_do(tmp_path):
+    file = write_gguf(tmp_path / "m.gguf", a_llama(), "llama", quantized="Q4_0")
+    from headwise.loading.gguf.packed import PACKED
+    from headwise.loading.gguf.store import converted
+
+    entry = converted(file, weights="packed") / PACKED
+    whole = entry.read_bytes()
+    turned = whole.replace(b"[160, 3, 18]", b"[ 80, 6, 18]", 1)
+    assert turned != whole
+    for damaged in (turned, whole[:8] + b"x" * (len(whole) - 8)):
+        entry.write_bytes(damaged)
+        with pytest.raises(LoadError, match="remove that folder") as caught:
+            headwise.load(file, weights="packed")
+        assert "\n" not in str(caught.value)
+
+
 def test_damaged_blocks_give_no_numbers_and_no_crash(tmp_path):
     """NaN in one scale: in what is computed with its row, as in the dequantised model."""
     stock = make_stock(LlamaConfig(**WIDE))

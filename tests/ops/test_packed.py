@@ -28,6 +28,9 @@ ROWS = (1, 15, 16, 33, 100)
 SHAPES = ((1, 1, 1), (16, 1, 5), (33, 3, 2), (64, 4, 1), (15, 7, 3), (100, 21, 2))
 
 
+BLOCKS = torch.zeros(2, 1, 18, dtype=torch.uint8)
+
+
 def bits(numbers: torch.Tensor) -> torch.Tensor:
     return numbers.view({2: torch.int16, 4: torch.int32}[numbers.element_size()])
 
@@ -163,6 +166,9 @@ def test_weights_in_4_bits_are_better_than_their_whole_range():
         (lambda: pack(torch.zeros(2, 3, 19, dtype=torch.uint8)), "expected uint8"),
         (lambda: pack(torch.zeros(2, 3, 18)), "float32"),
         (lambda: unpack(torch.zeros(2, 18, dtype=torch.uint8), torch.float32), r"\[2, 18\]"),
+        (lambda: unpack(BLOCKS, torch.float32, torch.tensor([0.5])), "rows are float32"),
+        (lambda: unpack(BLOCKS, torch.float32, torch.tensor([[1]])), r"int64 \[1, 1\]"),
+        (lambda: pack(BLOCKS, torch.tensor([True])), "order is bool"),
         (lambda: round_blocks(torch.zeros(2, 32), 5), "expected 4 or 8"),
         (lambda: round_blocks(torch.zeros(2, 33), 8), "a multiple of 32"),
     ],
@@ -171,6 +177,12 @@ def test_what_is_no_packed_matrix_is_refused_in_one_line(call, said):
     with pytest.raises(ShapeError, match=said) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_rows_that_are_not_there_are_refused_without_kernels_too():
+    for row in (-1, 2):
+        with pytest.raises(IndexError, match="expected 0 to 1"):
+            unpack(BLOCKS, torch.float64, torch.tensor([row]))
 
 
 def test_the_native_operators_check_what_they_are_given():

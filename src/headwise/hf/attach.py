@@ -16,7 +16,7 @@ from headwise.hf.attachment import put_on, take_off
 from headwise.hf.coverage import cover, require_cache
 from headwise.hf.inner_model import inner_model
 from headwise.hf.module_hook import NAME
-from headwise.hf.packed import Packing, check_request, choose, pack_model, unpack_model
+from headwise.hf.packed import Packing, check_request, pack_model, unpack_model
 from headwise.hf.report import AttachReport
 
 # How much of a decoding step is run: attention alone, or all that can be.
@@ -98,15 +98,22 @@ def attach(
             report: AttachReport = attachment.report
             return report
         require_cache(model, choice)
-        if fresh:
-            choose(model)
         # another attention was set since, or another cache, step or weights are asked for
         take_off(model, model.__dict__.pop("_headwise"))
-    coverage = cover(model, choice, step=step, strict=strict)
-    if fresh:
-        assert weights is not None
-        packing = pack_model(model, weights, keep=keep)
+    try:
         coverage = cover(model, choice, step=step, strict=strict)
+        if fresh:
+            assert weights is not None
+            packing = pack_model(model, weights, keep=keep)
+            coverage = cover(model, choice, step=step, strict=strict)
+    except BaseException:
+        if fresh and packing is not None and packing.kept is not None:
+            unpack_model(model, packing)
+        if attachment is not None:
+            was = attachment.choice, attachment.step
+            before = cover(model, was[0], step=was[1], strict=False)
+            put_on(before, attachment.report, *was, attachment.packing)
+        raise
     report = report_of(coverage, choice, packing)
     put_on(coverage, report, choice, step, packing)
     return report

@@ -75,15 +75,11 @@ class ModelFolder:
         from transformers import AutoModel, AutoModelForCausalLM
 
         options = replace(self.options, **changes)
-        dtype = options.torch_dtype or getattr(self.config, "dtype", None)
-        cache = cache_bytes(self.config, context, dtype or torch.float32)
-        what = "loading the model" + (f" with a cache of {context} tokens" if context else "")
-        weights = weight_bytes(self.folder, options.torch_dtype)
-        check_memory(weights + cache, options.target, what)
         stage = "loading weights"
-        options.progress(stage, 0, 0)
         if options.weights == "packed":
-            return self._packed(options)
+            return self._packed(options, context, stage)
+        self._check_room(options, context)
+        options.progress(stage, 0, 0)
         with transformers_progress(options.progress, stage):
             model, loading = self._read(
                 AutoModel if encoder else AutoModelForCausalLM,
@@ -99,11 +95,24 @@ class ModelFolder:
         check(self.folder, loading, model)
         return model.to(options.target).eval()
 
-    def _packed(self, options: LoadOptions) -> Any:
+    def _packed(self, options: LoadOptions, context: int, stage: str) -> Any:
         """The model of weights in blocks of GGUF."""
-        with one_line(f"{self.folder}: its model cannot be loaded", faults=ANYTHING):
-            model = load_packed(self.folder, self.config, options)
+        try:
+            with one_line(f"{self.folder}: its model cannot be loaded", faults=ANYTHING):
+                self._check_room(options, context)
+                options.progress(stage, 0, 0)
+                model = load_packed(self.folder, self.config, options)
+        except LoadError as error:
+            raise LoadError(f"{error}; remove that folder, it is made of the file again") from error
         return model.to(options.target).eval()
+
+    def _check_room(self, options: LoadOptions, context: int) -> None:
+        """Refuse weights and a cache of `context` tokens that would not fit in memory."""
+        dtype = options.torch_dtype or getattr(self.config, "dtype", None)
+        cache = cache_bytes(self.config, context, dtype or torch.float32)
+        what = "loading the model" + (f" with a cache of {context} tokens" if context else "")
+        weights = weight_bytes(self.folder, options.torch_dtype)
+        check_memory(weights + cache, options.target, what)
 
     def _read(self, auto: Any, what: str, **options: Any) -> Any:
         """What an Auto class reads from the folder; whatever it raises for a bad one is one line.

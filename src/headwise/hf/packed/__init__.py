@@ -4,7 +4,6 @@ from headwise.hf.packed.modules import PackedEmbedding, PackedLinear, weight_of
 from headwise.hf.packed.packing import (
     Packing,
     check_request,
-    choose,
     pack_model,
     packed_formats,
     packed_words,
@@ -17,7 +16,6 @@ __all__ = [
     "PackedLinear",
     "Packing",
     "check_request",
-    "choose",
     "holders",
     "pack_model",
     "packed_formats",

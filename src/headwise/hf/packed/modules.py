@@ -29,13 +29,18 @@ class PackedWeight(nn.Module):
         super().__init__()
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+        self.transposed = False  # of the weight that it stands for, as Conv1D has it
+
+    def _numbers(self) -> Tensor:
+        numbers = unpack(self.packed, self.like.dtype)
+        return numbers.t().contiguous() if self.transposed else numbers
 
     @property
     def weight(self) -> Tensor:
         """The numbers [F,E] in the model's dtype."""
         # a write would be lost: PyTorch refuses one to what inference mode made
         with torch.inference_mode():
-            return unpack(self.packed, self.like.dtype)
+            return self._numbers()
 
     @weight.setter
     def weight(self, value: Any) -> None:
@@ -48,7 +53,7 @@ class PackedWeight(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = unpack(self.packed, self.like.dtype)
+        destination[f"{prefix}weight"] = self._numbers()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         *_, unexpected, errors = arguments
@@ -79,8 +84,16 @@ class PackedLinear(PackedWeight):
 
     bias: nn.Parameter | None
 
-    def __init__(self, packed: Tensor, bias: nn.Parameter | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        packed: Tensor,
+        bias: nn.Parameter | None,
+        dtype: torch.dtype,
+        *,
+        transposed: bool = False,
+    ) -> None:
         super().__init__(packed, dtype)
+        self.transposed = transposed
         self.out_features, self.in_features = packed.shape[0], packed_columns(packed)
         self.register_parameter("bias", bias)
 

@@ -1,6 +1,5 @@
 """Packing the weights of a loaded model, and giving the numbers back where they were kept."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -9,14 +8,16 @@ from torch import Tensor, nn
 from headwise.errors import OptionError, UnsupportedError
 from headwise.hf.module_hook import is_touched
 from headwise.hf.packed.modules import PackedWeight
-from headwise.hf.packed.replace import holders, put_packed
+from headwise.hf.packed.replace import is_holder, packed_module
 from headwise.hf.stock_names import Conv1D
 from headwise.ops import format_of, round_blocks
 
 # Bits of what `attach` takes.
 ROUNDINGS = {"int8": 8, "int4": 4}
-# What decides which experts run is not rounded further than to 8 bits.
-_ROUTERS = ("gate", "router")
+# What decides which experts run, or which class, is not rounded further than to 8 bits.
+_DECIDES = {"gate", "router", "score", "classifier"}
+# Largest numbers between these: scales are float16.
+_LEAST, _MOST = 1e-3, 6e4
 
 
 @dataclass
@@ -25,12 +26,12 @@ class Packing:
 
     Args:
         weights: a name of `ROUNDINGS`.
-        kept: the modules that were there, by name; None where they were not kept.
+        kept: the packed modules, each with the one that was there; None where those were not kept.
         left: why a product or an embedding stays as it is, by name.
     """
 
     weights: str
-    kept: dict[str, nn.Module] | None
+    kept: list[tuple[nn.Module, nn.Module]] | None
     left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -67,10 +68,9 @@ def choose(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
         UnsupportedError: there is none that can be packed.
     """
     chosen, left = dict[str, nn.Module](), dict[str, str]()
-    places = holders(model) | {
-        f"{name}.weight": module for name, module in model.named_modules() if type(module) is Conv1D
-    }
-    for name, module in places.items():
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, (nn.Linear, nn.Embedding, Conv1D)):
+            continue
         reason = _obstacle(name, module, model)
         if reason is None:
             chosen[name] = module
@@ -84,26 +84,26 @@ def choose(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
 
 
 def pack_model(model: nn.Module, weights: str, *, keep: bool) -> Packing:
-    """Put rounded weights in place of a model's products and embeddings, one after another.
+    """Put rounded weights in place of a model's products and embeddings: all, or none.
 
     Raises:
         UnsupportedError: there is none that can be packed; nothing is changed.
     """
     chosen, left = choose(model)
-    packing = Packing(weights, {} if keep else None, left)
-    eight = set(_in_eight_bits(model, chosen))
-    made: dict[int, Tensor] = {}
-    for name in list(chosen):
-        module = chosen.pop(name)  # without keep, its numbers go with it
+    eight, matrices = _in_eight_bits(model, chosen), dict[int, Tensor]()
+    made: dict[int, nn.Module] = {}
+    for name, module in chosen.items():
         weight = module.weight
         assert isinstance(weight, Tensor)
-        if packing.kept is not None:
-            packing.kept[name.removesuffix(".weight")] = module
-        if id(weight) not in made:  # a tied head and its embedding share theirs
+        if id(weight) not in matrices:  # a tied head and its embedding share theirs
             rows = weight.t() if type(module) is Conv1D else weight
-            made[id(weight)] = round_blocks(rows, 8 if name in eight else ROUNDINGS[weights])
-        put_packed(model, {name: made[id(weight)]}, weight.dtype)
-    return packing
+            matrices[id(weight)] = round_blocks(rows, 8 if name in eight else ROUNDINGS[weights])
+        if id(module) not in made:
+            made[id(module)] = packed_module(module, matrices[id(weight)], weight.dtype)
+    for name, module in chosen.items():
+        model.set_submodule(name, made[id(module)])
+    pairs = {id(module): (made[id(module)], module) for module in chosen.values()}
+    return Packing(weights, list(pairs.values()) if keep else None, left)
 
 
 def unpack_model(model: nn.Module, packing: Packing) -> None:
@@ -117,39 +117,55 @@ def unpack_model(model: nn.Module, packing: Packing) -> None:
             f'{type(model).__name__} was attached with weights="{packing.weights}", and its own '
             "were not kept: load it again, or attach it with keep=True"
         )
-    for name, module in packing.kept.items():
-        now = model.get_submodule(name)
-        if isinstance(now, PackedWeight):  # a user may have put something else there since
-            module.train(now.training)
-            model.set_submodule(name, module)
+    was = {id(packed): (packed, module) for packed, module in packing.kept}
+    # by what is there now: layers may have been moved or removed since
+    now = [
+        (name, *was[id(module)])
+        for name, module in model.named_modules(remove_duplicate=False)
+        if id(module) in was
+    ]
+    for name, packed, module in now:
+        assert isinstance(packed, PackedWeight)
+        module.train(packed.training).to(packed.packed.device, packed.like.dtype)
+        model.set_submodule(name, module)
 
 
 def _obstacle(name: str, module: nn.Module, model: nn.Module) -> str | None:
-    place = name.removesuffix(".weight")
+    kind = type(module)
+    if not is_holder(module) and kind is not Conv1D:
+        return f"a class of its own, {kind.__name__}"
     weight = module._parameters.get("weight")
     if weight is None or type(weight) is not nn.Parameter or weight.device.type != "cpu":
         return "no plain weights on the CPU"
     if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"weights in {str(weight.dtype).removeprefix('torch.')}"
-    columns = weight.shape[0 if type(module) is Conv1D else 1]
+    columns = weight.shape[0 if kind is Conv1D else 1]
     if columns % 32 or not weight.numel():
         return "rows that are no multiple of 32"
     if is_touched(module):
         return "hooks, or a forward that is replaced"
-    parent = model.get_submodule(place.rpartition(".")[0])
-    if hasattr(type(parent), "expand_kv"):
-        return "MLA's up-projection, which is absorbed" if place.endswith("kv_b_proj") else None
-    known = type(parent).__module__.startswith(("transformers.", "torch.nn.", "headwise."))
-    return None if known or parent is model else f"part of {type(parent).__name__}"
+    if getattr(module, "max_norm", None) is not None:
+        return "an embedding with max_norm"
+    around = model
+    for part in name.split(".")[:-1]:
+        around = around.get_submodule(part)
+        if not type(around).__module__.startswith(("transformers.", "torch.nn.", "headwise.")):
+            return f"part of {type(around).__name__}, a class of {type(around).__module__}"
+    if name.endswith("kv_b_proj") and hasattr(type(around), "expand_kv"):
+        return "MLA's up-projection, which is absorbed"
+    largest = float(weight.detach().abs().max())
+    held = largest == 0 or _LEAST <= largest <= _MOST
+    return None if held else f"numbers up to {largest:.0e}, whose scales float16 does not hold"
 
 
-def _in_eight_bits(model: nn.Module, names: dict[str, nn.Module]) -> Iterator[str]:
-    """The embeddings, the head and the routers."""
+def _in_eight_bits(model: nn.Module, names: dict[str, nn.Module]) -> set[str]:
+    """The embeddings, the heads and the routers."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    for name, module in names.items():
-        router = name.removesuffix(".weight").rpartition(".")[2] in _ROUTERS
-        if module is head or isinstance(module, nn.Embedding) or router:
-            yield name
+    return {
+        name
+        for name, module in names.items()
+        if module is head or isinstance(module, nn.Embedding) or _DECIDES & set(name.split("."))
+    }
 
 
 def packed_formats(model: nn.Module) -> list[str]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.hf.packed.modules import PackedEmbedding, PackedLinear
+from headwise.hf.stock_names import Conv1D
 
 
 def holders(model: nn.Module) -> dict[str, nn.Module]:
@@ -13,11 +14,12 @@ def holders(model: nn.Module) -> dict[str, nn.Module]:
 
     They are of PyTorch's own classes, or embeddings of Transformers that are scaled.
     """
-    return {
-        f"{name}.weight": module
-        for name, module in model.named_modules()
-        if type(module) in (nn.Linear, nn.Embedding) or _is_scaled(module)
-    }
+    return {f"{name}.weight": module for name, module in model.named_modules() if is_holder(module)}
+
+
+def is_holder(module: nn.Module) -> bool:
+    """Whether a module multiplies by a weight, or looks rows of it up, as PyTorch's own do."""
+    return type(module) in (nn.Linear, nn.Embedding) or _is_scaled(module)
 
 
 def _is_scaled(module: nn.Module) -> bool:
@@ -32,14 +34,17 @@ def put_packed(model: nn.Module, packed: Mapping[str, Tensor], dtype: torch.dtyp
     """Put packed matrices, by the name of the weight, in place of the modules that hold those."""
     for name, matrix in packed.items():
         place = name.removesuffix(".weight")
-        module = model.get_submodule(place)
-        new: nn.Module
-        if isinstance(module, nn.Embedding):
-            scale = module._buffers.get("embed_scale")
-            new = PackedEmbedding(matrix, module.padding_idx, dtype, scale)
-        else:
-            bias = module._parameters["bias"]
-            assert bias is None or isinstance(bias, nn.Parameter)
-            new = PackedLinear(matrix, bias, dtype)
-        new.train(module.training)
-        model.set_submodule(place, new)
+        model.set_submodule(place, packed_module(model.get_submodule(place), matrix, dtype))
+
+
+def packed_module(module: nn.Module, matrix: Tensor, dtype: torch.dtype) -> nn.Module:
+    """What stands in for a product or an embedding."""
+    new: nn.Module
+    if isinstance(module, nn.Embedding):
+        scale = module._buffers.get("embed_scale")
+        new = PackedEmbedding(matrix, module.padding_idx, dtype, scale)
+    else:
+        bias = module._parameters["bias"]
+        assert bias is None or isinstance(bias, nn.Parameter)
+        new = PackedLinear(matrix, bias, dtype, transposed=type(module) is Conv1D)
+    return new.train(module.training)

@@ -25,7 +25,7 @@ from headwise.loading.gguf.tensors import check_tensors
 from headwise.loading.options import LoadOptions
 from headwise.loading.progress import quiet_transformers
 from headwise.loading.weight_files import Shaped, open_weights, write_weights
-from headwise.ops import BLOCK_FORMATS, is_packed, pack
+from headwise.ops import BLOCK_FORMATS, is_packed, pack, packed_columns
 
 # Not the name of a checkpoint's file: Transformers is not to take the blocks for weights.
 PACKED = "packed.safetensors"
@@ -145,6 +145,11 @@ def load_packed(folder: Path, config: Any, options: LoadOptions) -> Any:
     packed = {name: tensor for name, tensor in read.items() if is_packed(tensor)}
     tied = model.all_tied_weights_keys if config.tie_word_embeddings else {}
     packed |= {name: packed[source] for name, source in tied.items() if source in packed}
+    right = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    for name, matrix in packed.items():
+        shape = (matrix.shape[0], packed_columns(matrix))
+        if right.get(name) != shape:
+            raise LoadError(f"{folder} holds {name} of shape {shape}, expected {right.get(name)}")
     put_packed(model, packed, dtype)
     numbers = {name: tensor.to(dtype) for name, tensor in read.items() if name not in packed}
     missing, left = model.load_state_dict(numbers, strict=False, assign=True)

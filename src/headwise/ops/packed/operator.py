@@ -23,9 +23,13 @@ def pack(rows: Tensor, order: Tensor | None = None) -> Tensor:
     torch.Size([2, 2, 18])
 
     Raises:
-        ShapeError: no blocks of a format that is known.
+        ShapeError: no blocks of a format that is known, or an order that is no vector of integers.
     """
     _check(rows)
+    if order is not None and (order.ndim != 1 or order.dtype not in (torch.int64, torch.int32)):
+        raise ShapeError(
+            f"order is {str(order.dtype)[6:]} {list(order.shape)}, expected a vector of int64"
+        )
     packed: Tensor = choose_offer("pack", None, rows, order)(rows.contiguous(), order)
     return packed
 
@@ -39,9 +43,13 @@ def unpack(packed: Tensor, dtype: torch.dtype, rows: Tensor | None = None) -> Te
     torch.Size([16, 64])
 
     Raises:
-        ShapeError: no packed matrix.
+        ShapeError: no packed matrix, or rows that are no vector of integers.
     """
     _check(packed)
+    if rows is not None and (rows.ndim != 1 or rows.dtype not in (torch.int64, torch.int32)):
+        raise ShapeError(
+            f"rows are {str(rows.dtype)[6:]} {list(rows.shape)}, expected a vector of int64"
+        )
     numbers: Tensor = choose_offer("unpack", None, packed, dtype, rows)(packed, dtype, rows)
     return numbers
 
