@@ -104,6 +104,9 @@ struct Division {
   // Tasks of each thread: the fewer, the fewer rows are read that nothing asked for ahead; the
   // more, the less a thread waits for another that was held up.
   static constexpr int64_t kTasks = 2;
+  // Of large weights a task takes as many bytes, up to so many tasks: a core of a shared machine
+  // may be held up for a while.
+  static constexpr int64_t kLargeBytes = 524288, kMostTasks = 16;
   // Bytes of weights below which another thread costs more than it saves.
   static constexpr int64_t kLeastBytes = 32768;
   // Outputs that tasks begin at multiples of: by rows, and by columns, of which a task reads a
@@ -116,8 +119,10 @@ struct Division {
     threads = most_threads() < most ? most_threads() : most;
     int64_t outputs = 0;
     for (size_t i = 0; i < count; ++i) outputs += weights[i].rows;
+    const int64_t large = bytes / (kLargeBytes * threads);
+    const int64_t tasks_each = large < kTasks ? kTasks : large < kMostTasks ? large : kMostTasks;
     const int64_t each =
-        threads == 1 ? outputs : (outputs + kTasks * threads - 1) / (kTasks * threads);
+        threads == 1 ? outputs : (outputs + tasks_each * threads - 1) / (tasks_each * threads);
     for (size_t i = 0; i < count; ++i) {
       const int64_t own = step > 0 ? step : weights[i].transposed ? kColumnStep : kRowStep;
       const int64_t of_task = (each + own - 1) / own * own;
