@@ -1,4 +1,4 @@
-"""Random blocks of GGUF's formats, and products with them in float64 as the kernels round."""
+"""Random blocks of GGUF's formats, products with them in float64, and a model to pack."""
 
 import gguf
 import numpy as np
@@ -6,6 +6,18 @@ import torch
 from torch import Tensor
 
 from headwise.ops import BLOCK_FORMATS
+
+# Of a small Llama whose rows are whole blocks, and what it is given.
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "eos_token_id": None,
+}
+IDS = torch.arange(1, 22)[None] % 96
 
 
 def random_blocks(name: str, rows: int, blocks: int, seed: int = 0) -> Tensor:

@@ -25,17 +25,7 @@ import headwise
 from headwise.errors import OptionError, UnsupportedError
 from headwise.hf.packed import PackedEmbedding, PackedLinear
 from headwise.ops import format_of, round_blocks, unpack
-
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "eos_token_id": None,
-}
-IDS = torch.arange(1, 22)[None] % 96
+from packed_blocks import IDS, SIZES
 
 
 def llama(**changes):

@@ -15,18 +15,7 @@ from headwise.errors import UnsupportedError
 from headwise.hf.packed import PackedEmbedding, PackedLinear, holders, put_packed
 from headwise.hf.stock_names import CACHE
 from headwise.ops import pack, round_blocks, unpack
-from packed_blocks import random_blocks
-
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "eos_token_id": None,
-}
-IDS = torch.arange(1, 22)[None] % 96
+from packed_blocks import IDS, SIZES, random_blocks
 
 
 def models(dtype=torch.float32, **changes):

@@ -27,7 +27,13 @@ from headwise.ops.modes import are_few, needs_gradients, watched
 from headwise.ops.packed.formats import (
     FORMATS as BLOCK_FORMATS,
 )
-from headwise.ops.packed.formats import BlockFormat, format_of, is_packed, packed_columns
+from headwise.ops.packed.formats import (
+    BlockFormat,
+    format_of,
+    is_packed,
+    packed_columns,
+    weight_sizes,
+)
 from headwise.ops.packed.operator import pack, packed_linear, round_blocks, unpack
 from headwise.ops.views import KV, PagedKV, QuantKV
 
@@ -78,6 +84,7 @@ __all__ = [
     "unpack",
     "visible_keys",
     "watched",
+    "weight_sizes",
     "weights_of",
 ]
 

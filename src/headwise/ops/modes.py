@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from headwise.ops.packed.formats import weight_sizes
+
 # Private names of PyTorch, in this file alone: a test holds them against the installed release.
 _tracing = torch._C._get_tracing_state
 _functions = torch._C._len_torch_function_stack
@@ -74,10 +76,11 @@ def are_plain(
 def fit(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether x [...,E], a weight [F,E] and a bias [F] are of such sizes; else PyTorch may raise.
 
-    The bias lies in one piece.
+    The weight may be packed. The bias lies in one piece.
     """
+    sizes = weight_sizes(weight)
     return (
-        weight.ndim == 2
-        and weight.shape[1] == x.shape[-1]
-        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
+        len(sizes) == 2
+        and sizes[1] == x.shape[-1]
+        and (bias is None or (bias.shape == sizes[:1] and bias.is_contiguous()))
     )

@@ -71,10 +71,11 @@ def packable(gguf: GgufFile, model: Any) -> dict[str, StoredRows]:
     """The weights of products and embeddings that can stay in the blocks of the file."""
     from headwise.hf.packed import holders
 
+    able = holders(model)
     return {
         name: rows
         for name, rows in stored_rows(gguf, model).items()
-        if name in holders(model) and _kind(gguf, rows.tensor) in BLOCK_FORMATS
+        if name in able and _kind(gguf, rows.tensor) in BLOCK_FORMATS
     }
 
 

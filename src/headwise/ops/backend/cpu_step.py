@@ -12,7 +12,7 @@ from torch import Tensor
 from headwise.ops.backend.cpu_library import LEVELS, chosen_level, ready
 from headwise.ops.backend.protocol import LayerOffer, Offer
 from headwise.ops.modes import FEW_ROWS, are_few, are_plain, fit, needs_gradients
-from headwise.ops.packed.formats import is_packed, packed_columns
+from headwise.ops.packed.formats import is_packed, weight_sizes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Experts that are chosen for them, all together.
@@ -26,18 +26,9 @@ def _multiplies(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | 
     if any(map(is_packed, weights)):
         # integers serve any number of rows, but for tiles of AMX, which multiply faster
         plain = _are_plain(x, given, most=FEW_ROWS if _has_tiles(x) else None)
-        return plain and all(_fits_packed(x, weight, bias) for weight, bias in pairs)
+        return plain and all(is_packed(weight) and fit(x, weight, bias) for weight, bias in pairs)
     return _are_plain(x, given) and all(
         fit(x, weight, bias) and 1 in weight.stride() for weight, bias in pairs
-    )
-
-
-def _fits_packed(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a weight is packed, and of the sizes of x and a bias in one piece."""
-    return (
-        is_packed(weight)
-        and packed_columns(weight) == x.shape[-1]
-        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
     )
 
 
@@ -88,21 +79,13 @@ def _runs_mlp(
 ) -> bool:
     up, down = weights[-2:]
     into, back = zip(weights[:-1], biases[:-1], strict=True), biases[-1]
-    plain = _are_plain(x, [*weights, *(bias for bias in biases if bias is not None)])
-    if plain and any(map(is_packed, weights)):
-        # packed ones say in other words what they fit
-        half = 2 if gates and len(weights) == 2 else 1
-        return (
-            all(_fits_packed(x, weight, bias) for weight, bias in into)
-            and is_packed(down)
-            and (len(down), packed_columns(down)) == (x.shape[-1], len(up) // half)
-            and (back is None or (back.shape == x.shape[-1:] and back.is_contiguous()))
-        )
+    kinds, half = set(map(is_packed, weights)), 2 if gates and len(weights) == 2 else 1
     return (
-        plain
+        _are_plain(x, [*weights, *(bias for bias in biases if bias is not None)])
+        and len(kinds) == 1
         and all(fit(x, weight, bias) for weight, bias in into)
-        and all(1 in weight.stride() for weight in weights)
-        and down.shape == (x.shape[-1], up.shape[0] // (2 if gates and len(weights) == 2 else 1))
+        and (True in kinds or all(1 in weight.stride() for weight in weights))
+        and weight_sizes(down) == (x.shape[-1], len(up) // half)
         and (back is None or (back.shape == x.shape[-1:] and back.is_contiguous()))
     )
 

@@ -24,12 +24,10 @@ def pack(rows: Tensor, order: Tensor | None = None) -> Tensor:
 
     Raises:
         ShapeError: no blocks of a format that is known, or an order that is no vector of integers.
+        IndexError: an index in it of no row.
     """
     _check(rows)
-    if order is not None and (order.ndim != 1 or order.dtype not in (torch.int64, torch.int32)):
-        raise ShapeError(
-            f"order is {str(order.dtype)[6:]} {list(order.shape)}, expected a vector of int64"
-        )
+    _check_indices("order is", order, len(rows))
     packed: Tensor = choose_offer("pack", None, rows, order)(rows.contiguous(), order)
     return packed
 
@@ -44,12 +42,10 @@ def unpack(packed: Tensor, dtype: torch.dtype, rows: Tensor | None = None) -> Te
 
     Raises:
         ShapeError: no packed matrix, or rows that are no vector of integers.
+        IndexError: an index below 0, or that of no row.
     """
     _check(packed)
-    if rows is not None and (rows.ndim != 1 or rows.dtype not in (torch.int64, torch.int32)):
-        raise ShapeError(
-            f"rows are {str(rows.dtype)[6:]} {list(rows.shape)}, expected a vector of int64"
-        )
+    _check_indices("rows are", rows, len(packed))
     numbers: Tensor = choose_offer("unpack", None, packed, dtype, rows)(packed, dtype, rows)
     return numbers
 
@@ -141,6 +137,18 @@ def _four(groups: Tensor) -> Tensor:
 
 def _divisor(scales: Tensor) -> Tensor:
     return torch.where(scales != 0, scales, 1).float()
+
+
+def _check_indices(what: str, indices: Tensor | None, below: int) -> None:
+    if indices is None:
+        return
+    if indices.ndim != 1 or indices.dtype not in (torch.int64, torch.int32):
+        raise ShapeError(
+            f"{what} {str(indices.dtype)[6:]} {list(indices.shape)}, expected a vector of int64"
+        )
+    looked_at = indices.numel() and not torch.compiler.is_compiling()
+    if looked_at and not 0 <= int(indices.min()) <= int(indices.max()) < below:
+        raise IndexError(f"{what} out of range: expected 0 to {below - 1}")
 
 
 def _check(matrix: Tensor) -> None:

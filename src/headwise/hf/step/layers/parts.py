@@ -13,7 +13,7 @@ from torch.nn import functional
 from headwise.hf.module_hook import is_touched, parameters_of
 from headwise.hf.packed import PackedLinear, weight_of
 from headwise.hf.step.codes import ACTIVATIONS, NORMS
-from headwise.ops import is_packed, packed_columns
+from headwise.ops import weight_sizes
 from headwise.spec.config.decoder_layer import DecoderLayer
 
 _ABSENT = object()
@@ -203,9 +203,7 @@ class LayerParts:
         dim = fact(own, "head_dim")
         if len(head_eps) > 1 or type(dim) is not int:
             raise Unfit("no one eps of the heads' norms, or no head_dim")
-        out = weight_of(self.out)
-        width = out.shape[0]
-        inside = packed_columns(out) if is_packed(out) else out.shape[1]
+        width, inside = weight_sizes(weight_of(self.out))
         heads = inside // dim
         rows = sum(0 if weight is None else weight.shape[0] for weight, _ in qkv) // dim
         sizes: list[tuple[nn.Module | None, int]] = [(norm, width) for norm in self.norms]
