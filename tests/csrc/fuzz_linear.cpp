@@ -155,11 +155,6 @@ void one_layer(int level) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int calls = 10 * (argc > 1 ? atoi(argv[1]) : 10);
-  rng.seed(argc > 2 ? atoi(argv[2]) : 1);
-  int done = 0;
-  for (int level = 0; kernels(level) != nullptr; ++level)
-    for (int i = 0; i < calls; ++i, ++done) i % 3 ? one(level) : one_layer(level);
-  printf("%d calls, %d failures\n", done, failures);
-  return failures != 0;
+  return run_calls(argc, argv, failures,
+                   [](int level, int i) { i % 3 ? one(level) : one_layer(level); });
 }

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 #include <algorithm>
 #include <random>
@@ -41,6 +43,18 @@ inline double widen(uint16_t h, Dtype dtype) {
   const int exponent = h >> 10 & 31, mantissa = h & 0x3ff;
   if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
   return sign * (exponent ? ldexp(1024 + mantissa, exponent - 25) : ldexp(mantissa, -24));
+}
+
+// A program of random calls: each(level, i), some tens at every level, which counts failures.
+template <class Each>
+int run_calls(int argc, char** argv, const int& failures, const Each& each) {
+  const int calls = 10 * (argc > 1 ? atoi(argv[1]) : 10);
+  rng.seed(argc > 2 ? atoi(argv[2]) : 1);
+  int done = 0;
+  for (int level = 0; kernels(level) != nullptr; ++level)
+    for (int i = 0; i < calls; ++i, ++done) each(level, i);
+  printf("%d calls, %d failures\n", done, failures);
+  return failures != 0;
 }
 
 // A buffer of numbers in some dtype, exactly as large as asked.
