@@ -78,7 +78,9 @@ def packed_columns(packed: Tensor) -> int:
 def weight_sizes(weight: Tensor) -> tuple[int, ...]:
     """[F,E] of a weight, packed or not; the shape of what is no matrix.
 
-    >>> weight_sizes(torch.zeros(16, 2, 144, dtype=torch.uint8)), weight_sizes(torch.zeros(3, 5))
-    ((16, 512), (3, 5))
+    >>> weight_sizes(torch.zeros(16, 2, 144, dtype=torch.uint8))
+    (16, 512)
+    >>> weight_sizes(torch.zeros(3, 5))
+    torch.Size([3, 5])
     """
     return (weight.shape[0], packed_columns(weight)) if is_packed(weight) else weight.shape
