@@ -14,6 +14,14 @@ struct Scales {
   int64_t batch, head, row;
 };
 
+// The keys that each query attends to, by their positions: lists of a part of the queries, of every
+// sequence and every head that has one. To a plan each list is a sequence of one query.
+struct Lists {
+  const int32_t* keys;    // [B][queries][heads][most], ascending; null: no lists
+  const int32_t* counts;  // [B][queries][heads], the keys of a list
+  int64_t first_query, queries, heads, most;  // heads: 1, or K
+};
+
 struct AttendArgs {
   const void *query, *key, *value;
   // a second part of query and key, in tensors of its own (absorbed MLA: the rope key); null: none
@@ -41,17 +49,30 @@ struct AttendArgs {
   Options options;
   const int64_t* lengths64;  // [B]; at most one of the two
   const int32_t* lengths32;
+  Lists lists;  // then no option hides a key
 };
 
-// The keys that sequence b has.
+// The keys that sequence b has, or list b.
 inline int64_t length_of(const AttendArgs& args, int64_t b) {
+  if (args.lists.keys != nullptr) return args.lists.counts[b];
   if (args.lengths64 != nullptr) return args.lengths64[b];
   return args.lengths32 != nullptr ? int64_t(args.lengths32[b]) : args.context;
 }
 
 // Query heads of a kv head, and rows.
 inline int64_t group_of(const AttendArgs& args) { return args.heads / args.kv_heads; }
-inline int64_t rows_of(const AttendArgs& args) { return group_of(args) * args.queries; }
+inline int64_t rows_of(const AttendArgs& args) {
+  return group_of(args) * (args.lists.keys != nullptr ? 1 : args.queries);
+}
+
+// What a plan counts as sequences, and the kv heads of each.
+inline int64_t sequences_of(const AttendArgs& args) {
+  const Lists& lists = args.lists;
+  return lists.keys != nullptr ? args.batch * lists.queries * lists.heads : args.batch;
+}
+inline int64_t heads_of_sequence(const AttendArgs& args) {
+  return args.lists.keys != nullptr && args.lists.heads > 1 ? 1 : args.kv_heads;
+}
 
 // The keys start..stop that some query of a sequence may see, cut into parts of `chunk` keys, and
 // those into segments of `segment`. A task takes a part, or a segment where parts are too few for
@@ -71,10 +92,15 @@ struct Plan {
   int64_t tile_rows, tiles;  // rows of a task, and such tiles in a kv head's rows
   int64_t tasks, slots, threads;
   int64_t run;              // tasks that a thread takes at once, one after the other
-  SequencePlan* sequences;  // [B]
-  int32_t* left;            // [B][K][tiles]: tasks not finished yet
+  SequencePlan* sequences;  // [sequences_of]
+  int32_t* left;            // [sequences_of][heads_of_sequence][tiles]: tasks not finished yet
   float* partial;           // [slots][tile_rows]: max, sum, then the V sums of each row
   int64_t scratch_bytes;    // for each thread
+
+  // Where a sequence begins in `left`.
+  int64_t first_left(const AttendArgs& args, const SequencePlan& sequence) const {
+    return (&sequence - sequences) * heads_of_sequence(args) * tiles;
+  }
 };
 
 // Floats of one slot of partial results.
@@ -84,7 +110,7 @@ inline int64_t slot_floats(const AttendArgs& args, const Plan& plan) {
 
 // Fills what does not depend on the lengths: how rows become tasks. pairs: as in `Kernels`.
 void plan_rows(const AttendArgs& args, bool pairs, Plan* plan);
-// Fills the sequences of `plan` (which has room for B) for `threads` threads.
+// Fills the sequences of `plan` (which has room for them) for `threads` threads.
 void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan);
 
 }  // namespace headwise

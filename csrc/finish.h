@@ -167,7 +167,7 @@ HEADWISE_INLINE void finish(const Task& task, const float* top, const float* tot
     return;
   }
   const int64_t width = padded(args.value_dim), slot = slot_floats(args, plan);
-  const int64_t own = task.kv_head * plan.tiles + task.tile;
+  const int64_t own = task.left - plan.first_left(args, sequence);
   float* first = plan.partial + (sequence.first_slot + own * pieces) * slot;
   float* to = first + (task.part * sequence.segments + task.segment) * slot;
   for (int64_t row = 0; row < task.rows; ++row) {
@@ -175,8 +175,8 @@ HEADWISE_INLINE void finish(const Task& task, const float* top, const float* tot
     to[2 * row + 1] = total[row];
     sums(row, to + 2 * plan.tile_rows + row * width);
   }
-  int32_t* left = plan.left + task.batch * args.kv_heads * plan.tiles + own;
-  if (__atomic_sub_fetch(left, 1, __ATOMIC_ACQ_REL) == 0) merge(task, first, row_sum);
+  if (__atomic_sub_fetch(plan.left + task.left, 1, __ATOMIC_ACQ_REL) == 0)
+    merge(task, first, row_sum);
 }
 
 }  // namespace HEADWISE_ISA

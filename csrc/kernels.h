@@ -146,6 +146,21 @@ struct QuantizeArgs {
 // Bytes of a thread's scratch.
 inline int64_t scratch_bytes(const QuantizeArgs& args) { return 8 * padded(args.dim); }
 
+// Scores of an indexer, whose heads share the keys.
+struct IndexArgs {
+  const void *query, *key;  // [B,S,I,E] and [B,L,E], the last dim of each contiguous
+  const float* weight;      // [B,S,I], the last dim contiguous
+  Dtype dtype;              // of queries and keys
+  int64_t batch, queries, context, heads, dim;
+  int64_t query_batch, query_row, query_head, key_batch, key_row, weight_batch, weight_row;
+};
+
+// Bytes of a thread's scratch.
+inline int64_t scratch_bytes(const IndexArgs& args) {
+  const int64_t rows = (args.heads + 15) / 16 * 16, dim = padded(args.dim);
+  return 4 * (rows * (1 + dim + kBlock) + kBlock * dim) + 64 * 4;
+}
+
 enum Level { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // One task of attention. `scratch` is aligned to 64 bytes in each of these.
@@ -174,6 +189,10 @@ typedef void (*UnpackFunction)(const UnpackArgs&, int64_t first, int64_t count);
 // `count` of the rows of all sequences and heads.
 typedef void (*QuantizeFunction)(const QuantizeArgs&, int64_t first, int64_t count, char* scratch);
 
+// The scores of one query and the keys first..stop: out[j] is that of key j.
+typedef void (*IndexFunction)(const IndexArgs&, int64_t batch, int64_t query, int64_t first,
+                              int64_t stop, float* out, char* scratch);
+
 // What kernels_isa.cpp defines once for each level.
 struct Kernels {
   AttendFunction attend;
@@ -186,6 +205,7 @@ struct Kernels {
   GatedFunction gated;
   QuantizeFunction quantize;
   UnpackFunction unpack;
+  IndexFunction index;
   bool pairs;  // bf16 is multiplied as it is, in pairs
 };
 

@@ -5,6 +5,7 @@
 #endif
 
 #include "decoder_layer.h"
+#include "index_scores.h"
 #include "packed_rows.h"
 #include "project.h"
 #include "quantize.h"
@@ -42,9 +43,11 @@ void over_strided(const Body& body) {
   const AttendArgs& args = *body.task.args;
   const int64_t batch = body.task.batch, head = body.task.kv_head;
   const int32_t* table = args.table == nullptr ? nullptr : args.table + batch * args.table_row;
+  const int32_t* list = body.task.list();
   const auto rows = [&](const void* base, int64_t each, int64_t per_head, int64_t row) {
     const int64_t first = (table == nullptr ? batch * each : 0) + head * per_head;
-    return StridedRows<T>{static_cast<const T*>(base) + first, row, table, each, args.page_shift};
+    return StridedRows<T>{
+        static_cast<const T*>(base) + first, row, table, each, args.page_shift, list};
   };
   body.run(rows(args.key, args.key_batch, args.key_head, args.key_row),
            rows(args.key_tail, args.key_tail_batch, args.key_tail_head, args.key_tail_row),
@@ -55,11 +58,12 @@ template <int BITS, int GROUP>
 void over_quantized(const Body& body) {
   const AttendArgs& args = *body.task.args;
   const int64_t batch = body.task.batch, head = body.task.kv_head;
+  const int32_t* list = body.task.list();
   const auto rows = [&](const void* base, int64_t each, int64_t per_head, int64_t row,
                         const Scales& scales) {
     return QuantizedRows<BITS, GROUP>{
         static_cast<const unsigned char*>(base) + batch * each + head * per_head, row,
-        scales.data + batch * scales.batch + head * scales.head, scales.row};
+        scales.data + batch * scales.batch + head * scales.head, scales.row, list};
   };
   body.run(rows(args.key, args.key_batch, args.key_head, args.key_row, args.key_scales),
            rows(args.key_tail, args.key_tail_batch, args.key_tail_head, args.key_tail_row,
@@ -140,12 +144,25 @@ void unpack_rows(const UnpackArgs& args, int64_t first, int64_t count) {
   });
 }
 
+void index_query(const IndexArgs& args, int64_t batch, int64_t query, int64_t first, int64_t stop,
+                 float* out, char* scratch) {
+#if defined(HEADWISE_PAIRS)
+  if (args.dtype == kBfloat16) {
+    index_scores<PairEngine, bf16>(args, batch, query, first, stop, out, scratch);
+    return;
+  }
+#endif
+  with_type(args.dtype, [&](auto type) {
+    index_scores<FloatEngine, decltype(type)>(args, batch, query, first, stop, out, scratch);
+  });
+}
+
 }  // namespace
 
 extern const Kernels kKernels;
 const Kernels kKernels = {attend_task,   project_head,   take,           linear_outputs,
                           join,          heads_of_layer, place_products, gated_outputs,
-                          quantize_rows, unpack_rows,    kHasPairs};
+                          quantize_rows, unpack_rows,    index_query,    kHasPairs};
 
 }  // namespace HEADWISE_ISA
 }  // namespace headwise

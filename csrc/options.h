@@ -39,6 +39,13 @@ struct Mask {
   ScoreStrides strides;
 };
 
+// Keys chosen for each query, [B,1|K,S,count]; -1 is none. heads of 0: every key.
+struct Chosen {
+  const int32_t* data;
+  int64_t heads, count;
+  int64_t batch, head, query;  // strides in elements; the last dim is contiguous
+};
+
 struct Options {
   bool causal;           // a query sees no key after its own position
   int64_t window;        // keys that a query sees, its own the last
@@ -47,6 +54,9 @@ struct Options {
   PerHead alibi_slopes;  // times key minus query position, added to a score
   Bias bias;
   Mask mask;
+  Chosen indices;        // positions of keys
+  Chosen block_indices;  // of blocks of `block_size` keys, counted from the first key
+  int64_t block_size;
 
   // Calls visit(name, field) for every option, in the order of the operator's arguments.
   template <class Visit>
@@ -58,6 +68,15 @@ struct Options {
     visit("alibi_slopes", alibi_slopes);
     visit("bias", bias);
     visit("mask", mask);
+    visit("indices", indices);
+    visit("block_indices", block_indices);
+    visit("block_size", block_size);
+  }
+
+  // The keys that were chosen, in whichever way; null: every key.
+  const Chosen* chosen() const {
+    if (indices.heads > 0) return &indices;
+    return block_indices.heads > 0 ? &block_indices : nullptr;
   }
 
   // Calls refuse(words...) for what cannot be served, and limits what is out of range. Shapes are
@@ -67,6 +86,14 @@ struct Options {
     if (window < 0 || (window > 0 && !causal))
       refuse("window is ", window, ", expected 0 or, with causal, more");
     if (window > positions) window = positions;
+    const bool chosen = indices.heads > 0, blocks = block_indices.heads > 0;
+    if (chosen && blocks) refuse("indices and block_indices cannot come together");
+    if (blocks ? block_size < 1 : block_size != 0)
+      refuse("block_size is ", block_size, ", expected 1 or more with block_indices, else 0");
+    if ((chosen || blocks) && (bias.data != nullptr || alibi_slopes.data != nullptr))
+      refuse("chosen keys with a bias or ALiBi are not served");
+    if ((chosen || blocks) && mask.data != nullptr && mask.strides.head != 0)
+      refuse("chosen keys with a mask of each head are not served");
     // far below and above what a score can be, and safe in float32
     if (softcap > 0 && softcap < 1e-30) softcap = 1e-30;
     if (softcap > 1e30) softcap = 1e30;

@@ -59,8 +59,8 @@ void plan_rows(const AttendArgs& args, bool pairs, Plan* plan) {
 
 void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan) {
   int64_t total = 0;
-  const int64_t heads = args.kv_heads * plan->tiles;
-  for (int64_t b = 0; b < args.batch; ++b) {
+  const int64_t count = sequences_of(args), heads = heads_of_sequence(args) * plan->tiles;
+  for (int64_t b = 0; b < count; ++b) {
     SequencePlan& sequence = plan->sequences[b];
     sequence.length = length_of(args, b);
     sequence.stop = sequence.length;
@@ -75,9 +75,9 @@ void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan) {
   }
   const int64_t share = (total + kParts - 1) / kParts;
   const int64_t chunk = share > kLeastKeys ? share : kLeastKeys;
-  const int64_t segment = args.batch * heads >= kManyTiles ? kLongSegment : kSegment;
+  const int64_t segment = count * heads >= kManyTiles ? kLongSegment : kSegment;
   int64_t parts = 0, segments = 0;
-  for (int64_t b = 0; b < args.batch; ++b) {
+  for (int64_t b = 0; b < count; ++b) {
     SequencePlan& sequence = plan->sequences[b];
     const int64_t keys = sequence.stop - sequence.start;
     // a little more than a chunk is not worth another part
@@ -100,7 +100,7 @@ void plan_tasks(const AttendArgs& args, int64_t threads, Plan* plan) {
   int64_t most = 1;
   plan->tasks = 0;
   plan->slots = 0;
-  for (int64_t b = 0; b < args.batch; ++b) {
+  for (int64_t b = 0; b < count; ++b) {
     SequencePlan& sequence = plan->sequences[b];
     sequence.segments = split ? (sequence.chunk + segment - 1) / segment : 1;
     const int64_t pieces = sequence.pieces();

@@ -9,6 +9,13 @@
 namespace headwise {
 namespace HEADWISE_ISA {
 
+// How many of the `count` numbers of a list from `first` on follow one another.
+inline int64_t listed_run(const int32_t* list, int64_t first, int64_t count) {
+  int64_t length = 1;
+  while (length < count && list[first + length] == list[first] + length) ++length;
+  return length;
+}
+
 // Rows of T at a fixed distance, or in pages of such rows.
 template <class T>
 struct StridedRows {
@@ -21,15 +28,18 @@ struct StridedRows {
   int64_t stride;
   const int32_t* table = nullptr;  // the pages of this sequence, `page` apart; null: none
   int64_t page = 0;
-  int shift = 0;  // log2 of the rows of a page
+  int shift = 0;                  // log2 of the rows of a page
+  const int32_t* list = nullptr;  // positions of the rows, ascending; null: all of them
 
   HEADWISE_INLINE Row row(int64_t index) const {
+    if (list != nullptr) index = list[index];
     if (table == nullptr) return base + index * stride;
     const int64_t within = index & ((int64_t(1) << shift) - 1);
     return base + table[index >> shift] * page + within * stride;
   }
   // How many of the `count` rows from `first` on lie `stride` apart.
   HEADWISE_INLINE int64_t run(int64_t first, int64_t count) const {
+    if (list != nullptr) return table == nullptr ? listed_run(list, first, count) : 1;
     if (table == nullptr) return count;
     const int64_t rows = int64_t(1) << shift;
     int64_t length = rows - (first & (rows - 1));
@@ -74,15 +84,20 @@ struct QuantizedRows {
   int64_t stride;
   const float* scales;
   int64_t scale_stride;
+  const int32_t* list = nullptr;  // positions of the rows, ascending; null: all of them
 
   HEADWISE_INLINE Row row(int64_t index) const {
+    if (list != nullptr) index = list[index];
     if constexpr (GROUP == 0)
       return base + index * stride;
     else
       return {base + index * stride, scales + index * scale_stride};
   }
-  HEADWISE_INLINE int64_t run(int64_t, int64_t count) const { return count; }
+  HEADWISE_INLINE int64_t run(int64_t first, int64_t count) const {
+    return list == nullptr ? count : listed_run(list, first, count);
+  }
   HEADWISE_INLINE float scale(int64_t index) const {
+    if (list != nullptr) index = list[index];
     return GROUP == 0 ? scales[index * scale_stride] : 1.0f;
   }
   static HEADWISE_INLINE const char* address(Row row) {
@@ -159,7 +174,7 @@ class Ahead {
   }
 
  private:
-  static constexpr int kRuns = 15;  // three times 64 rows in pages of 16
+  static constexpr int kRuns = 3 * kBlock;  // every row of a block of a list apart
   struct Run {
     const char* at;
     int64_t bytes, stride, rows;

@@ -33,14 +33,22 @@ struct Task {
   const Plan* plan;
   const SequencePlan* sequence;
   int64_t batch, kv_head, tile;
-  int64_t first_row, rows, group;
+  int64_t left;  // where the plan counts the pieces of this tile that are left
+  int64_t first_row, first_query, rows, group;
   int64_t part, segment;  // of the part: one of its segments, or 0 for all of it
   bool continues;         // the thread takes the next keys afterwards
 
   HEADWISE_INLINE int64_t head(int64_t row) const {
     return kv_head * group + (first_row + row) % group;
   }
-  HEADWISE_INLINE int64_t query(int64_t row) const { return (first_row + row) / group; }
+  HEADWISE_INLINE int64_t query(int64_t row) const {
+    return first_query + (first_row + row) / group;
+  }
+  // The keys of a list, of which the task's are numbers; null: they are positions.
+  const int32_t* list() const {
+    const Lists& lists = args->lists;
+    return lists.keys == nullptr ? nullptr : lists.keys + (sequence - plan->sequences) * lists.most;
+  }
   HEADWISE_INLINE int64_t position(int64_t row) const {
     return sequence->length - args->queries + query(row);
   }
@@ -106,7 +114,7 @@ struct Task {
 
 // The task `index` of a plan.
 inline Task task_of(const AttendArgs& args, const Plan& plan, int64_t index) {
-  int64_t low = 0, high = args.batch - 1;
+  int64_t low = 0, high = sequences_of(args) - 1;
   while (low < high) {  // the last sequence whose first task is not above this one
     const int64_t middle = (low + high + 1) / 2;
     if (plan.sequences[middle].first_task <= index) {
@@ -124,6 +132,14 @@ inline Task task_of(const AttendArgs& args, const Plan& plan, int64_t index) {
   task.sequence = &sequence;
   task.batch = low;
   task.kv_head = tiles / plan.tiles;
+  task.first_query = 0;
+  task.left = low * heads_of_sequence(args) * plan.tiles + tiles;
+  const Lists& lists = args.lists;
+  if (lists.keys != nullptr) {
+    task.batch = low / (lists.queries * lists.heads);
+    task.first_query = lists.first_query + low / lists.heads % lists.queries;
+    if (lists.heads > 1) task.kv_head = low % lists.heads;
+  }
   // the last tile first: it sees most keys, and the threads end together
   task.tile = plan.tiles - 1 - tiles % plan.tiles;
   task.first_row = task.tile * plan.tile_rows;

@@ -16,8 +16,10 @@ namespace headwise {
 void run_attend(const AttendArgs& args, const Kernels& kernels) {
   Plan plan = {};
   plan_rows(args, kernels.pairs, &plan);
-  const int64_t sequence_bytes = aligned(int64_t(sizeof(SequencePlan)) * args.batch);
-  const int64_t left_bytes = int64_t(sizeof(int32_t)) * args.batch * args.kv_heads * plan.tiles;
+  const int64_t sequences = sequences_of(args);
+  const int64_t sequence_bytes = aligned(int64_t(sizeof(SequencePlan)) * sequences);
+  const int64_t left_bytes =
+      int64_t(sizeof(int32_t)) * sequences * heads_of_sequence(args) * plan.tiles;
   const Memory table = allocate(sequence_bytes + left_bytes);
   plan.sequences = static_cast<SequencePlan*>(table.get());
   plan.left = reinterpret_cast<int32_t*>(static_cast<char*>(table.get()) + sequence_bytes);
@@ -258,7 +260,7 @@ void attend(StableIValue* stack, uint64_t, uint64_t) {
   if (out.numel() > 0) {
     args.out = out.mutable_data_ptr();
     args.lse = call.return_lse ? static_cast<float*>(lse.mutable_data_ptr()) : nullptr;
-    run_attend(args, kernels);
+    args.options.chosen() == nullptr ? run_attend(args, kernels) : attend_chosen(args, kernels);
   }
   stack[0] = torch::stable::detail::from(out);
   stack[1] = torch::stable::detail::from(lse);

@@ -7,5 +7,7 @@ namespace headwise {
 
 // Plans and runs a call that was checked, on PyTorch's threads.
 void run_attend(const AttendArgs& args, const Kernels& kernels);
+// The same of a call with chosen keys. Throws where one of those does not exist.
+void attend_chosen(const AttendArgs& args, const Kernels& kernels);
 
 }  // namespace headwise

@@ -112,6 +112,22 @@ struct CheckOptions {
     field.data = static_cast<const unsigned char*>(tensor->const_data_ptr());
   }
 
+  void operator()(const char* name, Chosen& field) {
+    const MaybeTensor& tensor = *next++;
+    if (!tensor.has_value()) return;
+    check_tensor(*tensor, name);
+    const int64_t heads = tensor->size(1);
+    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Int && tensor->size(0) == args.batch &&
+                        (heads == 1 || heads == args.kv_heads) && tensor->size(2) == args.queries &&
+                        contiguous_rows(*tensor),
+                    kAttend, ": ", name,
+                    " is not int32 [B, 1 or K, S, count], its rows contiguous");
+    field.data = static_cast<const int32_t*>(tensor->const_data_ptr());
+    field.heads = heads;
+    field.count = tensor->size(3);
+    take_strides(*tensor, &field.batch, &field.head, &field.query);
+  }
+
   // The strides of a tensor that broadcasts to [B,H,S,L].
   ScoreStrides broadcast(const Tensor& tensor, const char* name) const {
     check_tensor(tensor, name);

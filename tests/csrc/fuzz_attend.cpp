@@ -11,11 +11,40 @@
 #include <thread>
 #include <vector>
 
+#include "chosen.h"
 #include "random_rows.h"
+#include "select.h"
 
 namespace {
 
 int failures = 0;
+
+// Runs a call on some threads; where each sequence's keys begin.
+void attend(int level, const AttendArgs& a, std::vector<int64_t>* starts) {
+  Plan plan = {};
+  std::vector<SequencePlan> sequences(sequences_of(a));
+  plan_rows(a, kernels(level)->pairs, &plan);
+  std::vector<int32_t> left(sequences.size() * heads_of_sequence(a) * plan.tiles);
+  plan.sequences = sequences.data(), plan.left = left.data();
+  plan_tasks(a, pick({1, 2, 5}), &plan);
+  std::vector<float> partial(plan.slots * slot_floats(a, plan), NAN);
+  plan.partial = partial.data();
+  std::vector<std::thread> threads;
+  int64_t next = 0;
+  for (int64_t t = 0; t < plan.threads; ++t)
+    threads.emplace_back([&] {
+      void* scratch = aligned_alloc(64, plan.scratch_bytes);
+      for (;;) {
+        const int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+        if (task >= plan.tasks) break;
+        kernels(level)->attend(a, plan, task, static_cast<char*>(scratch));
+      }
+      free(scratch);
+    });
+  for (auto& thread : threads) thread.join();
+  if (a.lists.keys == nullptr)
+    for (int64_t b = 0; b < a.batch; ++b) (*starts)[b] = sequences[b].start;
+}
 
 void one(int level) {
   AttendArgs a = {};
@@ -77,13 +106,26 @@ void one(int level) {
   a.query_tail_batch = a.heads * a.query_tail_head;
   Numbers key_tail(strides(a.tail_dim, &a.key_tail_row, &a.key_tail_head, &a.key_tail_batch),
                    a.dtype);
+  // keys chosen for each query, some of them twice
+  Chosen* choice = some(3) ? &options.indices : some(2) ? &options.block_indices : nullptr;
+  if (choice == &options.block_indices) options.block_size = pick({1, 3, 64, 100});
+  const int64_t size = options.block_size > 0 ? options.block_size : 1;
+  std::vector<int32_t> chosen;
+  if (choice != nullptr) {
+    choice->heads = some(5) ? a.kv_heads : 1, choice->count = pick({0, 1, 5, 70});
+    choice->query = choice->count, choice->head = a.queries * choice->count;
+    choice->batch = choice->heads * choice->head;
+    chosen.resize(a.batch * choice->batch);
+    for (auto& x : chosen) x = int32_t(rng() % ((a.context + size - 1) / size + 1)) - 1;
+    choice->data = chosen.data();
+  }
   std::vector<float> sinks(a.heads), slopes(a.heads);
   for (float& x : sinks) x = normal();
   for (float& x : slopes) x = fabsf(normal()) / 10;
   options.sinks.data = some(2) ? sinks.data() : nullptr;
-  options.alibi_slopes.data = some(2) ? slopes.data() : nullptr;
+  options.alibi_slopes.data = some(2) && !choice ? slopes.data() : nullptr;
   auto extra = [&](ScoreStrides* to) {
-    const bool own[4] = {some(5), some(5), some(5), some(8)};
+    const bool own[4] = {some(5), some(5) && !choice, some(5), some(8)};
     int64_t size = 1;
     to->key = own[3] ? size : 0, size *= own[3] ? a.context : 1;
     to->query = own[2] ? size : 0, size *= own[2] ? a.queries : 1;
@@ -93,7 +135,7 @@ void one(int level) {
   };
   Numbers bias(extra(&options.bias.strides), Dtype(rng() % 3));
   options.bias.dtype = bias.dtype;
-  options.bias.data = some(3) ? bias.data() : nullptr;
+  options.bias.data = some(3) && !choice ? bias.data() : nullptr;
   std::vector<unsigned char> mask(extra(&options.mask.strides));
   const int shown = pick({1, 6, 10});
   for (auto& m : mask) m = some(shown) && (shown > 1 || some(1));
@@ -165,27 +207,33 @@ void one(int level) {
   std::vector<float> lse(a.batch * a.heads * a.queries, NAN);
   a.out = out.data(), a.lse = lse.data();
 
-  Plan plan = {};
-  std::vector<SequencePlan> sequences(a.batch);
-  plan_rows(a, kernels(level)->pairs, &plan);
-  std::vector<int32_t> left(a.batch * a.kv_heads * plan.tiles);
-  plan.sequences = sequences.data(), plan.left = left.data();
-  plan_tasks(a, pick({1, 2, 5}), &plan);
-  std::vector<float> partial(plan.slots * slot_floats(a, plan), NAN);
-  plan.partial = partial.data();
-  std::vector<std::thread> threads;
-  int64_t next = 0;
-  for (int64_t t = 0; t < plan.threads; ++t)
-    threads.emplace_back([&] {
-      void* scratch = aligned_alloc(64, plan.scratch_bytes);
-      for (;;) {
-        const int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-        if (task >= plan.tasks) break;
-        kernels(level)->attend(a, plan, task, static_cast<char*>(scratch));
+  // as operators/attend_chosen.cpp does it, in parts of some queries
+  const int64_t each = choice && a.queries > 1 ? pick({1, 2, 100}) : a.queries;
+  std::vector<int64_t> starts(a.batch);
+  for (int64_t first = 0; first < a.queries; first += each) {
+    AttendArgs run = a;
+    std::vector<int32_t> keys, counts;
+    if (choice) {
+      Lists& lists = run.lists;
+      lists.first_query = first, lists.queries = std::min(each, a.queries - first);
+      lists.heads = choice->heads, lists.most = most_listed(a);
+      const int64_t count = a.batch * lists.queries * lists.heads;
+      keys.resize(count * lists.most + 1), counts.resize(count);
+      std::vector<uint64_t> set(words_of(a));
+      for (int64_t i = 0; i < count; ++i) {
+        int32_t wrong = 0;
+        std::vector<int32_t> list(lists.most);
+        counts[i] = int32_t(list_keys(a, i / lists.heads / lists.queries, i % lists.heads,
+                                      first + i / lists.heads % lists.queries, set.data(),
+                                      list.data(), &wrong));
+        std::copy(list.begin(), list.begin() + counts[i], keys.begin() + i * lists.most);
       }
-      free(scratch);
-    });
-  for (auto& thread : threads) thread.join();
+      lists.keys = keys.data(), lists.counts = counts.data();
+      run.options.causal = false, run.options.window = 0, run.options.mask = {};
+      run.lengths64 = nullptr;
+    }
+    attend(level, run, &starts);
+  }
 
   const double eps = a.dtype == kFloat32 ? 1e-4 : a.dtype == kBfloat16 ? 4e-2 : 5e-3;
   for (int64_t b = 0; b < a.batch; ++b)
@@ -193,8 +241,9 @@ void one(int level) {
       for (int64_t s = 0; s < a.queries; ++s) {
         const int64_t k = h / group, position = lengths[b] - a.queries + s;
         std::vector<double> sum(a.value_dim, 0.0);
+        int64_t seen = 0;  // of a list, by whose places integers share what they stand for
         double total = options.sinks.data ? exp(double(sinks[h])) : 0.0;
-        Rounding rounding(a, sequences[b].start);
+        Rounding rounding(a, starts[b]);
         for (int64_t d = 0; d < a.dim; ++d)
           rounding.query(query.at(b * a.query_batch + h * a.query_head + s * a.query_row + d));
         for (int64_t j = 0; j < lengths[b]; ++j) {
@@ -202,6 +251,12 @@ void one(int level) {
               (j > position || (options.window && j <= position - options.window)))
             continue;
           if (options.mask.data && !mask[options.mask.strides.offset(b, h, s, j)]) continue;
+          if (choice) {
+            const int32_t* own = choice->data + b * choice->batch + s * choice->query +
+                                 (choice->heads > 1 ? k : 0) * choice->head;
+            if (std::find(own, own + choice->count, int32_t(j / size)) == own + choice->count)
+              continue;
+          }
           double x = 0, key_size = 0, value_size = 0;
           for (int64_t d = 0; d < a.dim; ++d) {
             x += query.at(b * a.query_batch + h * a.query_head + s * a.query_row + d) *
@@ -223,7 +278,7 @@ void one(int level) {
             value_size = std::max(value_size, fabs(value_at(b, k, j, v)));
           }
           if (a.bits == 8)
-            rounding.key(j, key_size, weight, value_size,
+            rounding.key(choice ? seen++ : j, key_size, weight, value_size,
                          (shared ? keys : values).scales[(b * a.kv_heads + k) * a.context + j]);
         }
         const double more = total > 0 ? rounding.of_result(total) : 0.0;
@@ -241,6 +296,64 @@ void one(int level) {
               long(a.kv_heads), long(a.queries), long(a.context), long(a.dim), long(a.value_dim),
               long(row));
       }
+}
+
+// The keys with the largest scores of an indexer.
+void one_index(int level) {
+  IndexArgs a = {};
+  a.dtype = Dtype(rng() % 3);
+  a.batch = pick({1, 2}), a.queries = pick({1, 3}), a.context = pick({1, 63, 64, 65, 200});
+  a.heads = pick({1, 3, 16, 17, 64}), a.dim = pick({1, 7, 31, 32, 64, 128});
+  const int64_t gap = pick({0, 3});
+  Numbers query(a.batch * a.queries * a.heads * a.dim, a.dtype);
+  Numbers key(a.batch * a.context * (a.dim + gap) - gap, a.dtype);
+  std::vector<float> weight(a.batch * a.queries * a.heads), scores(a.context, NAN);
+  for (float& x : weight) x = normal();
+  a.query = query.data(), a.key = key.data(), a.weight = weight.data();
+  a.query_head = a.dim, a.query_row = a.heads * a.dim, a.query_batch = a.queries * a.query_row;
+  a.key_row = a.dim + gap, a.key_batch = a.context * a.key_row;
+  a.weight_row = a.heads, a.weight_batch = a.queries * a.heads;
+  const int64_t b = rng() % a.batch, s = rng() % a.queries, half = rng() % (a.context + 1);
+  char* scratch = static_cast<char*>(aligned_alloc(64, (scratch_bytes(a) + 63) / 64 * 64));
+  kernels(level)->index(a, b, s, 0, half, scores.data(), scratch);
+  kernels(level)->index(a, b, s, half, a.context, scores.data(), scratch);
+  free(scratch);
+  bool good = true;
+  for (int64_t j = 0; j < a.context; ++j) {
+    double sum = 0, size = 0;
+    for (int64_t i = 0; i < a.heads; ++i) {
+      double x = 0, all = 0;
+      for (int64_t d = 0; d < a.dim; ++d) {
+        const double product = query.at(b * a.query_batch + s * a.query_row + i * a.dim + d) *
+                               key.at(b * a.key_batch + j * a.key_row + d);
+        x += product, all += fabs(product);
+      }
+      const double w = weight[(b * a.queries + s) * a.heads + i];
+      sum += w * std::max(x, 0.0), size += fabs(w) * all;
+    }
+    good = good && fabs(scores[j] - sum) <= 1e-5 * size;
+  }
+  if (!good && ++failures < 5)
+    printf("level %d dtype %d: scores of %ld heads, E %ld differ\n", level, int(a.dtype),
+           long(a.heads), long(a.dim));
+
+  // with ties, and hidden ones
+  for (float& x : scores) x = some(3) ? float(int(rng() % 5) - 2) : x;
+  std::vector<unsigned char> mask(2 * a.context - 1);
+  for (auto& x : mask) x = some(7);
+  const bool hides = some(5);
+  const int64_t first = rng() % a.context, top = pick({0, 1, 5, 64, 300});
+  std::vector<int32_t> to(top), order;
+  select_largest(scores.data(), first, a.context, hides ? mask.data() : nullptr, 2, top, to.data());
+  for (int64_t j = first; j < a.context; ++j)
+    if (!hides || mask[2 * j]) order.push_back(int32_t(j));
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t x, int32_t y) { return scores[x] > scores[y]; });
+  if (int64_t(order.size()) > top) order.resize(top);
+  std::sort(order.begin(), order.end());
+  order.resize(top, -1);
+  if (order != to && ++failures < 5)
+    printf("level %d: %ld of %ld scores are chosen wrongly\n", level, long(top), long(a.context));
 }
 
 // Products of few rows with a matrix a head.
@@ -334,6 +447,7 @@ int main(int, char** argv) {
       one(level);
       if (i % 4 == 0) one_product(level);
       if (i % 4 == 1) one_quantize(level);
+      if (i % 4 == 2) one_index(level);
     }
   printf("%d levels, %d failures\n", best_level() + 1, failures);
   return failures != 0;

@@ -70,7 +70,8 @@ def test_random_calls_are_clean_and_right(sanitizer, seeds, tmp_path):
         built = run(compiler, *own, *level, "-c", "-o", objects[-1])
         assert built.returncode == 0, built.stderr
     for name in ("fuzz_attend", "fuzz_linear", "fuzz_packed"):
-        sources = (HERE / f"{name}.cpp", CSRC / "dispatch.cpp", CSRC / "plan.cpp")
+        own = ("dispatch.cpp", "plan.cpp", "chosen.cpp", "select.cpp")
+        sources = (HERE / f"{name}.cpp", *(CSRC / file for file in own))
         program = tmp_path / name
         built = run(compiler, *flags, *sources, *objects, "-o", program)
         assert built.returncode == 0, built.stderr

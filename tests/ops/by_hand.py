@@ -19,6 +19,9 @@ def attend_by_hand(
     bias=None,
     mask=None,
     kv_lengths=None,
+    indices=None,
+    block_indices=None,
+    block_size=1,
 ):
     """(out [B,H,S,V], lse [B,H,S]) of float64 arrays query [B,H,S,D], key, value [B,K,L,...]."""
     batch, heads, length, dim = query.shape
@@ -32,6 +35,8 @@ def attend_by_hand(
         kv_head = h // (heads // kv_heads)
         held = context if kv_lengths is None else int(kv_lengths[b])
         position = held - length + s
+        chosen = indices if block_indices is None else block_indices
+        own = None if chosen is None else chosen[b, kv_head % chosen.shape[1], s]
         scores = {}
         for j in range(held):
             if causal and j > position:
@@ -39,6 +44,8 @@ def attend_by_hand(
             if window is not None and position - j >= window:
                 continue
             if not mask[b, h, s, j]:
+                continue
+            if own is not None and j // block_size not in own:
                 continue
             dot = sum(query[b, h, s, d] * key[b, kv_head, j, d] for d in range(dim))
             score = dot * (1 / math.sqrt(dim) if scale is None else scale)

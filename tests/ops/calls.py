@@ -127,6 +127,14 @@ def attention_calls(draw) -> Call:
             options["bias"] = options["bias"].masked_fill(options["bias"] < -0.5, -math.inf)
     if some():
         options["mask"] = torch.rand(partial(*full)) < 0.6
+    if some(0.25):
+        size = draw(st.sampled_from([None, None, 1, 3, 8]))
+        last = context if size is None else -(-context // size)
+        shape = (batch, draw(st.sampled_from([1, kv_heads])), length, draw(st.integers(0, 9)))
+        chosen = torch.randint(-1, last, shape, dtype=torch.int32)  # with repeats
+        options |= (
+            {"indices": chosen} if size is None else {"block_indices": chosen, "block_size": size}
+        )
     if some():
         integers = draw(st.sampled_from([torch.int32, torch.int64]))
         options["kv_lengths"] = torch.randint(0, context + 1, (batch,)).to(integers)

@@ -44,6 +44,10 @@ def ones(*shape, dtype=torch.float32, device="cpu"):
     return torch.ones(*shape, dtype=dtype, device=device)
 
 
+def chosen(*shape, fill=1):
+    return torch.full(shape, fill, dtype=torch.int32)
+
+
 whole = torch.int64
 BAD_ATTENTION = {
     "query is not a tensor": ({"query": [1.0]}, "query is a list, expected a tensor"),
@@ -157,6 +161,47 @@ BAD_ATTENTION = {
         "kv_lengths run from 3 to 12, expected 0 to L=11, the keys given",
     ),
     "a negative length": ({"kv_lengths": torch.tensor([-1, 5])}, "kv_lengths run from -1 to 5"),
+    "chosen keys as int64": (
+        {"indices": ones(B, 1, S, 4, dtype=whole)},
+        "indices has shape [2, 1, 5, 4] and dtype torch.int64 on cpu, expected [2, 1 or 3, 5, any] "
+        "of torch.int32 on cpu",
+    ),
+    "chosen keys of the query heads": ({"indices": chosen(B, H, S, 4)}, "indices has shape [2, 6,"),
+    "chosen keys of 3 dims": (
+        {"indices": chosen(B, S, 4)},
+        "indices has shape [2, 5, 4], expected 4",
+    ),
+    "chosen keys of one query": ({"indices": chosen(B, 1, 1, 4)}, "indices has shape [2, 1, 1, 4]"),
+    "chosen keys elsewhere": (
+        {"indices": chosen(B, 1, S, 4).to("meta")},
+        "indices has shape [2, 1, 5, 4] and dtype torch.int32 on meta",
+    ),
+    "a chosen key past the last": (
+        {"indices": chosen(B, 1, S, 4, fill=11)},
+        "indices run from 11 to 11, expected -1 (none) to 10, the keys given",
+    ),
+    "a chosen key below none": ({"indices": chosen(B, 1, S, 4, fill=-2)}, "indices run from -2 to"),
+    "chosen keys is a list": ({"indices": [1]}, "indices is a list"),
+    "chosen blocks without a size": (
+        {"block_indices": chosen(B, 1, S, 4)},
+        "block_size is None with block_indices: give both or neither",
+    ),
+    "a size without chosen blocks": (
+        {"block_size": 4},
+        "block_size is 4 without block_indices: give both or neither",
+    ),
+    "blocks of no size": (
+        {"block_indices": chosen(B, 1, S, 4), "block_size": 0},
+        "block_size is 0, expected an int of at least 1",
+    ),
+    "a chosen block past the last": (
+        {"block_indices": chosen(B, K, S, 4, fill=3), "block_size": 4},
+        "block_indices run from 3 to 3, expected -1 (none) to 2, the blocks of 4 keys given",
+    ),
+    "keys and blocks chosen": (
+        {"indices": chosen(B, 1, S, 4), "block_indices": chosen(B, 1, S, 4), "block_size": 4},
+        "indices and block_indices both choose keys: give one of them",
+    ),
     "lengths is a list": ({"kv_lengths": [3, 5]}, "kv_lengths is a list"),
     "lengths elsewhere": (
         {"kv_lengths": ones(B, dtype=whole, device="meta")},
@@ -207,6 +252,16 @@ BAD_LATENT = {
     ),
     "scale of NaN": ({"scale": math.nan}, "scale is nan"),
     "float mask": ({"mask": ones(1, 1, S, L)}, "mask has dtype torch.float32"),
+    "chosen tokens of each head": (
+        {"indices": chosen(B, H, S, 4)},
+        "indices has shape [2, 6, 5, 4], expected [B, 1, S, T]: all heads attend to the same",
+    ),
+    "a chosen token past the last": (
+        {"indices": chosen(B, 1, S, 4, fill=11)},
+        "indices run from 11",
+    ),
+    "window without causal": ({"window": 3}, "window needs causal=True"),
+    "sinks of other heads": ({"sinks": ones(5)}, "sinks has shape [5] on cpu, expected [6]"),
     "a length past the latents": ({"kv_lengths": torch.tensor([1, 12])}, "expected 0 to L=11"),
     "lengths of floats": ({"kv_lengths": ones(B)}, "kv_lengths has shape [2] and dtype"),
 }
@@ -267,6 +322,8 @@ ODD_OPTIONS = {
     "mask": [torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1, dtype=torch.bool), True],
     "bias": [torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.int64), torch.zeros(3)],
     "kv_lengths": [torch.tensor([0]), torch.tensor([-1]), torch.tensor([1.0]), [1], 2],
+    "indices": [chosen(1, 1, 1, 2, fill=-1), chosen(1, 1, 1, 1, fill=5), torch.zeros(1), None],
+    "block_size": [0, 1, 2.0, None, 7],
     "sinks": [torch.zeros(2), torch.zeros(0), 0.0],
     "alibi_slopes": [torch.zeros(2), torch.zeros(1, 1), None],
 }

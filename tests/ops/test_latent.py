@@ -46,7 +46,27 @@ OPTIONS = {
     "lse": {"return_lse": True, "causal": True},
     "scale": {"scale": 0.11},
     "scale and lse": {"scale": -0.3, "return_lse": True, "causal": True},
+    "window": {"window": 4, "causal": True},
+    "sinks and lse": {"sinks": torch.randn(HEADS), "return_lse": True},
+    "chosen": {"indices": 7, "causal": True, "return_lse": True},
+    "chosen, window, sinks, mask and lengths": {
+        "indices": 30,
+        "causal": True,
+        "window": 9,
+        "sinks": torch.randn(HEADS),
+        "mask": torch.randn(BATCH, 1, 1, CONTEXT) > -0.5,
+        "kv_lengths": torch.tensor([8, 19]),
+    },
 }
+
+
+def options_of(name, length):
+    """With so many tokens chosen for each query, some of them twice, in place of their number."""
+    options = dict(OPTIONS[name])
+    if "indices" in options:
+        shape = (BATCH, 1, length, options["indices"])
+        options["indices"] = torch.randint(-1, CONTEXT, shape, dtype=torch.int32)
+    return options
 
 
 @pytest.mark.parametrize("backend", [None, "torch", "reference"])
@@ -55,7 +75,7 @@ OPTIONS = {
 @pytest.mark.parametrize("length", [1, 5])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_equals_attention_over_built_keys_and_values(name, length, dtype, paradigm, backend):
-    tensors, options = inputs(length, dtype), OPTIONS[name]
+    tensors, options = inputs(length, dtype), options_of(name, length)
     expected = attention(*built(*tensors), **options, backend="reference")
     given = latent_attention(*tensors, **options, paradigm=paradigm, backend=backend)
     call = Call(dict(zip(("query", "key", "value"), built(*tensors))), options)
@@ -67,7 +87,7 @@ def test_equals_attention_over_built_keys_and_values(name, length, dtype, paradi
 @pytest.mark.parametrize("length", [1, 5])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_keys_that_are_rotated_whole_have_no_part_in_the_latent(name, length, paradigm, backend):
-    tensors, options = inputs(length, torch.float32, nope=0), OPTIONS[name]
+    tensors, options = inputs(length, torch.float32, nope=0), options_of(name, length)
     expected = attention(*built(*tensors), **options, backend="reference")
     given = latent_attention(*tensors, **options, paradigm=paradigm, backend=backend)
     call = Call(dict(zip(("query", "key", "value"), built(*tensors))), options)
@@ -232,6 +252,7 @@ def test_auto_runs_the_paradigm_that_it_chose(monkeypatch):
                 "value_dim": VALUE,
                 "rank": RANK,
                 "itemsize": 8,
+                "chosen": None,
             }
         ]
 

@@ -36,6 +36,11 @@ def lengths(*values):
     return torch.tensor(values)
 
 
+def chosen(heads, count, stop=None):
+    shape = (BATCH, heads, QUERIES, count)
+    return torch.randint(-1, CONTEXT if stop is None else stop, shape, dtype=torch.int32)
+
+
 OPTIONS = {
     "nothing": dict,
     "causal": lambda: {"causal": True},
@@ -64,6 +69,12 @@ OPTIONS = {
         "window": 4,
         "alibi_slopes": draw(HEADS),
     },
+    "chosen keys": lambda: {"indices": chosen(1, 9), "causal": True},
+    "chosen blocks of each kv head": lambda: {
+        "block_indices": chosen(KV_HEADS, 2, -(-CONTEXT // 4)),
+        "block_size": 4,
+        "mask": draw(BATCH, 1, QUERIES, CONTEXT) > -1,
+    },
     "everything": lambda: {
         "kv_lengths": lengths(10, 6),
         "causal": True,
@@ -74,6 +85,7 @@ OPTIONS = {
         "alibi_slopes": draw(HEADS),
         "bias": draw(1, HEADS, 1, CONTEXT),
         "mask": draw(BATCH, 1, QUERIES, CONTEXT) > -1,
+        "indices": chosen(KV_HEADS, 9),
     },
 }
 

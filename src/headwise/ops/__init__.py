@@ -19,6 +19,7 @@ from headwise.ops.backend.protocol import (
     Rejected,
     Verdict,
 )
+from headwise.ops.indexer.operator import index_topk
 from headwise.ops.integers.operator import quantize
 from headwise.ops.integers.rounding import Bits, dequantize, rotate, row_bytes
 from headwise.ops.latent.operator import latent_attention
@@ -67,6 +68,7 @@ __all__ = [
     "explain_problem",
     "faster",
     "format_of",
+    "index_topk",
     "is_packed",
     "latent_attention",
     "layer_offer",

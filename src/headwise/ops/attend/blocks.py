@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from headwise.ops.attend.call import AttentionCall, Problem
+from headwise.ops.attend.chosen import chosen_mask
 from headwise.ops.attend.visible import visible_keys
 
 # Elements of one block of scores (64 MiB in float32).
@@ -37,7 +38,7 @@ class Block:
 
 def rows_per_block(problem: Problem, *, scores_exist: bool) -> int:
     """Queries of a block; `scores_exist`: of every head, not inside a kernel alone."""
-    heads = problem.heads if scores_exist else 1
+    heads = problem.heads if scores_exist or problem.chosen is not None else 1
     limit = _BLOCK_SCORES // max(1, problem.batch * heads * problem.context)
     if problem.causal and problem.query_length > 1:
         limit = min(limit, _BLOCK_ROWS)
@@ -77,10 +78,12 @@ def _visible(call: AttentionCall, rows: slice, start: int, stop: int) -> Tensor 
             position, key_position, causal=late, window=options.window if reaches else None
         )
         visible = None if visible is None else visible.view(1, 1, *visible.shape)
-    if options.mask is None:
-        return visible
-    mask = _part(options.mask, rows, start, stop)
-    return mask if visible is None else mask & visible
+    chosen = chosen_mask(options, call.query.shape[1], call.key.shape[2], rows)
+    for mask in (options.mask, chosen):
+        if mask is not None:
+            part = _part(mask, slice(None) if mask is chosen else rows, start, stop)
+            visible = part if visible is None else part & visible
+    return visible
 
 
 def _bias(call: AttentionCall, rows: slice, start: int, stop: int) -> Tensor | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from headwise.errors import ShapeError
 from headwise.ops.attend.checks import (
+    check_chosen,
     check_mask_and_bias,
     require_lengths,
     require_like,
@@ -43,9 +44,17 @@ class Options:
     bias: Tensor | None = None
     mask: Tensor | None = None
     kv_lengths: Tensor | None = None
+    indices: Tensor | None = None
+    block_indices: Tensor | None = None
+    block_size: int | None = None
     return_lse: bool = False
 
-    def check(self, query: Tensor, full: tuple[int, int, int, int]) -> None:
+    @property
+    def chosen(self) -> Tensor | None:
+        """The keys that each query attends to, or the blocks of them; None where it does to all."""
+        return self.block_indices if self.indices is None else self.indices
+
+    def check(self, query: Tensor, full: tuple[int, int, int, int], kv_heads: int) -> None:
         """Raise `ShapeError` on the first option that does not fit `full`, [B, H, S, L].
 
         A mask or bias of fewer dims gets leading ones of size 1, as in any broadcasting.
@@ -69,6 +78,9 @@ class Options:
             require_per_head("alibi_slopes", self.alibi_slopes, full[1], query)
         if self.kv_lengths is not None:
             require_lengths(self.kv_lengths, full[0], full[3], query.device)
+        given = (self.indices, self.block_indices, self.block_size)
+        if given != (None, None, None):
+            check_chosen(*given, query, full, kv_heads)
 
     def native(self) -> tuple[object, ...]:
         """What a native operator takes, in the order of csrc/options.h; 0 where there is none."""
@@ -80,6 +92,9 @@ class Options:
             _vector(self.alibi_slopes),
             self.bias,
             self.mask,
+            self.indices,
+            self.block_indices,
+            self.block_size or 0,
         )
 
 
@@ -92,6 +107,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (float, int, Real)) and -math.inf < float(value) < math.inf
 
 
+def _most_chosen(options: Options, context: int) -> int | None:
+    chosen = options.chosen
+    return None if chosen is None else min(context, chosen.shape[3] * (options.block_size or 1))
+
+
 def _four_dims(extra: Tensor | None) -> Tensor | None:
     return extra if extra is None or extra.ndim == 4 else extra[(None,) * (4 - extra.ndim)]
 
@@ -100,7 +120,8 @@ def _four_dims(extra: Tensor | None) -> Tensor | None:
 class Problem:
     """Everything about a call but its data. Names are those of the operator's contract.
 
-    layout: "dense" for two tensors, or that of a view: "paged", "int8", "int4".
+    layout: "dense" for two tensors, or that of a view: "paged", "int8", "int4". chosen: keys that
+    a query attends to at most, where they are chosen for it.
     """
 
     batch: int
@@ -120,6 +141,7 @@ class Problem:
     bias: torch.dtype | None = None
     mask: bool = False
     ragged: bool = False
+    chosen: int | None = None
     lse: bool = False
     needs_grad: bool = False
     tangents: bool = False
@@ -228,6 +250,7 @@ class AttentionCall:
             bias=None if options.bias is None else options.bias.dtype,
             mask=options.mask is not None,
             ragged=options.kv_lengths is not None,
+            chosen=_most_chosen(options, context),
             lse=options.return_lse,
             needs_grad=torch.is_grad_enabled() and self._requires_grad(),
             tangents=forward_mode(),
@@ -275,5 +298,5 @@ def check(call: AttentionCall) -> Problem:
         )
     if dim == 0 or value_dim == 0:
         raise ShapeError("head dims of 0 are not attention: give D and V of at least 1")
-    call.options.check(query, (batch, heads, length, context))
+    call.options.check(query, (batch, heads, length, context), kv_heads)
     return call.problem(sizes)

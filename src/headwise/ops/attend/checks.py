@@ -96,6 +96,47 @@ def _check_broadcast(name: str, tensor: Any, query: Tensor, full: tuple[int, ...
         raise ShapeError(f"{name} is on {tensor.device} and query on {query.device}")
 
 
+def check_chosen(
+    indices: Any,
+    block_indices: Any,
+    block_size: Any,
+    query: Tensor,
+    full: tuple[int, ...],
+    kv_heads: int,
+) -> None:
+    """Raise `ShapeError` unless one of both names keys, or blocks, of `full`, [B,H,S,L]."""
+    if indices is not None and block_indices is not None:
+        raise ShapeError("indices and block_indices both choose keys: give one of them")
+    if (block_indices is None) != (block_size is None):
+        raise ShapeError(
+            f"block_size is {block_size!r} {'with' if block_indices is not None else 'without'} "
+            "block_indices: give both or neither"
+        )
+    size = 1 if block_size is None else block_size
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size < 2**31:
+        raise ShapeError(f"block_size is {block_size!r}, expected an int of at least 1")
+    name, chosen = (
+        ("indices", indices) if block_indices is None else ("block_indices", block_indices)
+    )
+    require_tensor(name, chosen, 4)
+    batch, _, length, context = full
+    heads = chosen.shape[1]
+    fits = chosen.shape[0] == batch and chosen.shape[2] == length and heads in (1, kv_heads)
+    if not fits or chosen.dtype != torch.int32 or chosen.device != query.device:
+        raise ShapeError(
+            f"{name} has shape {list(chosen.shape)} and dtype {chosen.dtype} on {chosen.device}, "
+            f"expected [{batch}, 1 or {kv_heads}, {length}, any] of torch.int32 on {query.device}"
+        )
+    # on other devices reading the values would stall the queue
+    if chosen.numel() and query.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high, last = int(chosen.min()), int(chosen.max()), -(-context // size) - 1
+        if low < -1 or high > last:
+            what = "keys" if size == 1 else f"blocks of {size} keys"
+            raise ShapeError(
+                f"{name} run from {low} to {high}, expected -1 (none) to {last}, the {what} given"
+            )
+
+
 def require_lengths(kv_lengths: Any, batch: int, context: int, device: torch.device) -> None:
     """Raise `ShapeError` unless `kv_lengths` is one length of 0 to `context` per sequence."""
     require_tensor("kv_lengths", kv_lengths, 1)

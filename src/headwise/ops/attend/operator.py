@@ -27,6 +27,9 @@ def attention(
     bias: Tensor | None = ...,
     mask: Tensor | None = ...,
     kv_lengths: Tensor | None = ...,
+    indices: Tensor | None = ...,
+    block_indices: Tensor | None = ...,
+    block_size: int | None = ...,
     return_lse: Literal[False] = ...,
     backend: str | None = ...,
 ) -> Tensor: ...
@@ -48,6 +51,9 @@ def attention(
     bias: Tensor | None = ...,
     mask: Tensor | None = ...,
     kv_lengths: Tensor | None = ...,
+    indices: Tensor | None = ...,
+    block_indices: Tensor | None = ...,
+    block_size: int | None = ...,
     return_lse: Literal[True],
     backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
@@ -68,6 +74,9 @@ def attention(
     bias: Tensor | None = None,
     mask: Tensor | None = None,
     kv_lengths: Tensor | None = None,
+    indices: Tensor | None = None,
+    block_indices: Tensor | None = None,
+    block_size: int | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -97,6 +106,12 @@ def attention(
         mask: boolean, True = attend; broadcasts to [B, H, S, L].
         kv_lengths: [B] int, tokens held by each sequence; keys past them are never read, and
             causality aligns with each sequence's own last key. A view brings its own.
+        indices: [B, 1 or K, S, T] int32, the keys that each query attends to, for all kv heads or
+            for each; what causality, window, mask or lengths hide stays hidden. -1 is no key; a
+            key that is named twice counts once.
+        block_indices: [B, 1 or K, S, n] int32, the same by blocks of block_size keys, counted from
+            the first key; the last one may be shorter.
+        block_size: keys of a block.
         return_lse: also return the log-sum-exp of the scores.
         backend: the name of the backend to force; by default the fastest that accepts the call.
 
@@ -123,6 +138,9 @@ def attention(
         bias=bias,
         mask=mask,
         kv_lengths=kv_lengths,
+        indices=indices,
+        block_indices=block_indices,
+        block_size=block_size,
         return_lse=return_lse,
     )
     call = AttentionCall(query, key, value, options, kv=kv)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from headwise.ops.attend.call import AttentionCall
+from headwise.ops.attend.chosen import masked, of_sequence
 from headwise.ops.attend.reference import positions
 from headwise.ops.attend.visible import visible_keys
 
@@ -16,7 +17,7 @@ Attend = Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
 def attend_ragged(call: AttentionCall, attend: Attend) -> tuple[Tensor, Tensor | None]:
     """Each sequence against its own keys only, so that no byte past a length is read."""
     if torch.compiler.is_compiling():
-        return attend(_as_mask(call))
+        return attend(_as_mask(masked(call)))
     assert call.options.kv_lengths is not None
     outs, lses = [], []
     for index, length in enumerate(call.options.kv_lengths.tolist()):
@@ -27,7 +28,8 @@ def attend_ragged(call: AttentionCall, attend: Attend) -> tuple[Tensor, Tensor |
 
 
 def _sequence(call: AttentionCall, index: int, length: int) -> AttentionCall:
-    one, keys, options = slice(index, index + 1), slice(0, length), call.options
+    one, keys = slice(index, index + 1), slice(0, length)
+    options = of_sequence(call.options, one, length)
     return replace(
         call,
         query=call.query[one],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from headwise.ops.attend.call import AttentionCall
+from headwise.ops.attend.chosen import chosen_mask
 
 
 def scores(call: AttentionCall) -> Tensor:
@@ -39,6 +40,9 @@ def scores(call: AttentionCall) -> Tensor:
         visible = visible & (key_position > position - options.window)
     if options.mask is not None:
         visible = visible & options.mask
+    chosen = chosen_mask(options, heads, context)
+    if chosen is not None:
+        visible = visible & chosen
     if options.kv_lengths is not None:
         visible = visible & _within_length(call).transpose(-1, -2)
     # a bias of -inf hides a key too: filled here as well, it cannot make a gradient NaN

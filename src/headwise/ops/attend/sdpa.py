@@ -46,7 +46,7 @@ def obstacle(problem: Problem) -> str | None:
 
 def is_plain_causal(problem: Problem) -> bool:
     """Whether SDPA's own upper-left causal rule is ours: as many queries as keys, nothing else."""
-    other = problem.mask or problem.bias or problem.alibi
+    other = problem.mask or problem.bias or problem.alibi or problem.chosen is not None
     window = problem.window is not None and problem.window < problem.context
     square = problem.query_length == problem.context
     return problem.causal and square and problem.context > 0 and not other and not window

@@ -42,7 +42,9 @@ def choose(problem: Problem, backend: str | None) -> Backend:
 
 
 def choose_offer(
-    operator: Literal["project", "quantize", "pack", "unpack"], backend: str | None, *arguments: Any
+    operator: Literal["project", "quantize", "pack", "unpack", "index"],
+    backend: str | None,
+    *arguments: Any,
 ) -> Callable[..., Any]:
     """The fastest of what the backends offer for an operator; of a named one only, where it serves.
 

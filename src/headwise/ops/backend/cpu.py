@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headwise.ops.attend.call import AttentionCall, Problem
-from headwise.ops.backend import cpu_packed, cpu_step
+from headwise.ops.backend import cpu_chosen, cpu_packed, cpu_step
 from headwise.ops.backend.cpu_library import available, chosen_level, ready
 from headwise.ops.backend.protocol import (
     Accepted,
@@ -32,6 +32,8 @@ def _accepts(problem: Problem) -> Verdict:
     if obstacle is not None:
         return Rejected("cpu", obstacle)
     verdict = _LATENT if problem.split_key else _DENSE
+    if problem.chosen is not None:
+        verdict = Accepted("cpu", f"{verdict.reason}, of the keys that are chosen")
     if problem.layout == "dense":
         return verdict
     return Accepted("cpu", f"{verdict.reason}, {problem.layout} in place")
@@ -53,6 +55,12 @@ def _obstacle(problem: Problem) -> str | None:
 
 
 def _attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+    if call.options.chosen is not None and not cpu_chosen.gathers(call):
+        return cpu_chosen.attend_masked(call, _native)
+    return _native(call)
+
+
+def _native(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     kv, options = call.kv, call.options
     key, value, key_tail = call.key, call.value, call.key_tail
     page_table, context = None, 0
@@ -136,4 +144,5 @@ BACKEND = Backend(
     **cpu_packed.OFFERS,
     project=Offer(project, _projects),
     quantize=Offer(quantize, _quantizes),
+    index=cpu_chosen.INDEX,
 )

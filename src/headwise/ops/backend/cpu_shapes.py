@@ -13,7 +13,18 @@ from headwise.ops.packed.formats import packed_columns
 def register_shapes() -> None:
     """Tell PyTorch, once the library is loaded."""
     for function in (
-        *(_attend, _linear, _experts, _norm, _mlp, _project, _quantize, _pack, _unpack),
+        *(
+            _attend,
+            _linear,
+            _experts,
+            _norm,
+            _mlp,
+            _project,
+            _quantize,
+            _pack,
+            _unpack,
+            _index_topk,
+        ),
         *(_attention_inputs, _layer_attention, _layer_outputs, _attention_outputs),
     ):
         torch.library.register_fake(f"headwise::{function.__name__[1:]}", _on_one_device(function))
@@ -98,6 +109,12 @@ def _attention_outputs(x: Tensor, attended: Tensor, *arguments: Any) -> tuple[Te
 
 def _project(x: Tensor, weight: Tensor, up: bool, level: int) -> Tensor:
     return x.new_empty(*x.shape[:3], weight.shape[2 if up else 1])
+
+
+def _index_topk(
+    query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None, causal: bool, top: int, *_: Any
+) -> Tensor:
+    return query.new_empty(*query.shape[:2], top, dtype=torch.int32)
 
 
 def _pack(rows: Tensor, order: Tensor | None) -> Tensor:

@@ -72,6 +72,7 @@ class Backend:
     layer: norms, products, rotation and residuals of a decoder layer.
     project(x, weight, up=): [B,H,S,N] by [H,N,R], or by the transpose of [H,V,R] without `up`.
     quantize(rows, bits): integers and scales of rows, see `headwise.ops.quantize`.
+    index(query, key, weights, top, causal=, mask=): see `headwise.ops.index_topk`.
     pack(rows, order), unpack(packed, dtype, rows): packed matrices, see `headwise.ops.packed`.
     """
 
@@ -88,6 +89,7 @@ class Backend:
     quantize: Offer | None = None
     pack: Offer | None = None
     unpack: Offer | None = None
+    index: Offer | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from headwise.ops.attend.blocks import blocks, rows_per_block
 from headwise.ops.attend.call import AttentionCall, Problem
 from headwise.ops.attend.ragged import attend_ragged
 from headwise.ops.backend.protocol import Accepted, Backend, Offer, Verdict, always, densely
+from headwise.ops.indexer import reference as indexer
 from headwise.ops.integers import rounding
 from headwise.ops.modes import FEW_ROWS, are_plain, fit
 from headwise.ops.packed import reference as packed
@@ -126,4 +127,5 @@ BACKEND = Backend(
     quantize=Offer(rounding.quantize),
     pack=Offer(packed.pack),
     unpack=Offer(packed.unpack),
+    index=Offer(indexer.index_topk),
 )

@@ -40,7 +40,10 @@ def latent_attention(
     causal: bool = False,
     scale: float | None = None,
     kv_lengths: Tensor | None = None,
+    window: int | None = None,
+    sinks: Tensor | None = None,
     mask: Tensor | None = None,
+    indices: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -72,7 +75,8 @@ def latent_attention(
             both. "expanded" takes the latents out of it first.
         paradigm: "expanded" (up-project the latents, run as MHA), "absorbed" (fold w_uk into the
             query and w_uv after, run as MQA), or "auto": the one with less counted work.
-        causal, kv_lengths, mask, return_lse, backend: as in `attention`.
+        causal, kv_lengths, window, sinks, mask, return_lse, backend: as in `attention`.
+        indices: [B, 1, S, T] int32, as in `attention`: the tokens that each query attends to.
         scale: factor of the scores, (N + P)^-0.5 by default.
 
     Returns:
@@ -86,6 +90,13 @@ def latent_attention(
         latent, key_rope, kv, kv_lengths, "latent and key_rope"
     )
     batch, context = _check(query_nope, query_rope, latent, key_rope, kv, w_uk, w_uv, paradigm)
+    if indices is not None:
+        require_tensor("indices", indices, 4)
+        if indices.shape[1] != 1:
+            raise ShapeError(
+                f"indices has shape {list(indices.shape)}, expected [B, 1, S, T]: all heads attend "
+                "to the same tokens"
+            )
     assert w_uk is not None
     assert w_uv is not None
     rope_dim = query_rope.shape[-1]
@@ -102,9 +113,17 @@ def latent_attention(
             value_dim=w_uv.shape[1],
             rank=w_uk.shape[2],
             itemsize=query_nope.element_size(),
+            chosen=None if indices is None else indices.shape[-1],
         )
     options = Options(
-        scale=scale, causal=causal, kv_lengths=kv_lengths, mask=mask, return_lse=return_lse
+        scale=scale,
+        causal=causal,
+        window=window,
+        sinks=sinks,
+        kv_lengths=kv_lengths,
+        mask=mask,
+        indices=indices,
+        return_lse=return_lse,
     )
     if kv is None:
         latent, key_rope = latent.unsqueeze(1), key_rope.unsqueeze(1)

@@ -20,6 +20,7 @@ def choose_paradigm(
     value_dim: int,
     rank: int,
     itemsize: int,
+    chosen: int | None = None,
 ) -> Literal["expanded", "absorbed"]:
     """The paradigm with less work, counting FLOPs and the bytes that each has to move.
 
@@ -28,9 +29,13 @@ def choose_paradigm(
     'absorbed'
     >>> choose_paradigm(batch=1, query_length=4096, context=4096, itemsize=2, **deepseek_v2_lite)
     'expanded'
+
+    chosen: keys that a query attends to, where fewer are chosen for it. Absorbed, those alone are
+    read; expanded, the rest is hidden.
     """
     scored = 2 * batch * heads * query_length * context
-    cached = batch * context * (rank + rope_dim)
+    read = context if chosen is None else min(context, query_length * chosen)
+    cached, gathered = (batch * keys * (rank + rope_dim) for keys in (context, read))
     expanded = batch * context * heads * (nope_dim + rope_dim + value_dim)
     up_projection = 2 * batch * context * heads * rank * (nope_dim + value_dim)
     # expanded keys and values are written once and read once
@@ -41,5 +46,8 @@ def choose_paradigm(
     )
     folding = 2 * batch * heads * query_length * rank * (nope_dim + value_dim)
     absorbed_key = rank + rope_dim if nope_dim else rope_dim
-    work_absorbed = folding + scored * (absorbed_key + rank) + _FLOPS_PER_BYTE * itemsize * cached
+    if chosen is not None:
+        scored = 2 * batch * heads * query_length * min(context, chosen)
+    work_absorbed = folding + scored * (absorbed_key + rank)
+    work_absorbed += _FLOPS_PER_BYTE * itemsize * gathered
     return "absorbed" if work_absorbed < work_expanded else "expanded"

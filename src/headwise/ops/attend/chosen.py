@@ -1,0 +1,65 @@
+"""Keys that are chosen for each query, as a mask: for operators that do not gather them."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from headwise.ops.attend.call import AttentionCall, Options
+
+
+def chosen_mask(
+    options: Options, heads: int, context: int, rows: slice = slice(None)
+) -> Tensor | None:
+    """True at the keys chosen for the queries `rows`, [B,1|H,rows,L]; None where none are chosen.
+
+    >>> import torch
+    >>> indices = torch.tensor([[[[2, 0, -1, 2]]]], dtype=torch.int32)
+    >>> chosen_mask(Options(scale=1.0, indices=indices), 1, 4).tolist()
+    [[[[True, False, True, False]]]]
+    >>> blocks = Options(scale=1.0, block_indices=indices, block_size=2)
+    >>> chosen_mask(blocks, 1, 5).tolist()
+    [[[[True, True, False, False, True]]]]
+    """
+    chosen = options.chosen
+    if chosen is None:
+        return None
+    size = options.block_size or 1
+    blocks, chosen = -(-context // size), chosen[:, :, rows].long()
+    # what is not chosen falls into a column behind the last
+    column = chosen.masked_fill(chosen < 0, blocks)
+    mask = torch.zeros(*chosen.shape[:3], blocks + 1, dtype=torch.bool, device=chosen.device)
+    mask = mask.scatter(-1, column, True)[..., :blocks]
+    if size > 1:
+        mask = mask.repeat_interleave(size, dim=-1)[..., :context]
+    return mask if mask.shape[1] == 1 else mask.repeat_interleave(heads // mask.shape[1], dim=1)
+
+
+def of_sequence(options: Options, sequence: slice, length: int) -> Options:
+    """The choices of one sequence of so many keys; those behind it are none."""
+    size = options.block_size or 1
+
+    def own(chosen: Tensor | None) -> Tensor | None:
+        if chosen is None:
+            return None
+        part = chosen[sequence]
+        return part.masked_fill(part * size >= length, -1)
+
+    indices, blocks = own(options.indices), own(options.block_indices)
+    return replace(options, indices=indices, block_indices=blocks)
+
+
+def without(options: Options, mask: Tensor) -> Options:
+    """The options with `mask` in place of chosen keys."""
+    return replace(options, mask=mask, indices=None, block_indices=None, block_size=None)
+
+
+def masked(call: AttentionCall) -> AttentionCall:
+    """The same call with a mask in place of chosen keys."""
+    options = call.options
+    mask = chosen_mask(options, call.query.shape[1], call.sizes()[5])
+    if mask is None:
+        return call
+    if options.mask is not None:
+        mask = mask & options.mask
+    return replace(call, options=without(options, mask))

@@ -1,0 +1,1 @@
+"""Indexers of sparse attention: which keys each query attends to."""
