@@ -58,6 +58,9 @@ _SIZES: dict[str, Any] = {
     r"(mamba_)?n_?groups": 2,
     r"mamba_(n|num)_heads|n_mamba_heads": 12,
     r".*head_?dim|d_head|dim_head|kv_channels|attention_head_size|mamba_d_head": HEAD_DIM,
+    # enough heads that no two sums of relus are equal
+    r"index_n_heads": 16,
+    r"index_topk": 8,
     r".*heads?": HEADS,
     r"rotary_dim": HEAD_DIM // 2,
     r"attention_hidden_size|mamba_d_ssm": 2 * HEADS * HEAD_DIM,
@@ -165,6 +168,10 @@ def make(name: str) -> Any:
     config = kind(**small(kind, _CHANGES.get(name, {})))
     torch.manual_seed(11)
     model = model_class(config).eval()
+    embedding = model.get_input_embeddings()
+    if getattr(embedding, "padding_idx", None) is not None:
+        # of zeros, every key would have the same score, and any choice would be right
+        torch.nn.init.normal_(embedding.weight.data[embedding.padding_idx], std=0.2)
     if name == "xmod":
         model.set_default_language("en_XX")
     return model

@@ -176,13 +176,13 @@ def test_a_wrapped_up_projection_keeps_its_own_expansion(wrapped: str) -> None:
     assert torch.equal(model.generate(PROMPT, **options), stock.generate(PROMPT, **options))
 
 
-def test_chosen_tokens_are_refused_not_ignored() -> None:
+def test_blocks_of_a_size_that_nobody_says_are_refused_not_ignored() -> None:
     from headwise.hf.interface import headwise_attention_forward
 
-    states = torch.randn(1, 2, 3, 4)
+    states, blocks = torch.randn(1, 2, 3, 4), torch.zeros(1, 2, 3, 2)
     with pytest.raises(headwise.UnsupportedError, match="sparse attention"):
         headwise_attention_forward(
-            torch.nn.Identity(), states, states, states, None, indices=torch.zeros(1, 3, 2)
+            torch.nn.Identity(), states, states, states, None, block_indices=blocks
         )
 
 

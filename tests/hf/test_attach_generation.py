@@ -9,7 +9,7 @@ import torch
 import headwise
 from families import DECODERS, ENCODERS, GENERATORS, KIN, LINEAR, MLA, VOCABULARY, make
 from headwise.hf import attend
-from headwise.hf.cache import OwnLayer
+from headwise.hf.cache_layers import OwnLayer
 from older_stock import needs
 from rounding import half_precision_error, relative_error
 

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 import headwise
 from families import VOCABULARY, make
-from headwise.hf.cache import OwnLayer
+from headwise.hf.cache_layers import OwnLayer
 from older_stock import needs
 
 # float32 rounding of about 1e-7, through 3 layers whose activations grow to about 10

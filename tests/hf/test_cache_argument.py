@@ -5,7 +5,7 @@ import torch
 
 import headwise
 from families import GENERATORS, make
-from headwise.hf.cache import OwnLayer
+from headwise.hf.cache_layers import OwnLayer
 from headwise.hf.stock_names import CACHE
 
 IDS = torch.tensor([[5, 7, 11]])

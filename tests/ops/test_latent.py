@@ -84,10 +84,11 @@ def test_equals_attention_over_built_keys_and_values(name, length, dtype, paradi
 
 @pytest.mark.parametrize("backend", [None, "torch", "reference"])
 @pytest.mark.parametrize("paradigm", ["expanded", "absorbed", "auto"])
+@pytest.mark.parametrize("dims", [{"nope": 0}, {"rope": 0}], ids=["all rotated", "none rotated"])
 @pytest.mark.parametrize("length", [1, 5])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_keys_that_are_rotated_whole_have_no_part_in_the_latent(name, length, paradigm, backend):
-    tensors, options = inputs(length, torch.float32, nope=0), options_of(name, length)
+def test_keys_may_be_rotated_whole_or_not_at_all(name, length, dims, paradigm, backend):
+    tensors, options = inputs(length, torch.float32, **dims), options_of(name, length)
     expected = attention(*built(*tensors), **options, backend="reference")
     given = latent_attention(*tensors, **options, paradigm=paradigm, backend=backend)
     call = Call(dict(zip(("query", "key", "value"), built(*tensors))), options)

@@ -131,7 +131,7 @@ def test_every_family_that_attach_supports(family: str, bits: Any) -> None:
 @pytest.mark.parametrize("family", _OTHERS)
 def test_caches_of_more_than_one_kind(family: str, dtype: str) -> None:
     found = checked(model_of(_OTHERS[family]()), CacheFormat(dtype))
-    assert len(found) == (2 if family == "deepseek_v32" else 3)
+    assert len(found) == 3
     for name, (predicted, measured) in found.items():
         assert (name, predicted) == (name, measured)
 

@@ -311,6 +311,17 @@ CONFIGS = {
         "deepseek_v32",
         MLA | {"index_n_heads": 3, "index_head_dim": 7, "index_topk": 12},
     ),
+    "axk2": ("axk2", MLA | {"index_n_heads": 3, "index_head_dim": 7, "index_topk": 12}),
+    "glm_moe_dsa": (
+        "glm_moe_dsa",
+        MLA | {"index_n_heads": 3, "index_head_dim": 7, "index_topk": 12, "index_topk_freq": 2},
+    ),
+    "hy_v4": (
+        "hy_v4",
+        MLA
+        | {"index_n_heads": 3, "index_head_dim": 7, "index_topk": 12}
+        | {"indexer_types": ["full", "shared", "shared"], "pad_token_id": 0},
+    ),
     "gpt_oss": (
         "gpt_oss",
         GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 19},
@@ -558,11 +569,15 @@ def _expanding(model):
 def _latent(module):
     if type(module).__name__ == "HeadwiseMlaAttention":
         return _own_latent(module)
-    query = module.q_proj if module.q_lora_rank is None else module.q_b_proj
     expanded = module.kv_b_proj.out_features
     nope = module.num_heads * module.qk_nope_head_dim
     rope = module.num_heads * module.qk_rope_head_dim
-    return Stock(module, query.out_features, nope + rope, expanded - nope)
+    if hasattr(module, "q_gate_proj"):  # A.X K2 makes the gates of the heads' outputs by the same
+        query = module.q_gate_proj.out_features - module.num_heads * module.v_head_dim
+    else:
+        own = module.q_proj if module.q_lora_rank is None else module.q_b_proj
+        query = own.out_features
+    return Stock(module, query, nope + rope, expanded - nope)
 
 
 def _own_latent(module):

@@ -184,6 +184,7 @@ def test_each_default_is_that_of_the_config_class(model_type):
     renamed = {"rope_scaling": None, "head_dim": None, "hybrid_override_pattern": None}
     renamed |= {"global_head_dim": 512, "num_global_key_value_heads": None}
     renamed |= {"first_k_dense_replace": 0, "full_attention_interval": 4}
+    renamed |= {"index_topk_pattern": None, "index_topk_freq": 1, "index_skip_topk_offset": 2}
     renamed["sliding_window_pattern"] = 6 if model_type.startswith("gemma") else 4
     defaults = renamed | defaults
     # Kimi's kin write their context under another name than that of the field.

@@ -377,7 +377,7 @@ class PagedCache(Cache):
         whole = min(added, default=0) == length
         for pool, tokens in zip(pools, (first, second), strict=True):
             rows = tokens.transpose(0, 1).reshape(heads, batch * length, tokens.shape[3])
-            flat = pool.view(heads, -1, pool.shape[3])
+            flat = pool.flatten(1, 2)
             if whole:
                 flat.index_copy_(1, slots.flatten(), rows)
             else:

@@ -108,7 +108,7 @@ class QuantizedCache(Cache):
         before = self.length
         with torch.no_grad():
             (key, key_scales), (value, value_scales) = (
-                quantize(tokens, self.bits) for tokens in (first, second)
+                _rounded(tokens, self.bits) for tokens in (first, second)
             )
         self._integers.append(key, value)
         try:
@@ -171,6 +171,14 @@ def _kind(bits: Bits, words: str) -> CacheKind:
         layout=name,
         bits=bits,
     )
+
+
+def _rounded(tokens: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
+    """Integers and scales; of MLA without rotated dims, rope keys of no elements."""
+    if tokens.shape[3] > 0:
+        return quantize(tokens, bits)
+    scales = tokens.new_empty(*tokens.shape[:3], 1 if bits == 8 else 0, dtype=torch.float32)
+    return tokens.to(torch.int8 if bits == 8 else torch.uint8), scales
 
 
 INT8 = _kind(8, "one scale per row")

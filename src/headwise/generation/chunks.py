@@ -17,7 +17,7 @@ from headwise.spec import ModelSpec
 CHUNK = 512
 
 # Transformers' names of the layers whose keys a cache holds as they are: all, or a window's.
-_ATTENTION = frozenset({"full_attention", "sliding_attention"})
+_ATTENTION = frozenset({"full_attention", "sliding_attention", "indexed_attention"})
 
 
 def chunk_size(model: Any) -> int | None:
@@ -54,6 +54,6 @@ def reads_in_chunks(model: Any) -> bool:
     kept = [layer.cached for layer in layers if layer.cross_attention is None]
     return (
         len(kept) == len(layers) > 0
-        and all(attention is not None and attention.indexer is None for attention in kept)
+        and all(attention is not None for attention in kept)
         and set(get_layer_types_and_kwargs(config)[0]) <= _ATTENTION
     )

@@ -9,14 +9,8 @@ expanded to MHA.
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from headwise.hf.attach import attach, detach
-from headwise.hf.cache import (
-    ContiguousLayer,
-    SinksLayer,
-    ViewLayer,
-    WindowLayer,
-    cache_nbytes,
-    use_own_layers,
-)
+from headwise.hf.cache import cache_nbytes, use_own_layers
+from headwise.hf.cache_layers import ContiguousLayer, SinksLayer, ViewLayer, WindowLayer
 from headwise.hf.deepseek_mha import (
     DeepseekV2MhaConfig,
     DeepseekV2MhaForCausalLM,

@@ -96,14 +96,17 @@ def _decoder_layers(
     layers = []
     for layer in spec.layers:
         name, attention = f"decoder.{layer.index}", layer.attention
-        covered = attention is not None and attention.indexer is None
-        if covered and layer.index not in skipped:
-            assert attention is not None
+        sparse = attention is not None and attention.indexer is not None and coverage.sparse
+        if attention is not None and not sparse and layer.index not in skipped:
             cache = caches[min(layer.index, len(caches) - 1)] if caches else "none"
             said, absorbs = note, False
             if layer.index in obstacles:
                 obstacle = obstacles[layer.index]
                 said, absorbs = _latent_note(obstacle), obstacle is None
+            if attention.indexer is not None:
+                chooser = "the layer before" if attention.indexer.shared else "its indexer"
+                said += f"; a query attends to the {attention.indexer.topk:,} tokens that {chooser}"
+                said += " chooses"
             layers.append(layer_report(name, attention, model, said, absorbs, cache))
         if layer.cross_attention is not None:
             cross = layer.cross_attention

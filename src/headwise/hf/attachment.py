@@ -12,6 +12,8 @@ from headwise.hf import families
 from headwise.hf.cache_hooks import ForwardCache, PrepareCache
 from headwise.hf.coverage import Coverage
 from headwise.hf.empty_rows import EAGER
+from headwise.hf.indexers import MASK_BUILDER, hands_a_mask
+from headwise.hf.indexers.pooled import ChoiceAsMask
 from headwise.hf.latent import LatentPassthrough
 from headwise.hf.module_hook import ATTACHED, NAME, ModuleHook, StockConfig
 from headwise.hf.packed import Packing
@@ -99,6 +101,8 @@ def put_on(
                 replaced: Any = model.get_submodule(name)
                 replaced.forward = kind.forward(replaced)
                 attachment.mark(replaced, "forward")
+    if not coverage.sparse:
+        _replace_indexers(coverage, attachment)
     if not coverage.own:
         _name_configs(coverage, previous)
     _mark_eager(model, attachment)
@@ -111,6 +115,19 @@ def put_on(
     if coverage.grows_cache:
         model._prepare_cache_for_generation = PrepareCache(model, choice)
         model.register_forward_pre_hook(ForwardCache(model, choice), with_kwargs=True)
+
+
+def _replace_indexers(coverage: Coverage, attachment: Attachment) -> None:
+    model = coverage.model
+    for name, chooser in coverage.indexers.items():
+        assert not isinstance(chooser, str)
+        indexer: Any = model.get_submodule(name)
+        indexer.forward = chooser(indexer)
+        attachment.mark(indexer, "forward")
+    for module in filter(hands_a_mask, model.modules()):
+        attending: Any = module
+        setattr(attending, MASK_BUILDER, ChoiceAsMask(attending))
+        attachment.mark(attending, MASK_BUILDER)
 
 
 def take_off(model: PreTrainedModel, attachment: Attachment) -> None:

@@ -40,8 +40,13 @@ def attend_rows(request: Request) -> Attended:
     own = request.weights and runs_eagerly(type(getattr(module, "config", None)))
     if request.dropout or (own and eager_function(module) is not None):
         return *attend_with_dropout(request), None
-    request.options.return_lse |= request.sinks is not None
+    # blocks that padding hides wholly leave a row nothing
+    blocks = request.options.block_indices is not None and request.mask is not None
+    request.options.return_lse |= request.sinks is not None or blocks
     out, lse = run_call(request.call())
+    if blocks:
+        assert lse is not None
+        out = _averaged(request, out, lse)
     if request.empty is not None:
         out = request.empty.fill(out, request.query, *request.rows)
     weights = _weights(request) if request.weights else None
@@ -53,6 +58,20 @@ def attend_rows(request: Request) -> Attended:
         weights = None if weights is None else (weights * kept).to(weights.dtype)
         lse = torch.logaddexp(lse, sinks)
     return out.transpose(1, 2).contiguous(), weights, lse
+
+
+def _averaged(request: Request, out: Tensor, lse: Tensor) -> Tensor:
+    """out [B,H,S,V], with the average of all values in rows that saw nothing.
+
+    MiniMax-M3 adds the lowest number to every score of such a row, as its eager attention and its
+    SDPA are given a float mask.
+    """
+    empty = torch.isneginf(lse)
+    if not bool(empty.any()):
+        return out
+    value = request.rows[1].mean(dim=2, keepdim=True)
+    average = value.repeat_interleave(out.shape[1] // value.shape[1], dim=1)
+    return torch.where(empty.unsqueeze(-1), average.to(out.dtype), out)
 
 
 def _weights(request: Request) -> Tensor:

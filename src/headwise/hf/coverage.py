@@ -9,8 +9,9 @@ from headwise.caches import CacheChoice
 from headwise.errors import SpecError, UnsupportedError
 from headwise.hf import eager, families
 from headwise.hf.cache_hooks import CACHE_ARGUMENTS, parameters
+from headwise.hf.indexers import Chooser, chooses_tokens, indexers
 from headwise.hf.inner_model import OFF_THE_INTERFACE, has_source, takes_interface
-from headwise.hf.latent_modules import chooses_tokens, latent_modules
+from headwise.hf.latent_modules import latent_modules
 from headwise.hf.module_hook import NAME
 from headwise.hf.step import Replaced, replaced
 from headwise.spec import FAMILIES, ModelSpec
@@ -30,16 +31,19 @@ _NOT_ATTENTION = {
 class Coverage:
     """What `attach` finds in a model.
 
-    own: attention modules that are not on the interface, by name. sparse: modules that attend to
-    chosen tokens. latents: MLA modules, by name, and why each expands its latents at every step
-    (None: they are absorbed). step: what else of a step is replaced. parts:
-    models in the model with a config of their own that cannot be attached, and why. left: names of
-    all that stays with Transformers, and why. spec: None for a family without a reader.
+    own: attention modules that are not on the interface, by name. indexers: what chooses tokens, by
+    name: what replaces it, or why it stays with Transformers. sparse: modules that attend to
+    chosen tokens and stay, since an indexer does. latents: MLA modules, by name, and why each
+    expands its latents at every step (None: they are absorbed). step: what else of a step is
+    replaced. parts: models in the model with a config of their own that cannot be attached, and
+    why. left: names of all that stays with Transformers, and why. spec: None for a family without a
+    reader.
     grows_cache: whether the model makes a `DynamicCache`, whose layers ours can replace.
     """
 
     model: PreTrainedModel
     own: dict[str, Any]
+    indexers: dict[str, Chooser | str]
     sparse: dict[str, Any]
     latents: dict[str, str | None]
     step: tuple[Replaced, ...]
@@ -57,16 +61,19 @@ def cover(model: PreTrainedModel, choice: CacheChoice, *, step: str, strict: boo
             cannot be used.
         SpecError: the model's config contradicts itself.
     """
-    own, sparse = families.off_interface(model), _sparse_modules(model)
+    own, choosers = families.off_interface(model), indexers(model)
+    # a layer may attend to what the indexer of another chooses
+    unlike = next((said for said in choosers.values() if isinstance(said, str)), None)
+    sparse = {} if unlike is None else _sparse_modules(model)
     name = type(model).__name__
     if not own:
-        _require_interface(model, sparse)
+        _require_interface(model, sparse, unlike)
     parts = {
         part: reason
         for part, module in _parts(model).items()
         if (reason := _obstacle(module)) is not None
     }
-    left = _left_to_stock(model, own, sparse) | parts
+    left = _left_to_stock(model, own, dict.fromkeys(sparse, unlike)) | parts
     if own and model.config._attn_implementation == NAME:
         raise UnsupportedError(
             f'{name} was loaded with attn_implementation="{NAME}", which is not '
@@ -80,9 +87,9 @@ def cover(model: PreTrainedModel, choice: CacheChoice, *, step: str, strict: boo
             f"strict=True, and {len(left)} layers of {name} would stay with Transformers; {first}"
         )
     cached = require_cache(model, choice)
-    latents = latent_modules(model)
+    latents = latent_modules(model, sparse)
     more = replaced(model, _layer_form(model)) if step == "all" else ()
-    return Coverage(model, own, sparse, latents, more, parts, left, *cached)
+    return Coverage(model, own, choosers, sparse, latents, more, parts, left, *cached)
 
 
 def require_cache(model: PreTrainedModel, choice: CacheChoice) -> tuple[ModelSpec | None, bool]:
@@ -98,6 +105,11 @@ def require_cache(model: PreTrainedModel, choice: CacheChoice) -> tuple[ModelSpe
         raise UnsupportedError(
             f"cache={str(choice)!r}, and {type(model).__name__} has no cache that grows: leave it "
             "out"
+        )
+    if choice.make().gives == "part" and any(map(chooses_tokens, model.modules())):
+        raise UnsupportedError(
+            f"cache={str(choice)!r} drops tokens, and {type(model).__name__} has indexers, which "
+            "choose among all: take another cache"
         )
     for layer in () if spec is None else spec.layers:
         if layer.attention is None:
@@ -171,7 +183,7 @@ def _is_encoder(model: PreTrainedModel) -> bool:
     return getattr(model.config, "is_decoder", None) is False and not any(causal)
 
 
-def _require_interface(model: PreTrainedModel, sparse: dict[str, Any]) -> None:
+def _require_interface(model: PreTrainedModel, sparse: dict[str, Any], unlike: str | None) -> None:
     name = type(model).__name__
     unread = _attention_without_source(model)
     if unread is not None:
@@ -191,7 +203,7 @@ def _require_interface(model: PreTrainedModel, sparse: dict[str, Any]) -> None:
     if unkept or len(sparse) >= config.num_hidden_layers:
         raise UnsupportedError(
             f"{'' if unkept else 'every layer of '}{name} attends to the tokens that an indexer "
-            "chooses (sparse attention), which headwise does not do"
+            f"chooses (sparse attention), which headwise does not do: {unlike}"
         )
     if config.output_attentions:
         raise UnsupportedError(
@@ -224,12 +236,14 @@ def _sparse_modules(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _left_to_stock(
-    model: PreTrainedModel, own: dict[str, Any], sparse: dict[str, Any]
+    model: PreTrainedModel, own: dict[str, Any], sparse: dict[str, str | None]
 ) -> dict[str, str]:
     """The attention that stays with Transformers beside whole parts, and why."""
     reasons = {name: families.forward_obstacle(module) for name, module in own.items()}
-    chosen = "attends to the tokens that an indexer chooses (sparse attention)"
-    reasons |= dict.fromkeys(sparse, chosen)
+    for name, unlike in sparse.items():
+        reasons[name] = (
+            f"attends to the tokens that an indexer chooses (sparse attention): {unlike}"
+        )
     kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
     for index, kind in enumerate(kinds):
         if kind in _NOT_ATTENTION:

@@ -13,7 +13,7 @@ from torch import Tensor
 from headwise.errors import UnsupportedError
 from headwise.hf.request import Request
 from headwise.hf.stock_names import sdpa_attention_forward
-from headwise.ops import Options
+from headwise.ops import Options, chosen_mask
 
 
 def attend_with_dropout(request: Request) -> tuple[Tensor, Tensor | None]:
@@ -73,6 +73,9 @@ def _explicit_mask(query: Tensor, key: Tensor, options: Options) -> Tensor:
         visible = visible.triu(context - length - options.window + 1)
     if options.mask is not None:
         visible = visible & options.mask
+    chosen = chosen_mask(options, query.shape[1], context)
+    if chosen is not None:
+        visible = visible & chosen
     if options.bias is None:
         return visible
     return torch.where(visible, options.bias.to(query.dtype), torch.finfo(query.dtype).min)

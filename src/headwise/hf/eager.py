@@ -22,8 +22,8 @@ from headwise.hf.request import read_request
 # What modules call the function that they get from the interface.
 _FUNCTION = "attention_interface"
 _KNOWN = {*inspect.signature(read_request).parameters, "attention_mask"}
-# A mask that arrives says the last two, and dropout is stock's own.
-_LEFT_OUT = {"attention_mask", "dropout", "is_causal", "sliding_window"}
+# A mask that arrives says the last two and chosen keys, and dropout is stock's own.
+_LEFT_OUT = {"attention_mask", "dropout", "indices", "is_causal", "sliding_window"}
 # What a module makes anew for every call.
 _OF_A_CALL = {"position_bias", "scaling", "sinks"}
 _BATCH, _QUERIES, _KEYS, _DIM = 2, 3, 5, 8

@@ -39,7 +39,7 @@ def headwise_attention_forward(
     weights [B,H,S,L].
 
     Raises:
-        UnsupportedError: sparse attention, or MLA whose module changed the latents on their way.
+        UnsupportedError: attention to chosen blocks, or MLA whose module changed the latents.
     """
     require_latents(module, key, value)
     request = read_request(module, query, key, value, attention_mask, dropout, scaling, **asked)

@@ -94,8 +94,12 @@ def absorb(request: Request) -> tuple[Tensor, Tensor | None] | None:
     """
     module: Any = request.module
     query, latent, options = request.query, request.key, request.options
-    extras = (options.bias, options.softcap, options.sinks, options.window)
-    if request.dropout or request.weights or any(extra is not None for extra in extras):
+    if (
+        request.dropout
+        or request.weights
+        or options.bias is not None
+        or options.softcap is not None
+    ):
         return None
     # an adapter or a quantiser may have wrapped the projection since attach
     if obstacle(module) is not None:
@@ -120,6 +124,7 @@ def absorb(request: Request) -> tuple[Tensor, Tensor | None] | None:
         value_dim=value_dim,
         rank=rank,
         itemsize=query.element_size(),
+        chosen=None if options.indices is None else options.indices.shape[-1],
     )
     if paradigm == "expanded":
         return None
@@ -135,7 +140,10 @@ def absorb(request: Request) -> tuple[Tensor, Tensor | None] | None:
         paradigm=paradigm,
         causal=options.causal,
         scale=options.scale,
+        window=options.window,
+        sinks=options.sinks,
         mask=options.mask,
+        indices=options.indices,
         return_lse=options.return_lse,
     )
     return result if isinstance(result, tuple) else (result, None)

@@ -1,6 +1,7 @@
 """Which modules of a model are MLA that can be absorbed: found by asking each what it does."""
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -15,23 +16,18 @@ _TOKENS = 3
 _FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def latent_modules(model: nn.Module) -> dict[str, str | None]:
+def latent_modules(model: nn.Module, stay: Collection[str]) -> dict[str, str | None]:
     """The modules that expand cached latents, by name, and why each does so at every step.
 
-    None where its latents can be absorbed. A module whose `expand_kv` somebody has replaced, or
-    that attends to chosen tokens, is not among them.
+    None where its latents can be absorbed. A module whose `expand_kv` somebody has replaced, and
+    those of `stay`, are not among them.
     """
     found: dict[str, str | None] = {}
     for name, module in model.named_modules():
         expands = hasattr(type(module), "expand_kv") and hasattr(module, "kv_b_proj")
-        if expands and "expand_kv" not in module.__dict__ and not chooses_tokens(module):
+        if expands and "expand_kv" not in module.__dict__ and name not in stay:
             found[name] = obstacle(module) or _difference(module)
     return found
-
-
-def chooses_tokens(module: Any) -> bool:
-    """Whether it attends to tokens that an indexer chooses: its own, or that of a layer before."""
-    return getattr(module, "indexer", None) is not None or getattr(module, "skip_topk", False)
 
 
 def obstacle(module: Any) -> str | None:
@@ -76,8 +72,6 @@ def _difference(module: Any) -> str | None:
     Its `expand_kv` runs on a copy of the module, with numbers where its weights are: what it does
     with them is what counts. No hook of a module runs.
     """
-    if getattr(module, "sliding_window", None) is not None:
-        return "it attends to a window"
     rope_dim = getattr(module, "qk_rope_head_dim", None)
     if not isinstance(rope_dim, int):
         return "it does not say how many dims are rotated (qk_rope_head_dim)"

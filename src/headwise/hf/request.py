@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from headwise.errors import UnsupportedError
 from headwise.hf.cached_rows import WindowKV, view_of
+from headwise.hf.chosen_mask import ChosenMask
 from headwise.hf.empty_rows import EAGER, EmptyRows, empty_rows
+from headwise.hf.indexers.lightning import all_keys
 from headwise.hf.stock_names import _active_collector
 from headwise.hf.window_mask import WindowMask, window_of
 from headwise.ops import KV, AttentionCall, Options
@@ -79,15 +81,13 @@ def read_request(
     nothing then hold; None asks what `attach` left on the module. `others` concern no attention.
 
     Raises:
-        UnsupportedError: sparse attention.
+        UnsupportedError: chosen blocks of tokens, whose size the module does not say.
     """
-    if indices is not None or block_indices is not None:
-        raise UnsupportedError(
-            f"{type(module).__name__} attends to chosen tokens only (sparse attention), which "
-            "headwise does not: call headwise.detach(model)"
-        )
     kv: Any = view_of(key, value)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    chosen = None
+    if isinstance(mask, ChosenMask):  # complete, whatever the module says
+        chosen, mask, causal = mask.chosen, mask.rest, False
     if isinstance(mask, WindowMask):
         rule = window_of(mask, query, key, kv)
         if rule is None:
@@ -101,6 +101,12 @@ def read_request(
         sinks=s_aux,
         bias=position_bias,
     )
+    options.indices = None if chosen is None else chosen.unsqueeze(1)
+    if indices is not None and not all_keys(indices):
+        options.indices = indices.unsqueeze(1).to(torch.int32)
+    if block_indices is not None:
+        options.block_indices = block_indices.to(torch.int32)
+        options.block_size = _block_size(module)
     weights = bool(output_attentions) or _weights_are_collected()
     request = Request(module, query, key, value, kv, options, dropout, mask, weights=weights)
     request.sinks = sinks
@@ -115,6 +121,17 @@ def read_request(
         request.eager = getattr(module, EAGER, False) if eager is None else eager
         _read_mask(request)
     return request
+
+
+def _block_size(module: Any) -> int:
+    """Keys of a block, as the module's indexer has it."""
+    size = getattr(getattr(module, "indexer", None), "block_size", None)
+    if not isinstance(size, int):
+        raise UnsupportedError(
+            f"{type(module).__name__} attends to chosen blocks of tokens (sparse attention), whose "
+            "size it does not say: call headwise.detach(model)"
+        )
+    return size
 
 
 def _read_window(request: Request, kv: WindowKV) -> None:

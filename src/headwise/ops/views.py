@@ -63,6 +63,10 @@ class PagedKV:
         """The same pools with key and value in each other's place."""
         return replace(self, key=self.value, value=self.key)
 
+    def keys_alone(self) -> "PagedKV":
+        """The same pool of keys, for values too."""
+        return replace(self, value=self.key)
+
     def dense(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Copies [B,K,L,D] and [B,K,L,V], gathered from the pages; zeros past a length."""
         return self._gathered(self.key).to(dtype), self._gathered(self.value).to(dtype)
@@ -177,6 +181,10 @@ class QuantKV:
             value_scales=self.key_scales,
             bits=self.bits,
         )
+
+    def keys_alone(self) -> "QuantKV":
+        """The same keys, for values too."""
+        return replace(self, value=self.key, value_scales=self.key_scales)
 
     def dense(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """[B,K,L,D] and [B,K,L,V], dequantised."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from headwise.errors import SpecError, UnsupportedError
-from headwise.hf.cache import OwnLayer, held_tensors, use_own_layers
+from headwise.hf.cache import held_tensors, use_own_layers
+from headwise.hf.cache_layers import OwnLayer
 from headwise.hf.stock_names import (
     CacheLayerMixin,
     DynamicCache,
@@ -128,7 +129,11 @@ def _check_layers(model: PlannedModel, cache: Any) -> None:
         missing = ""
         if layer.cached is not None and not isinstance(made, CacheLayerMixin):
             missing = "keys and values"
-        elif layer.cached and layer.cached.indexer and not hasattr(made, "update_indexer"):
+        elif (
+            layer.cached
+            and layer.cached.cache_rows.index_dim
+            and not hasattr(made, "update_indexer")
+        ):
             missing = "an indexer's keys"
         state = isinstance(layer.mixer, StateSpec)
         if state and not isinstance(made, LinearAttentionCacheLayerMixin):
@@ -159,8 +164,8 @@ def _append(
     mixer, dtype = layer.mixer, workload.cache.dtype
     if layer.cached is not None:
         cache.update(*_rows(layer.cached, workload, tokens, heads), layer.index)
-        if layer.cached.indexer is not None:
-            keys = _empty(dtype, workload.batch, tokens, layer.cached.indexer.dim)
+        if layer.cached.cache_rows.index_dim:
+            keys = _empty(dtype, workload.batch, tokens, layer.cached.cache_rows.index_dim)
             cache.update_indexer(keys, layer.index)
     if isinstance(mixer, StateSpec):
         made = cache.layers[layer.index]

@@ -75,8 +75,8 @@ class CacheFormat:
     def row_bytes(self, spec: AttentionSpec) -> int:
         """Bytes of one token of one layer, an indexer's key not counted."""
         rows = spec.cache_rows
-        # attach keeps the numbers of a window, of an encoder, and of what an indexer chooses from.
-        numbers = spec.window is not None or spec.cross or spec.indexer is not None
+        # attach keeps the numbers of a window, and of an encoder
+        numbers = spec.window is not None or spec.cross
         if self.bits is None or numbers:
             return rows.heads * sum(rows.dims) * bytes_per_element(self.dtype)
         return rows.heads * sum(row_bytes(dim, self.bits) for dim in rows.dims)

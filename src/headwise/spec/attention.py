@@ -178,7 +178,7 @@ class AttentionSpec:
         >>> AttentionSpec(heads=8, kv_heads=2, head_dim=64, value_dim=64).cache_rows
         CacheRows(heads=2, dims=(64, 64), index_dim=0)
         """
-        index_dim = 0 if self.indexer is None else self.indexer.dim
+        index_dim = 0 if self.indexer is None else self.indexer.cached_dim
         if self.mechanism == "MLA":
             return CacheRows(1, self._latent(), index_dim)
         return CacheRows(self.kv_heads, (self.head_dim, self.value_dim), index_dim)
@@ -274,7 +274,7 @@ class AttentionSpec:
         done = self.heads * self.pairs(query_length, context) * (self.head_dim + self.value_dim)
         if self.indexer is not None:
             every = replace(self, indexer=None).pairs(query_length, context)
-            done += self.indexer.heads * every * self.indexer.dim
+            done += self.indexer.heads * every * self.indexer.cached_dim
         return 2 * done
 
     @property

@@ -188,6 +188,7 @@ class Problem:
             softcap=spec.softcap is not None,
             alibi=spec.alibi,
             bias=dtype if spec.relative_bias else None,
+            chosen=None if spec.indexer is None else min(context, spec.indexer.topk),
         )
 
 

@@ -57,6 +57,8 @@ def dequantize(integers: Tensor, scales: Tensor, bits: Bits) -> Tensor:
     """
     if bits == 8:
         return integers * scales
+    if integers.shape[-1] == 0:
+        return integers.float()
     signed = integers.view(torch.int8)
     levels = torch.stack([signed << 4 >> 4, signed >> 4], dim=-1).flatten(-2)
     grouped = _grouped(levels.float()) * scales.unsqueeze(-1)

@@ -138,6 +138,9 @@ def latent_attention(
     elif w_uk.shape[1] == 0:
         exchanged = None if kv is None else kv.exchanged()
         call = AttentionCall(query_rope, key_rope, latent, options, kv=exchanged)
+    elif rope_dim == 0:
+        query, alone = _project(query_nope, w_uk, backend, up=True), kv and kv.keys_alone()
+        call = AttentionCall(query, latent, latent, options, kv=alone)
     else:
         query = _project(query_nope, w_uk, backend, up=True)
         call = AttentionCall(query, latent, latent, options, query_rope, key_rope, kv)

@@ -8,7 +8,6 @@ from headwise.spec.attention import AttentionSpec
 from headwise.spec.checks import finite, shown
 from headwise.spec.config.fields import ConfigFields
 from headwise.spec.config.heads import split_hidden
-from headwise.spec.indexer import IndexerSpec
 
 # The defaults of their config classes where these agree, as most do.
 LATENT_DEFAULTS: dict[str, object] = {
@@ -24,7 +23,6 @@ LATENT_DEFAULTS: dict[str, object] = {
 
 def latent_heads(
     fields: ConfigFields,
-    indexer: IndexerSpec | None = None,
     rope: Mapping[str, object] | None = None,
 ) -> AttentionSpec:
     """MLA with the fields of DeepSeek's kin, its scale with YaRN's factor.
@@ -56,7 +54,6 @@ def latent_heads(
         latent_rank=fields.positive("kv_lora_rank"),
         rope_dim=rope_dim,
         query_rank=fields.optional_positive("q_lora_rank"),
-        indexer=indexer,
     )
 
 

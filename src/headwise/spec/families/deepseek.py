@@ -6,7 +6,6 @@ from headwise.spec.config.family import Family
 from headwise.spec.config.fields import ConfigFields
 from headwise.spec.config.latent import LATENT_DEFAULTS, latent_heads
 from headwise.spec.config.layout import Layout, one_stack
-from headwise.spec.indexer import IndexerSpec
 
 _V2 = LATENT_DEFAULTS | {
     "num_hidden_layers": 32,
@@ -19,12 +18,6 @@ _V3 = LATENT_DEFAULTS | {
     "num_attention_heads": 128,
     "num_key_value_heads": 128,
     "max_position_embeddings": 4096,
-}
-_V32 = _V3 | {
-    "max_position_embeddings": 163840,
-    "index_n_heads": 64,
-    "index_head_dim": 128,
-    "index_topk": 2048,
 }
 _GLM4_MOE_LITE = LATENT_DEFAULTS | {
     "num_hidden_layers": 47,
@@ -49,19 +42,8 @@ _MINICPM3 = LATENT_DEFAULTS | {
 }
 
 
-def _read_v32(fields: ConfigFields) -> Layout:
-    return _read(
-        fields,
-        IndexerSpec(
-            heads=fields.positive("index_n_heads"),
-            dim=fields.positive("index_head_dim"),
-            topk=fields.positive("index_topk"),
-        ),
-    )
-
-
-def _read(fields: ConfigFields, indexer: IndexerSpec | None = None) -> Layout:
-    attention = latent_heads(fields, indexer)
+def _read(fields: ConfigFields) -> Layout:
+    attention = latent_heads(fields)
     layers = fields.layers("num_hidden_layers")
     return one_stack([attention] * layers, fields.positive("max_position_embeddings"))
 
@@ -90,7 +72,6 @@ DEEPSEEK_V3 = Family(
     expands="normalised",
     copies=True,
 )
-DEEPSEEK_V32 = Family(model_type="deepseek_v32", read=_read_v32, defaults=_V32)
 DEEPSEEK_V2_MHA = Family(model_type="headwise_deepseek_v2_mha", read=_read_expanded, defaults=_V2)
 DEEPSEEK_V3_MHA = Family(model_type="headwise_deepseek_v3_mha", read=_read_expanded, defaults=_V3)
 GLM4_MOE_LITE = Family(

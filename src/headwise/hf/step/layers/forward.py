@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from headwise.caches import ContiguousCache
-from headwise.hf.cache import OwnLayer
 from headwise.hf.cache_hooks import CACHE_ARGUMENTS
+from headwise.hf.cache_layers import OwnLayer
 from headwise.hf.interface import headwise_attention_forward
 from headwise.hf.module_hook import NAME, ModuleHook, is_touched
 from headwise.hf.observer import current_observer
