@@ -93,7 +93,7 @@ _SHARED = ["linear_attention", "hybrid", "linear_attention", "hybrid"]
 _SLIDING_LATENTS = {"swa_num_attention_heads": HEADS, "swa_num_key_value_heads": HEADS}
 _SLIDING_LATENTS |= {"swa_q_lora_rank": 20, "swa_kv_lora_rank": 20, "swa_head_dim": 32}
 _SLIDING_LATENTS |= {"swa_qk_nope_head_dim": HEAD_DIM, "swa_v_head_dim": HEAD_DIM}
-_INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": HEAD_DIM}
+_INDEXER = {"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": HEAD_DIM}
 _INDEXER |= {"indexer_budget": 8, "indexer_compress_ratio": 4}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 

@@ -87,7 +87,7 @@ def read_request(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     chosen = None
     if isinstance(mask, ChosenMask):  # complete, whatever the module says
-        chosen, mask, causal = mask.chosen, mask.rest, False
+        chosen, mask, causal = mask, mask.rest, False
     if isinstance(mask, WindowMask):
         rule = window_of(mask, query, key, kv)
         if rule is None:
@@ -101,7 +101,8 @@ def read_request(
         sinks=s_aux,
         bias=position_bias,
     )
-    options.indices = None if chosen is None else chosen.unsqueeze(1)
+    if chosen is not None:
+        chosen.write_to(options)
     if indices is not None and not all_keys(indices):
         options.indices = indices.unsqueeze(1).to(torch.int32)
     if block_indices is not None:

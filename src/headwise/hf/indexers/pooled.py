@@ -53,6 +53,12 @@ def runs_of(mask: Tensor) -> Runs | None:
     return runs
 
 
+def chosen_groups(query: Tensor, pools: Tensor, weights: Tensor, whole: Tensor, top: int) -> Tensor:
+    """int32 [B,S,top]: the best of the `whole` [B,S] groups that each query sees; then -1."""
+    visible = torch.arange(pools.shape[1], device=pools.device) < whole.unsqueeze(-1)
+    return index_topk(query, pools, weights, top, mask=visible)
+
+
 def pooled_choice(
     query: Tensor, pools: Tensor, weights: Tensor, runs: Runs, size: int, top: int, *, tail: bool
 ) -> Tensor:
@@ -61,12 +67,11 @@ def pooled_choice(
     query [B,S,I,E], pools [B,P,E], weights [B,S,I]; without `tail` none behind the last group.
     """
     whole = runs.seen // size
-    visible = torch.arange(pools.shape[1], device=pools.device) < whole.unsqueeze(-1)
     within = torch.arange(size, device=pools.device)
     first = runs.first[:, None, None]
     parts = []
     if pools.shape[1]:
-        chosen = index_topk(query, pools, weights, top, mask=visible).unsqueeze(-1)
+        chosen = chosen_groups(query, pools, weights, whole, top).unsqueeze(-1)
         tokens = first.unsqueeze(-1) + chosen * size + within
         parts.append(tokens.masked_fill(chosen < 0, -1).flatten(-2))
     if tail:
@@ -204,9 +209,12 @@ class MeanPoolIndexer(PooledIndexer):
         if runs is None:
             stock: Tensor = self.stock(**given)
             return stock
-        return ChosenMask(self._chosen(given, runs), mask.shape[3])
+        return ChosenMask(*self._chosen(given, runs, mask.shape[3]))
 
-    def _chosen(self, given: dict[str, Any], runs: Runs) -> Tensor:
+    def _chosen(
+        self, given: dict[str, Any], runs: Runs, context: int
+    ) -> tuple[Tensor, int, int | None]:
+        """What was chosen, L, and the keys of a block, where those are blocks."""
         module, cache, hidden = self.owner, given.get(self.cache), given["hidden_states"]
         batch, length, _ = hidden.shape
         angles = given["position_embeddings"]
@@ -232,8 +240,17 @@ class MeanPoolIndexer(PooledIndexer):
 
         size = module.compress_ratio
         pools = self.pools(layer, states, runs, size, pool)
-        weights = query.new_ones(query.shape[:3], dtype=torch.float32)
-        return pooled_choice(query, pools, weights, runs, size, module.block_topk, tail=True)
+        weights, top = query.new_ones(query.shape[:3], dtype=torch.float32), module.block_topk
+        if bool((runs.first % size).any()):
+            tokens = pooled_choice(query, pools, weights, runs, size, top, tail=True)
+            return tokens, context, None
+        # groups are blocks of the cache, the last of which the mask cuts off
+        whole, skipped = runs.seen // size, (runs.first // size)[:, None, None].int()
+        groups = chosen_groups(query, pools, weights, whole, top)
+        groups = (groups + skipped).masked_fill(groups < 0, -1)
+        behind = whole.unsqueeze(-1).int() + skipped
+        behind = behind.masked_fill((runs.seen % size == 0).unsqueeze(-1), -1)
+        return torch.cat([groups, behind], dim=-1), context, size
 
 
 def gated_difference(module: Any) -> str | None:
