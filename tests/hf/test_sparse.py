@@ -14,6 +14,7 @@ from headwise.hf.chosen_mask import ChosenMask
 from headwise.hf.indexed_layers import IndexKeys
 from headwise.hf.indexers import lightning, pooled
 from headwise.hf.indexers.lightning import LightningIndexer
+from viewing.words import Words
 
 pytest.importorskip("transformers.models.mistral_large4")
 from transformers import DynamicCache
@@ -409,3 +410,15 @@ def test_a_mask_of_chosen_keys_is_booleans_to_all_else():
     assert torch.equal(both.dense(), expected & rest)
     assert torch.equal(copy.deepcopy(both), expected & rest)
     assert "of 3 chosen" in repr(both)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v32", "minimax_m3_vl"])
+def test_the_view_shows_what_was_chosen(family):
+    words = [f"w{index}" for index in range(VOCABULARY)]
+    model = make(family)
+    seen = headwise.view(model, Words(*words), " ".join(words[3:22]), heads=[0])
+    weights = seen.layers[0].weights[0, -1]
+    visible = int((weights > 0).sum())
+    # 8 tokens; or 2 blocks of 4 tokens and the last one, which has 3 of them
+    assert visible == TOP if family == "deepseek_v32" else visible in (11, 12)
+    torch.testing.assert_close(weights.nan_to_num().sum(), torch.tensor(1.0))

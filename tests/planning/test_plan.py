@@ -311,3 +311,18 @@ def test_figures_that_are_given_hold_instead_of_the_devices() -> None:
     assert device.bytes_per_second == DEVICES["h100"].bytes_per_second
     assert device.seconds(3.35e12, 1e12, "bfloat16") == pytest.approx(1.0)
     assert device.seconds(3.35e9, 1e13, "bfloat16") == pytest.approx(2.0)
+
+
+def test_the_keys_of_indexers_have_a_line() -> None:
+    said = " ".join(str(plan("deepseek-v3.2", context=32768, device="h100")).split())
+    # 128 numbers of 2 bytes; a layer's step reads all of them, and 2,048 of its rows of 576
+    assert "61 layers, 256 bytes of keys per token and layer" in said
+    assert "reads 8 MiB" in said
+    assert 32768 * 256 == 8 * 2**20
+    shared = {"model_type": "glm_moe_dsa", "indexer_types": ["full"] + 77 * ["shared"]}
+    spec = headwise.ModelSpec.from_config(shared)
+    assert spec.cache_bytes_per_token("bf16") == 2 * (78 * 576 + 128)
+    with pytest.raises(SpecError, match="no layer chooses before the first one"):
+        headwise.ModelSpec.from_config(shared | {"indexer_types": 78 * ["shared"]})
+    with pytest.raises(SpecError, match="expected 78 of 'full' and 'shared'"):
+        headwise.ModelSpec.from_config(shared | {"indexer_types": ["full"]})

@@ -62,7 +62,9 @@ def _own_layer(layer: Any, choice: CacheChoice) -> Any:
         return WindowLayer(layer.sliding_window)
     if _is_indexed(type(layer)):
         cache = choice.make()
-        return _INDEXED_LAYERS[cache.gives](cache, type(layer))
+        kind = _INDEXED_LAYERS.get(cache.gives)
+        # a cache that drops tokens has none: an indexer chooses among all
+        return layer if kind is None else kind(cache, type(layer))
     return layer
 
 

@@ -6,7 +6,7 @@ The run stays as it is: the log-sum-exp is asked for only where the backend that
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from headwise.hf.attend import attend_latents, attend_rows
 from headwise.hf.latent import absorbed_query, receives_latents
 from headwise.hf.request import Request
-from headwise.ops import Options, explain_call
+from headwise.ops import Options, chosen_mask, explain_call
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -24,8 +24,8 @@ class Seen:
     query [B,H,S,D] and key [B,K,L,D]; for MLA with `content_dim` dims of content first and the rope
     part behind them: of the expanded heads (K = H), or absorbed, over the one latent (K = 1). out
     [B,S,H,V]. lse [B,H,S], None where the backend that ran does not give it. options: as
-    `attention` takes them. latent: R and P, the cached row, for MLA. columns: the keys' positions
-    where a cache has dropped some.
+    `attention` takes them, with a mask for what was chosen. latent: R and P, the cached row, for
+    MLA. columns: the keys' positions where a cache has dropped some.
     """
 
     module: nn.Module
@@ -91,9 +91,20 @@ def observed(observer: Observer, request: Request) -> tuple[Tensor, Tensor | Non
         key=key,
         out=out,
         lse=lse,
-        options=request.options,
+        options=_with_mask(request),
         content_dim=content_dim,
         latent=latent,
         columns=request.columns,
     )
     return observer(seen), weights
+
+
+def _with_mask(request: Request) -> Options:
+    """The options of a call, with a mask in place of chosen keys."""
+    options = request.options
+    mask = chosen_mask(options, request.query.shape[1], request.key.shape[2])
+    if mask is None:
+        return options
+    if options.mask is not None:
+        mask = mask & options.mask
+    return replace(options, mask=mask, indices=None, block_indices=None, block_size=None)

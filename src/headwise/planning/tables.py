@@ -1,6 +1,6 @@
 """A plan for people: its layers, its answers, the other mechanisms, as tables and lines."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from rich.table import Table
@@ -115,6 +115,7 @@ def _answers(plan: Plan) -> Iterable[tuple[str, str]]:
         yield f"{cache} at {plan.context:,} x {plan.batch}", _allocated(plan)
     elif not plan.decode:
         yield "cache", "none (an encoder)"
+    yield from _indexers(plan)
     weights = plan.weights
     chosen = f", {_count(weights.active)} for one token" if weights.experts else ""
     yield "weights", f"{gib(plan.weight_bytes)}: {_count(weights.total)} parameters{chosen}"
@@ -127,6 +128,24 @@ def _answers(plan: Plan) -> Iterable[tuple[str, str]]:
         yield "at most", bound
     yield "reading the prompt", _step(plan.prefill)
     yield "at least", f"{_seconds(plan.prefill.seconds)}, by {plan.prefill.bound}"
+
+
+def _indexers(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What the keys of indexers take, and what a step reads of a layer that chooses."""
+    sparse = [layer.cached for layer in plan.model.spec.layers if layer.cached is not None]
+    sparse = [attention for attention in sparse if attention.indexer is not None]
+    if not sparse:
+        return
+    dims = [attention.cache_rows.index_dim for attention in sparse]
+    own = sparse[dims.index(max(dims))]
+    key, held = plan.cache.index_bytes(own), plan.batch * plan.context
+    rows = plan.batch * own.pairs(1, plan.context) * plan.cache.row_bytes(own)
+    yield (
+        "indexers",
+        f"{sum(dim > 0 for dim in dims)} layers, {key:,} bytes of keys per token and layer; a step "
+        f"reads {gib(key * held)} of them and {gib(rows)} of chosen rows in each, of "
+        f"{gib(plan.cache.row_bytes(own) * held)}",
+    )
 
 
 def _allocated(plan: Plan) -> str:
