@@ -9,15 +9,17 @@ import pytest
 import torch
 
 import headwise
+from headwise.caches import ContiguousCache
 from headwise.hf import cache_nbytes
 from headwise.hf.chosen_mask import ChosenMask
-from headwise.hf.indexed_layers import IndexKeys
+from headwise.hf.indexed_layers import IndexedLayer, IndexKeys
 from headwise.hf.indexers import lightning, pooled
 from headwise.hf.indexers.lightning import LightningIndexer
 from viewing.words import Words
 
 pytest.importorskip("transformers.models.mistral_large4")
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 TOP, DIM, LAYERS, VOCABULARY = 8, 32, 3, 97
 # What of it a family's config has; at least 16 heads, so that no two sums of relus are equal.
@@ -137,6 +139,11 @@ MODES = {
     "one token at a time": {"input_ids": PROMPT},
     "left-padded batch": {"input_ids": BATCH, "attention_mask": SEEN},
     "static cache": {"input_ids": PROMPT, "cache_implementation": "static"},
+    "padded static cache": {
+        "input_ids": BATCH,
+        "attention_mask": SEEN,
+        "cache_implementation": "static",
+    },
     "beams": {"input_ids": BATCH, "attention_mask": SEEN, "num_beams": 3},
     "prompt lookup": {"input_ids": PROMPT, "prompt_lookup_num_tokens": 3},
     "no cache": {"input_ids": PROMPT, "use_cache": False},
@@ -422,3 +429,129 @@ def test_the_view_shows_what_was_chosen(family):
     # 8 tokens; or 2 blocks of 4 tokens and the last one, which has 3 of them
     assert visible == TOP if family == "deepseek_v32" else visible in (11, 12)
     torch.testing.assert_close(weights.nan_to_num().sum(), torch.tensor(1.0))
+
+
+def logits(model, ids, **options):
+    with torch.no_grad():
+        return model(ids, **options).logits
+
+
+def assert_near(given, expected):
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("family", CHANGES)
+def test_inference_mode_is_as_no_grad(family):
+    model = make(family)
+    expected = logits(model, BATCH, attention_mask=SEEN)[:, -1]
+    headwise.attach(model)
+    with torch.inference_mode():
+        given = model(BATCH, attention_mask=SEEN).logits[:, -1]
+    assert_near(given.clone(), expected)
+
+
+def test_a_mask_whose_last_query_sees_fewest_keys_pools_for_the_others():
+    model = make("qwen4_exp")
+    mask = torch.ones(1, 1, 21, 21, dtype=torch.bool).tril()
+    mask[..., -1, 4:] = False
+    expected = logits(model, BATCH[1:], attention_mask=mask)
+    headwise.attach(model)
+    assert_near(logits(model, BATCH[1:], attention_mask=mask), expected)
+
+
+@pytest.mark.parametrize("start", [0, 1, "packed"])
+def test_blocks_follow_the_positions_that_a_caller_gives(start):
+    model = make("minimax_m3_vl")
+    position = torch.arange(21) + (0 if start == "packed" else start)
+    if start == "packed":
+        position[11:] -= 11
+    expected = logits(model, BATCH[1:], position_ids=position[None])
+    headwise.attach(model)
+    assert_near(logits(model, BATCH[1:], position_ids=position[None]), expected)
+
+
+def gradients(model):
+    model.zero_grad()
+    out = model(BATCH, attention_mask=SEEN, use_cache=False).logits
+    out.square().mean().backward()
+    return {name: at.grad for name, at in model.named_parameters() if at.grad is not None}
+
+
+@pytest.mark.parametrize("family", ["minimax_m3_vl", "qwen4_exp", "deepseek_v32"])
+def test_gradients_are_those_of_stock_where_rows_see_nothing(family):
+    blocks = family == "minimax_m3_vl"
+    model = make(family, **({"layer_types": 3 * ["minimax_m3_sparse"]} if blocks else {}))
+    # rows that average: SDPA's own backward pass goes wrong for them
+    model.set_attn_implementation("eager" if blocks else "sdpa")
+    expected = gradients(model)
+    model.set_attn_implementation("sdpa")
+    headwise.attach(model)
+    given = gradients(model)
+    assert given.keys() == expected.keys()
+    for name, wanted in expected.items():
+        assert_near(given[name], wanted)
+
+
+def test_weights_of_rows_whose_blocks_are_padding_are_averages():
+    model = make("minimax_m3_vl")
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(BATCH, attention_mask=SEEN, output_attentions=True).attentions
+        headwise.attach(model)
+        given = model(BATCH, attention_mask=SEEN, output_attentions=True).attentions
+    for ours, stock in zip(given, expected):
+        torch.testing.assert_close(ours, stock, rtol=0, atol=1e-5)
+
+
+def test_rows_of_padding_average_where_stock_was_eager():
+    model = make("glm5_next")
+    model.set_attn_implementation("eager")
+    expected = logits(model, BATCH, attention_mask=SEEN)
+    headwise.attach(model)
+    assert_near(logits(model, BATCH, attention_mask=SEEN), expected)
+
+
+@pytest.mark.parametrize("family", ["qwen4_exp", "minimax_m3_vl", "deepseek_v32"])
+def test_a_cache_made_without_gradients_goes_on_with_them(family):
+    model = make(family)
+    expected = logits(model, PROMPT)[:, -3:]
+    headwise.attach(model)
+    with torch.no_grad():
+        cache = model(PROMPT[:, :-3], use_cache=True).cache
+    assert_near(model(PROMPT[:, -3:], cache=cache).logits.detach(), expected)
+
+
+@pytest.mark.parametrize("family", ["minimax_m3_vl", "deepseek_v32"])
+def test_a_padded_batch_compiles_whole(family):
+    model = make(family)
+    expected = logits(model, BATCH, attention_mask=SEEN, use_cache=False)[:, -1]
+    headwise.attach(model)
+    compiled = torch.compile(model.model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        states = compiled(BATCH, attention_mask=SEEN, use_cache=False).last_hidden_state
+        given = model.lm_head(states)[:, -1]
+    assert_near(given, expected)
+
+
+def test_a_layer_that_was_reset_has_no_pools_of_before():
+    layer = IndexedLayer(ContiguousCache(), DynamicLayer)
+    rows = torch.zeros(1, 1, 4, 2)
+    with torch.no_grad():
+        layer.update(rows, rows)
+        layer.update_indexer(rows[:, 0])
+        layer.pools((0,)).append(rows[:, :, :1], rows[:, :, :1, :0])
+        assert layer.index_nbytes == 4 * (4 * 2 + 2)
+        layer.reset()
+        four = rows.expand(4, 1, 4, 2)
+        layer.update(four, four)
+        layer.update_indexer(four[:, 0])
+        layer.reorder_cache(torch.tensor([3, 2, 1, 0]))
+    assert layer.indexer_keys.shape == (4, 4, 2)
+
+
+def test_a_cache_of_stock_s_counts_its_index_keys_too():
+    model = make("minimax_m3_vl")
+    with torch.no_grad():
+        stock = cache_nbytes(model(PROMPT).cache)
+        headwise.attach(model)
+        assert cache_nbytes(model(PROMPT).cache) == stock

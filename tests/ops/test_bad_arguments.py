@@ -359,3 +359,17 @@ def answer(call: Call, backend: str | None):
         return call.run(attention, backend=backend)
     except HeadwiseError as error:
         return str(error)
+
+
+def test_chosen_keys_may_lie_anyhow_and_blocks_be_larger_than_the_context():
+    query, key = torch.randn(2, 4, 9, 24), torch.randn(2, 2, 33, 24)
+    indices = torch.randint(-1, 33, (2, 1, 9, 5), dtype=torch.int32)
+    apart = indices.transpose(-1, -2).contiguous().transpose(-1, -2)
+    assert torch.equal(
+        attention(query, key, key, indices=apart), attention(query, key, key, indices=indices)
+    )
+    blocks = torch.zeros(2, 1, 9, 1, dtype=torch.int32)
+    for backend in ("cpu", "torch", "reference"):
+        whole = attention(query, key, key, backend=backend)
+        one = {"block_indices": blocks, "block_size": 2**31 - 1, "backend": backend}
+        torch.testing.assert_close(attention(query, key, key, **one), whole)

@@ -90,7 +90,7 @@ def cache_nbytes(cache: Cache) -> int:
 
 def held_tensors(layer: Any) -> Iterator[Tensor]:
     """What a layer of Transformers' own holds: keys and values, an indexer's keys, states."""
-    for name in ("keys", "values", "indexer_keys"):
+    for name in ("keys", "values", "indexer_keys", "idx_keys"):
         tensor = getattr(layer, name, None)
         if isinstance(tensor, Tensor):
             yield tensor

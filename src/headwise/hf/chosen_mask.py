@@ -45,6 +45,10 @@ class ChosenMask(Tensor):
         else:
             options.block_indices = chosen
 
+    def leaves_rows_empty(self) -> bool:
+        """Whether some query has no key; one of padding, then."""
+        return bool((self.chosen < 0).all(dim=-1).any())
+
     def dense(self) -> Tensor:
         """A plain tensor [B,1,S,L]."""
         options = Options(scale=1.0)

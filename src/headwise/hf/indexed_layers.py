@@ -51,6 +51,10 @@ class IndexKeys(OwnLayer):
 
     def update_indexer(self, indexer_key_states: Tensor) -> Tensor:
         """Append [B, S, E]; a view of all."""
+        if torch.is_grad_enabled():  # as `update`
+            self._become_stock()
+            stock: Tensor = self.update_indexer(indexer_key_states)
+            return stock
         keys = indexer_key_states.unsqueeze(1)
         return self.index.append(keys, keys[..., :0])[0].squeeze(1)
 
@@ -75,7 +79,7 @@ class IndexKeys(OwnLayer):
         super().crop(tokens_to_remove)
         kept = max(0, self.index.length - (before - self.cache.length))
         self.index.crop(kept)
-        self._pooled_from = ()
+        self._drop_pools()
         if self.indexer_position_ids is not None:
             self.indexer_position_ids = self.indexer_position_ids[..., :kept]
 
@@ -83,7 +87,7 @@ class IndexKeys(OwnLayer):
         """Forget everything and release the memory."""
         super().reset()
         self.index.reset()
-        self._pooled_from = ()
+        self._drop_pools()
         self.indexer_position_ids = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -107,7 +111,7 @@ class IndexKeys(OwnLayer):
         """Move what is held to main memory."""
         super().offload()
         self.index.to("cpu")
-        self._pooled_from = ()
+        self._drop_pools()
 
     def prefetch(self) -> None:
         """Move what is held back to where it was made."""
@@ -115,12 +119,14 @@ class IndexKeys(OwnLayer):
         if self.device is not None:
             self.index.to(self.device)
 
+    def _drop_pools(self) -> None:
+        self._pools, self._pooled_from = ContiguousCache(), ()
+
     def _select(self, index: Tensor) -> None:
         self.index.select(index)
-        self._pools.select(index)
-        self._pooled_from = (
-            tuple(self._pooled_from[i] for i in index.tolist()) if self._pooled_from else ()
-        )
+        if self._pooled_from:
+            self._pools.select(index)
+            self._pooled_from = tuple(self._pooled_from[i] for i in index.tolist())
         if self.indexer_position_ids is not None:
             own = index.to(self.indexer_position_ids.device)
             self.indexer_position_ids = self.indexer_position_ids.index_select(1, own)

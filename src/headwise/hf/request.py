@@ -10,10 +10,11 @@ from headwise.errors import UnsupportedError
 from headwise.hf.cached_rows import WindowKV, view_of
 from headwise.hf.chosen_mask import ChosenMask
 from headwise.hf.empty_rows import EAGER, EmptyRows, empty_rows
+from headwise.hf.indexers.blocks import POSITIONS
 from headwise.hf.indexers.lightning import all_keys
-from headwise.hf.stock_names import _active_collector
+from headwise.hf.stock_names import _active_collector, is_tracing
 from headwise.hf.window_mask import WindowMask, window_of
-from headwise.ops import KV, AttentionCall, Options
+from headwise.ops import KV, AttentionCall, Options, chosen_mask
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +87,9 @@ def read_request(
     kv: Any = view_of(key, value)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     chosen = None
+    eager = getattr(module, EAGER, False) if eager is None else eager
+    if isinstance(mask, ChosenMask) and eager and mask.leaves_rows_empty():
+        mask = mask.dense()
     if isinstance(mask, ChosenMask):  # complete, whatever the module says
         chosen, mask, causal = mask, mask.rest, False
     if isinstance(mask, WindowMask):
@@ -105,9 +109,6 @@ def read_request(
         chosen.write_to(options)
     if indices is not None and not all_keys(indices):
         options.indices = indices.unsqueeze(1).to(torch.int32)
-    if block_indices is not None:
-        options.block_indices = block_indices.to(torch.int32)
-        options.block_size = _block_size(module)
     weights = bool(output_attentions) or _weights_are_collected()
     request = Request(module, query, key, value, kv, options, dropout, mask, weights=weights)
     request.sinks = sinks
@@ -115,13 +116,41 @@ def read_request(
         _read_window(request, kv)
     if torch.is_autocast_enabled(query.device.type):
         _lower(request, torch.get_autocast_dtype(query.device.type))
+    if block_indices is not None:
+        _read_blocks(request, block_indices)
     options.causal = bool(causal) and request.mask is None  # a mask that arrives is complete
     if not options.causal or request.columns is not None:
         options.causal, options.window = False, None
     if request.mask is not None or dropout:
-        request.eager = getattr(module, EAGER, False) if eager is None else eager
+        request.eager = eager
         _read_mask(request)
     return request
+
+
+def _read_blocks(request: Request, blocks: Tensor) -> None:
+    """Take chosen blocks as MiniMax-M3 means them, with the keys that stock's own mask hides.
+
+    A row whose blocks are all hidden averages every value there. Where that has to have gradients,
+    or weights, or cannot be looked for, stock's additive mask stands for all of it.
+    """
+    options, query = request.options, request.query
+    options.block_indices, options.block_size = blocks.to(torch.int32), _block_size(request.module)
+    position, context = getattr(blocks, POSITIONS, None), request.key.shape[2]
+    if request.mask is None and position is not None:
+        every = torch.arange(context, device=query.device)
+        request.mask = every <= position[:, None, :, None]
+    if request.mask is None:
+        return
+    mask = request.mask if request.mask.dtype == torch.bool else request.mask == 0
+    request.mask = mask
+    tensors = (query, request.key, request.value)
+    gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if gradients or request.weights or request.dropout or is_tracing(query):
+        chosen = chosen_mask(options, query.shape[1], context)
+        assert chosen is not None
+        lowest = torch.finfo(query.dtype).min
+        request.mask = query.new_zeros(()).masked_fill(~(chosen & mask), lowest)
+        options.block_indices = options.block_size = None
 
 
 def _block_size(module: Any) -> int:

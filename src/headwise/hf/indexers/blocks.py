@@ -15,6 +15,8 @@ from headwise.hf.indexers.trial import rotation, twin_of
 # Scores that exist at once, and keys that are widened at once.
 _MOST, _KEYS = 2**22, 4096
 _TRIED, _BLOCK, _KEPT = 37, 4, 3
+# An attribute of chosen blocks: the queries' positions, where they are not the cache's last slots.
+POSITIONS = "_headwise_positions"
 
 
 class BlockIndexer(Indexer):
@@ -36,7 +38,12 @@ class BlockIndexer(Indexer):
         scores = _block_scores(
             query.to(cache.all.dtype), cache.all, given["position_ids"], self.owner.block_size
         )
-        return self._kept(scores, given["position_ids"])
+        kept, position = self._kept(scores, given["position_ids"]), given["position_ids"]
+        context, length = cache.all.shape[2], position.shape[-1]
+        slots = torch.arange(context - length, context, device=position.device)
+        if not bool((position == slots).all()):  # whoever has no mask has to hide by them
+            setattr(kept, POSITIONS, position)
+        return kept
 
     def _kept(self, scores: Tensor, position: Tensor) -> Tensor:
         """The largest of scores [B,I,S,blocks], those next to each query's own block before all."""

@@ -38,8 +38,9 @@ def runs_of(mask: Tensor) -> Runs | None:
 
     Looked at once for all layers that are given the same mask.
     """
+    version = None if mask.is_inference() else mask._version  # such a tensor does not count writes
     known = getattr(mask, _RUNS, None)
-    if known is not None and known[0] == mask._version:
+    if known is not None and known[0] == version is not None:
         found: Runs | None = known[1]
         return found
     count = mask[:, 0].sum(dim=-1)
@@ -49,7 +50,7 @@ def runs_of(mask: Tensor) -> Runs | None:
     same = mask[:, 0] == ((every >= first[:, None, None]) & (every < stop))
     # a query whose own token is padding sees nothing; any other sees as many as there are
     runs = Runs(first, count) if bool(same.all()) else None
-    setattr(mask, _RUNS, (mask._version, runs))
+    setattr(mask, _RUNS, (version, runs))
     return runs
 
 
@@ -88,17 +89,18 @@ class PooledIndexer(Indexer):
     def pools(
         self, layer: Any, states: Tensor, runs: Runs, size: int, pool: Callable[..., Tensor]
     ) -> Tensor:
-        """Pools [B,P,E] of the tokens' states [B,L,...], as many as the longest run has.
+        """Pools [B,P,E] of the tokens' states [B,L,...], as many as the longest run of a query has.
 
         pool(states [B,p,size,...], first tokens [B,p]) gives p of them. layer: the cache's, where
         it is ours.
         """
-        most = int((runs.first + runs.seen[:, -1]).max())
-        counts = ((most - runs.first) // size).tolist()
+        seen = runs.seen.amax(dim=1)
+        last = int((runs.first + seen).max()) - 1
+        counts = (seen // size).tolist()
         longest, shortest = max(counts, default=0), min(counts, default=0)
         kept = layer.pools(tuple(runs.first.tolist())) if isinstance(layer, IndexKeys) else None
         before = 0 if kept is None or kept.first is None else kept.length
-        made = self._pooled(states, runs.first, before, longest, size, pool)
+        made = self._pooled(states[:, : last + 1], runs.first, before, longest, size, pool)
         if kept is None:
             return made
         # what is whole in every sequence stays as it is

@@ -92,14 +92,19 @@ class Options:
             _vector(self.alibi_slopes),
             self.bias,
             self.mask,
-            self.indices,
-            self.block_indices,
+            _rows(self.indices),
+            _rows(self.block_indices),
             self.block_size or 0,
         )
 
 
 def _vector(per_head: Tensor | None) -> Tensor | None:
     return None if per_head is None else per_head.detach().float().contiguous()
+
+
+def _rows(chosen: Tensor | None) -> Tensor | None:
+    aside = chosen is None or chosen.stride(-1) == 1 or chosen.shape[-1] == 1
+    return chosen if aside or chosen is None else chosen.contiguous()
 
 
 def _is_number(value: Any) -> bool:

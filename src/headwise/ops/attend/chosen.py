@@ -26,12 +26,13 @@ def chosen_mask(
         return None
     size = options.block_size or 1
     blocks, chosen = -(-context // size), chosen[:, :, rows].long()
-    # what is not chosen falls into a column behind the last
-    column = chosen.masked_fill(chosen < 0, blocks)
+    # what does not exist falls into a column behind the last; where values can be looked at, it was
+    # refused
+    column = chosen.masked_fill((chosen < 0) | (chosen >= blocks), blocks)
     mask = torch.zeros(*chosen.shape[:3], blocks + 1, dtype=torch.bool, device=chosen.device)
     mask = mask.scatter(-1, column, True)[..., :blocks]
     if size > 1:
-        mask = mask.repeat_interleave(size, dim=-1)[..., :context]
+        mask = mask.repeat_interleave(min(size, context), dim=-1)[..., :context]
     return mask if mask.shape[1] == 1 else mask.repeat_interleave(heads // mask.shape[1], dim=1)
 
 

@@ -108,7 +108,8 @@ def attention(
             causality aligns with each sequence's own last key. A view brings its own.
         indices: [B, 1 or K, S, T] int32, the keys that each query attends to, for all kv heads or
             for each; what causality, window, mask or lengths hide stays hidden. -1 is no key; a
-            key that is named twice counts once.
+            key that is named twice counts once. Under a compiler, and on other devices, a key that
+            does not exist is none.
         block_indices: [B, 1 or K, S, n] int32, the same by blocks of block_size keys, counted from
             the first key; the last one may be shorter.
         block_size: keys of a block.
