@@ -15,7 +15,14 @@ from headwise.errors import (
     SpecError,
     UnsupportedError,
 )
-from headwise.ops import PagedKV, QuantKV, attention, explain, latent_attention
+from headwise.ops import (
+    PagedKV,
+    QuantKV,
+    attention,
+    explain,
+    latent_attention,
+    linear_attention,
+)
 from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -50,6 +57,7 @@ __all__ = [
     "detach",
     "explain",
     "latent_attention",
+    "linear_attention",
     "load",
     "nn",
     "plan",

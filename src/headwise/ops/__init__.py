@@ -25,6 +25,7 @@ from headwise.ops.integers.operator import quantize
 from headwise.ops.integers.rounding import Bits, dequantize, rotate, row_bytes
 from headwise.ops.latent.operator import latent_attention
 from headwise.ops.latent.paradigm import Paradigm, choose_paradigm
+from headwise.ops.linear_attention.operator import linear_attention
 from headwise.ops.modes import are_few, needs_gradients, watched
 from headwise.ops.packed.formats import (
     FORMATS as BLOCK_FORMATS,
@@ -74,6 +75,7 @@ __all__ = [
     "is_packed",
     "latent_attention",
     "layer_offer",
+    "linear_attention",
     "needs_gradients",
     "pack",
     "packed_columns",

@@ -137,20 +137,24 @@ def check_chosen(
             )
 
 
-def require_lengths(kv_lengths: Any, batch: int, context: int, device: torch.device) -> None:
+def require_lengths(
+    kv_lengths: Any, batch: int, context: int, device: torch.device, name: str = "kv_lengths"
+) -> None:
     """Raise `ShapeError` unless `kv_lengths` is one length of 0 to `context` per sequence."""
-    require_tensor("kv_lengths", kv_lengths, 1)
+    require_tensor(name, kv_lengths, 1)
     if kv_lengths.shape[0] != batch or kv_lengths.dtype not in (torch.int32, torch.int64):
         raise ShapeError(
-            f"kv_lengths has shape {list(kv_lengths.shape)} and dtype {kv_lengths.dtype}, expected "
+            f"{name} has shape {list(kv_lengths.shape)} and dtype {kv_lengths.dtype}, expected "
             f"[{batch}] (one per sequence) of int32 or int64"
         )
     if kv_lengths.device != device:
-        raise ShapeError(f"kv_lengths is on {kv_lengths.device} and query on {device}")
+        raise ShapeError(f"{name} is on {kv_lengths.device} and query on {device}")
     # on other devices reading the values would stall the queue
     if device.type == "cpu" and batch and not torch.compiler.is_compiling():
         low, high = int(kv_lengths.min()), int(kv_lengths.max())
         if low < 0 or high > context:
             raise ShapeError(
-                f"kv_lengths run from {low} to {high}, expected 0 to L={context}, the keys given"
+                f"{name} run from {low} to {high}, expected 0 to "
+                f"{'L' if name == 'kv_lengths' else 'S'}={context}, the "
+                f"{'keys' if name == 'kv_lengths' else 'tokens'} given"
             )

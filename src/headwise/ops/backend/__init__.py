@@ -59,6 +59,27 @@ def choose_offer(
     raise AssertionError(f"no backend offers {operator} for everything")
 
 
+def offer_of(operator: Literal["linear_attention"], backend: str | None, *arguments: Any) -> Any:
+    """The fastest offer that serves, or that of the named backend.
+
+    Raises:
+        UnsupportedError: the name is unknown, or that backend does not serve the arguments.
+    """
+    able = []
+    for known in BACKENDS:
+        offer: Offer | None = getattr(known, operator)
+        if offer is not None and (offer.serves is None or offer.serves(*arguments)):
+            if backend in (None, known.name):
+                return offer.run
+            able.append(known.name)
+    names = ", ".join(known.name for known in BACKENDS)
+    if backend not in [known.name for known in BACKENDS]:
+        raise UnsupportedError(f"no backend is called {backend!r}: choose one of {names}")
+    raise UnsupportedError(
+        f"backend {backend!r} cannot serve this call of {operator}; {', '.join(able)} can"
+    )
+
+
 def layer_offer(x: Tensor, tensors: Sequence[Tensor]) -> LayerOffer | None:
     """What runs a decoder layer of these tensors in two operators; None where nothing does."""
     for known in BACKENDS:

@@ -4,7 +4,8 @@ from torch import Tensor
 
 from headwise.ops.attend import reference
 from headwise.ops.attend.call import AttentionCall, Problem
-from headwise.ops.backend.protocol import Accepted, Backend, Verdict, always, densely
+from headwise.ops.backend.protocol import Accepted, Backend, Offer, Verdict, always, densely
+from headwise.ops.linear_attention import reference as linear_reference
 
 
 def _accepts(problem: Problem) -> Verdict:
@@ -16,4 +17,6 @@ def _attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     return reference.attend(call.dense())
 
 
-BACKEND = Backend("reference", always, _accepts, _attend)
+BACKEND = Backend(
+    "reference", always, _accepts, _attend, linear_attention=Offer(linear_reference.run)
+)

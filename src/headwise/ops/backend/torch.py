@@ -18,6 +18,9 @@ from headwise.ops.attend.ragged import attend_ragged
 from headwise.ops.backend.protocol import Accepted, Backend, Offer, Verdict, always, densely
 from headwise.ops.indexer import reference as indexer
 from headwise.ops.integers import rounding
+from headwise.ops.linear_attention import chunked
+from headwise.ops.linear_attention import reference as recurrent
+from headwise.ops.linear_attention.call import LinearCall
 from headwise.ops.modes import FEW_ROWS, are_plain, fit
 from headwise.ops.packed import reference as packed
 
@@ -117,6 +120,15 @@ def linear(
     return tuple(out.view(*x.shape[:-1], -1) for out in outs)
 
 
+# Tokens up to which one after the other is faster than a chunk.
+_FEW_TOKENS = 4
+
+
+def _linear_attention(call: LinearCall) -> tuple[Tensor, Tensor]:
+    """out and state, by the loop for few tokens, in chunks for many."""
+    return (recurrent if call.query.shape[2] <= _FEW_TOKENS else chunked).run(call)
+
+
 BACKEND = Backend(
     "torch",
     always,
@@ -128,4 +140,5 @@ BACKEND = Backend(
     pack=Offer(packed.pack),
     unpack=Offer(packed.unpack),
     index=Offer(indexer.index_topk),
+    linear_attention=Offer(_linear_attention),
 )
