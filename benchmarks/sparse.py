@@ -158,7 +158,7 @@ def prompt_memory(tokens: int, heads: int, dtype: torch.dtype) -> None:
     """What choice and attention of a prompt take beside their tensors."""
     torch.manual_seed(0)
     tensors = [
-        torch.randn(size).to(dtype)
+        torch.empty(size, dtype=dtype).normal_()  # no copy, whose memory would hide what is taken
         for size in (
             (1, heads, tokens, NOPE),
             (1, heads, tokens, ROPE),
@@ -195,7 +195,8 @@ def main() -> None:
     asked = parser.parse_args()
     dtype = getattr(torch, asked.dtype)
     print(environment())
-    prompt_memory(8192, 16, dtype)
+    for heads in (16, 128):
+        prompt_memory(8192, heads, dtype)
     for heads in (16, 128):
         one_token(heads, asked.context, dtype, asked.rounds)
     prompt_of_qwen4(4096, dtype)

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from headwise import attention, latent_attention
 from headwise.ops import choose_paradigm
+from headwise.ops.latent import operator as latent_operator
+from headwise.ops.latent import parts as latent_parts
 from ops.calls import Call, assert_agree
+from ops.test_views import as_integers, in_pages
 
 BATCH, HEADS, CONTEXT, NOPE, ROPE, RANK, VALUE = 2, 3, 19, 7, 5, 17, 11
 DEEPSEEK_V2_LITE = {"heads": 16, "nope_dim": 128, "rope_dim": 64, "value_dim": 128, "rank": 512}
@@ -285,3 +288,35 @@ def test_decode_never_expands_the_context(backend):
         latent_attention(*tensors, causal=True, backend=backend)
     assert largest
     assert max(largest) <= heads * max(context, rank)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "paged", "int8"])
+@pytest.mark.parametrize("paradigm", ["expanded", "absorbed"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_in_parts_it_is_what_it_is_at_once(name, paradigm, kind, monkeypatch):
+    tensors, options = inputs(9, torch.float32), options_of(name, 9)
+    query, held, weights = tensors[:2], tensors[2:4], dict(zip(("w_uk", "w_uv"), tensors[4:]))
+    held = [rows.unsqueeze(1) for rows in held]
+    if kind == "tensors":
+        rows = {"latent": tensors[2], "key_rope": tensors[3]}
+    elif kind == "paged":
+        rows = {"kv": in_pages(*held, 4, options.pop("kv_lengths", None))}
+    else:
+        rows = {"kv": as_integers(*held, 8)}
+    call = {**rows, **weights, **options, "paradigm": paradigm}
+    whole = latent_attention(*query, **call)
+    sizes = []
+    attend = latent_operator.choose
+
+    def seen(problem, backend):
+        sizes.append((problem.heads, problem.query_length))
+        return attend(problem, backend)
+
+    monkeypatch.setattr(latent_operator, "choose", seen)
+    # of 3 heads and 9 queries: two heads, or four queries, at a time
+    at_once = 4 * 2 * 2 * (19 * (7 + 5 + 11) if paradigm == "expanded" else 4 * 3 * 17)
+    monkeypatch.setattr(latent_parts, "_MOST", at_once)
+    parts = latent_attention(*query, **call)
+    expected = [(2, 9), (1, 9)] if paradigm == "expanded" else [(3, 4), (3, 4), (3, 1)]
+    assert sizes == expected
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)

@@ -8,6 +8,7 @@ multi-query attention with key [c | k] and value c: the context is never expande
 every part of a key is rotated, and the key is k alone.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from headwise.ops.attend.checks import (
 from headwise.ops.backend import choose, choose_offer
 from headwise.ops.latent import reference
 from headwise.ops.latent.paradigm import Paradigm, choose_paradigm
+from headwise.ops.latent.parts import LatentCall, parts
 from headwise.ops.views import KV
 
 
@@ -115,6 +117,22 @@ def latent_attention(
             itemsize=query_nope.element_size(),
             chosen=None if indices is None else indices.shape[-1],
         )
+    given = {"causal": causal, "window": window, "scale": scale, "return_lse": return_lse}
+    given |= {"paradigm": paradigm, "backend": backend}
+    whole = LatentCall(
+        *(query_nope, query_rope, None if kv else latent, None if kv else key_rope, w_uk, w_uv),
+        kv,
+        None if kv is not None and kv.lengths is not None else kv_lengths,
+        sinks,
+        mask,
+        indices,
+        given,
+    )
+    cut = parts(whole, paradigm, context)
+    if cut is not None:
+        size = (*query_nope.shape[:3], w_uv.shape[1])
+        done = (latent_attention(**part.arguments()) for part in cut[1])
+        return _joined(cut[0], size, done)
     options = Options(
         scale=scale,
         causal=causal,
@@ -148,6 +166,21 @@ def latent_attention(
     if paradigm == "absorbed":
         out = _project(out, w_uv, backend, up=False)
     return out if lse is None else (out, lse)
+
+
+def _joined(dim: int, size: tuple[int, ...], done: Iterator[Any]) -> Tensor | tuple[Tensor, Tensor]:
+    """The results of parts, of queries or heads, as one: each is put in its place as it comes."""
+    whole: list[Tensor] = []
+    first = 0
+    for result in done:
+        results = result if isinstance(result, tuple) else (result,)
+        if not whole:
+            whole = [part.new_empty(size[: part.ndim]) for part in results]
+        count = results[0].shape[dim]
+        for to, part in zip(whole, results, strict=True):
+            to.narrow(dim, first, count).copy_(part)
+        first += count
+    return whole[0] if len(whole) == 1 else (whole[0], whole[1])
 
 
 def _project(x: Tensor, weight: Tensor, backend: str | None, *, up: bool) -> Tensor:
