@@ -161,6 +161,32 @@ inline int64_t scratch_bytes(const IndexArgs& args) {
   return 4 * (rows * (1 + dim + kBlock) + kBlock * dim) + 64 * 4;
 }
 
+// Linear attention, token by token: S = exp(decay) S + k u^T, out = scale q S.
+struct StateArgs {
+  const void *query, *key, *value;  // [B,K,S,D] twice and [B,H,S,V], the last dims contiguous
+  const float* decay;               // [B,H,S,D], logarithms; decay_dim of 0: one for all dims
+  const float* beta;                // [B,H,S]; null: u is v
+  const float* state;               // [B,H,D,V], contiguous; null: zeros
+  float* after;                     // [B,H,D,V], contiguous; may be `state`
+  void* out;                        // [B,H,S,V], contiguous
+  const int64_t* lengths;           // [B]; null: all tokens
+  Dtype dtype;
+  float scale;
+  int64_t batch, heads, kv_heads, tokens, dim, value_dim;
+  int64_t query_batch, query_head, query_row, key_batch, key_head, key_row;
+  int64_t value_batch, value_head, value_row;
+  int64_t decay_batch, decay_head, decay_row, decay_dim, beta_batch, beta_head, beta_row;
+};
+// Columns of a state that a task takes.
+constexpr int64_t kColumns = 32;
+inline int64_t tasks_of(const StateArgs& args) {
+  return args.batch * args.heads * ((args.value_dim + kColumns - 1) / kColumns);
+}
+// Bytes of a thread's scratch.
+inline int64_t scratch_bytes(const StateArgs& args) {
+  return 4 * args.dim * (kColumns + 3) + 64 * 4;
+}
+
 enum Level { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // One task of attention. `scratch` is aligned to 64 bytes in each of these.
@@ -193,6 +219,9 @@ typedef void (*QuantizeFunction)(const QuantizeArgs&, int64_t first, int64_t cou
 typedef void (*IndexFunction)(const IndexArgs&, int64_t batch, int64_t query, int64_t first,
                               int64_t stop, float* out, char* scratch);
 
+// One task of linear attention.
+typedef void (*StateFunction)(const StateArgs&, int64_t task, char* scratch);
+
 // What kernels_isa.cpp defines once for each level.
 struct Kernels {
   AttendFunction attend;
@@ -206,6 +235,7 @@ struct Kernels {
   QuantizeFunction quantize;
   UnpackFunction unpack;
   IndexFunction index;
+  StateFunction state;
   bool pairs;  // bf16 is multiplied as it is, in pairs
 };
 

@@ -6,6 +6,7 @@
 
 #include "decoder_layer.h"
 #include "index_scores.h"
+#include "linear_attention.h"
 #include "packed_rows.h"
 #include "project.h"
 #include "quantize.h"
@@ -157,12 +158,17 @@ void index_query(const IndexArgs& args, int64_t batch, int64_t query, int64_t fi
   });
 }
 
+void change_state(const StateArgs& args, int64_t task, char* scratch) {
+  with_type(args.dtype, [&](auto type) { linear_attention<decltype(type)>(args, task, scratch); });
+}
+
 }  // namespace
 
 extern const Kernels kKernels;
 const Kernels kKernels = {attend_task,   project_head,   take,           linear_outputs,
                           join,          heads_of_layer, place_products, gated_outputs,
-                          quantize_rows, unpack_rows,    index_query,    kHasPairs};
+                          quantize_rows, unpack_rows,    index_query,    change_state,
+                          kHasPairs};
 
 }  // namespace HEADWISE_ISA
 }  // namespace headwise

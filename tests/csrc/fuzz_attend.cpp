@@ -356,6 +356,85 @@ void one_index(int level) {
     printf("level %d: %ld of %ld scores are chosen wrongly\n", level, long(top), long(a.context));
 }
 
+// Linear attention of a few tokens.
+void one_state(int level) {
+  StateArgs a = {};
+  a.dtype = Dtype(rng() % 3);
+  a.batch = pick({1, 2}), a.kv_heads = pick({1, 3}), a.heads = a.kv_heads * pick({1, 2});
+  a.tokens = pick({1, 1, 2, 5}), a.dim = pick({1, 7, 16, 33, 64}),
+  a.value_dim = pick({1, 31, 32, 80});
+  a.scale = 0.5f;
+  Numbers query(a.batch * a.kv_heads * a.tokens * a.dim, a.dtype);
+  Numbers key(a.batch * a.kv_heads * a.tokens * a.dim, a.dtype);
+  Numbers value(a.batch * a.heads * a.tokens * a.value_dim, a.dtype);
+  Numbers out(a.batch * a.heads * a.tokens * a.value_dim, a.dtype);
+  a.query_row = a.key_row = a.dim, a.query_head = a.key_head = a.tokens * a.dim;
+  a.query_batch = a.key_batch = a.kv_heads * a.key_head;
+  a.value_row = a.value_dim, a.value_head = a.tokens * a.value_dim;
+  a.value_batch = a.heads * a.value_head;
+  const bool each = some(5), decays = some(7), deltas = some(6), starts = some(7);
+  const int64_t heads = a.batch * a.heads, width = each ? a.dim : 1;
+  std::vector<float> decay(heads * a.tokens * width), beta(heads * a.tokens);
+  std::vector<float> state(heads * a.dim * a.value_dim), after(state.size(), NAN);
+  for (float& x : decay) x = -fabsf(normal()) * float(pick({0, 1, 20}));
+  for (float& x : beta) x = fabsf(normal());
+  for (float& x : state) x = normal();
+  std::vector<int64_t> lengths(a.batch, a.tokens);
+  if (some(4)) {
+    for (auto& length : lengths) length = rng() % (a.tokens + 1);
+    a.lengths = lengths.data();
+  }
+  if (decays) a.decay = decay.data();
+  a.decay_dim = each, a.decay_row = width, a.decay_head = a.tokens * width;
+  a.decay_batch = a.heads * a.decay_head;
+  if (deltas) a.beta = beta.data();
+  a.beta_row = 1, a.beta_head = a.tokens, a.beta_batch = a.heads * a.tokens;
+  if (starts) a.state = state.data();
+  a.query = query.data(), a.key = key.data(), a.value = value.data();
+  a.out = out.data(), a.after = after.data();
+  char* scratch = static_cast<char*>(aligned_alloc(64, (scratch_bytes(a) + 63) / 64 * 64));
+  for (int64_t task = 0; task < tasks_of(a); ++task) kernels(level)->state(a, task, scratch);
+  free(scratch);
+  bool good = true;
+  const double eps = a.dtype == kFloat32 ? 1e-4 : a.dtype == kBfloat16 ? 2e-2 : 3e-3;
+  for (int64_t head = 0; head < heads; ++head)
+    for (int64_t v = 0; v < a.value_dim; ++v) {
+      const int64_t b = head / a.heads, k = head % a.heads / (a.heads / a.kv_heads);
+      std::vector<double> column(a.dim);
+      double most = 1;
+      for (int64_t d = 0; d < a.dim; ++d)
+        column[d] = starts ? state[(head * a.dim + d) * a.value_dim + v] : 0;
+      for (int64_t t = 0; t < a.tokens; ++t) {
+        double sum = 0, size = 0;
+        const int64_t row = ((b * a.kv_heads + k) * a.tokens + t) * a.dim;
+        if (t < lengths[b]) {
+          double found = 0;
+          for (int64_t d = 0; d < a.dim; ++d) {
+            if (decays)
+              column[d] *= exp(double(decay[(head * a.tokens + t) * width + (each ? d : 0)]));
+            found += column[d] * key.at(row + d);
+          }
+          double added = value.at((head * a.tokens + t) * a.value_dim + v);
+          if (deltas) added = beta[head * a.tokens + t] * (added - found);
+          for (int64_t d = 0; d < a.dim; ++d) {
+            column[d] += key.at(row + d) * added;
+            sum += 0.5 * column[d] * query.at(row + d);
+            size += fabs(column[d] * query.at(row + d));
+            most = std::max(most, fabs(column[d]));
+          }
+        }
+        good = good && fabs(out.at((head * a.tokens + t) * a.value_dim + v) - sum) <=
+                           eps * (1 + size) + 1e-5 * most * double(a.dim);
+      }
+      for (int64_t d = 0; d < a.dim; ++d)
+        good = good && fabs(after[(head * a.dim + d) * a.value_dim + v] - column[d]) <=
+                           1e-5 * most * double(a.dim);
+    }
+  if (!good && ++failures < 5)
+    printf("level %d dtype %d: a state of %ld x %ld after %ld tokens differs\n", level,
+           int(a.dtype), long(a.dim), long(a.value_dim), long(a.tokens));
+}
+
 // Products of few rows with a matrix a head.
 void one_product(int level) {
   ProjectArgs a = {};
@@ -448,6 +527,7 @@ int main(int, char** argv) {
       if (i % 4 == 0) one_product(level);
       if (i % 4 == 1) one_quantize(level);
       if (i % 4 == 2) one_index(level);
+      if (i % 4 == 3) one_state(level);
     }
   printf("%d levels, %d failures\n", best_level() + 1, failures);
   return failures != 0;

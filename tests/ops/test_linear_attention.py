@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,10 @@ from hypothesis import strategies as st
 
 from headwise import ShapeError, UnsupportedError
 from headwise.ops import linear_attention
+from headwise.ops.backend import cpu, cpu_library
+
+assert cpu.available()[0], cpu.available()[1]
+LEVELS = list(range(torch.ops.headwise.best_level() + 1))
 
 # Of flash-linear-attention's plain files, run in float64: what they were given, and gave.
 NUMBERS = json.loads(Path(__file__).with_name("linear_numbers.json").read_text())
@@ -116,8 +121,12 @@ def test_chunks_are_the_loop_of_any_length_and_decay(data):
         arguments["lengths"] = torch.randint(0, length + 1, (2,))
     if data.draw(st.booleans()):
         del arguments["state"]
+    backend = data.draw(st.sampled_from(["torch", "cpu"]))
+    if backend == "cpu" and (length > 16 or dtype == torch.float64):
+        backend = None
     expected, last = linear_attention(**arguments, backend="reference")
-    out, state = linear_attention(**arguments, backend="torch")
+    with mock.patch.object(cpu_library, "_level", data.draw(st.sampled_from(LEVELS))):
+        out, state = linear_attention(**arguments, backend=backend)
     assert (out.dtype, state.dtype) == (dtype, last.dtype)
     # sums of so many terms, each of some size; and the output's own rounding
     unit = torch.finfo(last.dtype).eps * (length + 32)
@@ -193,6 +202,36 @@ def test_a_bad_argument_is_refused_in_one_line(name):
     with pytest.raises(ShapeError, match=re.escape(message)) as caught:
         linear_attention(**(arguments | {name: odd}))
     assert "\n" not in str(caught.value)
+
+
+def test_one_backend_alone_can_be_asked_for():
+    with pytest.raises(UnsupportedError, match="'cpu' cannot serve this call of linear_attention"):
+        linear_attention(**call("token"), backend="cpu")  # in float64
+
+
+def test_few_tokens_give_the_same_bits_on_any_number_of_threads(level, threads):
+    torch.manual_seed(3)
+    given_ = call("dim", length=3, dtype=torch.float32, dim=64, value=80, batch=3)
+    threads(1)
+    one = linear_attention(**given_, backend="cpu")
+    threads(2)
+    two = linear_attention(**given_, backend="cpu")
+    assert all(map(torch.equal, one, two))
+
+
+def test_it_passes_opcheck_and_compiles():
+    given_ = call("token", length=2, dtype=torch.float32)
+    level = torch.ops.headwise.best_level()
+    arguments = (
+        *(given_[name] for name in ("query", "key", "value")),
+        *(given_["decay"].unsqueeze(-1), given_["beta"], 0.5, given_["state"], None, level),
+    )
+    torch.library.opcheck(torch.ops.headwise.linear_attention.default, arguments)
+    compiled = torch.compile(linear_attention, fullgraph=True, backend="aot_eager")
+    for name in ("token", "dim"):
+        given_ = call(name, length=2, dtype=torch.float32)
+        for ours, eager in zip(compiled(**given_), linear_attention(**given_)):
+            torch.testing.assert_close(ours, eager)
 
 
 def test_an_unknown_backend_is_refused_with_the_known_names():

@@ -8,10 +8,11 @@ from headwise.caches import CacheChoice
 from headwise.hf import families
 from headwise.hf.cache import cache_name, use_own_layers
 from headwise.hf.coverage import Coverage
+from headwise.hf.linear_modules import Kind
 from headwise.hf.packed import Packing, packed_words
 from headwise.hf.report import AttachReport, LayerReport
 from headwise.hf.stock_names import DynamicCache
-from headwise.ops import Problem, explain_problem
+from headwise.ops import Accepted, Problem, backends, explain_problem
 from headwise.spec import AttentionSpec, ModelSpec
 
 # Lengths that stand for a long context in the report; backends decide by shape.
@@ -27,6 +28,7 @@ def report_of(coverage: Coverage, choice: CacheChoice, packing: Packing | None) 
         LayerReport(name, None, (), (), reason, stock=True)
         for name, reason in coverage.left.items()
     )
+    left = (*_linear_layers(coverage), *left)
     if spec is None:
         family = model.config.model_type
         note = f"no spec reader for {family!r}: what each call needs is read from its arguments"
@@ -112,6 +114,22 @@ def _decoder_layers(
             cross = layer.cross_attention
             layers.append(layer_report(f"{name}.cross", cross, model, "", False, "none"))
     return layers
+
+
+def _linear_layers(coverage: Coverage) -> list[LayerReport]:
+    """The layers of linear attention that run on our operator."""
+    found = []
+    for name, kind in coverage.linear.items():
+        if isinstance(kind, Kind):
+            index = getattr(coverage.model.get_submodule(name), "layer_idx", None)
+            where = name if index is None else f"decoder.{index}"
+            many = Accepted("torch", "chunks of 64 tokens by matrix products")
+            one = Accepted("cpu", "C++, a state is read once and written once")
+            built = any(at.name == "cpu" and at.available()[0] for at in backends())
+            few = one if built and coverage.model.device.type == "cpu" else many
+            note = f"{kind.name}; the state is kept in Transformers' cache"
+            found.append(LayerReport(where, None, (few,), (many,), note, what="linear attention"))
+    return found
 
 
 def _latent_note(obstacle: str | None) -> str:

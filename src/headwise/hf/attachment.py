@@ -15,6 +15,7 @@ from headwise.hf.empty_rows import EAGER
 from headwise.hf.indexers import MASK_BUILDER, hands_a_mask
 from headwise.hf.indexers.pooled import ChoiceAsMask
 from headwise.hf.latent import LatentPassthrough
+from headwise.hf.linear_modules import Kind, LinearModule
 from headwise.hf.module_hook import ATTACHED, NAME, ModuleHook, StockConfig
 from headwise.hf.packed import Packing
 from headwise.hf.report import AttachReport
@@ -101,6 +102,11 @@ def put_on(
                 replaced: Any = model.get_submodule(name)
                 replaced.forward = kind.forward(replaced)
                 attachment.mark(replaced, "forward")
+    for name, attention in coverage.linear.items():
+        if isinstance(attention, Kind):
+            linear: Any = model.get_submodule(name)
+            linear.forward = LinearModule(linear, attention)
+            attachment.mark(linear, "forward")
     if not coverage.sparse:
         _replace_indexers(coverage, attachment)
     if not coverage.own:

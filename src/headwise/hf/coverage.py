@@ -12,6 +12,7 @@ from headwise.hf.cache_hooks import CACHE_ARGUMENTS, parameters
 from headwise.hf.indexers import Chooser, chooses_tokens, indexers
 from headwise.hf.inner_model import OFF_THE_INTERFACE, has_source, takes_interface
 from headwise.hf.latent_modules import latent_modules
+from headwise.hf.linear_modules import Kind, linear_modules
 from headwise.hf.module_hook import NAME
 from headwise.hf.step import Replaced, replaced
 from headwise.spec import FAMILIES, ModelSpec
@@ -34,10 +35,10 @@ class Coverage:
     own: attention modules that are not on the interface, by name. indexers: what chooses tokens, by
     name: what replaces it, or why it stays with Transformers. sparse: modules that attend to
     chosen tokens and stay, since an indexer does. latents: MLA modules, by name, and why each
-    expands its latents at every step (None: they are absorbed). step: what else of a step is
-    replaced. parts: models in the model with a config of their own that cannot be attached, and
-    why. left: names of all that stays with Transformers, and why. spec: None for a family without a
-    reader.
+    expands its latents at every step (None: they are absorbed). linear: modules of linear
+    attention, by name: their kind, or why one stays. step: what else of a step is replaced. parts:
+    models in the model with a config of their own that cannot be attached, and why. left: names of
+    all that stays with Transformers, and why. spec: None for a family without a reader.
     grows_cache: whether the model makes a `DynamicCache`, whose layers ours can replace.
     """
 
@@ -46,6 +47,7 @@ class Coverage:
     indexers: dict[str, Chooser | str]
     sparse: dict[str, Any]
     latents: dict[str, str | None]
+    linear: dict[str, Kind | str]
     step: tuple[Replaced, ...]
     parts: dict[str, str]
     left: dict[str, str]
@@ -73,7 +75,8 @@ def cover(model: PreTrainedModel, choice: CacheChoice, *, step: str, strict: boo
         for part, module in _parts(model).items()
         if (reason := _obstacle(module)) is not None
     }
-    left = _left_to_stock(model, own, dict.fromkeys(sparse, unlike)) | parts
+    linear = {} if own else linear_modules(model)
+    left = _left_to_stock(model, own, dict.fromkeys(sparse, unlike), linear) | parts
     if own and model.config._attn_implementation == NAME:
         raise UnsupportedError(
             f'{name} was loaded with attn_implementation="{NAME}", which is not '
@@ -89,7 +92,7 @@ def cover(model: PreTrainedModel, choice: CacheChoice, *, step: str, strict: boo
     cached = require_cache(model, choice)
     latents = latent_modules(model, sparse)
     more = replaced(model, _layer_form(model)) if step == "all" else ()
-    return Coverage(model, own, choosers, sparse, latents, more, parts, left, *cached)
+    return Coverage(model, own, choosers, sparse, latents, linear, more, parts, left, *cached)
 
 
 def require_cache(model: PreTrainedModel, choice: CacheChoice) -> tuple[ModelSpec | None, bool]:
@@ -236,7 +239,10 @@ def _sparse_modules(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _left_to_stock(
-    model: PreTrainedModel, own: dict[str, Any], sparse: dict[str, str | None]
+    model: PreTrainedModel,
+    own: dict[str, Any],
+    sparse: dict[str, str | None],
+    linear: dict[str, Kind | str],
 ) -> dict[str, str]:
     """The attention that stays with Transformers beside whole parts, and why."""
     reasons = {name: families.forward_obstacle(module) for name, module in own.items()}
@@ -245,8 +251,12 @@ def _left_to_stock(
             f"attends to the tokens that an indexer chooses (sparse attention): {unlike}"
         )
     kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    known = {
+        getattr(model.get_submodule(name), "layer_idx", None): at for name, at in linear.items()
+    }
     for index, kind in enumerate(kinds):
-        if kind in _NOT_ATTENTION:
+        said = known.get(index)
+        if kind in _NOT_ATTENTION and not isinstance(said, Kind):
             part, what = _NOT_ATTENTION[kind]
-            reasons[f"decoder.{index}{part}"] = f"{what}, which headwise does not run"
+            reasons[f"decoder.{index}{part}"] = said or f"{what}, which headwise does not run"
     return {name: reason for name, reason in reasons.items() if reason is not None}

@@ -16,7 +16,7 @@ class LayerReport:
     """One attention layer: its spec and what every backend says to decoding and to prefill.
 
     `cache`: what holds its keys, by the names that `attach` takes. `stock`: it stays with
-    Transformers, for the reason in `note`.
+    Transformers, for the reason in `note`. `what`: what it is, where a spec does not say it.
     """
 
     name: str
@@ -26,6 +26,7 @@ class LayerReport:
     note: str = ""
     stock: bool = False
     cache: str = "none"
+    what: str = ""
 
     def __repr__(self) -> str:
         what, cache, decode, _ = _columns(self)
@@ -59,7 +60,14 @@ class AttachReport:
         notes = []
         groups: dict[Any, list[LayerReport]] = {}
         for layer in self.layers:
-            key = (_parts(layer.name)[::2], layer.spec, layer.cache, layer.note, layer.stock)
+            key = (
+                _parts(layer.name)[::2],
+                layer.spec,
+                layer.cache,
+                layer.note,
+                layer.stock,
+                layer.what,
+            )
             groups.setdefault(key, []).append(layer)
         for same in groups.values():
             name = _joined([layer.name for layer in same])
@@ -117,7 +125,7 @@ def _joined(names: list[str]) -> str:
 def _columns(layer: LayerReport) -> tuple[str, str, str, str]:
     if layer.stock:
         return "stays with Transformers", layer.cache, "", ""
-    spec = "read at run time" if layer.spec is None else str(layer.spec)
+    spec = layer.what or ("read at run time" if layer.spec is None else str(layer.spec))
     return spec, layer.cache, _chosen(layer.decode), _chosen(layer.prefill)
 
 

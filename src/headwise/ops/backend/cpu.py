@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headwise.ops.attend.call import AttentionCall, Problem
-from headwise.ops.backend import cpu_chosen, cpu_packed, cpu_step
+from headwise.ops.backend import cpu_chosen, cpu_packed, cpu_state, cpu_step
 from headwise.ops.backend.cpu_library import available, chosen_level, ready
 from headwise.ops.backend.protocol import (
     Accepted,
@@ -145,4 +145,5 @@ BACKEND = Backend(
     project=Offer(project, _projects),
     quantize=Offer(quantize, _quantizes),
     index=cpu_chosen.INDEX,
+    linear_attention=cpu_state.LINEAR_ATTENTION,
 )

@@ -13,18 +13,8 @@ from headwise.ops.packed.formats import packed_columns
 def register_shapes() -> None:
     """Tell PyTorch, once the library is loaded."""
     for function in (
-        *(
-            _attend,
-            _linear,
-            _experts,
-            _norm,
-            _mlp,
-            _project,
-            _quantize,
-            _pack,
-            _unpack,
-            _index_topk,
-        ),
+        *(_attend, _linear, _experts, _norm, _mlp, _project, _quantize, _pack, _unpack),
+        *(_index_topk, _linear_attention),
         *(_attention_inputs, _layer_attention, _layer_outputs, _attention_outputs),
     ):
         torch.library.register_fake(f"headwise::{function.__name__[1:]}", _on_one_device(function))
@@ -115,6 +105,14 @@ def _index_topk(
     query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None, causal: bool, top: int, *_: Any
 ) -> Tensor:
     return query.new_empty(*query.shape[:2], top, dtype=torch.int32)
+
+
+def _linear_attention(
+    query: Tensor, key: Tensor, value: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor]:
+    batch, heads, _, width = value.shape
+    state = query.new_empty(batch, heads, key.shape[3], width, dtype=torch.float32)
+    return value.new_empty(value.shape), state
 
 
 def _pack(rows: Tensor, order: Tensor | None) -> Tensor:

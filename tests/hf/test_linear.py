@@ -1,0 +1,132 @@
+"""Linear attention in Transformers: modules that run their own forward with our operator."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+import headwise
+import sweep_families
+from headwise.hf import linear_modules
+from headwise.hf.linear_modules import KINDS, LinearModule
+
+pytest.importorskip("transformers.models.lara_mini")
+
+DELTA, KIMI = KINDS
+FAMILIES = {
+    "qwen3_next": DELTA,
+    "qwen3_5_text": DELTA,
+    "qwen3_5_moe_text": DELTA,
+    "qwen4_exp_text": DELTA,
+    "olmo_hybrid": DELTA,
+    "lara_mini": DELTA,
+    "kimi_linear": KIMI,
+    "bailing_hybrid": KIMI,
+}
+
+
+def modules(model):
+    return [at for at in model.modules() if isinstance(at.__dict__.get("forward"), LinearModule)]
+
+
+@pytest.mark.parametrize("mode", sweep_families.MODES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_stock_s_in_every_mode(family, mode):
+    model = sweep_families.make(family)
+    try:
+        stock = sweep_families.generated(model, mode)
+    except Exception as error:  # noqa: BLE001 - whatever stock does not have
+        pytest.skip(f"stock refuses: {error}")
+    report = headwise.attach(model)
+    assert modules(model)
+    assert all(at.__dict__["forward"].attention is FAMILIES[family] for at in modules(model))
+    assert not any(layer.stock for layer in report.layers)
+    ours = sweep_families.generated(model, mode)
+    what, wrong = sweep_families.difference(stock, ours)
+    assert not wrong or sweep_families.nearer(model, mode, stock, ours), what
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])
+def test_a_prompt_and_every_step_run_on_our_operator(family, monkeypatch):
+    model, lengths = sweep_families.make(family), []
+    run = linear_modules.linear_attention
+
+    def counted(query, *rest, **options):
+        lengths.append(query.shape[2])
+        return run(query, *rest, **options)
+
+    headwise.attach(model)
+    monkeypatch.setattr(linear_modules, "linear_attention", counted)
+    with torch.no_grad():
+        model.generate(torch.arange(3, 22)[None], max_new_tokens=3, do_sample=False)
+    each = len(modules(model))
+    assert lengths == [19] * each + [1] * 2 * each
+
+
+def test_the_report_names_the_layers_and_detach_leaves_nothing():
+    model = sweep_families.make("qwen3_next")
+    prompt = {"input_ids": torch.arange(3, 22)[None]}
+    with torch.no_grad():
+        expected = model(**prompt).logits
+    said = str(headwise.attach(model))
+    assert "linear attention" in said
+    assert "gated delta rule; the state is kept in Transformers' cache" in said
+    twin, buffer = copy.deepcopy(model), io.BytesIO()
+    with torch.no_grad():
+        ours = model(**prompt).logits
+    pickle.dump(model, buffer)
+    buffer.seek(0)
+    for each in (model, twin, pickle.load(buffer)):
+        assert len(modules(each)) == len(modules(model)) > 0 or each is model
+        with torch.no_grad():
+            assert torch.equal(each(**prompt).logits, ours)
+    headwise.detach(model)
+    assert not modules(model)
+    with torch.no_grad():
+        assert torch.equal(model(**prompt).logits, expected)
+
+
+def test_training_is_stock_s_own():
+    model = sweep_families.make("qwen3_next").train()
+    ids = torch.arange(3, 22)[None]
+    losses, gradients = [], []
+    for attached in (False, True):
+        if attached:
+            headwise.attach(model)
+        model.zero_grad()
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(model.model.layers[0].linear_attn.in_proj_qkvz.weight.grad.clone())
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_whose_functions_do_something_else_keeps_its_modules(monkeypatch):
+    from transformers.models.qwen3_next import modeling_qwen3_next as file
+
+    own = file.torch_chunk_gated_delta_rule
+
+    def doubled(*args, **kwargs):
+        out, state = own(*args, **kwargs)
+        return 2 * out, state
+
+    monkeypatch.setattr(file, "torch_chunk_gated_delta_rule", doubled)
+    model = sweep_families.make("qwen3_next")
+    said = str(headwise.attach(model))
+    assert not modules(model)
+    assert "gated delta rule: torch_chunk_gated_delta_rule of its file gives something else" in said
+
+
+def test_packed_sequences_are_refused_as_by_stock():
+    model = sweep_families.make("qwen3_next")
+    packed = {"cu_seq_lens_q": torch.tensor([0, 9, 19], dtype=torch.int32)}
+    ids = torch.arange(3, 22)[None]
+    with pytest.raises(ValueError, match="packed sequences") as stock, torch.no_grad():
+        model(ids, **packed)
+    headwise.attach(model)
+    with pytest.raises(ValueError, match="packed sequences") as ours, torch.no_grad():
+        model(ids, **packed)
+    assert str(ours.value) == str(stock.value)
