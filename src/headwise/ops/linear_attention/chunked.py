@@ -7,18 +7,20 @@ tokens add is the solution of a triangular system (the WY form, for the delta ru
     o_t = exp(G_t) q_t S + sum over i <= t of exp(G_t - G_i) (q_t . k_i) u_i
     S' = exp(G_C) S + sum over i of exp(G_C - G_i) k_i u_i^T
 
-No exponent is positive. Decays of each dim are taken from the first token of a block of `_BLOCK`,
-which lies between two tokens of different blocks; within a block each pair has its own.
+No exponent is positive: decays of each dim are taken from a token that lies between the two, half
+by half, down to blocks of `_BLOCK` tokens, in which every pair has its own.
 
 Yang et al. 2024, arXiv 2406.06484 (the delta rule in chunks), 2412.06464 (gates).
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from headwise.ops.linear_attention.call import LinearCall
 
-_CHUNK, _BLOCK = 64, 16
+# Tokens of a chunk and of a block, powers of two.
+_CHUNK, _BLOCK = 64, 4
 
 
 def run(call: LinearCall) -> tuple[Tensor, Tensor]:
@@ -26,14 +28,16 @@ def run(call: LinearCall) -> tuple[Tensor, Tensor]:
     exact, length = call.exact, call.query.shape[2]
     query, key = (call.per_head(rows.to(exact)) for rows in (call.query, call.key))
     value, state = call.value.to(exact), call.first_state()
-    decay, beta = call.decay_of(exact), None if call.beta is None else call.beta.to(exact)
+    decay = call.decay_of(exact)
+    beta = None if call.beta is None else call.beta.to(exact).unsqueeze(-1)
+    past = None
     if call.lengths is not None:
         # a token past a length adds nothing and lets nothing decay
         position = torch.arange(length, device=value.device)
         past = (position >= call.lengths[:, None])[:, None, :, None]
         key, value = key.masked_fill(past, 0.0), value.masked_fill(past, 0.0)
         decay = None if decay is None else decay.masked_fill(past, 0.0)
-        beta = None if beta is None else beta.masked_fill(past.squeeze(-1), 0.0)
+        beta = None if beta is None else beta.masked_fill(past, 0.0)
     outs = []
     for first in range(0, length, _CHUNK):
         part = slice(first, min(first + _CHUNK, length))
@@ -47,8 +51,7 @@ def run(call: LinearCall) -> tuple[Tensor, Tensor]:
         )
         outs.append(call.scale * out)
     out = torch.cat(outs, dim=2) if outs else value
-    if call.lengths is not None:
-        out = out.masked_fill(past, 0.0)
+    out = out if past is None else out.masked_fill(past, 0.0)
     return out.to(call.query.dtype), state
 
 
@@ -61,18 +64,17 @@ def _chunk(
     state: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """out [B,H,C,V] and the next state, of tokens [B,H,C,...]."""
-    count = query.shape[2]
     summed = None if decay is None else decay.cumsum(dim=2)
-    from_state = key if summed is None else key * summed.exp()
+    grown = None if summed is None else summed.exp()
     if beta is None:
-        added = value
+        (scores,), added = _products((query,), key, summed), value
     else:
-        lower = _products(key, key, summed).tril(-1) * beta.unsqueeze(-1)
-        right = beta.unsqueeze(-1) * (value - from_state @ state)
-        eye = torch.eye(count, dtype=lower.dtype, device=lower.device)
-        added = torch.linalg.solve_triangular(eye + lower, right, upper=False, unitriangular=True)
-    asked = query if summed is None else query * summed.exp()
-    out = asked @ state + _products(query, key, summed).tril() @ added
+        scores, lower = _products((query, key), key, summed)
+        right = beta * (value - (key if grown is None else key * grown) @ state)
+        added = torch.linalg.solve_triangular(
+            (beta * lower).tril(-1), right, upper=False, unitriangular=True
+        )
+    out = (query if grown is None else query * grown) @ state + scores.tril() @ added
     if summed is None:
         return out, state + key.transpose(-1, -2) @ added
     last = summed[:, :, -1:]
@@ -80,25 +82,42 @@ def _chunk(
     return out, state * last.exp().transpose(-1, -2) + left.transpose(-1, -2) @ added
 
 
-def _products(query: Tensor, key: Tensor, summed: Tensor | None) -> Tensor:
-    """exp(G_t - G_i) q_t . k_i, [B,H,C,C]; above the diagonal anything finite."""
+def _products(queries: tuple[Tensor, ...], key: Tensor, summed: Tensor | None) -> list[Tensor]:
+    """exp(G_t - G_i) q_t . k_i of each of the queries, [B,H,C,C]; finite above the diagonal."""
     if summed is None:
-        return query @ key.transpose(-1, -2)
+        return [query @ key.transpose(-1, -2) for query in queries]
     if summed.shape[-1] == 1:
-        between = (summed - summed.transpose(-1, -2)).clamp(max=0.0)
-        return query @ key.transpose(-1, -2) * between.exp()
-    count = query.shape[2]
-    columns = []
-    for first in range(0, count, _BLOCK):
-        # the keys of one block, for the queries of the block and of those after it
-        block = slice(first, min(first + _BLOCK, count))
-        k, g = key[:, :, block], summed[:, :, block]
-        inside = (summed[:, :, block].unsqueeze(3) - g.unsqueeze(2)).clamp(max=0.0).exp()
-        own = torch.einsum("bhcd,bhed,bhced->bhce", query[:, :, block], k, inside)
-        parts = [own.new_zeros(*own.shape[:2], first, own.shape[3]), own]
-        if block.stop < count:
-            edge = g[:, :, -1:]
-            later = query[:, :, block.stop :] * (summed[:, :, block.stop :] - edge).exp()
-            parts.append(later @ (k * (edge - g).exp()).transpose(-1, -2))
-        columns.append(torch.cat(parts, dim=2))
-    return torch.cat(columns, dim=3)
+        between = (summed - summed.transpose(-1, -2)).clamp(max=0.0).exp()
+        return [query @ key.transpose(-1, -2) * between for query in queries]
+    count = size = key.shape[2]
+    while size & (size - 1) or size < _BLOCK:
+        size += 1
+    if size > count:
+        missing = (0, 0, 0, size - count)
+        key, summed = functional.pad(key, missing), functional.pad(summed, missing)
+        queries = tuple(functional.pad(query, missing) for query in queries)
+    found = [query.new_zeros(*query.shape[:2], size, size) for query in queries]
+    # every pair in a block by itself
+    k, g = key.unflatten(2, (-1, _BLOCK)), summed.unflatten(2, (-1, _BLOCK))
+    between = (g.unsqueeze(4) - g.unsqueeze(3)).clamp(max=0.0).exp() * k.unsqueeze(3)
+    for query, whole in zip(queries, found, strict=True):
+        own = (between @ query.unflatten(2, (-1, _BLOCK)).unsqueeze(-1)).squeeze(-1)
+        _diagonal(whole, _BLOCK).copy_(own)
+    # and the halves of larger ones, by the last token of the first half
+    half = _BLOCK
+    while half < size:
+        k, g = key.unflatten(2, (-1, 2 * half)), summed.unflatten(2, (-1, 2 * half))
+        edge = g[:, :, :, half - 1 : half]
+        early = (k[:, :, :, :half] * (edge - g[:, :, :, :half]).exp()).transpose(-1, -2)
+        late = (g[:, :, :, half:] - edge).clamp(max=0.0).exp()
+        for query, whole in zip(queries, found, strict=True):
+            own = (query.unflatten(2, (-1, 2 * half))[:, :, :, half:] * late) @ early
+            _diagonal(whole, 2 * half)[..., half:, :half].copy_(own)
+        half *= 2
+    return [whole[:, :, :count, :count] for whole in found]
+
+
+def _diagonal(whole: Tensor, size: int) -> Tensor:
+    """The blocks on the diagonal of matrices [B,H,C,C], as a view [B,H,C / size,size,size]."""
+    blocks = whole.unflatten(3, (-1, size)).unflatten(2, (-1, size))
+    return blocks.diagonal(dim1=2, dim2=4).movedim(-1, 2)
