@@ -1,9 +1,11 @@
 """Linear attention in Transformers: modules that run their own forward with our operator."""
 
 import copy
+import functools
 import io
 import itertools
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from headwise.hf import linear_modules
 from headwise.hf.linear_modules import KINDS, LinearModule
 
 pytest.importorskip("transformers.models.lara_mini")
+from transformers import DynamicCache
 
 DELTA, KIMI = KINDS
 FAMILIES = {
@@ -143,3 +146,63 @@ def test_packed_sequences_are_refused_as_by_stock():
     with pytest.raises(ValueError, match="packed sequences") as ours, torch.no_grad():
         model(ids, **packed)
     assert str(ours.value) == str(stock.value)
+
+
+PROMPT = torch.arange(3, 22)[None]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(PROMPT).logits
+
+
+@pytest.mark.parametrize("when", ["after the first call", "before it"])
+def test_functions_of_the_file_that_are_replaced_later_are_stock_s_business(when, monkeypatch):
+    from transformers.models.qwen3_next import modeling_qwen3_next as file
+
+    model = sweep_families.make("qwen3_next")
+    stock = copy.deepcopy(model)
+    headwise.attach(model)
+    if when == "after the first call":
+        logits(model)
+    own = file.causal_conv1d_fn
+    monkeypatch.setattr(file, "causal_conv1d_fn", lambda *args, **kw: own(*args, **kw) * 0.5)
+    torch.testing.assert_close(logits(model), logits(stock), rtol=1e-4, atol=1e-4)
+
+
+def test_a_replacement_that_wraps_the_file_s_function_is_seen(monkeypatch):
+    from transformers.models.qwen3_next import modeling_qwen3_next as file
+
+    own = file.torch_chunk_gated_delta_rule
+
+    @functools.wraps(own)
+    def halved(*args, **kwargs):
+        out, state = own(*args, **kwargs)
+        return out * 0.5, state
+
+    monkeypatch.setattr(file, "torch_chunk_gated_delta_rule", halved)
+    model = sweep_families.make("qwen3_next")
+    headwise.attach(model)
+    assert not modules(model)
+
+
+def test_the_old_name_of_a_cache_reaches_it():
+    model = sweep_families.make("qwen3_next")
+    headwise.attach(model)
+    layer = modules(model)[0]
+    states, found = torch.randn(1, 9, model.config.hidden_size), []
+    for name in ("cache", "cache_params"):
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            layer(states[:, :8], **{name: cache})
+            found.append(layer(states[:, 8:], **{name: cache}))
+    torch.testing.assert_close(*found)
+
+
+def test_a_module_with_hooks_inside_stays_and_the_report_says_so():
+    model = sweep_families.make("qwen3_next")
+    model.model.layers[0].linear_attn.conv1d.register_forward_hook(lambda *_: None)
+    report = headwise.attach(model)
+    assert [layer.name for layer in report.layers if layer.stock] == ["decoder.0"]
+    assert "gated delta rule: it has hooks, or a part of it" in str(report)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 from unittest import mock
@@ -182,7 +183,51 @@ def test_gradients_are_those_of_finite_differences(kind, beta):
     assert torch.autograd.gradcheck(run, tensors)
 
 
+@pytest.mark.parametrize("strong", [-1e3, -1e6, -1e9, -math.inf, 0.02])
+@pytest.mark.parametrize("kind", ["head", "token", "dim"])
+def test_a_decay_of_any_strength_rounds_nothing_behind_it(kind, strong):
+    torch.manual_seed(4)
+    arguments = call(kind, length=40, dtype=torch.float32)
+    part = arguments["decay"][..., 1] if kind == "head" else arguments["decay"][:, :, 13]
+    part.fill_(strong)
+    expected, last = linear_attention(**arguments, backend="reference")
+    out, state = linear_attention(**arguments, backend="torch")
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [17, 40, 81])
+def test_gradients_are_finite_where_sums_of_decays_are_large(length):
+    torch.manual_seed(5)
+    arguments = call("dim", length=length, dtype=torch.float32)
+    arguments["decay"] = torch.full_like(arguments["decay"], -6.0)
+    tensors = [at.requires_grad_() for at in arguments.values()]
+    out, state = linear_attention(**arguments)
+    for gradient in torch.autograd.grad(out.sum() + state.sum(), tensors):
+        assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+def test_the_state_that_was_given_is_not_the_one_that_comes_back(backend):
+    for length in (0, 2):
+        given_ = call("token", length=length, dtype=torch.float32)
+        before = given_["state"].clone()
+        _, state = linear_attention(**given_, backend=backend)
+        state.add_(1)
+        assert torch.equal(given_["state"], before)
+
+
+def test_autocast_changes_nothing():
+    given_ = call("token", length=40, dtype=torch.float32)
+    expected, _ = linear_attention(**given_)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _ = linear_attention(**given_)
+    assert torch.equal(out, expected)
+
+
 ODD = {
+    "query": (None, "query is a NoneType, expected a tensor"),
+    "scale": ("x", "scale is 'x', expected a finite number"),
     "key": (
         torch.zeros(2, 2, 11, 5),
         "key has shape [2, 2, 11, 5], expected [2, 2, 11, 6] as query",

@@ -6,6 +6,7 @@ those names. A trial at `attach` compares it with what the file has.
 """
 
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import CodeType, FunctionType
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.hf.module_hook import ClassHook, has_hooks, is_touched
+from headwise.hf.module_hook import ClassHook, has_hooks, is_as_first, is_touched, remember
 from headwise.ops import linear_attention
 
 # Queries, heads and dims of a trial; float32, as the functions cast to it.
 _TRIED, _HEADS, _DIM, _VALUE, _TOLERANCE = 70, 2, 8, 6, 1e-4
+# Old names of an argument, for which stock's own wrapper knows the new one.
+_RENAMED = frozenset({"cache_params", "past_key_values"})
 # What a function raises that is called otherwise.
 _FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -67,19 +70,28 @@ class LinearModule(ClassHook):
     def __init__(self, owner: nn.Module, kind: Kind) -> None:
         super().__init__(owner)
         self.attention = kind
-        self._forward: Callable[..., Any] | None = None
+        self._prepare()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_forward": None}
+        return {**super().__getstate__(), "_forward": None, "_names": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make the forward that runs, and remember the names of the file that it uses."""
+        self._forward = _with_ours(self.kind, self.attention)
+        self._names = _used(self.kind)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the module's own forward gives."""
         module = self.owner
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        if traced or torch.is_grad_enabled() or not self.is_same(module) or _is_held(module):
+        renamed = not _RENAMED.isdisjoint(kwargs)
+        same = not renamed and self.is_same(module) and self._names == _used(self.kind)
+        if traced or torch.is_grad_enabled() or not same or _is_held(module):
             return type(module).forward(module, *args, **kwargs)
-        if self._forward is None:
-            self._forward = _with_ours(type(module), self.attention)
         return self._forward(module, *args, **kwargs)
 
 
@@ -92,6 +104,14 @@ def _plain(kind: type[nn.Module]) -> FunctionType | None:
     """The forward of a class as it stands in its file, without what wraps it."""
     function = inspect.unwrap(kind.forward)
     return function if isinstance(function, FunctionType) else None
+
+
+def _used(kind: type[nn.Module]) -> dict[str, int]:
+    """What a class's forward finds in its file by name: somebody may put something else there."""
+    plain = _plain(kind)
+    assert plain is not None
+    names = plain.__globals__
+    return {name: id(names[name]) for name in (*plain.__code__.co_names, "l2norm") if name in names}
 
 
 def _with_ours(kind: type[nn.Module], attention: Kind) -> Callable[..., Any]:
@@ -159,7 +179,9 @@ def linear_modules(model: nn.Module) -> dict[str, Kind | str]:
             continue
         if kind not in tried:
             tried[kind] = _difference(kind, attention)
-        reason = "it has hooks" if is_touched(module) else tried[kind]
+        reason = tried[kind]
+        if is_touched(module) or _is_held(module):
+            reason = "it has hooks, or a part of it"
         found[name] = attention if reason is None else f"{attention.name}: {reason}"
     return found
 
@@ -182,18 +204,26 @@ def _difference(kind: type[nn.Module], attention: Kind) -> str | None:
     """How our operator differs from the functions of the class's file; None if it does not."""
     plain = _plain(kind)
     assert plain is not None
+    remember(kind)
+    if not is_as_first(kind):
+        return "its class has another forward"
+    logger = logging.getLogger("transformers")
+    level = logger.level
     try:
+        # the functions warn that packages are missing, which is of no concern where ours run
+        logger.setLevel(logging.ERROR)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for name, tokens in ((attention.chunked, _TRIED), (attention.recurrent, 2)):
                 given = _inputs(attention, tokens)
-                # as it stands in the file: what wraps it warns that packages are missing
-                expected = inspect.unwrap(plain.__globals__[name])(**given)
+                expected = plain.__globals__[name](**given)
                 ours = _operator(plain.__globals__, name)(**given)
                 if not all(map(_near, ours, expected)):
                     return f"{name} of its file gives something else"
     except _FAULTS as error:
         fault = str(error).partition("\n")[0]
         return f"the functions of its file cannot be tried ({type(error).__name__}: {fault})"
+    finally:
+        logger.setLevel(level)
     return None
 
 

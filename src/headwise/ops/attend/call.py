@@ -59,7 +59,7 @@ class Options:
 
         A mask or bias of fewer dims gets leading ones of size 1, as in any broadcasting.
         """
-        if not _is_number(self.scale):
+        if not is_number(self.scale):
             raise ShapeError(f"scale is {self.scale!r}, expected a finite number")
         if self.window is not None:
             whole = isinstance(self.window, int) and not isinstance(self.window, bool)
@@ -67,7 +67,7 @@ class Options:
                 raise ShapeError(f"window is {self.window!r}, expected an int of at least 1")
             if not self.causal:
                 raise ShapeError("window needs causal=True: give a symmetric window as a mask")
-        if self.softcap is not None and not (_is_number(self.softcap) and self.softcap > 0):
+        if self.softcap is not None and not (is_number(self.softcap) and self.softcap > 0):
             raise ShapeError(f"softcap is {self.softcap!r}, expected a finite number above 0")
         if self.mask is not None or self.bias is not None:
             check_mask_and_bias(self.mask, self.bias, query, full)
@@ -107,7 +107,8 @@ def _rows(chosen: Tensor | None) -> Tensor | None:
     return chosen if aside or chosen is None else chosen.contiguous()
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a finite real number, and no tensor."""
     # float and int first: asking an abstract class takes a microsecond
     return isinstance(value, (float, int, Real)) and -math.inf < float(value) < math.inf
 
@@ -115,6 +116,12 @@ def _is_number(value: Any) -> bool:
 def _most_chosen(options: Options, context: int) -> int | None:
     chosen = options.chosen
     return None if chosen is None else min(context, chosen.shape[3] * (options.block_size or 1))
+
+
+def default_scale(query: Any) -> float:
+    """D^-0.5; any number where `query` is not what a check accepts."""
+    whole = isinstance(query, Tensor) and query.ndim > 0 and query.shape[-1] > 0
+    return float(query.shape[-1]) ** -0.5 if whole else 1.0
 
 
 def _four_dims(extra: Tensor | None) -> Tensor | None:

@@ -4,7 +4,7 @@ from typing import Any, Literal, overload
 
 from torch import Tensor
 
-from headwise.ops.attend.call import AttentionCall, Options, check
+from headwise.ops.attend.call import AttentionCall, Options, check, default_scale
 from headwise.ops.attend.checks import keys_and_values
 from headwise.ops.backend import choose, explain_problem
 from headwise.ops.backend.protocol import Explanation
@@ -130,7 +130,7 @@ def attention(
     """
     key, value, kv_lengths = keys_and_values(key, value, kv, kv_lengths, "key and value")
     options = Options(
-        scale=_default_scale(query) if scale is None else scale,
+        scale=default_scale(query) if scale is None else scale,
         causal=causal,
         window=window,
         softcap=softcap,
@@ -198,12 +198,6 @@ def make_call(
 ) -> AttentionCall:
     """The call of `attention` with these arguments."""
     key, value, kv_lengths = keys_and_values(key, value, kv, kv_lengths, "key and value")
-    scale = _default_scale(query) if scale is None else scale
+    scale = default_scale(query) if scale is None else scale
     made = Options(scale=scale, kv_lengths=kv_lengths, **options)
     return AttentionCall(query, key, value, made, kv=kv)
-
-
-def _default_scale(query: Any) -> float:
-    """D^-0.5; any number where `query` is not what `check` accepts."""
-    whole = isinstance(query, Tensor) and query.ndim > 0 and query.shape[-1] > 0
-    return float(query.shape[-1]) ** -0.5 if whole else 1.0

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from headwise.errors import ShapeError
+from headwise.ops.attend.call import is_number
 from headwise.ops.attend.checks import require_lengths, require_like, require_tensor
 
 
@@ -58,6 +59,8 @@ class LinearCall:
 def check(call: LinearCall) -> None:
     """Raise `ShapeError` on the first thing that does not fit."""
     query, key, value = call.query, call.key, call.value
+    if not is_number(call.scale):
+        raise ShapeError(f"scale is {call.scale!r:.60}, expected a finite number")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_tensor(name, tensor, 4)
     require_like(query, key=key, value=value)

@@ -21,14 +21,24 @@ from headwise.ops.linear_attention.call import LinearCall
 
 # Tokens of a chunk and of a block, powers of two.
 _CHUNK, _BLOCK = 64, 4
+# A decay that leaves nothing in any dtype: sums of those are still exact in float64.
+_NOTHING = -1e4
 
 
 def run(call: LinearCall) -> tuple[Tensor, Tensor]:
+    """out and state, as `reference.run`, in full precision whatever autocast says."""
+    with torch.autocast(call.query.device.type, enabled=False):
+        return _run(call)
+
+
+def _run(call: LinearCall) -> tuple[Tensor, Tensor]:
     """out [B,H,S,V] in the query's dtype, and the state [B,H,D,V] after the last token."""
     exact, length = call.exact, call.query.shape[2]
     query, key = (call.per_head(rows.to(exact)) for rows in (call.query, call.key))
     value, state = call.value.to(exact), call.first_state()
-    decay = call.decay_of(exact)
+    # decays are summed up in float64: a strong one must not round those behind it
+    decay = call.decay_of(torch.float64)
+    decay = None if decay is None else decay.clamp(min=_NOTHING)
     beta = None if call.beta is None else call.beta.to(exact).unsqueeze(-1)
     past = None
     if call.lengths is not None:
@@ -52,7 +62,7 @@ def run(call: LinearCall) -> tuple[Tensor, Tensor]:
         outs.append(call.scale * out)
     out = torch.cat(outs, dim=2) if outs else value
     out = out if past is None else out.masked_fill(past, 0.0)
-    return out.to(call.query.dtype), state
+    return out.to(call.query.dtype), state if outs else state.clone()
 
 
 def _chunk(
@@ -64,8 +74,8 @@ def _chunk(
     state: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """out [B,H,C,V] and the next state, of tokens [B,H,C,...]."""
-    summed = None if decay is None else decay.cumsum(dim=2)
-    grown = None if summed is None else summed.exp()
+    summed, exact = None if decay is None else decay.cumsum(dim=2), value.dtype
+    grown = None if summed is None else summed.to(exact).exp()
     if beta is None:
         (scores,), added = _products((query,), key, summed), value
     else:
@@ -78,28 +88,32 @@ def _chunk(
     if summed is None:
         return out, state + key.transpose(-1, -2) @ added
     last = summed[:, :, -1:]
-    left = key * (last - summed).exp()
-    return out, state * last.exp().transpose(-1, -2) + left.transpose(-1, -2) @ added
+    left = key * (last - summed).to(exact).exp()
+    return out, state * last.to(exact).exp().transpose(-1, -2) + left.transpose(-1, -2) @ added
 
 
 def _products(queries: tuple[Tensor, ...], key: Tensor, summed: Tensor | None) -> list[Tensor]:
     """exp(G_t - G_i) q_t . k_i of each of the queries, [B,H,C,C]; finite above the diagonal."""
+    exact = key.dtype
     if summed is None:
         return [query @ key.transpose(-1, -2) for query in queries]
     if summed.shape[-1] == 1:
-        between = (summed - summed.transpose(-1, -2)).clamp(max=0.0).exp()
+        between = (summed - summed.transpose(-1, -2)).tril().to(exact).exp()
         return [query @ key.transpose(-1, -2) * between for query in queries]
     count = size = key.shape[2]
     while size & (size - 1) or size < _BLOCK:
         size += 1
     if size > count:
         missing = (0, 0, 0, size - count)
-        key, summed = functional.pad(key, missing), functional.pad(summed, missing)
+        key = functional.pad(key, missing)
+        summed = torch.cat([summed, *[summed[:, :, -1:]] * (size - count)], dim=2)
         queries = tuple(functional.pad(query, missing) for query in queries)
     found = [query.new_zeros(*query.shape[:2], size, size) for query in queries]
     # every pair in a block by itself
     k, g = key.unflatten(2, (-1, _BLOCK)), summed.unflatten(2, (-1, _BLOCK))
-    between = (g.unsqueeze(4) - g.unsqueeze(3)).clamp(max=0.0).exp() * k.unsqueeze(3)
+    later = torch.ones(_BLOCK, _BLOCK, dtype=torch.bool, device=key.device).triu(1)
+    between = (g.unsqueeze(4) - g.unsqueeze(3)).masked_fill(later.unsqueeze(-1), 0.0)
+    between = between.to(exact).exp() * k.unsqueeze(3)
     for query, whole in zip(queries, found, strict=True):
         own = (between @ query.unflatten(2, (-1, _BLOCK)).unsqueeze(-1)).squeeze(-1)
         _diagonal(whole, _BLOCK).copy_(own)
@@ -108,8 +122,8 @@ def _products(queries: tuple[Tensor, ...], key: Tensor, summed: Tensor | None) -
     while half < size:
         k, g = key.unflatten(2, (-1, 2 * half)), summed.unflatten(2, (-1, 2 * half))
         edge = g[:, :, :, half - 1 : half]
-        early = (k[:, :, :, :half] * (edge - g[:, :, :, :half]).exp()).transpose(-1, -2)
-        late = (g[:, :, :, half:] - edge).clamp(max=0.0).exp()
+        early = k[:, :, :, :half] * (edge - g[:, :, :, :half]).to(exact).exp()
+        early, late = early.transpose(-1, -2), (g[:, :, :, half:] - edge).to(exact).exp()
         for query, whole in zip(queries, found, strict=True):
             own = (query.unflatten(2, (-1, 2 * half))[:, :, :, half:] * late) @ early
             _diagonal(whole, 2 * half)[..., half:, :half].copy_(own)

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from headwise.ops.attend.call import default_scale
 from headwise.ops.backend import offer_of
 from headwise.ops.linear_attention.call import LinearCall, check
 
@@ -38,8 +39,8 @@ def linear_attention(
             is kept by head h // (H / K).
         key: [B, K, S, D].
         value: [B, H, S, V], H a multiple of K.
-        decay: logarithms of what a state is multiplied by, 0 or less: [H] (RetNet, lightning
-            attention), [B, H, S] (gated delta net, Mamba-2) or [B, H, S, D] (KDA, GLA).
+        decay: logarithms of what a state is multiplied by, as a rule 0 or less: [H] (RetNet,
+            lightning attention), [B, H, S] (gated delta net, Mamba-2) or [B, H, S, D] (KDA, GLA).
         beta: [B, H, S], how much of what a key stands for is replaced: the delta rule.
         scale: factor of the result, D^-0.5 by default.
         state: [B, H, D, V], of the tokens before, in any floating dtype.
@@ -58,7 +59,8 @@ def linear_attention(
     Sources: RetNet (arXiv 2307.08621), GLA (2312.06635), Mamba-2 (2405.21060), gated delta nets
     (2412.06464), Kimi Linear (2510.26692).
     """
-    scale = float(query.shape[-1]) ** -0.5 if scale is None else scale
+    if scale is None:
+        scale = default_scale(query)
     call = LinearCall(query, key, value, decay, beta, scale, state, lengths)
     check(call)
     out, after = offer_of("linear_attention", backend, call)(call)

@@ -31,4 +31,4 @@ def run(call: LinearCall) -> tuple[Tensor, Tensor]:
         state = after
         outs.append(out)
     out = torch.stack(outs, dim=2) if outs else value
-    return out.to(call.query.dtype), state
+    return out.to(call.query.dtype), state if outs else state.clone()
