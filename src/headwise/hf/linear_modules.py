@@ -102,7 +102,8 @@ def _is_held(module: nn.Module) -> bool:
 
 def _plain(kind: type[nn.Module]) -> FunctionType | None:
     """The forward of a class as it stands in its file, without what wraps it."""
-    function = inspect.unwrap(kind.forward)
+    # as it lies there: that of a traced module cannot be asked for
+    function: Any = inspect.unwrap(inspect.getattr_static(kind, "forward", None))
     return function if isinstance(function, FunctionType) else None
 
 
