@@ -50,6 +50,11 @@ class Options:
     return_lse: bool = False
 
     @property
+    def chooses(self) -> bool:
+        """Whether the keys that a query attends to are chosen."""
+        return self.indices is not None or self.block_indices is not None
+
+    @property
     def chosen(self) -> Tensor | None:
         """The keys that each query attends to, or the blocks of them; None where it does to all."""
         return self.block_indices if self.indices is None else self.indices
@@ -78,8 +83,8 @@ class Options:
             require_per_head("alibi_slopes", self.alibi_slopes, full[1], query)
         if self.kv_lengths is not None:
             require_lengths(self.kv_lengths, full[0], full[3], query.device)
-        given = (self.indices, self.block_indices, self.block_size)
-        if given != (None, None, None):
+        if self.chooses or self.block_size is not None:
+            given = (self.indices, self.block_indices, self.block_size)
             check_chosen(*given, query, full, kv_heads)
 
     def native(self) -> tuple[object, ...]:
@@ -92,8 +97,8 @@ class Options:
             _vector(self.alibi_slopes),
             self.bias,
             self.mask,
-            _rows(self.indices),
-            _rows(self.block_indices),
+            None if self.indices is None else _rows(self.indices),
+            None if self.block_indices is None else _rows(self.block_indices),
             self.block_size or 0,
         )
 
@@ -102,9 +107,8 @@ def _vector(per_head: Tensor | None) -> Tensor | None:
     return None if per_head is None else per_head.detach().float().contiguous()
 
 
-def _rows(chosen: Tensor | None) -> Tensor | None:
-    aside = chosen is None or chosen.stride(-1) == 1 or chosen.shape[-1] == 1
-    return chosen if aside or chosen is None else chosen.contiguous()
+def _rows(chosen: Tensor) -> Tensor:
+    return chosen if chosen.stride(-1) == 1 or chosen.shape[-1] == 1 else chosen.contiguous()
 
 
 def is_number(value: Any) -> bool:
@@ -263,7 +267,7 @@ class AttentionCall:
             bias=None if options.bias is None else options.bias.dtype,
             mask=options.mask is not None,
             ragged=options.kv_lengths is not None,
-            chosen=_most_chosen(options, context),
+            chosen=_most_chosen(options, context) if options.chooses else None,
             lse=options.return_lse,
             needs_grad=torch.is_grad_enabled() and self._requires_grad(),
             tangents=forward_mode(),

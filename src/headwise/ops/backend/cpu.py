@@ -55,7 +55,7 @@ def _obstacle(problem: Problem) -> str | None:
 
 
 def _attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-    if call.options.chosen is not None and not cpu_chosen.gathers(call):
+    if call.options.chooses and not cpu_chosen.gathers(call):
         return cpu_chosen.attend_masked(call, _native)
     return _native(call)
 

@@ -117,22 +117,23 @@ def latent_attention(
             itemsize=query_nope.element_size(),
             chosen=None if indices is None else indices.shape[-1],
         )
-    given = {"causal": causal, "window": window, "scale": scale, "return_lse": return_lse}
-    given |= {"paradigm": paradigm, "backend": backend}
-    whole = LatentCall(
-        *(query_nope, query_rope, None if kv else latent, None if kv else key_rope, w_uk, w_uv),
-        kv,
-        None if kv is not None and kv.lengths is not None else kv_lengths,
-        sinks,
-        mask,
-        indices,
-        given,
-    )
-    cut = parts(whole, paradigm, context)
-    if cut is not None:
-        size = (*query_nope.shape[:3], w_uv.shape[1])
-        done = (latent_attention(**part.arguments()) for part in cut[1])
-        return _joined(cut[0], size, done)
+    if query_nope.shape[2] > 1:  # a prompt, which may be large
+        given = {"causal": causal, "window": window, "scale": scale, "return_lse": return_lse}
+        given |= {"paradigm": paradigm, "backend": backend}
+        whole = LatentCall(
+            *(query_nope, query_rope, None if kv else latent, None if kv else key_rope, w_uk, w_uv),
+            kv,
+            None if kv is not None and kv.lengths is not None else kv_lengths,
+            sinks,
+            mask,
+            indices,
+            given,
+        )
+        cut = parts(whole, paradigm, context)
+        if cut is not None:
+            size = (*query_nope.shape[:3], w_uv.shape[1])
+            done = (latent_attention(**part.arguments()) for part in cut[1])
+            return _joined(cut[0], size, done)
     options = Options(
         scale=scale,
         causal=causal,
