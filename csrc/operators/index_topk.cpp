@@ -13,19 +13,14 @@ constexpr const char* kIndex = "headwise::index_topk";
 // Scores that exist at once, and keys of one query that a task scores.
 constexpr int64_t kMostScores = int64_t(1) << 22, kKeys = 1024;
 
-void check(const Tensor& tensor, const char* name, int64_t dims) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() == dims && contiguous_rows(tensor), kIndex, ": ",
-                  name, " is not a CPU tensor of ", dims, " dims whose last is contiguous");
-}
-
 // query [B,S,I,E], key [B,L,E], weight [B,S,I] in float32 and mask [B,S,L]: int32 [B,S,top], filled
 // up with -1. causal: the last query sits on the last key, and none looks ahead.
 Tensor index_topk(Tensor query, Tensor key, Tensor weight, std::optional<Tensor> mask, bool causal,
                   int64_t top, int64_t level) {
   const Kernels& kernels = kernels_of(level, kIndex);
-  check(query, "query", 4);
-  check(key, "key", 3);
-  check(weight, "weight", 3);
+  check_contiguous_rows(query, kIndex, "query", 4);
+  check_contiguous_rows(key, kIndex, "key", 3);
+  check_contiguous_rows(weight, kIndex, "weight", 3);
   IndexArgs args = {};
   args.dtype = dtype_of(query, kIndex, "query");
   args.batch = query.size(0);

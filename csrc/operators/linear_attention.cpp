@@ -15,11 +15,6 @@ constexpr int64_t kMostStateDim = 4096;
 // Elements of a state that are worth another thread.
 constexpr int64_t kLeastElements = int64_t(1) << 14;
 
-void check_rows(const Tensor& tensor, const char* name, int64_t dims) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() == dims && contiguous_rows(tensor), kLinear, ": ",
-                  name, " is not a CPU tensor of ", dims, " dims whose last is contiguous");
-}
-
 // A float32 tensor of `dims` dims, of these sizes or of 1 where that may be.
 const float* check_floats(const Tensor& tensor, const char* name, const int64_t* sizes,
                           int64_t dims) {
@@ -39,9 +34,9 @@ std::tuple<Tensor, Tensor> linear_attention(Tensor query, Tensor key, Tensor val
                                             double scale, std::optional<Tensor> state,
                                             std::optional<Tensor> lengths, int64_t level) {
   const Kernels& kernels = kernels_of(level, kLinear);
-  check_rows(query, "query", 4);
-  check_rows(key, "key", 4);
-  check_rows(value, "value", 4);
+  check_contiguous_rows(query, kLinear, "query", 4);
+  check_contiguous_rows(key, kLinear, "key", 4);
+  check_contiguous_rows(value, kLinear, "value", 4);
   StateArgs args = {};
   args.dtype = dtype_of(query, kLinear, "query");
   args.batch = query.size(0);

@@ -48,6 +48,13 @@ inline bool contiguous_rows(const Tensor& tensor) {
   return tensor.size(last) == 1 || tensor.stride(last) == 1 || tensor.numel() == 0;
 }
 
+// A CPU tensor of `dims` dims whose last lies side by side.
+inline void check_contiguous_rows(const Tensor& tensor, const char* operation, const char* name,
+                                  int64_t dims) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() == dims && contiguous_rows(tensor), operation,
+                  ": ", name, " is not a CPU tensor of ", dims, " dims whose last is contiguous");
+}
+
 inline void take_strides(const Tensor& tensor, int64_t* batch, int64_t* head, int64_t* row) {
   *batch = tensor.stride(0);
   *head = tensor.stride(1);

@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.hf.module_hook import ClassHook, has_hooks, is_as_first, is_touched, remember
+from headwise.hf.module_hook import (
+    ClassHook,
+    has_hooks,
+    is_as_first,
+    is_touched,
+    makes_graph,
+    remember,
+)
 from headwise.ops import linear_attention
 
 # Queries, heads and dims of a trial; float32, as the functions cast to it.
@@ -87,10 +94,9 @@ class LinearModule(ClassHook):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the module's own forward gives."""
         module = self.owner
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
         renamed = not _RENAMED.isdisjoint(kwargs)
         same = not renamed and self.is_same(module) and self._names == _used(self.kind)
-        if traced or torch.is_grad_enabled() or not same or _is_held(module):
+        if makes_graph() or torch.is_grad_enabled() or not same or _is_held(module):
             return type(module).forward(module, *args, **kwargs)
         return self._forward(module, *args, **kwargs)
 

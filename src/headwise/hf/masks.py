@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from headwise.hf.empty_rows import share
 from headwise.hf.inner_model import refusal, refused_by_name
-from headwise.hf.module_hook import AttachedName
+from headwise.hf.module_hook import AttachedName, makes_graph
 from headwise.hf.stock_names import (
     causal_mask_function,
     is_torchdynamo_exporting,
@@ -54,7 +54,7 @@ def headwise_mask(
             if local_size is None or kv_length < local_size:
                 if not _none_hides_nothing(config) and not spelled_out:
                     return None
-            elif not _traces() and is_window(mask_function, local_size):
+            elif not makes_graph() and is_window(mask_function, local_size):
                 if q_length == 1 and kv_length == local_size:
                     return None  # hides nothing
                 size = (batch_size, 1, q_length, kv_length)
@@ -125,11 +125,6 @@ def _models(kind: type) -> list[Any]:
 def _none_hides_nothing(config: Any) -> bool:
     """Whether modules are not causal although their mask is, and take None for no mask at all."""
     return getattr(config, "use_bidirectional_attention", None) is True
-
-
-def _traces() -> bool:
-    """Whether a graph is made, which a mask without memory must not enter."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def _has_padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int) -> bool | None:

@@ -24,6 +24,11 @@ class AttachedName(str):
 ATTACHED = AttachedName(NAME)
 
 
+def makes_graph() -> bool:
+    """Whether a graph is made, by a compiler or a tracer: nothing without memory may enter it."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
 class StockConfig:
     """A config for modules that stay with Transformers: the model's, but for our name.
 

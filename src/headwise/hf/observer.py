@@ -6,7 +6,7 @@ The run stays as it is: the log-sum-exp is asked for only where the backend that
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from headwise.hf.attend import attend_latents, attend_rows
 from headwise.hf.latent import absorbed_query, receives_latents
 from headwise.hf.request import Request
-from headwise.ops import Options, chosen_mask, explain_call
+from headwise.ops import Options, explain_call, masked_options
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -91,20 +91,9 @@ def observed(observer: Observer, request: Request) -> tuple[Tensor, Tensor | Non
         key=key,
         out=out,
         lse=lse,
-        options=_with_mask(request),
+        options=masked_options(request.options, request.query.shape[1], request.key.shape[2]),
         content_dim=content_dim,
         latent=latent,
         columns=request.columns,
     )
     return observer(seen), weights
-
-
-def _with_mask(request: Request) -> Options:
-    """The options of a call, with a mask in place of chosen keys."""
-    options = request.options
-    mask = chosen_mask(options, request.query.shape[1], request.key.shape[2])
-    if mask is None:
-        return options
-    if options.mask is not None:
-        mask = mask & options.mask
-    return replace(options, mask=mask, indices=None, block_indices=None, block_size=None)

@@ -6,7 +6,7 @@ function. What runs it is a backend, a file in backend.
 
 from headwise.ops.attend.call import AttentionCall, Options, Problem
 from headwise.ops.attend.checks import check_mask_and_bias, require_tensor
-from headwise.ops.attend.chosen import chosen_mask
+from headwise.ops.attend.chosen import chosen_mask, masked_options
 from headwise.ops.attend.operator import attention, explain, explain_call, run_call
 from headwise.ops.attend.visible import visible_keys
 from headwise.ops.attend.weights import attention_weights, score_rows, weights_of
@@ -65,6 +65,7 @@ __all__ = [
     "check_mask_and_bias",
     "choose_paradigm",
     "chosen_mask",
+    "masked_options",
     "dequantize",
     "explain",
     "explain_call",

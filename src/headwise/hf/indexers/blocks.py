@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from headwise.hf.indexers.cut import Indexer
 from headwise.hf.indexers.trial import rotation, twin_of
+from headwise.hf.module_hook import makes_graph
 
 # Scores that exist at once, and keys that are widened at once.
 _MOST, _KEYS = 2**22, 4096
@@ -25,7 +26,7 @@ class BlockIndexer(Indexer):
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """The blocks of keys, which are counted from the cache's first slot."""
         given = self.given(args, kwargs)
-        if self.traced() or not self.is_same(self.owner):
+        if makes_graph() or not self.is_same(self.owner):
             chosen: Tensor = self.stock(**given)
             return chosen
         cache = _Layers(given.get(self.cache))

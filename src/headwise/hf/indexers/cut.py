@@ -3,7 +3,6 @@
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from headwise.hf.cache_hooks import CACHE_ARGUMENTS
@@ -22,30 +21,25 @@ class Indexer(ClassHook):
         """The arguments of a call, by name."""
         return dict(zip(self.names, args, strict=False)) | kwargs
 
-    @staticmethod
-    def traced() -> bool:
-        """Whether a graph is made, for which stock's own code is right."""
-        return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-
     def stock(self, **given: Any) -> Any:
         """What the module's own forward makes of them."""
         return type(self.owner).forward(self.owner, **given)
 
 
 class Keys:
-    """Stands in for the cache of an indexer: takes its keys, and gives `returned` of them back.
+    """Stands in for the cache of an indexer: takes its keys, and gives none of them back.
 
     all: every key, once they are taken.
     """
 
-    def __init__(self, cache: Any, returned: slice) -> None:
-        self.cache, self.returned = cache, returned
+    def __init__(self, cache: Any) -> None:
+        self.cache = cache
         self.all: Tensor | None = None
 
     def update_indexer(self, keys: Tensor, layer: int) -> Tensor:
         """Keys [B,S,E]."""
         self.all = keys if self.cache is None else self.cache.update_indexer(keys, layer)
-        return keys[:, self.returned]
+        return keys[:, :0]
 
 
 class Taken:

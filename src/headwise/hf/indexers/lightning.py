@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from headwise.hf.indexers.cut import Indexer, Keys
 from headwise.hf.indexers.trial import causal, rotation, twin_of
+from headwise.hf.module_hook import makes_graph
 from headwise.ops import index_topk
 
 # Queries and kept keys of a trial; and how far apart two right scores may be, of the largest.
@@ -29,7 +30,7 @@ class LightningIndexer(Indexer):
         module, given = self.owner, self.given(args, kwargs)
         mask = given.get("attention_mask")
         plain = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 3
-        if not plain or self.traced() or not self.is_same(module):
+        if not plain or makes_graph() or not self.is_same(module):
             chosen: Tensor = self.stock(**given)
             return chosen
         query, key, weights = self.made(given)
@@ -43,7 +44,7 @@ class LightningIndexer(Indexer):
 
     def made(self, given: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B,S,I,E], all keys [B,L,E] and weights [B,S,I], of the arguments of a call."""
-        keys, products = Keys(given.get(self.cache), slice(0, 0)), _Products()
+        keys, products = Keys(given.get(self.cache)), _Products()
         cut = {**given, self.cache: keys, "attention_mask": given["attention_mask"][..., :0]}
         with products:
             self.stock(**cut)

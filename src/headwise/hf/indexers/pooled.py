@@ -16,7 +16,7 @@ from headwise.hf.chosen_mask import ChosenMask
 from headwise.hf.indexed_layers import IndexKeys
 from headwise.hf.indexers.cut import Indexer, Taken
 from headwise.hf.indexers.trial import causal, rotation, twin_of
-from headwise.hf.module_hook import NAME, ModuleHook
+from headwise.hf.module_hook import NAME, ModuleHook, makes_graph
 from headwise.ops import chosen_mask, index_topk
 from headwise.ops.attend.call import Options
 
@@ -40,7 +40,7 @@ def runs_of(mask: Tensor) -> Runs | None:
     """
     version = None if mask.is_inference() else mask._version  # such a tensor does not count writes
     known = getattr(mask, _RUNS, None)
-    if known is not None and known[0] == version is not None:
+    if known is not None and version is not None and known[0] == version:
         found: Runs | None = known[1]
         return found
     count = mask[:, 0].sum(dim=-1)
@@ -135,7 +135,7 @@ class GatedPoolIndexer(PooledIndexer):
         module, given = self.owner, self.given(args, kwargs)
         mask, cache = given["attention_mask"], given.get(self.cache)
         hidden, residual = given["hidden_states"], given["q_resid"]
-        if self.traced() or not self.is_same(module) or mask.ndim != 2:
+        if makes_graph() or not self.is_same(module) or mask.ndim != 2:
             chosen: Tensor = self.stock(**given)
             return chosen
         with torch.no_grad():
@@ -206,7 +206,7 @@ class MeanPoolIndexer(PooledIndexer):
         mask = given["attention_mask"]
         plain = type(mask) is Tensor and mask.dtype == torch.bool and mask.ndim == 4
         runs = None
-        if plain and not self.traced() and self.is_same(module) and mask.shape[1] == 1:
+        if plain and not makes_graph() and self.is_same(module) and mask.shape[1] == 1:
             runs = runs_of(mask)
         if runs is None:
             stock: Tensor = self.stock(**given)

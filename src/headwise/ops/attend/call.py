@@ -97,8 +97,8 @@ class Options:
             _vector(self.alibi_slopes),
             self.bias,
             self.mask,
-            None if self.indices is None else _rows(self.indices),
-            None if self.block_indices is None else _rows(self.block_indices),
+            None if self.indices is None else contiguous_rows(self.indices),
+            None if self.block_indices is None else contiguous_rows(self.block_indices),
             self.block_size or 0,
         )
 
@@ -107,8 +107,9 @@ def _vector(per_head: Tensor | None) -> Tensor | None:
     return None if per_head is None else per_head.detach().float().contiguous()
 
 
-def _rows(chosen: Tensor) -> Tensor:
-    return chosen if chosen.stride(-1) == 1 or chosen.shape[-1] == 1 else chosen.contiguous()
+def contiguous_rows(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where the elements of its last dim do not lie side by side."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
 def is_number(value: Any) -> bool:

@@ -55,12 +55,15 @@ def without(options: Options, mask: Tensor) -> Options:
     return replace(options, mask=mask, indices=None, block_indices=None, block_size=None)
 
 
+def masked_options(options: Options, heads: int, context: int) -> Options:
+    """The same options with a mask in place of chosen keys."""
+    mask = chosen_mask(options, heads, context)
+    if mask is None:
+        return options
+    return without(options, mask if options.mask is None else mask & options.mask)
+
+
 def masked(call: AttentionCall) -> AttentionCall:
     """The same call with a mask in place of chosen keys."""
-    options = call.options
-    mask = chosen_mask(options, call.query.shape[1], call.sizes()[5])
-    if mask is None:
-        return call
-    if options.mask is not None:
-        mask = mask & options.mask
-    return replace(call, options=without(options, mask))
+    options = masked_options(call.options, call.query.shape[1], call.sizes()[5])
+    return call if options is call.options else replace(call, options=options)

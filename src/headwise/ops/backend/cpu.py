@@ -7,7 +7,7 @@ gradients. The library is loaded at the first question about it.
 import torch
 from torch import Tensor
 
-from headwise.ops.attend.call import AttentionCall, Problem
+from headwise.ops.attend.call import AttentionCall, Problem, contiguous_rows
 from headwise.ops.backend import cpu_chosen, cpu_packed, cpu_state, cpu_step
 from headwise.ops.backend.cpu_library import available, chosen_level, ready
 from headwise.ops.backend.protocol import (
@@ -66,19 +66,20 @@ def _native(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     page_table, context = None, 0
     scales: tuple[Tensor | None, ...] = (None, None, None)
     if isinstance(kv, PagedKV):
-        page_table, context = _rows(kv.page_table), kv.context
+        page_table, context = contiguous_rows(kv.page_table), kv.context
     elif isinstance(kv, QuantKV):
-        key, first, second = kv.key, _rows(kv.key_scales), _rows(kv.value_scales)
+        key = kv.key
+        first, second = contiguous_rows(kv.key_scales), contiguous_rows(kv.value_scales)
         scales = (first, second, None)
         if call.query_tail is not None:  # the latent is keys and values, the rope key beside it
             key_tail, scales = kv.value, (first, first, second)
     try:
         out, lse = torch.ops.headwise.attend.default(
-            _rows(call.query),
-            _rows(key),
-            _rows(value),
-            None if call.query_tail is None else _rows(call.query_tail),
-            None if key_tail is None else _rows(key_tail),
+            contiguous_rows(call.query),
+            contiguous_rows(key),
+            contiguous_rows(value),
+            None if call.query_tail is None else contiguous_rows(call.query_tail),
+            None if key_tail is None else contiguous_rows(key_tail),
             page_table,
             context,
             *scales,
@@ -113,7 +114,9 @@ def project(x: Tensor, weight: Tensor, *, up: bool) -> Tensor:
     x [B,H,S,N] and weight [H,N,R] give [B,H,S,R] with `up`; x [B,H,S,R] and weight [H,V,R] give
     x weight^T [B,H,S,V] without.
     """
-    result: Tensor = torch.ops.headwise.project.default(_rows(x), _rows(weight), up, chosen_level())
+    result: Tensor = torch.ops.headwise.project.default(
+        contiguous_rows(x), contiguous_rows(weight), up, chosen_level()
+    )
     return result
 
 
@@ -127,12 +130,10 @@ def quantize(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     before, four = rows.shape[:-1], rows.detach()
     if rows.ndim != 4:
         four = four.reshape(1, 1, -1, rows.shape[-1])
-    integers, scales = torch.ops.headwise.quantize.default(_rows(four), bits, chosen_level())
+    integers, scales = torch.ops.headwise.quantize.default(
+        contiguous_rows(four), bits, chosen_level()
+    )
     return integers.view(*before, integers.shape[-1]), scales.view(*before, scales.shape[-1])
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
 BACKEND = Backend(

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from headwise.ops.attend.call import AttentionCall
+from headwise.ops.attend.call import AttentionCall, contiguous_rows
 from headwise.ops.attend.chosen import chosen_mask, without
 from headwise.ops.attend.visible import visible_keys
 from headwise.ops.backend import cpu_library, cpu_step
@@ -142,10 +142,7 @@ def _indexes(query: Tensor, key: Tensor) -> bool:
 def _index_topk(
     query: Tensor, key: Tensor, weights: Tensor, top: int, *, causal: bool, mask: Tensor | None
 ) -> Tensor:
-    query, key, weights = (
-        rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
-        for rows in (query, key, weights.float())
-    )
+    query, key, weights = map(contiguous_rows, (query, key, weights.float()))
     chosen: Tensor = torch.ops.headwise.index_topk.default(
         query, key, weights, mask, causal, top, cpu_library.chosen_level()
     )

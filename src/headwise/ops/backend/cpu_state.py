@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from headwise.ops.attend.call import contiguous_rows
 from headwise.ops.backend import cpu_library, cpu_step
 from headwise.ops.backend.protocol import Offer
 from headwise.ops.linear_attention.call import LinearCall
@@ -31,7 +32,7 @@ def _serves(call: LinearCall) -> bool:
 
 def _run(call: LinearCall) -> tuple[Tensor, Tensor]:
     out, state = torch.ops.headwise.linear_attention.default(
-        *map(_rows, (call.query, call.key, call.value)),
+        *map(contiguous_rows, (call.query, call.key, call.value)),
         call.decay_of(torch.float32),
         None if call.beta is None else call.beta.float(),
         call.scale,
@@ -40,10 +41,6 @@ def _run(call: LinearCall) -> tuple[Tensor, Tensor]:
         cpu_library.chosen_level(),
     )
     return out, state
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
 LINEAR_ATTENTION = Offer(_run, _serves)
