@@ -168,23 +168,57 @@ struct StateArgs {
   const float* beta;                // [B,H,S]; null: u is v
   const float* state;               // [B,H,D,V], contiguous; null: zeros
   float* after;                     // [B,H,D,V], contiguous; may be `state`
-  void* out;                        // [B,H,S,V], contiguous
+  void* out;                        // [B,S,H,V], contiguous
   const int64_t* lengths;           // [B]; null: all tokens
   Dtype dtype;
   float scale;
+  float norm;       // 0 or more: queries and keys are divided by their lengths, this added inside
+  bool transposed;  // the states are [B,H,V,D]
   int64_t batch, heads, kv_heads, tokens, dim, value_dim;
   int64_t query_batch, query_head, query_row, key_batch, key_head, key_row;
   int64_t value_batch, value_head, value_row;
   int64_t decay_batch, decay_head, decay_row, decay_dim, beta_batch, beta_head, beta_row;
+
+  // Whether a task is a head, whose state goes through once; else it is columns of one.
+  bool streamed() const { return tokens == 1 && state != nullptr && lengths == nullptr; }
+  // Parts of kColumns columns.
+  int64_t blocks() const;
 };
 // Columns of a state that a task takes.
 constexpr int64_t kColumns = 32;
+inline int64_t StateArgs::blocks() const { return (value_dim + kColumns - 1) / kColumns; }
 inline int64_t tasks_of(const StateArgs& args) {
-  return args.batch * args.heads * ((args.value_dim + kColumns - 1) / kColumns);
+  return args.batch * args.heads * (args.streamed() ? 1 : args.blocks());
 }
 // Bytes of a thread's scratch.
 inline int64_t scratch_bytes(const StateArgs& args) {
-  return 4 * args.dim * (kColumns + 3) + 64 * 4;
+  const int64_t floats = args.streamed() ? 4 * args.dim : args.dim * (kColumns + 8);
+  return 4 * floats + 64 * 9;
+}
+
+// A causal convolution of each channel by itself.
+struct ConvolutionArgs {
+  const void *x, *weight, *bias;  // [B,C,S], [C,width] contiguous, and [C] or null
+  const void* state;              // [B,C,kept], the inputs before; null: zeros
+  void* after;                    // [B,C,kept]; may be `state`; null: not wanted
+  void* out;                      // [B,S,C] where the channels of x lie side by side, else [B,C,S]
+  const int64_t* lengths;         // [B]; null: all tokens
+  Dtype dtype;
+  bool silu;
+  int64_t batch, channels, tokens, width, kept;  // kept: width - 1 or more, or 0
+  int64_t x_batch, x_channel, x_token;
+
+  bool channels_last() const { return x_channel == 1; }
+  // Parts of kChannels channels, each a task.
+  int64_t blocks() const;
+};
+// Channels that a task takes, tokens at once of one of them, and the widest convolution.
+constexpr int64_t kChannels = 128, kRun = 512, kMostWidth = 64;
+inline int64_t ConvolutionArgs::blocks() const { return (channels + kChannels - 1) / kChannels; }
+inline int64_t scratch_bytes(const ConvolutionArgs& args) {
+  const int64_t floats =
+      args.channels_last() ? (2 * args.width + 2) * kChannels : args.width + 2 * kRun + 16;
+  return 4 * floats + 64 * 4;
 }
 
 enum Level { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
@@ -221,6 +255,7 @@ typedef void (*IndexFunction)(const IndexArgs&, int64_t batch, int64_t query, in
 
 // One task of linear attention.
 typedef void (*StateFunction)(const StateArgs&, int64_t task, char* scratch);
+typedef void (*ConvolutionFunction)(const ConvolutionArgs&, int64_t task, char* scratch);
 
 // What kernels_isa.cpp defines once for each level.
 struct Kernels {
@@ -236,6 +271,7 @@ struct Kernels {
   UnpackFunction unpack;
   IndexFunction index;
   StateFunction state;
+  ConvolutionFunction convolution;
   bool pairs;  // bf16 is multiplied as it is, in pairs
 };
 

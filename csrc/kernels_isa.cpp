@@ -4,6 +4,7 @@
 #error "define HEADWISE_ISA as the name of the instruction set"
 #endif
 
+#include "convolution.h"
 #include "decoder_layer.h"
 #include "index_scores.h"
 #include "linear_attention.h"
@@ -162,13 +163,17 @@ void change_state(const StateArgs& args, int64_t task, char* scratch) {
   with_type(args.dtype, [&](auto type) { linear_attention<decltype(type)>(args, task, scratch); });
 }
 
+void convolve(const ConvolutionArgs& args, int64_t task, char* scratch) {
+  with_type(args.dtype, [&](auto type) { convolution<decltype(type)>(args, task, scratch); });
+}
+
 }  // namespace
 
 extern const Kernels kKernels;
 const Kernels kKernels = {attend_task,   project_head,   take,           linear_outputs,
                           join,          heads_of_layer, place_products, gated_outputs,
                           quantize_rows, unpack_rows,    index_query,    change_state,
-                          kHasPairs};
+                          convolve,      kHasPairs};
 
 }  // namespace HEADWISE_ISA
 }  // namespace headwise

@@ -61,16 +61,21 @@ inline void take_strides(const Tensor& tensor, int64_t* batch, int64_t* head, in
   *row = tensor.stride(2);
 }
 
-// A new contiguous tensor on the CPU. `new_empty` would take a microsecond more: it goes through
-// the dispatcher.
-inline Tensor new_tensor(const int64_t* sizes, int64_t dims, ScalarType dtype) {
-  int64_t strides[64], step = 1;  // PyTorch's tensors have at most 64 dims
-  for (int64_t i = dims; i-- > 0; step *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = step;
+// A new tensor on the CPU. `new_empty` would take a microsecond more: it goes through the
+// dispatcher.
+inline Tensor new_strided_tensor(const int64_t* sizes, const int64_t* strides, int64_t dims,
+                                 ScalarType dtype) {
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       dims, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
+}
+
+inline Tensor new_tensor(const int64_t* sizes, int64_t dims, ScalarType dtype) {
+  int64_t strides[64], step = 1;  // PyTorch's tensors have at most 64 dims
+  for (int64_t i = dims; i-- > 0; step *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = step;
+  return new_strided_tensor(sizes, strides, dims, dtype);
 }
 
 template <size_t DIMS>

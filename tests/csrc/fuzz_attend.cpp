@@ -356,14 +356,17 @@ void one_index(int level) {
     printf("level %d: %ld of %ld scores are chosen wrongly\n", level, long(top), long(a.context));
 }
 
-// Linear attention of a few tokens.
+// Linear attention of some tokens.
 void one_state(int level) {
   StateArgs a = {};
   a.dtype = Dtype(rng() % 3);
   a.batch = pick({1, 2}), a.kv_heads = pick({1, 3}), a.heads = a.kv_heads * pick({1, 2});
-  a.tokens = pick({1, 1, 2, 5}), a.dim = pick({1, 7, 16, 33, 64}),
+  a.tokens = pick({1, 1, 2, 5, 40}), a.dim = pick({1, 7, 16, 33, 64}),
   a.value_dim = pick({1, 31, 32, 80});
   a.scale = 0.5f;
+  // keys of some length: the delta rule magnifies those that are longer than 1
+  a.norm = a.tokens > 5 || some(2) ? 1e-6f : -1.0f;
+  a.transposed = some(2);
   Numbers query(a.batch * a.kv_heads * a.tokens * a.dim, a.dtype);
   Numbers key(a.batch * a.kv_heads * a.tokens * a.dim, a.dtype);
   Numbers value(a.batch * a.heads * a.tokens * a.value_dim, a.dtype);
@@ -377,7 +380,7 @@ void one_state(int level) {
   std::vector<float> decay(heads * a.tokens * width), beta(heads * a.tokens);
   std::vector<float> state(heads * a.dim * a.value_dim), after(state.size(), NAN);
   for (float& x : decay) x = -fabsf(normal()) * float(pick({0, 1, 20}));
-  for (float& x : beta) x = fabsf(normal());
+  for (float& x : beta) x = a.tokens > 5 ? fabsf(tanhf(normal())) : fabsf(normal());
   for (float& x : state) x = normal();
   std::vector<int64_t> lengths(a.batch, a.tokens);
   if (some(4)) {
@@ -391,48 +394,115 @@ void one_state(int level) {
   a.beta_row = 1, a.beta_head = a.tokens, a.beta_batch = a.heads * a.tokens;
   if (starts) a.state = state.data();
   a.query = query.data(), a.key = key.data(), a.value = value.data();
-  a.out = out.data(), a.after = after.data();
+  const std::vector<float> before = state;
+  const bool in_place = starts && some(2);
+  a.out = out.data(), a.after = in_place ? state.data() : after.data();
   char* scratch = static_cast<char*>(aligned_alloc(64, (scratch_bytes(a) + 63) / 64 * 64));
   for (int64_t task = 0; task < tasks_of(a); ++task) kernels(level)->state(a, task, scratch);
   free(scratch);
   bool good = true;
   const double eps = a.dtype == kFloat32 ? 1e-4 : a.dtype == kBfloat16 ? 2e-2 : 3e-3;
+  const auto at = [&](int64_t head, int64_t d, int64_t v) {
+    return a.transposed ? (head * a.value_dim + v) * a.dim + d
+                        : (head * a.dim + d) * a.value_dim + v;
+  };
+  const auto factor = [&](const Numbers& rows, int64_t row) {
+    if (a.norm < 0) return 1.0;
+    double squares = a.norm;
+    for (int64_t d = 0; d < a.dim; ++d) squares += double(rows.at(row + d)) * rows.at(row + d);
+    return 1 / sqrt(squares);
+  };
   for (int64_t head = 0; head < heads; ++head)
     for (int64_t v = 0; v < a.value_dim; ++v) {
       const int64_t b = head / a.heads, k = head % a.heads / (a.heads / a.kv_heads);
       std::vector<double> column(a.dim);
       double most = 1;
-      for (int64_t d = 0; d < a.dim; ++d)
-        column[d] = starts ? state[(head * a.dim + d) * a.value_dim + v] : 0;
+      for (int64_t d = 0; d < a.dim; ++d) column[d] = starts ? before[at(head, d, v)] : 0;
       for (int64_t t = 0; t < a.tokens; ++t) {
         double sum = 0, size = 0;
         const int64_t row = ((b * a.kv_heads + k) * a.tokens + t) * a.dim;
         if (t < lengths[b]) {
+          const double of_key = factor(key, row), of_query = factor(query, row);
           double found = 0;
           for (int64_t d = 0; d < a.dim; ++d) {
             if (decays)
               column[d] *= exp(double(decay[(head * a.tokens + t) * width + (each ? d : 0)]));
-            found += column[d] * key.at(row + d);
+            found += column[d] * of_key * key.at(row + d);
           }
           double added = value.at((head * a.tokens + t) * a.value_dim + v);
           if (deltas) added = beta[head * a.tokens + t] * (added - found);
           for (int64_t d = 0; d < a.dim; ++d) {
-            column[d] += key.at(row + d) * added;
-            sum += 0.5 * column[d] * query.at(row + d);
-            size += fabs(column[d] * query.at(row + d));
+            column[d] += of_key * key.at(row + d) * added;
+            sum += 0.5 * column[d] * of_query * query.at(row + d);
+            size += fabs(column[d] * of_query * query.at(row + d));
             most = std::max(most, fabs(column[d]));
           }
         }
-        good = good && fabs(out.at((head * a.tokens + t) * a.value_dim + v) - sum) <=
-                           eps * (1 + size) + 1e-5 * most * double(a.dim);
+        const int64_t to = ((b * a.tokens + t) * a.heads + head % a.heads) * a.value_dim + v;
+        good = good && fabs(out.at(to) - sum) <= eps * (1 + size) + 1e-5 * most * double(a.dim);
       }
       for (int64_t d = 0; d < a.dim; ++d)
-        good = good && fabs(after[(head * a.dim + d) * a.value_dim + v] - column[d]) <=
-                           1e-5 * most * double(a.dim);
+        good = good && fabs(a.after[at(head, d, v)] - column[d]) <= 1e-5 * most * double(a.dim);
     }
   if (!good && ++failures < 5)
     printf("level %d dtype %d: a state of %ld x %ld after %ld tokens differs\n", level,
            int(a.dtype), long(a.dim), long(a.value_dim), long(a.tokens));
+}
+
+// The convolution before linear attention, in both layouts.
+void one_convolution(int level) {
+  ConvolutionArgs a = {};
+  a.dtype = Dtype(rng() % 3);
+  a.batch = pick({1, 2}), a.channels = pick({1, 5, 128, 131}), a.tokens = pick({1, 2, 9, 520});
+  a.width = pick({1, 3, 4, 7}), a.kept = some(3) ? 0 : a.width - 1 + rng() % 3;
+  a.silu = some(2);
+  const bool last = a.channels == 1 || some(2), starts = a.kept > 0 && some(2);
+  const int64_t each = a.channels * a.tokens, rows = a.batch * a.channels;
+  Numbers x(a.batch * each, a.dtype), weight(a.channels * a.width, a.dtype);
+  Numbers bias(a.channels, a.dtype), out(a.batch * each, a.dtype);
+  Numbers state(rows * a.kept, a.dtype), before(state), after(rows * a.kept, a.dtype);
+  a.x_batch = each, a.x_channel = last ? 1 : a.tokens, a.x_token = last ? a.channels : 1;
+  std::vector<int64_t> lengths(a.batch, a.tokens);
+  if (some(4)) {
+    for (auto& length : lengths) length = rng() % (a.tokens + 1);
+    a.lengths = lengths.data();
+  }
+  const bool biased = some(2), in_place = starts && some(2);
+  a.x = x.data(), a.weight = weight.data(), a.out = out.data();
+  if (biased) a.bias = bias.data();
+  if (starts) a.state = state.data();
+  if (a.kept > 0) a.after = in_place ? state.data() : after.data();
+  char* scratch = static_cast<char*>(aligned_alloc(64, (scratch_bytes(a) + 63) / 64 * 64));
+  for (int64_t task = 0; task < a.batch * a.blocks(); ++task)
+    kernels(level)->convolution(a, task, scratch);
+  free(scratch);
+  bool good = true;
+  const double eps = a.dtype == kFloat32 ? 1e-5 : a.dtype == kBfloat16 ? 1e-2 : 2e-3;
+  const Numbers& kept = in_place ? state : after;
+  for (int64_t b = 0; b < a.batch; ++b)
+    for (int64_t c = 0; c < a.channels; ++c) {
+      const auto input = [&](int64_t t) {
+        if (t >= 0) return double(x.at(b * each + c * a.x_channel + t * a.x_token));
+        return starts ? double(before.at((b * a.channels + c + 1) * a.kept + t)) : 0.0;
+      };
+      for (int64_t t = 0; t < a.tokens; ++t) {
+        double sum = biased ? bias.at(c) : 0.0, size = 1;
+        for (int64_t j = 0; j < a.width; ++j) {
+          const double part = input(t - a.width + 1 + j) * weight.at(c * a.width + j);
+          sum += part, size += fabs(part);
+        }
+        if (a.silu) sum = sum / (1 + exp(-sum));
+        if (t >= lengths[b]) sum = 0;
+        const double found = out.at(b * each + c * a.x_channel + t * a.x_token);
+        good = good && fabs(found - sum) <= eps * size;
+      }
+      for (int64_t n = 0; n < a.kept; ++n)
+        good = good &&
+               kept.at((b * a.channels + c) * a.kept + n) == float(input(lengths[b] - a.kept + n));
+    }
+  if (!good && ++failures < 5)
+    printf("level %d dtype %d: a convolution of %ld channels, %ld tokens differs\n", level,
+           int(a.dtype), long(a.channels), long(a.tokens));
 }
 
 // Products of few rows with a matrix a head.
@@ -528,6 +598,7 @@ int main(int, char** argv) {
       if (i % 4 == 1) one_quantize(level);
       if (i % 4 == 2) one_index(level);
       if (i % 4 == 3) one_state(level);
+      if (i % 4 == 3) one_convolution(level);
     }
   printf("%d levels, %d failures\n", best_level() + 1, failures);
   return failures != 0;

@@ -12,13 +12,12 @@ import torch
 
 import headwise
 import sweep_families
-from headwise.hf import linear_modules
-from headwise.hf.linear_modules import KINDS, LinearModule
+from headwise.hf.linear import KINDS, LinearModule, delta, ssd
 
 pytest.importorskip("transformers.models.lara_mini")
 from transformers import DynamicCache
 
-DELTA, KIMI = KINDS
+DELTA, KIMI, SSD = KINDS
 FAMILIES = {
     "qwen3_next": DELTA,
     "qwen3_5_text": DELTA,
@@ -28,6 +27,12 @@ FAMILIES = {
     "lara_mini": DELTA,
     "kimi_linear": KIMI,
     "bailing_hybrid": KIMI,
+    "mamba2": SSD,
+    "bamba": SSD,
+    "falcon_h1": SSD,
+    "granitemoehybrid": SSD,
+    "nemotron_h": SSD,
+    "zamba2": SSD,
 }
 
 
@@ -38,7 +43,9 @@ def modules(model):
 # Every mode of one family of each kind, and one mode of the others; `make sweep` runs all.
 OFTEN = {(family, "left-padded batch") for family in FAMILIES}
 OFTEN |= {
-    (family, mode) for family in ("qwen3_next", "kimi_linear") for mode in sweep_families.MODES
+    (family, mode)
+    for family in ("qwen3_next", "kimi_linear", "bamba")
+    for mode in sweep_families.MODES
 }
 
 
@@ -64,17 +71,19 @@ def test_tokens_are_stock_s_in_every_mode(family, mode):
     assert not wrong or sweep_families.nearer(model, mode, stock, ours), what
 
 
-@pytest.mark.parametrize("family", ["qwen3_next", "kimi_linear"])
-def test_a_prompt_and_every_step_run_on_our_operator(family, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "adapter"), [("qwen3_next", delta), ("kimi_linear", delta), ("mamba2", ssd)]
+)
+def test_a_prompt_and_every_step_run_on_our_operator(family, adapter, monkeypatch):
     model, lengths = sweep_families.make(family), []
-    run = linear_modules.linear_attention
+    run = adapter.change_state
 
-    def counted(query, *rest, **options):
-        lengths.append(query.shape[2])
-        return run(query, *rest, **options)
+    def counted(call):
+        lengths.append(call.query.shape[2])
+        return run(call)
 
     headwise.attach(model)
-    monkeypatch.setattr(linear_modules, "linear_attention", counted)
+    monkeypatch.setattr(adapter, "change_state", counted)
     with torch.no_grad():
         model.generate(torch.arange(3, 22)[None], max_new_tokens=3, do_sample=False)
     each = len(modules(model))

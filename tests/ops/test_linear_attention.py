@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwise import ShapeError, UnsupportedError
-from headwise.ops import linear_attention
+from headwise.ops import LinearCall, change_state, linear_attention
 from headwise.ops.backend import cpu, cpu_library
 
 assert cpu.available()[0], cpu.available()[1]
@@ -123,7 +123,7 @@ def test_chunks_are_the_loop_of_any_length_and_decay(data):
     if data.draw(st.booleans()):
         del arguments["state"]
     backend = data.draw(st.sampled_from(["torch", "cpu"]))
-    if backend == "cpu" and (length > 16 or dtype == torch.float64):
+    if backend == "cpu" and dtype == torch.float64:
         backend = None
     expected, last = linear_attention(**arguments, backend="reference")
     with mock.patch.object(cpu_library, "_level", data.draw(st.sampled_from(LEVELS))):
@@ -217,6 +217,50 @@ def test_the_state_that_was_given_is_not_the_one_that_comes_back(backend):
         assert torch.equal(given_["state"], before)
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["D by V", "V by D"])
+@pytest.mark.parametrize("length", [1, 40])
+def test_a_state_may_lie_otherwise_and_is_changed_in_its_place(backend, transposed, length, level):
+    torch.manual_seed(6)
+    given_ = call("token", length=length, dtype=torch.float32, dim=19, value=21)
+    given_["state"] = given_["state"].float()
+    normed = {
+        name: torch.nn.functional.normalize(given_[name].double(), dim=-1)
+        for name in ("query", "key")
+    }
+    others = {name: rows.double() for name, rows in given_.items() if name not in normed}
+    expected, last = linear_attention(**normed, **others, scale=0.5, backend="reference")
+    state = given_.pop("state")
+    if transposed:
+        state = state.transpose(2, 3).contiguous()
+    before = state.clone()
+    for in_place in (False, True):
+        asked = LinearCall(
+            **given_, scale=0.5, state=state, norm=1e-12, transposed=transposed, in_place=in_place
+        )
+        out, after = change_state(asked, backend)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+        kept = after.transpose(2, 3) if transposed else after
+        torch.testing.assert_close(kept.double(), last, rtol=1e-4, atol=1e-4)
+        assert (after is state) == in_place
+        assert in_place or torch.equal(state, before)
+
+
+def test_rows_are_read_as_they_lie():
+    """[B, S, H, D] transposed, as models have them; parts of a wider row; one token's."""
+    torch.manual_seed(7)
+    for length in (1, 30):
+        wide = torch.randn(2, length, 3 * 4 * 16)
+        rows = [part.unflatten(2, (4, 16)).transpose(1, 2) for part in wide.split(4 * 16, dim=2)]
+        decay = -torch.rand(2, length, 4).transpose(1, 2)
+        out, state = linear_attention(*rows, decay=decay, backend="cpu")
+        expected, last = linear_attention(*rows, decay=decay, backend="reference")
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-4)
+        # and a model's next step, [B, S, H V], is a view
+        assert out.transpose(1, 2).is_contiguous()
+
+
 def test_autocast_changes_nothing():
     given_ = call("token", length=40, dtype=torch.float32)
     expected, _ = linear_attention(**given_)
@@ -254,9 +298,10 @@ def test_one_backend_alone_can_be_asked_for():
         linear_attention(**call("token"), backend="cpu")  # in float64
 
 
-def test_few_tokens_give_the_same_bits_on_any_number_of_threads(level, threads):
+@pytest.mark.parametrize("length", [1, 3, 40])
+def test_tokens_give_the_same_bits_on_any_number_of_threads(length, level, threads):
     torch.manual_seed(3)
-    given_ = call("dim", length=3, dtype=torch.float32, dim=64, value=80, batch=3)
+    given_ = call("dim", length=length, dtype=torch.float32, dim=64, value=80, batch=3)
     threads(1)
     one = linear_attention(**given_, backend="cpu")
     threads(2)
@@ -269,9 +314,11 @@ def test_it_passes_opcheck_and_compiles():
     level = torch.ops.headwise.best_level()
     arguments = (
         *(given_[name] for name in ("query", "key", "value")),
-        *(given_["decay"].unsqueeze(-1), given_["beta"], 0.5, given_["state"], None, level),
+        *(given_["decay"], given_["beta"], 0.5, given_["state"], None),
+        *(1e-6, False, level),
     )
     torch.library.opcheck(torch.ops.headwise.linear_attention.default, arguments)
+    torch.library.opcheck(torch.ops.headwise.linear_attention_.default, arguments)
     compiled = torch.compile(linear_attention, fullgraph=True, backend="aot_eager")
     for name in ("token", "dim"):
         given_ = call(name, length=2, dtype=torch.float32)

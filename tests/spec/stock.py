@@ -254,6 +254,20 @@ CONFIGS = {
         GROUPED | CHUNKED | {"attention_chunk_size": None, "use_qk_norm": False},
     ),
     "nemotron": ("nemotron", GROUPED),
+    "mamba2": (
+        "mamba2",
+        {
+            "hidden_size": 60,
+            "num_hidden_layers": 3,
+            "num_heads": 8,
+            "head_dim": 15,
+            "state_size": 7,
+            "n_groups": 2,
+            "conv_kernel": 3,
+            "chunk_size": 8,
+            "vocab_size": 31,
+        },
+    ),
     "nemotron_h": ("nemotron_h", MAMBA | {"hybrid_override_pattern": "M-*M-*"}),
     "nemotron_h names": (
         "nemotron_h",

@@ -110,6 +110,7 @@ SLIDING = ["sliding_attention", "full_attention"]
             },
             "attention_chunk_size is not set while 1 of 1",
         ),
+        ({"model_type": "mamba2", "num_heads": 3}, "num_heads=3 with head_dim=64: expected heads"),
         ({"model_type": "nemotron_h", "hybrid_override_pattern": "MX"}, "contains 'X'"),
         ({"model_type": "nemotron_h", "hybrid_override_pattern": ""}, "hybrid_override_pattern=''"),
         ({"model_type": "nemotron_h", "layers_block_type": "M*"}, "layers_block_type='M\\*'"),

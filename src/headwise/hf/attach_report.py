@@ -8,7 +8,7 @@ from headwise.caches import CacheChoice
 from headwise.hf import families
 from headwise.hf.cache import cache_name, use_own_layers
 from headwise.hf.coverage import Coverage
-from headwise.hf.linear_modules import Kind
+from headwise.hf.linear import Kind
 from headwise.hf.packed import Packing, packed_words
 from headwise.hf.report import AttachReport, LayerReport
 from headwise.hf.stock_names import DynamicCache
@@ -123,12 +123,12 @@ def _linear_layers(coverage: Coverage) -> list[LayerReport]:
         if isinstance(kind, Kind):
             index = getattr(coverage.model.get_submodule(name), "layer_idx", None)
             where = name if index is None else f"decoder.{index}"
-            many = Accepted("torch", "chunks of 64 tokens by matrix products")
-            one = Accepted("cpu", "C++, a state is read once and written once")
+            runs = Accepted("torch", "chunks of 64 tokens by matrix products")
             built = any(at.name == "cpu" and at.available()[0] for at in backends())
-            few = one if built and coverage.model.device.type == "cpu" else many
+            if built and coverage.model.device.type == "cpu":
+                runs = Accepted("cpu", "C++, a state is read once and written once")
             note = f"{kind.name}; the state is kept in Transformers' cache"
-            found.append(LayerReport(where, None, (few,), (many,), note, what="linear attention"))
+            found.append(LayerReport(where, None, (runs,), (runs,), note, what="linear attention"))
     return found
 
 

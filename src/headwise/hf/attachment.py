@@ -15,7 +15,7 @@ from headwise.hf.empty_rows import EAGER
 from headwise.hf.indexers import MASK_BUILDER, hands_a_mask
 from headwise.hf.indexers.pooled import ChoiceAsMask
 from headwise.hf.latent import LatentPassthrough
-from headwise.hf.linear_modules import Kind, LinearModule
+from headwise.hf.linear import Kind, LinearModule
 from headwise.hf.module_hook import ATTACHED, NAME, ModuleHook, StockConfig
 from headwise.hf.packed import Packing
 from headwise.hf.report import AttachReport

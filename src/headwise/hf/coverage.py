@@ -12,7 +12,7 @@ from headwise.hf.cache_hooks import CACHE_ARGUMENTS, parameters
 from headwise.hf.indexers import Chooser, chooses_tokens, indexers
 from headwise.hf.inner_model import OFF_THE_INTERFACE, has_source, takes_interface
 from headwise.hf.latent_modules import latent_modules
-from headwise.hf.linear_modules import Kind, linear_modules
+from headwise.hf.linear import Kind, linear_modules
 from headwise.hf.module_hook import NAME
 from headwise.hf.step import Replaced, replaced
 from headwise.spec import FAMILIES, ModelSpec
@@ -68,14 +68,14 @@ def cover(model: PreTrainedModel, choice: CacheChoice, *, step: str, strict: boo
     unlike = next((said for said in choosers.values() if isinstance(said, str)), None)
     sparse = {} if unlike is None else _sparse_modules(model)
     name = type(model).__name__
-    if not own:
+    linear = {} if own else linear_modules(model)
+    if not own and not any(isinstance(said, Kind) for said in linear.values()):
         _require_interface(model, sparse, unlike)
     parts = {
         part: reason
         for part, module in _parts(model).items()
         if (reason := _obstacle(module)) is not None
     }
-    linear = {} if own else linear_modules(model)
     left = _left_to_stock(model, own, dict.fromkeys(sparse, unlike), linear) | parts
     if own and model.config._attn_implementation == NAME:
         raise UnsupportedError(

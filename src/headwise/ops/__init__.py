@@ -20,12 +20,15 @@ from headwise.ops.backend.protocol import (
     Rejected,
     Verdict,
 )
+from headwise.ops.convolution.call import ConvolutionCall
+from headwise.ops.convolution.operator import causal_conv1d, convolve
 from headwise.ops.indexer.operator import index_topk
 from headwise.ops.integers.operator import quantize
 from headwise.ops.integers.rounding import Bits, dequantize, rotate, row_bytes
 from headwise.ops.latent.operator import latent_attention
 from headwise.ops.latent.paradigm import Paradigm, choose_paradigm
-from headwise.ops.linear_attention.operator import linear_attention
+from headwise.ops.linear_attention.call import LinearCall
+from headwise.ops.linear_attention.operator import change_state, linear_attention
 from headwise.ops.modes import are_few, needs_gradients, watched
 from headwise.ops.packed.formats import (
     FORMATS as BLOCK_FORMATS,
@@ -48,8 +51,10 @@ __all__ = [
     "Backend",
     "Bits",
     "BlockFormat",
+    "ConvolutionCall",
     "Explanation",
     "LayerOffer",
+    "LinearCall",
     "Offer",
     "Options",
     "PagedKV",
@@ -62,9 +67,12 @@ __all__ = [
     "attention",
     "attention_weights",
     "backends",
+    "causal_conv1d",
+    "change_state",
     "check_mask_and_bias",
     "choose_paradigm",
     "chosen_mask",
+    "convolve",
     "masked_options",
     "dequantize",
     "explain",

@@ -59,7 +59,9 @@ def choose_offer(
     raise AssertionError(f"no backend offers {operator} for everything")
 
 
-def offer_of(operator: Literal["linear_attention"], backend: str | None, *arguments: Any) -> Any:
+def offer_of(
+    operator: Literal["linear_attention", "convolution"], backend: str | None, *arguments: Any
+) -> Any:
     """The fastest offer that serves, or that of the named backend.
 
     Raises:

@@ -14,7 +14,7 @@ def register_shapes() -> None:
     """Tell PyTorch, once the library is loaded."""
     for function in (
         *(_attend, _linear, _experts, _norm, _mlp, _project, _quantize, _pack, _unpack),
-        *(_index_topk, _linear_attention),
+        *(_index_topk, _linear_attention, _linear_attention_, _causal_conv1d, _causal_conv1d_),
         *(_attention_inputs, _layer_attention, _layer_outputs, _attention_outputs),
     ):
         torch.library.register_fake(f"headwise::{function.__name__[1:]}", _on_one_device(function))
@@ -110,9 +110,34 @@ def _index_topk(
 def _linear_attention(
     query: Tensor, key: Tensor, value: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
-    batch, heads, _, width = value.shape
-    state = query.new_empty(batch, heads, key.shape[3], width, dtype=torch.float32)
-    return value.new_empty(value.shape), state
+    transposed = arguments[-2]
+    sizes = (value.shape[3], key.shape[3]) if transposed else (key.shape[3], value.shape[3])
+    state = query.new_empty(*value.shape[:2], *sizes, dtype=torch.float32)
+    return _linear_attention_(query, key, value), state
+
+
+def _linear_attention_(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> Tensor:
+    batch, heads, length, width = value.shape
+    return value.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def _causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Any,
+    kept: int,
+    *arguments: Any,
+) -> tuple[Tensor, Tensor]:
+    return _causal_conv1d_(x), x.new_empty(*x.shape[:2], kept)
+
+
+def _causal_conv1d_(x: Tensor, *arguments: Any) -> Tensor:
+    batch, channels, length = x.shape
+    if channels == 1 or x.stride(1) == 1:
+        return x.new_empty(batch, length, channels).transpose(1, 2)
+    return x.new_empty(batch, channels, length)
 
 
 def _pack(rows: Tensor, order: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 from headwise.ops.attend import reference
 from headwise.ops.attend.call import AttentionCall, Problem
 from headwise.ops.backend.protocol import Accepted, Backend, Offer, Verdict, always, densely
+from headwise.ops.convolution import reference as convolution
 from headwise.ops.linear_attention import reference as linear_reference
 
 
@@ -18,5 +19,10 @@ def _attend(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
 
 
 BACKEND = Backend(
-    "reference", always, _accepts, _attend, linear_attention=Offer(linear_reference.run)
+    "reference",
+    always,
+    _accepts,
+    _attend,
+    linear_attention=Offer(linear_reference.run),
+    convolution=Offer(convolution.run),
 )

@@ -16,6 +16,7 @@ from headwise.ops.attend.blocks import blocks, rows_per_block
 from headwise.ops.attend.call import AttentionCall, Problem
 from headwise.ops.attend.ragged import attend_ragged
 from headwise.ops.backend.protocol import Accepted, Backend, Offer, Verdict, always, densely
+from headwise.ops.convolution import reference as convolution
 from headwise.ops.indexer import reference as indexer
 from headwise.ops.integers import rounding
 from headwise.ops.linear_attention import chunked
@@ -141,4 +142,5 @@ BACKEND = Backend(
     unpack=Offer(packed.unpack),
     index=Offer(indexer.index_topk),
     linear_attention=Offer(_linear_attention),
+    convolution=Offer(convolution.run),
 )

@@ -13,7 +13,12 @@ from headwise.ops.attend.checks import require_lengths, require_like, require_te
 
 @dataclass(slots=True, eq=False)
 class LinearCall:
-    """query, key [B,K,S,D], value [B,H,S,V]; decay [H], [B,H,S] or [B,H,S,D]; beta [B,H,S]."""
+    """query, key [B,K,S,D], value [B,H,S,V]; decay [H], [B,H,S] or [B,H,S,D]; beta [B,H,S].
+
+    Those that stand in for functions of others give more: norm is added to the squared lengths by
+    which queries and keys are divided; a transposed state is [B,H,V,D]; one in place is changed
+    where it is.
+    """
 
     query: Tensor
     key: Tensor
@@ -22,28 +27,44 @@ class LinearCall:
     beta: Tensor | None
     scale: float
     state: Tensor | None
-    lengths: Tensor | None
+    lengths: Tensor | None = None
+    norm: float | None = None
+    transposed: bool = False
+    in_place: bool = False
 
     @property
     def exact(self) -> torch.dtype:
         """What states are held and sums are made in."""
         return torch.float64 if self.query.dtype == torch.float64 else torch.float32
 
-    @property
-    def group(self) -> int:
-        """Heads of values that share a head of queries and keys."""
-        return self.value.shape[1] // self.key.shape[1]
-
-    def per_head(self, rows: Tensor) -> Tensor:
-        """Rows [B,K,S,D] for each head, [B,H,S,D]."""
-        return rows if self.group == 1 else rows.repeat_interleave(self.group, dim=1)
+    def queries_and_keys(self) -> tuple[Tensor, Tensor]:
+        """Both in full precision, normed, and for each head of values: [B,H,S,D]."""
+        group, both = self.value.shape[1] // self.key.shape[1], []
+        for given in (self.query, self.key):
+            rows = given.to(self.exact)
+            if self.norm is not None:
+                rows = rows * (rows.square().sum(dim=-1, keepdim=True) + self.norm).rsqrt()
+            both.append(rows if group == 1 else rows.repeat_interleave(group, dim=1))
+        return both[0], both[1]
 
     def first_state(self) -> Tensor:
         """The state before the first token, [B,H,D,V]; a new tensor where there was none."""
         if self.state is not None:
-            return self.state.to(self.exact)
+            state = self.state.to(self.exact)
+            return state.transpose(2, 3) if self.transposed else state
         batch, heads, _, value_dim = self.value.shape
         return self.value.new_zeros(batch, heads, self.key.shape[3], value_dim, dtype=self.exact)
+
+    def last_state(self, state: Tensor) -> Tensor:
+        """What is given back for the state [B,H,D,V] after the last token."""
+        if self.transposed:
+            state = state.transpose(2, 3)
+        if self.state is None:
+            return state.contiguous()
+        if self.in_place:
+            return self.state.copy_(state)
+        # never the one that was given
+        return state.clone() if self.query.shape[2] == 0 else state.contiguous()
 
     def decay_of(self, dtype: torch.dtype) -> Tensor | None:
         """The logarithms of what the state is multiplied by before each token, [B,H,S,D|1]."""

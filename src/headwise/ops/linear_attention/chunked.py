@@ -32,9 +32,9 @@ def run(call: LinearCall) -> tuple[Tensor, Tensor]:
 
 
 def _run(call: LinearCall) -> tuple[Tensor, Tensor]:
-    """out [B,H,S,V] in the query's dtype, and the state [B,H,D,V] after the last token."""
+    """out [B,H,S,V] in the query's dtype, and the state after the last token."""
     exact, length = call.exact, call.query.shape[2]
-    query, key = (call.per_head(rows.to(exact)) for rows in (call.query, call.key))
+    query, key = call.queries_and_keys()
     value, state = call.value.to(exact), call.first_state()
     # decays are summed up in float64: a strong one must not round those behind it
     decay = call.decay_of(torch.float64)
@@ -62,7 +62,7 @@ def _run(call: LinearCall) -> tuple[Tensor, Tensor]:
         outs.append(call.scale * out)
     out = torch.cat(outs, dim=2) if outs else value
     out = out if past is None else out.masked_fill(past, 0.0)
-    return out.to(call.query.dtype), state if outs else state.clone()
+    return out.to(call.query.dtype), call.last_state(state)
 
 
 def _chunk(

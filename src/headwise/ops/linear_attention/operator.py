@@ -63,5 +63,10 @@ def linear_attention(
         scale = default_scale(query)
     call = LinearCall(query, key, value, decay, beta, scale, state, lengths)
     check(call)
+    return change_state(call, backend)
+
+
+def change_state(call: LinearCall, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """out [B, H, S, V] and the state of a call whose tensors fit."""
     out, after = offer_of("linear_attention", backend, call)(call)
     return out, after

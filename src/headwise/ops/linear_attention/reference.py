@@ -11,9 +11,9 @@ from headwise.ops.linear_attention.call import LinearCall
 
 
 def run(call: LinearCall) -> tuple[Tensor, Tensor]:
-    """out [B,H,S,V] in the query's dtype, and the state [B,H,D,V] after the last token."""
+    """out [B,H,S,V] in the query's dtype, and the state after the last token."""
     exact = call.exact
-    query, key = (call.per_head(rows.to(exact)) for rows in (call.query, call.key))
+    query, key = call.queries_and_keys()
     value, state = call.value.to(exact), call.first_state()
     decay, beta = call.decay_of(exact), None if call.beta is None else call.beta.to(exact)
     outs = []
@@ -31,4 +31,4 @@ def run(call: LinearCall) -> tuple[Tensor, Tensor]:
         state = after
         outs.append(out)
     out = torch.stack(outs, dim=2) if outs else value
-    return out.to(call.query.dtype), state if outs else state.clone()
+    return out.to(call.query.dtype), call.last_state(state)
