@@ -12,10 +12,14 @@ import torch
 
 import headwise
 import sweep_families
+from headwise.caches import CacheChoice
+from headwise.hf import cache_nbytes, use_own_layers
+from headwise.hf.hybrid_layers import HybridLayer
 from headwise.hf.linear import KINDS, LinearModule, delta, ssd
 
 pytest.importorskip("transformers.models.lara_mini")
 from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionAndFullAttentionLayer
 
 DELTA, KIMI, SSD = KINDS
 FAMILIES = {
@@ -215,3 +219,99 @@ def test_a_module_with_hooks_inside_stays_and_the_report_says_so():
     report = headwise.attach(model)
     assert [layer.name for layer in report.layers if layer.stock] == ["decoder.0"]
     assert "gated delta rule: it has hooks, or a part of it" in str(report)
+
+
+BOTH = ("falcon_h1", "zamba2")
+
+
+def own_layers(model, choice="contiguous"):
+    """A fresh cache with ours in it, and those of its layers that attend and keep a state."""
+    cache = use_own_layers(DynamicCache(config=model.config), CacheChoice.parse(choice))
+    return cache, [layer for layer in cache.layers if isinstance(layer, HybridLayer)]
+
+
+@pytest.mark.parametrize("choice", ["contiguous", "paged", "int8"])
+@pytest.mark.parametrize("family", BOTH)
+def test_layers_that_do_both_hold_their_tokens_in_our_caches(family, choice):
+    model = sweep_families.make(family)
+    ids = torch.arange(3, 22)[None].repeat(2, 1)
+    stock = DynamicCache(config=model.config)
+    with torch.no_grad():
+        expected = [model(part, cache=stock).logits for part in ids.split([12, 1, 6], dim=1)]
+    report = headwise.attach(model, cache=choice)
+    assert not any(layer.stock for layer in report.layers)
+    cache, both = own_layers(model, choice)
+    kinds = [type(layer) for layer in stock.layers]
+    assert len(both) == kinds.count(LinearAttentionAndFullAttentionLayer) > 0
+    with torch.no_grad():
+        found = [model(part, cache=cache).logits for part in ids.split([12, 1, 6], dim=1)]
+    if choice == "int8":
+        # the first such layer's keys, which nothing rounded comes before
+        index = cache.layers.index(both[0])
+        kept = stock.layers[index].keys
+        assert (both[0].keys.dense() - kept).abs().max() <= kept.abs().max() / 100
+    else:
+        for ours, theirs in zip(found, expected):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    for layer in both:
+        states = [*layer.conv_states.values(), *layer.recurrent_states.values()]
+        assert cache_nbytes_of(layer) == layer.cache.nbytes + sum(each.nbytes for each in states)
+
+
+def cache_nbytes_of(layer):
+    cache = DynamicCache()
+    cache.layers = [layer]
+    return cache_nbytes(cache)
+
+
+@pytest.mark.parametrize("family", BOTH)
+def test_sequences_of_such_layers_move_together(family):
+    model = sweep_families.make(family)
+    headwise.attach(model)
+    ids = torch.arange(3, 43).view(2, 20)
+    cache, both = own_layers(model)
+    with torch.no_grad():
+        model(ids, cache=cache)
+        twin = copy.deepcopy(cache)
+        aside = [copy.copy(layer) for layer in both]
+        expected = model(ids[:, :1], cache=cache).logits
+        for change in (
+            lambda layer: layer.reorder_cache(torch.tensor([1, 0])),
+            lambda layer: layer.batch_select_indices(torch.tensor([1, 0])),
+        ):
+            turned = copy.deepcopy(twin)
+            for layer in turned.layers:
+                if isinstance(layer, HybridLayer):
+                    change(layer)
+                else:  # Transformers has no selection of states alone
+                    layer.reorder_cache(torch.tensor([1, 0]))
+            found = model(ids[:, :1].flip(0), cache=turned).logits
+            torch.testing.assert_close(found, expected.flip(0), rtol=0, atol=1e-5)
+        doubled = aside[0]
+        before = doubled.recurrent_states[0].clone()
+        doubled.batch_repeat_interleave(2)
+        assert torch.equal(doubled.recurrent_states[0], before.repeat_interleave(2, dim=0))
+        assert doubled.cache.batch == 4
+        # what a copy was told changes nothing in the layer that it was made of
+        assert both[0].cache.batch == 2 == len(both[0].recurrent_states[0])
+    with pytest.raises(RuntimeError, match="does not track past states"):
+        both[0].crop(-1)
+    both[0].reset()
+    assert both[0].get_seq_length() == 0
+    assert not both[0].recurrent_states[0].any()
+
+
+@pytest.mark.parametrize("family", BOTH)
+def test_under_gradients_such_a_layer_goes_on_as_stock_s(family):
+    model = sweep_families.make(family)
+    stock = copy.deepcopy(model)
+    headwise.attach(model)
+    ids = torch.arange(3, 22)[None]
+    cache, both = own_layers(model)
+    theirs = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids, cache=cache)
+        stock(ids, cache=theirs)
+    found, expected = model(ids[:, :1], cache=cache).logits, stock(ids[:, :1], cache=theirs).logits
+    assert all(type(layer) is LinearAttentionAndFullAttentionLayer for layer in both)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

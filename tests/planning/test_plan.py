@@ -313,6 +313,17 @@ def test_figures_that_are_given_hold_instead_of_the_devices() -> None:
     assert device.seconds(3.35e9, 1e13, "bfloat16") == pytest.approx(2.0)
 
 
+def test_states_have_a_line_with_the_context_from_which_attention_caches_more() -> None:
+    shown = " ".join(str(plan("qwen3-next-80b-a3b", context=4096, device="h100")).split())
+    # 32 heads of 128 x 128 in float32, and 4 inputs of 8,192 channels in bfloat16
+    held = 32 * 128 * 128 * 4 + 4 * 8192 * 2
+    assert f"36 layers, {held:,} bytes per sequence and layer at any context" in shown
+    # 2 kv heads of 256, keys and values, in bfloat16
+    first = held // (2 * 2 * 256 * 2) + 1
+    assert f"a layer of attention caches more from {first:,} tokens on" in shown
+    assert "states" not in str(plan("llama-3-8b", context=4096, device="h100"))
+
+
 def test_the_keys_of_indexers_have_a_line() -> None:
     said = " ".join(str(plan("deepseek-v3.2", context=32768, device="h100")).split())
     # 128 numbers of 2 bytes; a layer's step reads all of them, and 2,048 of its rows of 576

@@ -14,6 +14,7 @@ from headwise.hf.cache_layers import (
     ViewLayer,
     WindowLayer,
 )
+from headwise.hf.hybrid_layers import HybridLayer, HybridViewLayer
 from headwise.hf.indexed_layers import IndexedLayer, IndexedViewLayer, IndexKeys
 from headwise.hf.stock_names import (
     Cache,
@@ -21,6 +22,7 @@ from headwise.hf.stock_names import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
     EncoderDecoderCache,
+    LinearAttentionAndFullAttentionLayer,
 )
 
 _DEFAULT = CacheChoice()
@@ -31,6 +33,7 @@ _INDEXED = (
     "transformers.models.minimax_m3_vl.modeling_minimax_m3_vl.MiniMaxM3VLSparseCacheLayer",
 )
 _INDEXED_LAYERS: dict[str, Any] = {"rows": IndexedLayer, "view": IndexedViewLayer}
+_HYBRID_LAYERS: dict[str, Any] = {"rows": HybridLayer, "view": HybridViewLayer}
 
 
 def use_own_layers(cache: Cache, choice: CacheChoice = _DEFAULT) -> Cache:
@@ -65,6 +68,10 @@ def _own_layer(layer: Any, choice: CacheChoice) -> Any:
         kind = _INDEXED_LAYERS.get(cache.gives)
         # a cache that drops tokens has none: an indexer chooses among all
         return layer if kind is None else kind(cache, type(layer))
+    if type(layer) is LinearAttentionAndFullAttentionLayer:
+        cache = choice.make()
+        kind = _HYBRID_LAYERS.get(cache.gives)
+        return layer if kind is None else kind(cache, layer.number_of_states)
     return layer
 
 
@@ -94,6 +101,10 @@ def held_tensors(layer: Any) -> Iterator[Tensor]:
         tensor = getattr(layer, name, None)
         if isinstance(tensor, Tensor):
             yield tensor
+    yield from _states(layer)
+
+
+def _states(layer: Any) -> Iterator[Tensor]:
     for name in ("conv_states", "recurrent_states"):
         yield from (
             state for state in getattr(layer, name, {}).values() if isinstance(state, Tensor)
@@ -102,6 +113,8 @@ def held_tensors(layer: Any) -> Iterator[Tensor]:
 
 def _layer_nbytes(layer: Any) -> int:
     if isinstance(layer, OwnLayer):
-        index = layer.index_nbytes if isinstance(layer, IndexKeys) else 0
-        return int(layer.cache.nbytes) + index
-    return sum(tensor.numel() * tensor.element_size() for tensor in held_tensors(layer))
+        more = layer.index_nbytes if isinstance(layer, IndexKeys) else 0
+        if isinstance(layer, HybridLayer):
+            more = sum(state.nbytes for state in _states(layer))
+        return int(layer.cache.nbytes) + more
+    return sum(tensor.nbytes for tensor in held_tensors(layer))

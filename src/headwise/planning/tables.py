@@ -15,7 +15,7 @@ from headwise.planning.model import find_model
 from headwise.planning.named_models import named_models
 from headwise.planning.planner import Plan
 from headwise.planning.verification import Verified
-from headwise.spec import ModelSpec
+from headwise.spec import ModelSpec, StateSpec
 
 _Row = TypeVar("_Row")
 _LEFT = ("", "layers", "attention", "name", "model", "device", "layer")
@@ -116,6 +116,7 @@ def _answers(plan: Plan) -> Iterable[tuple[str, str]]:
     elif not plan.decode:
         yield "cache", "none (an encoder)"
     yield from _indexers(plan)
+    yield from _states(plan)
     weights = plan.weights
     chosen = f", {_count(weights.active)} for one token" if weights.experts else ""
     yield "weights", f"{gib(plan.weight_bytes)}: {_count(weights.total)} parameters{chosen}"
@@ -146,6 +147,21 @@ def _indexers(plan: Plan) -> Iterator[tuple[str, str]]:
         f"reads {gib(key * held)} of them and {gib(rows)} of chosen rows in each, of "
         f"{gib(plan.cache.row_bytes(own) * held)}",
     )
+
+
+def _states(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What layers keep in place of tokens, and from where on a layer of attention caches more."""
+    layers = plan.model.spec.layers
+    mixers = [layer.mixer for layer in layers if isinstance(layer.mixer, StateSpec)]
+    kept = [state.nbytes(1, plan.cache.dtype) for state in mixers]
+    if not kept:
+        return
+    said = f"{len(kept)} layers, {max(kept):,} bytes per sequence and layer at any context"
+    rows = [plan.cache.token_bytes(layer) for layer in layers if layer.cached is not None]
+    if rows:
+        more = max(kept) // max(rows) + 1
+        said += f"; a layer of attention caches more from {more:,} tokens on"
+    yield "states", said
 
 
 def _allocated(plan: Plan) -> str:
