@@ -261,6 +261,20 @@ def test_rows_are_read_as_they_lie():
         assert out.transpose(1, 2).is_contiguous()
 
 
+@pytest.mark.parametrize("strength", [1e-3, 20.0])
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("kind", ["token", "dim"])
+def test_a_long_prompt_is_the_loop(kind, backend, strength):
+    torch.manual_seed(8)
+    arguments = call(kind, length=4096, dtype=torch.float32, strength=strength, dim=8, batch=1)
+    exact = {name: rows.double() for name, rows in arguments.items()}
+    expected, last = linear_attention(**exact, backend="reference")
+    out, state = linear_attention(**arguments, backend=backend)
+    size = float(expected.abs().max())
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-4 * size)
+    torch.testing.assert_close(state.double(), last, rtol=0, atol=1e-4 * (1 + size))
+
+
 def test_autocast_changes_nothing():
     given_ = call("token", length=40, dtype=torch.float32)
     expected, _ = linear_attention(**given_)
