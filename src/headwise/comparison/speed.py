@@ -23,6 +23,7 @@ from headwise.errors import OptionError
 from headwise.measure.memory import peak_memory
 from headwise.measure.timing import Timing, interleaved
 from headwise.nn import Decoder
+from headwise.nn.decoder import LayerCache
 
 ROUNDS = 21
 CONTEXTS = (1024, 8192, 32768)
@@ -156,26 +157,34 @@ def measure_speed(
 
 
 @torch.no_grad()
-def filled(model: Decoder, context: int) -> list[ContiguousCache]:
-    """Caches that hold `context` tokens of one sequence; random numbers, which take as long."""
+def filled(model: Decoder, context: int) -> list[LayerCache]:
+    """Caches that hold `context` tokens of one sequence; random numbers, which take as long.
+
+    A state is as large after one token.
+    """
     caches = model.new_caches()
     model(torch.zeros(1, 1, dtype=torch.int64), caches=caches)
-    for cache in caches:
+    for cache in _growing(caches):
         rows = [each for each in (cache.first, cache.second) if each is not None]
         cache.append(*(torch.randn(*each.shape[:2], context - 1, each.shape[3]) for each in rows))
     return caches
 
 
-def bytes_per_token(caches: Sequence[ContiguousCache]) -> int:
-    """Bytes that all caches together hold per token.
+def bytes_per_token(caches: Sequence[LayerCache]) -> int:
+    """Bytes that all caches together hold per token; a state holds none.
 
     >>> model = build(Configuration(width=64, heads=8), "mqa", seed=0)
     >>> bytes_per_token(filled(model, 7))  # 2 layers, key and value of 8 float32
     128
     """
-    per_token, rest = divmod(sum(cache.nbytes for cache in caches), caches[0].length)
-    assert rest == 0
-    return per_token
+    per_token = [divmod(cache.nbytes, cache.length) for cache in _growing(caches)]
+    assert not any(rest for _, rest in per_token)
+    return sum(each for each, _ in per_token)
+
+
+def _growing(caches: Sequence[LayerCache]) -> list[ContiguousCache]:
+    """Those of keys and values."""
+    return [cache for cache in caches if isinstance(cache, ContiguousCache)]
 
 
 @torch.no_grad()
@@ -192,14 +201,14 @@ def _checked(name: str, model: Decoder) -> float:
 
 
 @torch.no_grad()
-def _decode(model: Decoder, caches: list[ContiguousCache]) -> None:
+def _decode(model: Decoder, caches: list[LayerCache]) -> None:
     token = torch.zeros(1, 1, dtype=torch.int64)
     for _ in range(_STEPS):
         token = model(token, caches=caches)[:, -1].argmax(dim=-1, keepdim=True)
 
 
-def _crop(caches: Mapping[str, list[ContiguousCache]], context: int, name: str) -> None:
-    for cache in caches[name]:
+def _crop(caches: Mapping[str, list[LayerCache]], context: int, name: str) -> None:
+    for cache in _growing(caches[name]):
         cache.crop(context)
 
 
