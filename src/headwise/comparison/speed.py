@@ -7,6 +7,7 @@ to all. Trained weights would change nothing in them, so the decoders are new on
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -61,7 +62,8 @@ class DecodeRate:
 class Speed:
     """What one mechanism's decoder costs, in float32.
 
-    `cache_bytes_per_token` is what the caches of all layers hold for each token, as they say it;
+    `cache_bytes_per_token` is what the caches of all layers hold for each token, as they say it (a
+    state: nothing);
     `peak_memory` the bytes that a training step takes above the weights and the optimizer's state,
     None where the system does not tell; `error` the largest difference of a logit between decoding
     with the cache and reading the whole sequence, relative to the largest logit.
@@ -100,10 +102,10 @@ def check_contexts(configuration: Configuration, contexts: Sequence[int]) -> tup
     if not contexts or not known:
         raise OptionError(f"contexts is {contexts!r}, expected numbers of tokens from 1")
     ordered = tuple(sorted(set(contexts)))
-    specs = map(configuration.attention, configuration.mechanisms)
+    layers = chain.from_iterable(map(configuration.mixers, configuration.mechanisms))
     # a cache that grows holds up to twice its tokens, and the old buffer beside the new one
-    tokens = sum(spec.cache_bytes(ordered[-1], dtype="float32") for spec in specs)
-    needed, what = 3 * configuration.layers * tokens, f"decoding {ordered[-1]:,} tokens"
+    held = sum(layer.cache_bytes(ordered[-1], dtype="float32") for layer in layers)
+    needed, what = 3 * held, f"decoding {ordered[-1]:,} tokens"
     check_memory(needed, torch.device("cpu"), what, "give smaller contexts")
     return ordered
 
