@@ -30,6 +30,7 @@ def test_compare_shows_every_figure_and_says_where_the_files_are(
     for expected in (
         "recall of 5 pairs, 2 layers of 3 x 8 dims, 4 of 4 runs",
         "cache bytes per token 384 128",
+        "at 20 tokens, in all 7,680 2,560",
         "decode at 31",
         "training tokens/s",
         "peak memory, MiB",
@@ -97,6 +98,8 @@ def test_the_defaults_are_those_of_the_library() -> None:
         (["--mechanisms", "mha,gqq:2"], "mechanism 'gqq:2' is unknown; did you mean gqa:2?"),
         (["--mechanisms", "gqa:2"], "gqa:2 has 2 kv heads, which do not divide 3 heads"),
         (["--mechanisms", ","], "mechanisms is empty"),
+        (["--mechanisms", "hybrid:3-1"], "hybrid:3-1 repeats 4 layers, and layers is 2"),
+        (["--mechanisms", "mla:4", "--equal", "bytes"], "mla:4 at equal bytes: expected mla"),
         (["--seeds", "0"], "seeds is 0, expected an integer of at least 1"),
         (["--width", "25"], "width is 25, and 3 heads need a multiple of 12"),
         (["--task", "text"], "--task text needs --document FILE"),

@@ -129,6 +129,36 @@ def test_a_folder_with_the_old_spelling_of_mechanisms_is_resumed(
     assert [row["mechanism"] for row in again.rows()] == ["gqa:1", "mla:8"]
 
 
+def test_states_and_a_hybrid_are_compared(tmp_path: Path) -> None:
+    names = ["gated-delta", "kda", "ssd", "retention", "hybrid:1-1"]
+    found = headwise.compare(names, out=tmp_path, **SPEED, **TINY)
+    assert (found.complete, len(found.runs)) == (True, 10)
+    rows = {row["mechanism"]: row for row in found.rows()}
+    assert [rows[name]["cache_bytes_per_token"] for name in names] == [0, 0, 0, 0, 2 * 24 * 4]
+    # 2 layers: 3 matrices of 8 x 8, and 4 inputs of 72 channels
+    assert rows["gated-delta"]["cache_bytes_per_sequence"] == 2 * 4 * (3 * 64 + 4 * 72)
+    assert rows["hybrid:1-1"]["attention"] == (
+        "gated delta rule 3 heads, state 8 x 8; MHA 3 heads, D 8"
+    )
+    assert max(speed.error for speed in found.speeds) < 1e-4
+    assert "</svg>" in (tmp_path / "figure.svg").read_text()
+
+
+def test_a_folder_from_before_equal_bytes_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = headwise.compare(["mha"], out=tmp_path, **SPEED, **TINY)
+    path = tmp_path / "configuration.json"
+    stored = json.loads(path.read_text())
+    assert stored.pop("equal") == "parameters"
+    path.write_text(json.dumps(stored))
+    monkeypatch.setattr(experiment, "train", None)
+    monkeypatch.setattr(experiment, "measure_speed", None)
+    assert headwise.compare(["mha"], out=tmp_path, **SPEED, **TINY).runs == done.runs
+    with pytest.raises(OptionError, match="with equal parameters, not bytes"):
+        headwise.compare(["mha"], out=tmp_path, equal="bytes", **SPEED, **TINY)
+
+
 def test_progress_counts_the_steps_of_all_runs() -> None:
     told = []
     headwise.compare(["mha"], progress=lambda *at: told.append(at), **TINY, **SPEED)

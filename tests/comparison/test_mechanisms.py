@@ -1,11 +1,14 @@
 """Mechanisms by name, and decoders of equal size around them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from headwise import AttentionSpec, OptionError
 from headwise.comparison import Configuration
 from headwise.comparison.models import build, feed_forward
+from headwise.comparison.speed import bytes_per_token, filled
 from headwise.spec.mechanism import mechanism_name, with_mechanism
 
 
@@ -65,12 +68,100 @@ def test_a_name_that_cannot_be_is_refused_with_what_can(name: str, message: str)
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["gqa:2", "mqa", "mla", "mla:8"])
-def test_every_decoder_has_as_many_parameters_as_the_one_with_mha(name: str) -> None:
+STATES = {
+    "gated-delta": "gated delta rule 8 heads, state 8 x 8",
+    "kda": "Kimi delta attention 8 heads, state 8 x 8",
+    "ssd": "state-space duality 8/1 heads, state 16 x 8",
+    "retention": "retention 4 heads, state 16 x 32",
+}
+MANY = ("mha", "gqa:4", "gqa:2", "mqa", "mla", *STATES, "hybrid:3-1", "hybrid:1-1")
+
+
+def test_states_have_the_heads_of_attention() -> None:
     asked = Configuration()
+    assert {name: str(asked.mixers(name)[1]) for name in STATES} == STATES
+
+
+def test_a_hybrid_repeats_its_pattern() -> None:
+    asked = Configuration(layers=6, mechanisms=("hybrid:3-1", "hybrid:1-2"))
+    delta, mha = (asked.mixers(name)[0] for name in ("gated-delta", "mha"))
+    assert asked.mixers("hybrid:3-1") == (delta, delta, delta, mha, delta, delta)
+    assert asked.mixers("hybrid:1-2") == (delta, mha, mha) * 2
+    assert [type(each) for each in build(asked, "hybrid:1-2", 0).specs] == [
+        type(delta),
+        type(mha),
+        type(mha),
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hybrid:3-1", "hybrid:3-1 repeats 4 layers, and layers is 2; give as many or more"),
+        ("hybrid:0-1", "expected hybrid:A-B, as hybrid:3-1"),
+        ("hybrid", "expected hybrid:A-B"),
+        ("gated-dleta", "did you mean gated-delta?"),
+        ("linear", "mla, mla:R (K kv heads, a latent of R), gated-delta, kda, ssd, retention, hyb"),
+        ("gqq:2", "did you mean gqa:2?"),
+    ],
+)
+def test_a_mechanism_that_cannot_be_is_refused(name: str, message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        Configuration(mechanisms=(name,))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_at_equal_bytes_all_layers_hold_as_much(name: str) -> None:
+    asked = Configuration(mechanisms=(name,), equal="bytes", layers=4)
+    model = build(asked, name, seed=0)
+    held = [cache.nbytes for cache in filled(model, asked.tokens)]
+    quarter = 2 * 64 * 4 * 128 // 4
+    # half a row of a state is the most that rounding leaves
+    for spec, nbytes in zip(model.specs, held, strict=True):
+        assert abs(nbytes - quarter) <= 2 * spec.heads * spec.value_dim * 4
+    assert sum(held) == asked.sequence_bytes(name)
+    if "gqa" in name or name in ("mha", "mqa", "mla"):
+        assert set(held) == {quarter}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"equal": "flops"}, "equal is 'flops', expected parameters or bytes"),
+        ({"mechanisms": ("mla:8",)}, "mla:8 at equal bytes: expected mla"),
+        ({"width": 32}, "mha at equal bytes has 1 dims of a head, expected an even number; give a"),
+        (
+            {"pairs": 1, "mechanisms": ("kda",)},
+            "kda at equal bytes holds 1,536 bytes at best, expected 512; give longer sequences",
+        ),
+    ],
+)
+def test_equal_bytes_that_cannot_be_are_refused(changed: dict, message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        Configuration(**{"equal": "bytes", "mechanisms": ("mha",)} | changed)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "grows"), [*((name, 0) for name in STATES), ("hybrid:1-1", 2 * 64 * 4)]
+)
+def test_a_state_holds_nothing_for_a_token(name: str, grows: int) -> None:
+    asked = Configuration(mechanisms=(name,))
+    model = build(asked, name, seed=0)
+    assert bytes_per_token(filled(model, 9)) == grows
+    assert sum(cache.nbytes for cache in filled(model, 128)) == asked.sequence_bytes(name)
+
+
+@pytest.mark.parametrize("equal", ["parameters", "bytes"])
+@pytest.mark.parametrize("name", [*MANY[1:], "mla:8"])
+def test_every_decoder_has_as_many_parameters_as_the_one_with_mha(name: str, equal: str) -> None:
+    if (name, equal) == ("mla:8", "bytes"):
+        return  # its latent would not be 8
+    asked = Configuration(layers=4)
     sizes = [
-        sum(weight.numel() for weight in build(asked, each, seed=0).parameters())
-        for each in ("mha", name)
+        sum(weight.numel() for weight in build(each, mechanism, seed=0).parameters())
+        for each, mechanism in ((asked, "mha"), (replace(asked, equal=equal), name))
     ]
     # half an inner width is the most that rounding leaves
     assert abs(sizes[0] - sizes[1]) <= 3 * asked.width * asked.layers / 2

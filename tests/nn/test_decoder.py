@@ -9,10 +9,21 @@ import torch.nn.functional as F
 
 import headwise
 from headwise import AttentionSpec, ModelSpec
+from headwise.caches import ContiguousCache, StateCache
 from headwise.nn import Decoder
+from headwise.spec import LayerSpec, StateSpec
 
 GQA = AttentionSpec(heads=4, kv_heads=2, head_dim=8, value_dim=8)
 MLA = AttentionSpec(heads=4, kv_heads=4, head_dim=12, value_dim=8, latent_rank=16, rope_dim=4)
+DELTA = StateSpec(conv_channels=64, conv_width=4, heads=4, key_heads=2, key_dim=8, value_dim=8)
+GLA = StateSpec(heads=4, key_dim=8, value_dim=8, delta=False, decay="dim")
+STATES = {
+    "gated delta": DELTA,
+    "KDA": replace(DELTA, decay="dim"),
+    "SSD": replace(DELTA, delta=False),
+    "GLA": GLA,
+    "retention": replace(GLA, decay="fixed"),
+}
 SPECS = {
     "MHA": replace(GQA, kv_heads=4),
     "GQA": GQA,
@@ -21,6 +32,7 @@ SPECS = {
     "window": replace(GQA, window=6),
     "MLA": MLA,
     "MLA, compressed queries": replace(MLA, query_rank=12),
+    **STATES,
 }
 MIXED = ModelSpec.from_config(
     {
@@ -33,6 +45,15 @@ MIXED = ModelSpec.from_config(
     }
 )
 
+HYBRID = ModelSpec(
+    family="hybrid",
+    layers=tuple(
+        LayerSpec(index, mixer)
+        for index, mixer in enumerate((DELTA, GQA, STATES["retention"], MLA))
+    ),
+    max_context=None,
+)
+
 
 def build(spec: Any, **options: Any) -> Decoder:
     torch.manual_seed(0)
@@ -43,7 +64,9 @@ def build(spec: Any, **options: Any) -> Decoder:
     return model
 
 
-@pytest.mark.parametrize("spec", [*SPECS.values(), MIXED], ids=[*SPECS, "gpt-oss"])
+@pytest.mark.parametrize(
+    "spec", [*SPECS.values(), MIXED, HYBRID], ids=[*SPECS, "gpt-oss", "hybrid"]
+)
 def test_cached_generation_equals_uncached(spec: Any) -> None:
     model = build(spec)
     prompt = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(2))
@@ -108,6 +131,41 @@ def test_the_caches_hold_what_the_spec_says() -> None:
     assert held == MIXED.cache_bytes_per_token("float32") * 7 * 3
 
 
+def test_a_hybrid_has_the_cache_of_each_layer() -> None:
+    model = build(HYBRID)
+    caches = model.new_caches()
+    assert list(map(type, caches)) == [StateCache, ContiguousCache] * 2
+    tokens = torch.randint(50, (3, 9))
+    with torch.no_grad():
+        whole = model(tokens)
+        parts = [model(part, caches=caches) for part in tokens.split([5, 1, 3], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-4, rtol=1e-4)
+    for spec, cache in zip(model.specs, caches):
+        assert cache.nbytes == spec.cache_bytes(9, 3, "float32")
+
+
+def test_a_hybrid_of_transformers_is_built_by_its_config() -> None:
+    config = {
+        "model_type": "qwen3_next",
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    }
+    model = build(ModelSpec.from_config(config), hidden_size=32)
+    assert [isinstance(spec, StateSpec) for spec in model.specs] == [True, True, True, False]
+    prompt = torch.randint(50, (1, 5))
+    assert torch.equal(
+        model.generate(prompt, max_new_tokens=4),
+        model.generate(prompt, max_new_tokens=4, use_cache=False),
+    )
+
+
 @pytest.mark.parametrize(
     ("run", "error", "message"),
     [
@@ -135,6 +193,17 @@ def test_the_caches_hold_what_the_spec_says() -> None:
             lambda: Decoder(ModelSpec.from_config({"model_type": "t5"}), vocabulary=9),
             headwise.UnsupportedError,
             "layer 0 of t5",
+        ),
+        (
+            lambda: build(HYBRID)(torch.ones(1, 2).long(), mask=torch.ones(1, 1, 2, 2).bool()),
+            headwise.UnsupportedError,
+            "mask is given, and gated delta rule .* has no keys to hide",
+        ),
+        (lambda: Decoder(DELTA, vocabulary=9), headwise.OptionError, "1 with a StateSpec"),
+        (
+            lambda: Decoder(StateSpec(conv_channels=8, conv_width=3), vocabulary=9, layers=1),
+            headwise.UnsupportedError,
+            "has no state",
         ),
         (
             lambda: build(GQA)(torch.ones(1, 2, dtype=torch.int64), caches=[]),

@@ -111,6 +111,41 @@ def test_a_state_has_matrices_whole_or_not_at_all(missing):
         StateSpec(conv_channels=5, conv_width=3, **sizes)
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ({}, "gated delta rule"),
+        ({"decay": "dim"}, "Kimi delta attention"),
+        ({"delta": False}, "state-space duality"),
+        ({"delta": False, "decay": "dim"}, "gated linear attention"),
+        ({"delta": False, "decay": "fixed"}, "retention"),
+    ],
+)
+def test_a_state_is_named_by_its_rule_and_decay(kind, words):
+    state = StateSpec(heads=6, key_dim=3, value_dim=4, **kind)
+    assert str(state) == f"{words} 6 heads, state 3 x 4"
+    assert (state.key_heads, state.nbytes(2, "bf16")) == (6, 2 * 6 * 3 * 4 * 4)
+    assert state == replace(state, key_heads=6)
+    assert str(replace(state, key_heads=2)) == f"{words} 6/2 heads, state 3 x 4"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"key_heads": 4}, "key_heads=4 with heads=6"),
+        ({"key_heads": -1}, "key_heads=-1"),
+        ({"decay": "token"}, "decay='token': expected 'fixed', 'head' or 'dim'"),
+        ({"decay": "fixed"}, "decay='fixed' with delta=True"),
+        ({"conv_width": 4}, "conv_channels=0"),
+        ({"conv_channels": 4}, "conv_width=0"),
+        ({"heads": 0, "key_dim": 0, "value_dim": 0}, "conv_channels=0"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(SpecError, match=message):
+        StateSpec(**{"heads": 6, "key_dim": 3, "value_dim": 4} | fields)
+
+
 def test_the_old_fields_of_a_layer_are_taken_with_a_warning():
     state = StateSpec(conv_channels=2, conv_width=2, heads=1, key_dim=3, value_dim=3)
     for old, mixer in (

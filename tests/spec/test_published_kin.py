@@ -144,7 +144,7 @@ def test_granite_4_caches_keys_in_four_layers_and_states_in_the_others():
     assert spec.layers[5].attention.scale == 1 / 128
     # per element of a matrix and token: decay, update and product with C
     assert spec.layers[0].flops(3, 10_000) == 3 * 128 * 64 * 128 * 5
-    assert str(spec.layers[0]) == "state space 128 heads, state 128 x 64"
+    assert str(spec.layers[0]) == "state-space duality 128/1 heads, state 128 x 64"
 
 
 def test_limits_are_those_of_the_configs():

@@ -530,7 +530,7 @@ def test_nemotron_nano_attends_in_4_of_56_layers():
     spec = ModelSpec.from_config(NEMOTRON_NANO_9B_V2)
     kinds = [str(layer) for layer in spec.layers]
     assert kinds.count("GQA 40/8 heads, D 128") == 4
-    assert kinds.count("state space 128 heads, state 128 x 80") == 27
+    assert kinds.count("state-space duality 128/8 heads, state 128 x 80") == 27
     # x, B and C of 8 groups, four of each in bfloat16; and a state in float32
     state = (128 * 80 + 2 * 8 * 128) * 4 * 2 + 128 * 80 * 128 * 4
     assert spec.cache_bytes(5000) == 27 * state + 4 * 2 * 8 * 128 * 2 * 5000

@@ -1,10 +1,11 @@
-"""KV caches: they own memory and positions, nothing else."""
+"""Caches of keys and values, or of states: they own memory and positions, nothing else."""
 
 from headwise.caches.choice import CacheChoice
 from headwise.caches.contiguous import ContiguousCache
 from headwise.caches.paged import PagedCache
 from headwise.caches.protocol import Cache, CacheKind
 from headwise.caches.quantized import QuantizedCache
+from headwise.caches.state import StateCache
 from headwise.caches.window import WindowCache
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "ContiguousCache",
     "PagedCache",
     "QuantizedCache",
+    "StateCache",
     "WindowCache",
 ]

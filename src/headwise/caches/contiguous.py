@@ -10,7 +10,14 @@ from torch import Tensor
 
 from headwise.caches.holders import alias, others_hold
 from headwise.caches.large_pages import advise_large_pages
-from headwise.caches.protocol import Cache, CacheKind, check_crop, check_index, check_pair
+from headwise.caches.protocol import (
+    Cache,
+    CacheKind,
+    check_crop,
+    check_index,
+    check_pair,
+    check_range,
+)
 from headwise.errors import CapacityError, ShapeError
 
 # Below this many bytes a full buffer doubles; above, it grows to 1.25 times what it must hold.
@@ -176,12 +183,7 @@ class ContiguousCache(Cache):
         if self._buffers is None:
             return
         batch = self._buffers[0].shape[0]
-        if index.device.type == "cpu" and index.numel():
-            low, high = int(index.min()), int(index.max())
-            if low < 0 or high >= batch:
-                raise ShapeError(
-                    f"index runs from {low} to {high}, expected 0 to {batch - 1}, those held"
-                )
+        check_range(index, batch)
         with torch.inference_mode(False), torch.no_grad():
             index = index.to(self._buffers[0].device)
             selected = self._allocate(self._buffers, index.shape[0], self.length, self.capacity)

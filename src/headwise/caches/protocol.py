@@ -136,6 +136,16 @@ def check_index(index: Tensor, batch: int | None = None) -> None:
         )
 
 
+def check_range(index: Tensor, batch: int) -> None:
+    """Raise `ShapeError` unless `index` names sequences of `batch`; told on the CPU alone."""
+    if index.device.type == "cpu" and index.numel():
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= batch:
+            raise ShapeError(
+                f"index runs from {low} to {high}, expected 0 to {batch - 1}, those held"
+            )
+
+
 def check_crop(length: Any, most: int) -> None:
     """Raise `ShapeError` unless `length` is an int of 0 to `most`."""
     if not isinstance(length, int) or not 0 <= length <= most:

@@ -28,6 +28,7 @@ def compare(
     batch: int = 2048,
     learning_rate: float = 2e-3,
     threads: int = 1,
+    equal: Literal["parameters", "bytes"] = "parameters",
     contexts: str = "1024,8192,32768",
     rounds: int = 21,
     out: Path = Path("headwise-compare"),
@@ -36,7 +37,8 @@ def compare(
     """Train small decoders that differ in the attention alone; show quality, cache and speed.
 
     Args:
-        mechanisms: mha, gqa:2 (2 kv heads), mqa, mla, mla:24 (a latent of 24), joined by commas.
+        mechanisms: mha, gqa:2 (2 kv heads), mqa, mla, mla:24 (a latent of 24), gated-delta, kda,
+            ssd, retention, hybrid:3-1 (three of gated-delta, one of mha), joined by commas.
         task: Associative recall, or the bytes of a text file.
         document: The text file for --task text.
         steps: Training steps of each run.
@@ -50,6 +52,7 @@ def compare(
         batch: Tokens of a training step.
         learning_rate: The highest of its schedule.
         threads: Of PyTorch, in training and timing.
+        equal: In all decoders: parameters, or also the bytes held of the longest sequence.
         contexts: Tokens in the cache when decoding is timed, joined by commas.
         rounds: How often each mechanism is timed, in turn.
         out: A folder for the results; a run that it holds is not done again.
@@ -82,6 +85,7 @@ def compare(
         batch=batch,
         learning_rate=learning_rate,
         threads=threads,
+        equal=equal,
     )
     counts = units.token_counts("--contexts", contexts)
     experiment = Experiment(configuration, content, out, counts, rounds)

@@ -43,6 +43,8 @@ def _rows(comparison: Comparison) -> Iterable[list[str]]:
         return ("-" if speed is None else figure(speed) for speed in measured)
 
     yield ["cache bytes per token", *speeds(lambda speed: f"{speed.cache_bytes_per_token:,}")]
+    sizes = (f"{row['cache_bytes_per_sequence']:,}" for row in rows)
+    yield [f"at {comparison.configuration.tokens:,} tokens, in all", *sizes]
     contexts = [each.context for each in comparison.speeds[0].decode] if comparison.speeds else []
     for index, context in enumerate(contexts):
         yield [f"decode at {context:,}", *speeds(partial(_decode, index))]

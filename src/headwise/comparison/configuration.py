@@ -3,12 +3,15 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from headwise.comparison.mixers import mixers
 from headwise.errors import OptionError
+from headwise.nn.decoder import Mixing
 from headwise.spec import AttentionSpec
-from headwise.spec.mechanism import mechanism_name, with_mechanism
+from headwise.spec.mechanism import mechanism_name
 
 DEFAULT = ("mha", "gqa:2", "mqa", "mla")
 TaskName = Literal["recall", "text"]
+Equal = Literal["parameters", "bytes"]
 # The least that an integer of the configuration can be.
 _LEAST = dict.fromkeys(("steps", "seeds", "width", "heads", "layers", "pairs"), 1)
 _LEAST |= {"vocabulary": 4, "length": 2, "batch": 1, "threads": 1}
@@ -22,7 +25,9 @@ class Configuration:
     8
 
     Args:
-        mechanisms: names as `with_mechanism` takes them; "gqa-2" becomes "gqa:2".
+        mechanisms: names of attention as `with_mechanism` takes them ("gqa-2" becomes "gqa:2"), of
+            states ("gated-delta", "kda", "ssd", "retention"), and "hybrid:3-1", three layers of
+            gated-delta and one of mha, repeated.
         task: "recall" or "text".
         steps: of training, a run.
         seeds: runs of each mechanism, with the seeds 0, 1, ...
@@ -36,6 +41,8 @@ class Configuration:
         batch: tokens of a training step.
         learning_rate: its highest.
         threads: that PyTorch computes with; another number rounds otherwise.
+        equal: "parameters", which all decoders have as many of, or "bytes": then every layer also
+            holds a quarter of the bytes that MHA would hold of the longest sequence.
 
     Raises:
         OptionError: a value out of its range, or one that does not fit the others.
@@ -55,10 +62,13 @@ class Configuration:
     batch: int = 2048
     learning_rate: float = 2e-3
     threads: int = 1
+    equal: Equal = "parameters"
 
     def __post_init__(self) -> None:
         if self.task not in get_args(TaskName):
             raise OptionError(f"task is {self.task!r}, expected recall or text")
+        if self.equal not in get_args(Equal):
+            raise OptionError(f"equal is {self.equal!r}, expected parameters or bytes")
         if (self.task == "text") != (self.text is not None):
             raise OptionError(
                 f"task is {self.task} {'without' if self.text is None else 'with'} a text file; "
@@ -78,12 +88,12 @@ class Configuration:
         object.__setattr__(self, "mechanisms", tuple(map(mechanism_name, self.mechanisms)))
         if not self.mechanisms:
             raise OptionError("mechanisms is empty; expected some, as mha,gqa:2,mqa,mla")
-        names: dict[AttentionSpec, str] = {}
+        names: dict[tuple[Mixing, ...], str] = {}
         for name in self.mechanisms:
-            spec = self.attention(name)
-            if spec in names:
-                raise OptionError(f"mechanisms: {name} is the same as {names[spec]}")
-            names[spec] = name
+            layers = self.mixers(name)
+            if layers in names:
+                raise OptionError(f"mechanisms: {name} is the same as {names[layers]}")
+            names[layers] = name
         self._check_sequences()
 
     def _check_sequences(self) -> None:
@@ -107,15 +117,25 @@ class Configuration:
         """Tokens of the longest sequence."""
         return 4 * self.pairs if self.task == "recall" else self.length
 
-    def attention(self, mechanism: str) -> AttentionSpec:
-        """The attention of every layer.
+    @property
+    def plain(self) -> AttentionSpec:
+        """The layer of MHA by which all decoders are measured."""
+        heads, dim = self.heads, self.head_dim
+        return AttentionSpec(heads=heads, kv_heads=heads, head_dim=dim, value_dim=dim)
+
+    def mixers(self, mechanism: str) -> tuple[Mixing, ...]:
+        """What each layer mixes its tokens by.
 
         Raises:
-            OptionError: an unknown mechanism, or one that these heads cannot have.
+            OptionError: an unknown mechanism, or one that these heads and layers cannot have.
         """
-        heads, dim = self.heads, self.head_dim
-        plain = AttentionSpec(heads=heads, kv_heads=heads, head_dim=dim, value_dim=dim)
-        return with_mechanism(plain, mechanism)
+        tokens = self.tokens if self.equal == "bytes" else None
+        return mixers(self.plain, mechanism, self.layers, tokens)
+
+    def sequence_bytes(self, mechanism: str) -> int:
+        """Bytes that all layers hold of the longest sequence, in float32."""
+        layers = self.mixers(mechanism)
+        return sum(layer.cache_bytes(self.tokens, dtype="float32") for layer in layers)
 
     def settings(self) -> dict[str, Any]:
         """What this task reads, as JSON has it."""

@@ -54,7 +54,9 @@ def compare(
         [('mha', 256), ('mqa', 128)]
 
     Args:
-        mechanisms: "mha", "gqa:2" (2 kv heads), "mqa", "mla", "mla:24" (a latent of 24), ...
+        mechanisms: "mha", "gqa:2" (2 kv heads), "mqa", "mla", "mla:24" (a latent of 24),
+            "gated-delta", "kda", "ssd", "retention", "hybrid:3-1" (three layers of gated-delta, one
+            of mha), ...
         text: a file to learn, byte by byte; None: associative recall.
         out: a folder for the results; a finished run that it holds is not done again.
         contexts: tokens in the cache when decoding is timed.

@@ -90,6 +90,7 @@ def _check_same(folder: Path, file: Path, settings: dict[str, Any]) -> None:
     names = stored.get("mechanisms")
     if isinstance(names, list):
         stored["mechanisms"] = [mechanism_name(str(name)) for name in names]
+    stored.setdefault("equal", "parameters")  # older folders do not say
     for name in dict.fromkeys([*settings, *stored]):
         if stored.get(name) != settings.get(name):
             raise OptionError(

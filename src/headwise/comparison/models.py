@@ -5,12 +5,13 @@ import torch
 from headwise.comparison.configuration import Configuration
 from headwise.errors import OptionError
 from headwise.nn import Decoder
+from headwise.spec import LayerSpec, ModelSpec
 
 _TEXT_VOCABULARY = 256
 
 
 def build(configuration: Configuration, mechanism: str, seed: int) -> Decoder:
-    """A decoder with this attention and as many parameters as the one with MHA.
+    """A decoder with this mechanism and as many parameters as the one with MHA.
 
     Weights that both have in the same shape (embedding, norms, often projections) start with the
     same values.
@@ -27,7 +28,7 @@ def build(configuration: Configuration, mechanism: str, seed: int) -> Decoder:
         torch.manual_seed(seed)
         model = _decoder(configuration, mechanism, inner)
         torch.manual_seed(seed)
-        shared = _decoder(configuration, "mha", None).state_dict()
+        shared = _decoder(configuration, None, None).state_dict()
     fits = {
         name: shared[name]
         for name, weight in model.state_dict().items()
@@ -48,28 +49,36 @@ def feed_forward(configuration: Configuration, mechanism: str) -> int:
     """
     one = 3 * configuration.width * configuration.layers  # parameters for one of inner width
     without = parameters(configuration, mechanism, 1) - one
-    inner = round((parameters(configuration, "mha", None) - without) / one)
+    inner = round((parameters(configuration, None, None) - without) / one)
     if inner < 1:
         raise OptionError(
             f"{mechanism} has more parameters than a whole decoder with MHA at width "
-            f"{configuration.width}; give it a smaller latent"
+            f"{configuration.width}; give it a smaller latent, or less to hold"
         )
     return inner
 
 
-def parameters(configuration: Configuration, mechanism: str, inner: int | None) -> int:
-    """Parameters of the decoder whose MLPs have this inner width, by default that of MHA's."""
+def parameters(configuration: Configuration, mechanism: str | None, inner: int | None) -> int:
+    """Parameters of the decoder whose MLPs have this inner width, by default that of MHA's.
+
+    Without a mechanism, of that one: MHA, whatever else is equal.
+    """
     with torch.device("meta"):
         model = _decoder(configuration, mechanism, inner)
     return sum(weight.numel() for weight in model.parameters())
 
 
-def _decoder(configuration: Configuration, mechanism: str, inner: int | None) -> Decoder:
+def _decoder(configuration: Configuration, mechanism: str | None, inner: int | None) -> Decoder:
     text = configuration.task == "text"
+    plain = (configuration.plain,) * configuration.layers
+    layers = plain if mechanism is None else configuration.mixers(mechanism)
     return Decoder(
-        configuration.attention(mechanism),
+        ModelSpec(
+            family=mechanism or "mha",
+            layers=tuple(LayerSpec(index, mixer) for index, mixer in enumerate(layers)),
+            max_context=None,
+        ),
         vocabulary=_TEXT_VOCABULARY if text else configuration.vocabulary,
-        layers=configuration.layers,
         hidden_size=configuration.width,
         feed_forward=inner,
     )

@@ -1,4 +1,4 @@
-"""The figure: quality against cache bytes per token, and decode speed against the context."""
+"""The figure: quality against cache bytes of a sequence, and decode speed against the context."""
 
 import math
 from typing import Any
@@ -29,7 +29,7 @@ def draw(comparison: Comparison) -> Any:
 def _draw_quality(axes: Any, comparison: Comparison) -> None:
     """One point per mechanism: the mean over seeds, a line from the worst to the best of them."""
     names = comparison.configuration.mechanisms
-    sizes = {speed.mechanism: speed.cache_bytes_per_token for speed in comparison.speeds}
+    sizes = {name: comparison.configuration.sequence_bytes(name) for name in names}
     for quality in comparison.qualities():
         colour, marker = style(names.index(quality.mechanism))
         size, values = sizes[quality.mechanism], quality.values
@@ -67,7 +67,8 @@ def _draw_quality(axes: Any, comparison: Comparison) -> None:
         axes.set_ylim(-0.03, 1.03)
     seeds = comparison.configuration.seeds
     title = "one seed" if seeds == 1 else f"mean of {seeds} seeds, and each"
-    across = "cache bytes per token, all layers, float32"
+    tokens = comparison.configuration.tokens
+    across = f"cache bytes of {tokens:,} tokens, all layers, float32"
     style_axes(axes, _FONT, title=title, across=across, up=_QUALITY[comparison.metric])
 
 

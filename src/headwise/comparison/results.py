@@ -101,7 +101,8 @@ class Comparison:
         inner = feed_forward(self.configuration, mechanism)
         return {
             "mechanism": mechanism,
-            "attention": str(self.configuration.attention(mechanism)),
+            "attention": "; ".join(dict.fromkeys(map(str, self.configuration.mixers(mechanism)))),
+            "cache_bytes_per_sequence": self.configuration.sequence_bytes(mechanism),
             "parameters": parameters(self.configuration, mechanism, inner),
             "feed_forward": inner,
         }

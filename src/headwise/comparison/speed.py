@@ -7,6 +7,7 @@ to all. Trained weights would change nothing in them, so the decoders are new on
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -23,6 +24,7 @@ from headwise.errors import OptionError
 from headwise.measure.memory import peak_memory
 from headwise.measure.timing import Timing, interleaved
 from headwise.nn import Decoder
+from headwise.nn.decoder import LayerCache
 
 ROUNDS = 21
 CONTEXTS = (1024, 8192, 32768)
@@ -60,7 +62,8 @@ class DecodeRate:
 class Speed:
     """What one mechanism's decoder costs, in float32.
 
-    `cache_bytes_per_token` is what the caches of all layers hold for each token, as they say it;
+    `cache_bytes_per_token` is what the caches of all layers hold for each token, as they say it (a
+    state: nothing);
     `peak_memory` the bytes that a training step takes above the weights and the optimizer's state,
     None where the system does not tell; `error` the largest difference of a logit between decoding
     with the cache and reading the whole sequence, relative to the largest logit.
@@ -99,10 +102,10 @@ def check_contexts(configuration: Configuration, contexts: Sequence[int]) -> tup
     if not contexts or not known:
         raise OptionError(f"contexts is {contexts!r}, expected numbers of tokens from 1")
     ordered = tuple(sorted(set(contexts)))
-    specs = map(configuration.attention, configuration.mechanisms)
+    layers = chain.from_iterable(map(configuration.mixers, configuration.mechanisms))
     # a cache that grows holds up to twice its tokens, and the old buffer beside the new one
-    tokens = sum(spec.cache_bytes(ordered[-1], dtype="float32") for spec in specs)
-    needed, what = 3 * configuration.layers * tokens, f"decoding {ordered[-1]:,} tokens"
+    held = sum(layer.cache_bytes(ordered[-1], dtype="float32") for layer in layers)
+    needed, what = 3 * held, f"decoding {ordered[-1]:,} tokens"
     check_memory(needed, torch.device("cpu"), what, "give smaller contexts")
     return ordered
 
@@ -156,26 +159,34 @@ def measure_speed(
 
 
 @torch.no_grad()
-def filled(model: Decoder, context: int) -> list[ContiguousCache]:
-    """Caches that hold `context` tokens of one sequence; random numbers, which take as long."""
+def filled(model: Decoder, context: int) -> list[LayerCache]:
+    """Caches that hold `context` tokens of one sequence; random numbers, which take as long.
+
+    A state is as large after one token.
+    """
     caches = model.new_caches()
     model(torch.zeros(1, 1, dtype=torch.int64), caches=caches)
-    for cache in caches:
+    for cache in _growing(caches):
         rows = [each for each in (cache.first, cache.second) if each is not None]
         cache.append(*(torch.randn(*each.shape[:2], context - 1, each.shape[3]) for each in rows))
     return caches
 
 
-def bytes_per_token(caches: Sequence[ContiguousCache]) -> int:
-    """Bytes that all caches together hold per token.
+def bytes_per_token(caches: Sequence[LayerCache]) -> int:
+    """Bytes that all caches together hold per token; a state holds none.
 
     >>> model = build(Configuration(width=64, heads=8), "mqa", seed=0)
     >>> bytes_per_token(filled(model, 7))  # 2 layers, key and value of 8 float32
     128
     """
-    per_token, rest = divmod(sum(cache.nbytes for cache in caches), caches[0].length)
-    assert rest == 0
-    return per_token
+    per_token = [divmod(cache.nbytes, cache.length) for cache in _growing(caches)]
+    assert not any(rest for _, rest in per_token)
+    return sum(each for each, _ in per_token)
+
+
+def _growing(caches: Sequence[LayerCache]) -> list[ContiguousCache]:
+    """Those of keys and values."""
+    return [cache for cache in caches if isinstance(cache, ContiguousCache)]
 
 
 @torch.no_grad()
@@ -192,14 +203,14 @@ def _checked(name: str, model: Decoder) -> float:
 
 
 @torch.no_grad()
-def _decode(model: Decoder, caches: list[ContiguousCache]) -> None:
+def _decode(model: Decoder, caches: list[LayerCache]) -> None:
     token = torch.zeros(1, 1, dtype=torch.int64)
     for _ in range(_STEPS):
         token = model(token, caches=caches)[:, -1].argmax(dim=-1, keepdim=True)
 
 
-def _crop(caches: Mapping[str, list[ContiguousCache]], context: int, name: str) -> None:
-    for cache in caches[name]:
+def _crop(caches: Mapping[str, list[LayerCache]], context: int, name: str) -> None:
+    for cache in _growing(caches[name]):
         cache.crop(context)
 
 

@@ -3,12 +3,14 @@
 from headwise.nn.attention import Attention
 from headwise.nn.decoder import Decoder
 from headwise.nn.latent_attention import LatentAttention
+from headwise.nn.linear_attention import LinearAttention
 from headwise.nn.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
 
 __all__ = [
     "Attention",
     "Decoder",
     "LatentAttention",
+    "LinearAttention",
     "LinearScaling",
     "Llama3Scaling",
     "Rope",

@@ -3,10 +3,10 @@
 from typing import Any
 
 from headwise.caches import Cache
-from headwise.errors import OptionError, ShapeError
+from headwise.errors import OptionError, ShapeError, UnsupportedError
 from headwise.nn.rope import Rope
 from headwise.ops import require_tensor
-from headwise.spec import AttentionSpec
+from headwise.spec import AttentionSpec, StateSpec
 from headwise.spec.checks import positive_int
 
 
@@ -19,6 +19,20 @@ def check_spec(spec: Any) -> None:
     """Raise `OptionError` unless `spec` is an AttentionSpec."""
     if not isinstance(spec, AttentionSpec):
         raise OptionError(f"spec is a {type(spec).__name__}, expected an AttentionSpec")
+
+
+def check_state_spec(spec: Any) -> None:
+    """Raise unless `spec` is a StateSpec of linear attention."""
+    if not isinstance(spec, StateSpec):
+        raise OptionError(f"spec is a {type(spec).__name__}, expected a StateSpec")
+    if not spec.heads:
+        raise UnsupportedError(f"{spec} has no state: expected linear attention")
+    channels = 2 * spec.key_heads * spec.key_dim + spec.heads * spec.value_dim
+    if spec.conv_channels not in (0, channels):
+        raise UnsupportedError(
+            f"{spec}: a convolution of {spec.conv_channels} channels, expected {channels}, those "
+            "of query, key and value, or 0"
+        )
 
 
 def check_rope(rope: Any, dim: int, *, whole: bool) -> None:

@@ -1,23 +1,28 @@
-"""A small decoder around an attention spec, to compare mechanisms with and to learn from."""
+"""A small decoder around the specs of its layers, to compare mechanisms with and to learn from."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from headwise.caches import ContiguousCache
+from headwise.caches import ContiguousCache, StateCache
 from headwise.errors import OptionError, ShapeError, UnsupportedError
 from headwise.nn.attention import Attention
-from headwise.nn.checks import size_or
+from headwise.nn.checks import check_state_spec, size_or
 from headwise.nn.latent_attention import LatentAttention
+from headwise.nn.linear_attention import LinearAttention
 from headwise.nn.norm import RMSNorm
 from headwise.nn.rope import Rope
 from headwise.ops import require_tensor
-from headwise.spec import AttentionSpec, ModelSpec
+from headwise.spec import AttentionSpec, ModelSpec, StateSpec
 from headwise.spec.checks import positive_int
+
+# What a decoder has in its layers, and what these keep.
+Mixing: TypeAlias = AttentionSpec | StateSpec
+LayerCache: TypeAlias = ContiguousCache | StateCache
 
 
 class Decoder(nn.Module):
@@ -34,25 +39,27 @@ class Decoder(nn.Module):
         (torch.Size([1, 5, 99]), torch.Size([1, 8]))
 
     Args:
-        spec: the attention of every layer, or a `ModelSpec` with that of each. Any decoder's, MLA
-            too, without relative bias and without cross-attention.
+        spec: the attention or linear attention of every layer, or a `ModelSpec` with that of each,
+            in any pattern. Any decoder's, MLA too, without relative bias and without
+            cross-attention.
         vocabulary: number of tokens.
-        layers: number of blocks, for an `AttentionSpec`.
-        hidden_size: E, heads * value_dim by default.
+        layers: number of blocks, for an `AttentionSpec` or a `StateSpec`.
+        hidden_size: E, heads * value_dim of the first layer by default.
         feed_forward: inner width of the SwiGLU, 8/3 E rounded up to a multiple of 32 by default.
-        theta: base of the rotary embedding, which layers with ALiBi do without.
+        theta: base of the rotary embedding, which layers with ALiBi and states do without;
+            retention has one.
         checkpointing: compute each block again in the backward pass instead of keeping its
             activations.
 
     Raises:
-        OptionError: `layers` is missing or given twice, `spec` neither kind of spec.
+        OptionError: `layers` is missing or given twice, `spec` no kind of spec.
         SpecError: a size below 1.
         UnsupportedError: a layer that this decoder cannot have.
     """
 
     def __init__(
         self,
-        spec: AttentionSpec | ModelSpec,
+        spec: Mixing | ModelSpec,
         *,
         vocabulary: int,
         layers: int | None = None,
@@ -62,18 +69,16 @@ class Decoder(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        specs = _attentions(spec, layers)
+        specs = _mixers(spec, layers)
         self.specs, self.checkpointing = specs, checkpointing
         positive_int("vocabulary", vocabulary)
         size = size_or("hidden_size", hidden_size, specs[0].heads * specs[0].value_dim)
         inner = size_or("feed_forward", feed_forward, -(-8 * size // 3 // 32) * 32)
-        dims = {each.rotary_dim for each in specs if not each.alibi}
-        ropes = {dim: Rope(dim, theta=theta) for dim in dims}
+        ropes = {dim: Rope(dim, theta=theta) for dim in set(map(_rotated, specs)) if dim}
         self.embedding = nn.Embedding(vocabulary, size)
         nn.init.normal_(self.embedding.weight, std=size**-0.5)
         self.blocks = nn.ModuleList(
-            _Block(each, size, inner, None if each.alibi else ropes[each.rotary_dim])
-            for each in specs
+            _Block(each, size, inner, ropes.get(_rotated(each))) for each in specs
         )
         self.norm = RMSNorm(size, eps=1e-6)
 
@@ -81,7 +86,7 @@ class Decoder(nn.Module):
         self,
         tokens: Tensor,
         *,
-        caches: Sequence[ContiguousCache] | None = None,
+        caches: Sequence[LayerCache] | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
@@ -95,7 +100,11 @@ class Decoder(nn.Module):
 
         Raises:
             ShapeError: there are not as many caches as blocks.
+            UnsupportedError: a mask, and a layer that keeps a state, which no mask reaches.
         """
+        states = [spec for spec in self.specs if isinstance(spec, StateSpec)]
+        if mask is not None and states:
+            raise UnsupportedError(f"mask is given, and {states[0]} has no keys to hide: leave it")
         if caches is not None and len(caches) != len(self.blocks):
             raise ShapeError(f"{len(caches)} caches, expected {len(self.blocks)}, one per block")
         hidden = self.embedding(tokens)
@@ -108,9 +117,12 @@ class Decoder(nn.Module):
         logits: Tensor = F.linear(self.norm(hidden), self.embedding.weight)
         return logits
 
-    def new_caches(self) -> list[ContiguousCache]:
-        """An empty cache for each block."""
-        return [ContiguousCache() for _ in self.blocks]
+    def new_caches(self) -> list[LayerCache]:
+        """An empty cache for each block: of keys and values, or of a state."""
+        return [
+            StateCache() if isinstance(spec, StateSpec) else ContiguousCache()
+            for spec in self.specs
+        ]
 
     @torch.no_grad()
     def generate(
@@ -162,9 +174,11 @@ class Decoder(nn.Module):
 class _Block(nn.Module):
     """Attention and a SwiGLU (Shazeer 2020, arXiv 2002.05202), each added to what it reads."""
 
-    def __init__(self, spec: AttentionSpec, size: int, inner: int, rope: Rope | None) -> None:
+    def __init__(self, spec: Mixing, size: int, inner: int, rope: Rope | None) -> None:
         super().__init__()
-        kind: Any = LatentAttention if spec.mechanism == "MLA" else Attention
+        kind: Any = LinearAttention
+        if isinstance(spec, AttentionSpec):
+            kind = LatentAttention if spec.mechanism == "MLA" else Attention
         self.attention_norm = RMSNorm(size, eps=1e-6)
         self.attention = kind(spec, size, rope=rope)
         self.feed_norm = RMSNorm(size, eps=1e-6)
@@ -175,44 +189,55 @@ class _Block(nn.Module):
         self,
         hidden: Tensor,
         positions: Tensor | None,
-        cache: ContiguousCache | None,
+        cache: LayerCache | None,
         mask: Tensor | None,
     ) -> Tensor:
+        options: dict[str, Any] = {} if mask is None else {"mask": mask}
         read = self.attention_norm(hidden)
-        hidden = hidden + self.attention(read, positions=positions, cache=cache, mask=mask)
+        hidden = hidden + self.attention(read, positions=positions, cache=cache, **options)
         gate, up = self.gate_up(self.feed_norm(hidden)).chunk(2, dim=-1)
         fed: Tensor = self.down(F.silu(gate) * up)
         return hidden + fed
 
 
-def _attentions(spec: AttentionSpec | ModelSpec, layers: int | None) -> list[AttentionSpec]:
-    """The attention of each block.
+def _rotated(spec: Mixing) -> int:
+    """Dims of a head that a rotary embedding turns."""
+    if isinstance(spec, StateSpec):
+        return spec.key_dim if spec.decay == "fixed" else 0
+    return 0 if spec.alibi else spec.rotary_dim
+
+
+def _mixers(spec: Mixing | ModelSpec, layers: int | None) -> list[Mixing]:
+    """The attention or state of each block.
 
     Raises:
-        OptionError: `layers` is missing or given twice, `spec` neither kind of spec.
+        OptionError: `layers` is missing or given twice, `spec` no kind of spec.
         UnsupportedError: a layer that a decoder cannot have, or none.
     """
-    if isinstance(spec, AttentionSpec):
+    mixers: list[Mixing] = []
+    if isinstance(spec, Mixing):
         if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
-            raise OptionError(f"layers is {layers!r}, expected at least 1 with an AttentionSpec")
-        attentions = [spec] * layers
+            raise OptionError(
+                f"layers is {layers!r}, expected at least 1 with a {type(spec).__name__}"
+            )
+        mixers = [spec] * layers
     elif not isinstance(spec, ModelSpec):
         raise OptionError(
-            f"spec is a {type(spec).__name__}, expected an AttentionSpec or a ModelSpec"
+            f"spec is a {type(spec).__name__}, expected an AttentionSpec, a StateSpec or a "
+            "ModelSpec"
         )
     elif layers is not None:
         raise OptionError(f"layers is {layers}, and {spec.family}'s ModelSpec says it already")
     else:
-        attentions = []
         for layer in spec.layers:
-            if layer.attention is None or layer.cross_attention is not None:
+            if not isinstance(layer.mixer, Mixing) or layer.cross_attention is not None:
                 raise UnsupportedError(f"layer {layer.index} of {spec.family}: {layer}")
-            attentions.append(layer.attention)
-    for attention in attentions:
-        if not attention.causal or attention.cross:
-            raise UnsupportedError(
-                f"{attention}: a decoder attends to itself and to no later token"
-            )
-    if not attentions:
+            mixers.append(layer.mixer)
+    for mixer in mixers:
+        if isinstance(mixer, StateSpec):
+            check_state_spec(mixer)
+        elif not mixer.causal or mixer.cross:
+            raise UnsupportedError(f"{mixer}: a decoder attends to itself and to no later token")
+    if not mixers:
         raise UnsupportedError(f"{spec} has no decoder layers")
-    return attentions
+    return mixers

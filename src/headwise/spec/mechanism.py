@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from headwise.errors import OptionError
@@ -20,13 +21,14 @@ def mechanism_name(name: str) -> str:
     return name.replace("-", ":") if _NAME.fullmatch(name) else name
 
 
-def with_mechanism(spec: AttentionSpec, name: str) -> AttentionSpec:
+def with_mechanism(spec: AttentionSpec, name: str, others: Sequence[str] = ()) -> AttentionSpec:
     """The layer with its query heads, and with the keys and values of another mechanism.
 
     "gqa:2" has 2 kv heads, "mqa" 1 and "mha" as many as query heads. "mla" has the proportions of
     DeepSeek-V2: a latent of R = 4 D, and a rotary key of P = D / 2 beside the D dimensions of each
     head; "mla:24" has a latent of 24. "gqa-2" and "mla-24" are old spellings of the same. A scale
-    that follows from D follows it here too.
+    that follows from D follows it here too. `others` are names that the caller knows beside these,
+    for the error.
 
     >>> spec = AttentionSpec(heads=8, kv_heads=8, head_dim=16, value_dim=16)
     >>> print(with_mechanism(spec, "gqa:2"))
@@ -41,7 +43,8 @@ def with_mechanism(spec: AttentionSpec, name: str) -> AttentionSpec:
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise OptionError(f"mechanism {name!r} is unknown; {_hint(name)}Known are {_KNOWN}")
+        known = ", ".join((_KNOWN, *others))
+        raise OptionError(f"mechanism {name!r} is unknown; {_hint(name, others)}Known are {known}")
     kind, number = match[1] or match[2], match[3]
     if kind == "mla":
         return _latent(spec, mechanism_name(name), int(number or 4 * spec.head_dim))
@@ -73,7 +76,9 @@ def _latent(spec: AttentionSpec, name: str, rank: int) -> AttentionSpec:
     )
 
 
-def _hint(name: str) -> str:
+def _hint(name: str, others: Sequence[str]) -> str:
+    if close := difflib.get_close_matches(name.lower(), others, n=1, cutoff=0.7):
+        return f"did you mean {close[0]}? "
     kind = re.split("[:-]", name.lower())[0]
     near = difflib.get_close_matches(kind, ["mha", "mla", "mqa", "gqa"], n=1, cutoff=0.5)
     return f"did you mean {near[0]}{':2' if near[0] == 'gqa' else ''}? " if near else ""

@@ -108,7 +108,12 @@ def _read_bailing(fields: ConfigFields) -> Layout:
 
 def _state(dim: int, heads: int, width: int) -> StateSpec:
     return StateSpec(
-        conv_channels=3 * heads * dim, conv_width=width, heads=heads, key_dim=dim, value_dim=dim
+        conv_channels=3 * heads * dim,
+        conv_width=width,
+        heads=heads,
+        key_dim=dim,
+        value_dim=dim,
+        decay="dim",
     )
 
 

@@ -60,7 +60,7 @@ def _read_hybrid(fields: ConfigFields) -> Layout:
 def _state(fields: ConfigFields) -> StateSpec:
     inner = fields.positive("mamba_expand") * fields.positive("hidden_size")
     heads, key_dim = fields.positive("mamba_n_heads"), fields.positive("mamba_d_state")
-    size = fields.raw("mamba_d_head")
+    size, groups = fields.raw("mamba_d_head"), fields.positive("mamba_n_groups")
     value_dim = inner // heads if size == "auto" else fields.positive("mamba_d_head")
     if heads * value_dim != inner:
         raise SpecError(
@@ -68,12 +68,13 @@ def _state(fields: ConfigFields) -> StateSpec:
             f"mamba_expand x hidden_size = {inner}"
         )
     return StateSpec(
-        conv_channels=inner + 2 * fields.positive("mamba_n_groups") * key_dim,
+        conv_channels=inner + 2 * groups * key_dim,
         conv_width=fields.positive("mamba_d_conv"),
         heads=heads,
         key_dim=key_dim,
         value_dim=value_dim,
         delta=False,
+        key_heads=groups,
     )
 
 

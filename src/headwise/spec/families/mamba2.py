@@ -27,14 +27,15 @@ def _read(fields: ConfigFields) -> Layout:
             f"num_heads={heads} with head_dim={head_dim}: expected heads that add up to "
             f"expand x hidden_size = {inner}"
         )
-    key_dim = fields.positive("state_size")
+    key_dim, groups = fields.positive("state_size"), fields.positive("n_groups")
     state = StateSpec(
-        conv_channels=inner + 2 * fields.positive("n_groups") * key_dim,
+        conv_channels=inner + 2 * groups * key_dim,
         conv_width=fields.positive("conv_kernel"),
         heads=heads,
         key_dim=key_dim,
         value_dim=head_dim,
         delta=False,
+        key_heads=groups,
     )
     layers = fields.layers("num_hidden_layers")
     return Layout(tuple(LayerSpec(index, state) for index in range(layers)), (), None)

@@ -58,15 +58,16 @@ def _read_nemotron_h(fields: ConfigFields) -> Layout:
 
 def _state(fields: ConfigFields) -> StateSpec:
     heads, head_dim = fields.positive("mamba_num_heads"), fields.positive("mamba_head_dim")
-    state = fields.positive("ssm_state_size")
+    state, groups = fields.positive("ssm_state_size"), fields.positive("n_groups")
     return StateSpec(
         # B and C, of which a group of heads has one, beside x
-        conv_channels=heads * head_dim + 2 * fields.positive("n_groups") * state,
+        conv_channels=heads * head_dim + 2 * groups * state,
         conv_width=fields.positive("conv_kernel"),
         heads=heads,
         key_dim=state,
         value_dim=head_dim,
         delta=False,
+        key_heads=groups,
     )
 
 

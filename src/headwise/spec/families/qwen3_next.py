@@ -43,6 +43,7 @@ def _state(fields: ConfigFields) -> StateSpec:
         heads=heads,
         key_dim=key_dim,
         value_dim=value_dim,
+        key_heads=key_heads,
     )
 
 
