@@ -11,6 +11,7 @@ namespace headwise {
 namespace {
 
 constexpr const char* kConvolution = "headwise::causal_conv1d";
+constexpr int64_t kMostKept = int64_t(1) << 20;
 // Products that are worth another thread.
 constexpr int64_t kLeastProducts = int64_t(1) << 14;
 
@@ -68,6 +69,8 @@ Tensor convolved(const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
       STD_TORCH_CHECK(args.lengths[b] >= 0 && args.lengths[b] <= args.tokens, kConvolution,
                       ": a length is ", args.lengths[b], ", expected 0 to ", args.tokens);
   }
+  STD_TORCH_CHECK(state != after || !may_overlap(x, *after), kConvolution,
+                  ": the state that is changed in its place shares memory with x");
   args.x_batch = x.stride(0);
   args.x_channel = args.channels == 1 ? 1 : x.stride(1);
   args.x_token = x.stride(2);
@@ -100,7 +103,8 @@ std::tuple<Tensor, Tensor> causal_conv1d(Tensor x, Tensor weight, MaybeTensor bi
                                          MaybeTensor state, MaybeTensor lengths, int64_t kept,
                                          bool silu, int64_t level) {
   STD_TORCH_CHECK(x.dim() == 3, kConvolution, ": x has ", x.dim(), " dims, expected 3");
-  STD_TORCH_CHECK(kept >= 0, kConvolution, ": ", kept, " inputs to keep, expected 0 or more");
+  STD_TORCH_CHECK(kept >= 0 && kept <= kMostKept, kConvolution, ": ", kept,
+                  " inputs to keep, expected 0 to ", kMostKept);
   Tensor after = new_tensor({x.size(0), x.size(1), kept}, x.scalar_type());
   Tensor out = convolved(x, weight, bias, state.has_value() ? &*state : nullptr, lengths, kept,
                          silu, level, &after);

@@ -87,6 +87,10 @@ Tensor changed(const Tensor& query, const Tensor& key, const Tensor& value,
       STD_TORCH_CHECK(args.lengths[b] >= 0 && args.lengths[b] <= args.tokens, kLinear,
                       ": a length is ", args.lengths[b], ", expected 0 to ", args.tokens);
   }
+  if (in_place != nullptr)
+    for (const Tensor* rows : {&query, &key, &value})
+      STD_TORCH_CHECK(!may_overlap(*rows, *in_place), kLinear,
+                      ": the state that is changed in its place shares memory with what is read");
   // [B,H,S,V] as a model goes on with it: the heads of a token side by side
   const int64_t row = args.heads * args.value_dim;
   const int64_t sizes[4] = {args.batch, args.heads, args.tokens, args.value_dim};

@@ -83,9 +83,24 @@ Tensor new_tensor(const int64_t (&sizes)[DIMS], ScalarType dtype) {
   return new_tensor(sizes, DIMS, dtype);
 }
 
+// Whether the memory of two tensors, strides and all, may have bytes in common.
+inline bool may_overlap(const Tensor& one, const Tensor& other) {
+  const auto range = [](const Tensor& tensor, const char** first, const char** end) {
+    int64_t elements = tensor.numel() == 0 ? 0 : 1;
+    for (int64_t i = 0; elements > 0 && i < tensor.dim(); ++i)
+      elements += (tensor.size(i) - 1) * tensor.stride(i);
+    *first = static_cast<const char*>(tensor.const_data_ptr());
+    *end = *first + elements * int64_t(tensor.element_size());
+  };
+  const char *first[2], *end[2];
+  range(one, first, end);
+  range(other, first + 1, end + 1);
+  return first[0] < end[1] && first[1] < end[0];
+}
+
 // The kernels of a level, which this machine must have.
 inline const Kernels& kernels_of(int64_t level, const char* operation) {
-  const Kernels* table = kernels(int(level));
+  const Kernels* table = level < 0 || level > kAmx ? nullptr : kernels(int(level));
   STD_TORCH_CHECK(table != nullptr, operation, ": level ", level, " does not run on this machine");
   return *table;
 }

@@ -64,14 +64,15 @@ def _linear() -> Any:
         linear_key_head_dim=8,
         linear_value_head_dim=8,
     )
-    model = hf.Qwen3NextForCausalLM(config).eval()
-    for layer in model.model.layers[::2]:  # what somebody watches stays with Transformers
-        layer.linear_attn.conv1d.register_forward_hook(_watch)
+    return _watched(hf.Qwen3NextForCausalLM(config).eval())
+
+
+def _watched(model: Any) -> Any:
+    """With hooks that do nothing on every convolution: what is watched stays."""
+    for name, module in model.named_modules():
+        if name.endswith("conv1d"):
+            module.register_forward_hook(lambda *_: None)
     return model
-
-
-def _watch(*_: Any) -> None:
-    """A hook that does nothing."""
 
 
 def _convolutions() -> Any:
@@ -88,14 +89,14 @@ def _mamba() -> Any:
     config = hf.NemotronHConfig(
         **_SMALL | {"num_hidden_layers": None}, hybrid_override_pattern="M*-", **sizes
     )
-    return hf.NemotronHForCausalLM(config).eval()
+    return _watched(hf.NemotronHForCausalLM(config).eval())
 
 
 def _both() -> Any:
     torch.manual_seed(3)
     small = _SMALL | {"num_hidden_layers": 2, "intermediate_size": 64}
     sizes = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 6, "mamba_n_groups": 2}
-    return hf.FalconH1ForCausalLM(hf.FalconH1Config(**small, **sizes)).eval()
+    return _watched(hf.FalconH1ForCausalLM(hf.FalconH1Config(**small, **sizes)).eval())
 
 
 _MIXED = ["full_attention", "minimax_m3_sparse", "full_attention"]
@@ -150,14 +151,14 @@ def test_the_report_says_which_layer_stays_and_why() -> None:
     assert "(sparse attention): its indexer has hooks" in text
     assert "decoder.0,2: gated delta rule: it has hooks" in str(headwise.attach(_linear()))
     assert "decoder.0,2: a short convolution" in str(headwise.attach(_convolutions()))
-    assert "decoder.0: a recurrent or linear" in str(headwise.attach(_mamba()))
+    assert "decoder.0: state-space duality: it has hooks" in str(headwise.attach(_mamba()))
 
 
 def test_the_report_says_whose_cache_it_is() -> None:
     assert headwise.attach(_linear()).cache == "contiguous, grown in place"
     report = headwise.attach(_both())
-    assert (report.cache, report.layers[0].cache) == ("none of ours", "none")
-    assert "decoder.0-1.recurrent: a recurrent or linear attention with the cache" in str(report)
+    assert (report.cache, report.layers[0].cache) == ("contiguous, grown in place", "contiguous")
+    assert "decoder.0-1.recurrent: state-space duality: it has hooks" in str(report)
 
 
 @pytest.mark.parametrize("make_model", [lambda: _sparse(_MIXED), _linear])

@@ -265,6 +265,27 @@ def cache_nbytes_of(layer):
 
 
 @pytest.mark.parametrize("family", BOTH)
+def test_a_window_of_tokens_is_kept_where_that_is_asked_for(family):
+    model = sweep_families.make(family)
+    report = headwise.attach(model, cache="window:8,sinks=2")
+    assert "none of ours" not in str(report)
+    ids = torch.arange(3, 43).view(2, 20)
+    with torch.no_grad():
+        out = model.generate(ids, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
+    held = [layer for layer in out.past_key_values.layers if isinstance(layer, HybridLayer)]
+    assert held
+    assert all(layer.cache.held == 9 and layer.get_seq_length() == 24 for layer in held)
+
+
+def test_an_attached_model_runs_without_memory():
+    model = sweep_families.make("mamba2")
+    headwise.attach(model)
+    model.to("meta")
+    with torch.no_grad():
+        assert model(PROMPT.to("meta")).logits.shape == (1, 19, model.config.vocab_size)
+
+
+@pytest.mark.parametrize("family", BOTH)
 def test_sequences_of_such_layers_move_together(family):
     model = sweep_families.make(family)
     headwise.attach(model)

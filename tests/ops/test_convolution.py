@@ -156,3 +156,22 @@ def test_it_passes_opcheck_and_compiles():
     compiled = torch.compile(causal_conv1d, fullgraph=True, backend="aot_eager")
     for ours, eager in zip(compiled(x, weight, state=state), causal_conv1d(x, weight, state=state)):
         torch.testing.assert_close(ours, eager)
+
+
+def test_autograd_sees_that_a_state_was_changed_and_reads_nothing_of_it():
+    x, weight, state = torch.randn(2, 7, 1), torch.randn(7, 4), torch.randn(2, 7, 4)
+    factor = torch.ones_like(state, requires_grad=True)
+    loss = (factor * state).sum()
+    with torch.no_grad():
+        convolve(ConvolutionCall(x, weight, None, None, state, None, 4, in_place=True), "cpu")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    level = torch.ops.headwise.best_level()
+    operator = torch.ops.headwise.causal_conv1d_.default
+    with pytest.raises(RuntimeError, match="shares memory with x"):
+        operator(state[:, :, :2], weight, None, state, None, False, level)
+
+
+def test_numbers_of_8_bits_are_refused():
+    with pytest.raises(ShapeError, match="expected float32, bfloat16, float16 or float64"):
+        causal_conv1d(torch.zeros(1, 2, 3).to(torch.float8_e4m3fn), torch.zeros(2, 2))

@@ -343,3 +343,31 @@ def test_it_passes_opcheck_and_compiles():
 def test_an_unknown_backend_is_refused_with_the_known_names():
     with pytest.raises(UnsupportedError, match="no backend is called 'fla': choose one of cpu"):
         linear_attention(**call("token"), backend="fla")
+
+
+def test_autograd_sees_that_a_state_was_changed():
+    given_ = call("token", length=1, dtype=torch.float32)
+    state = given_["state"] = given_["state"].float()
+    weight = torch.ones_like(state, requires_grad=True)
+    loss = (weight * state).sum()
+    with torch.no_grad():
+        change_state(LinearCall(**given_, scale=1.0, in_place=True))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_state_that_is_also_read_is_not_changed_in_its_place():
+    state = torch.randn(1, 1, 40, 40)
+    level = torch.ops.headwise.best_level()
+    operator = torch.ops.headwise.linear_attention_.default
+    before = state.clone()
+    with pytest.raises(RuntimeError, match="shares memory with what is read"):
+        operator(state, state, state, None, None, 1.0, state, None, -1.0, False, level)
+    assert torch.equal(state, before)
+
+
+@pytest.mark.parametrize("length", [3, 5, 70])
+def test_tensors_without_memory_have_shapes(length):
+    given_ = {name: rows.to("meta") for name, rows in call("token", length=length).items()}
+    out, state = linear_attention(**given_)
+    assert (out.shape, state.shape) == ((2, 4, length, 5), (2, 4, 6, 5))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 import headwise
 from headwise import LoadError, OptionError, SpecError
@@ -311,6 +312,12 @@ def test_figures_that_are_given_hold_instead_of_the_devices() -> None:
     assert device.bytes_per_second == DEVICES["h100"].bytes_per_second
     assert device.seconds(3.35e12, 1e12, "bfloat16") == pytest.approx(1.0)
     assert device.seconds(3.35e9, 1e13, "bfloat16") == pytest.approx(2.0)
+
+
+def test_infinities_are_read_as_transformers_writes_them(tmp_path) -> None:
+    transformers.Mamba2Config(num_hidden_layers=2).save_pretrained(tmp_path)
+    assert "__float__" in (tmp_path / "config.json").read_text()
+    assert "state-space duality" in str(plan(str(tmp_path), context=64, device="h100"))
 
 
 def test_states_have_a_line_with_the_context_from_which_attention_caches_more() -> None:

@@ -10,6 +10,7 @@ import torch
 
 import families
 import headwise
+import sweep_families
 from headwise.errors import OptionError, ShapeError, UnsupportedError
 from headwise.loading import load
 from headwise.loading.source import DEMO_PACKAGE, demo_model
@@ -39,6 +40,19 @@ def test_an_attached_model_stays_attached_with_its_cache() -> None:
     view(model, WORDS, TEXT)
     assert model._headwise.choice.words == headwise.attach(model, cache="int8").cache
     headwise.detach(model)
+
+
+def test_layers_that_keep_a_state_are_named() -> None:
+    pytest.importorskip("transformers.models.qwen3_next")
+    model = sweep_families.make("qwen3_next")
+    seen = view(model, WORDS, TEXT)
+    kinds = model.config.layer_types
+    assert seen.states == tuple(i for i, kind in enumerate(kinds) if kind == "linear_attention")
+    assert [layer.index for layer in seen.layers] == [
+        i for i, kind in enumerate(kinds) if kind == "full_attention"
+    ]
+    assert f'"states":{list(seen.states)}'.replace(" ", "") in seen.html().replace(" ", "")
+    assert view(families.make("bert"), WORDS, TEXT).states == ()
 
 
 def test_headwise_view_is_the_function() -> None:

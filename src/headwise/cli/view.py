@@ -96,6 +96,9 @@ def view(
         first = ".".join(map(str, seen.not_numbers[0]))
         count = counted(len(seen.not_numbers), "head")
         sys.stdout.write(f"weights are NaN in {count}, first {first}\n")
+    if seen.states:
+        listed = ", ".join(map(str, seen.states))
+        sys.stdout.write(f"layers {listed} keep a state and have no weights\n")
     kinds = ", ".join(dict.fromkeys(layer.mechanism for layer in seen.layers))
     head_count = sum(len(layer.heads) for layer in seen.layers)
     sys.stdout.write(

@@ -34,7 +34,8 @@ def report_of(coverage: Coverage, choice: CacheChoice, packing: Packing | None) 
         note = f"no spec reader for {family!r}: what each call needs is read from its arguments"
         for said in dict.fromkeys(map(_latent_note, coverage.latents.values())):
             note += f"; {said}"
-        every = LayerReport("all", None, (), (), note, cache=_joined(caches))
+        own = tuple(name for name in caches if name != "none")
+        every = LayerReport("all", None, (), (), note, cache=_joined(own))
         words = _words(caches, choice, True)
         return AttachReport(type(model).__name__, (every, *left), words, step)
     layers = (*_encoder_layers(coverage, spec), *_decoder_layers(coverage, spec, caches))

@@ -14,7 +14,7 @@ from headwise.hf.cache_layers import (
     ViewLayer,
     WindowLayer,
 )
-from headwise.hf.hybrid_layers import HybridLayer, HybridViewLayer
+from headwise.hf.hybrid_layers import HybridLayer, HybridSinksLayer, HybridViewLayer
 from headwise.hf.indexed_layers import IndexedLayer, IndexedViewLayer, IndexKeys
 from headwise.hf.stock_names import (
     Cache,
@@ -33,7 +33,11 @@ _INDEXED = (
     "transformers.models.minimax_m3_vl.modeling_minimax_m3_vl.MiniMaxM3VLSparseCacheLayer",
 )
 _INDEXED_LAYERS: dict[str, Any] = {"rows": IndexedLayer, "view": IndexedViewLayer}
-_HYBRID_LAYERS: dict[str, Any] = {"rows": HybridLayer, "view": HybridViewLayer}
+_HYBRID_LAYERS: dict[str, Any] = {
+    "rows": HybridLayer,
+    "view": HybridViewLayer,
+    "part": HybridSinksLayer,
+}
 
 
 def use_own_layers(cache: Cache, choice: CacheChoice = _DEFAULT) -> Cache:
@@ -70,8 +74,7 @@ def _own_layer(layer: Any, choice: CacheChoice) -> Any:
         return layer if kind is None else kind(cache, type(layer))
     if type(layer) is LinearAttentionAndFullAttentionLayer:
         cache = choice.make()
-        kind = _HYBRID_LAYERS.get(cache.gives)
-        return layer if kind is None else kind(cache, layer.number_of_states)
+        return _HYBRID_LAYERS[cache.gives](cache, layer.number_of_states)
     return layer
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.hf.cache_layers import ContiguousLayer, OwnLayer, ViewLayer
+from headwise.hf.cache_layers import ContiguousLayer, OwnLayer, SinksLayer, ViewLayer
 from headwise.hf.stock_names import LinearAttentionAndFullAttentionLayer, LinearAttentionLayer
 
 # What Transformers' layer of a state has of its own.
@@ -102,3 +102,16 @@ class HybridViewLayer(HybridLayer, ViewLayer):
     def __init__(self, cache: Any, number_of_states: int) -> None:
         ViewLayer.__init__(self, cache)
         LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
+
+
+class HybridSinksLayer(HybridLayer, SinksLayer):
+    """The same with a window of the tokens and the first ones."""
+
+    def activate_past_recording(self) -> None:
+        """Keep every token and input until the next `crop`, as assisted decoding asks."""
+        SinksLayer.activate_past_recording(self)
+        LinearAttentionLayer.activate_past_recording(self)
+
+    def _stock(self) -> Any:
+        SinksLayer._stock(self)  # refuses where tokens are gone
+        return HybridLayer._stock(self)

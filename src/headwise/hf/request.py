@@ -114,7 +114,7 @@ def read_request(
     request.sinks = sinks
     if isinstance(kv, WindowKV):
         _read_window(request, kv)
-    if torch.is_autocast_enabled(query.device.type):
+    if not query.is_meta and torch.is_autocast_enabled(query.device.type):
         _lower(request, torch.get_autocast_dtype(query.device.type))
     if block_indices is not None:
         _read_blocks(request, block_indices)

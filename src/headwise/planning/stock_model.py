@@ -13,6 +13,7 @@ from headwise.planning.model import PlannedModel
 from headwise.spec import FAMILIES
 
 # What a config says beside the model's shapes; some of it needs packages that are not installed.
+_SPECIAL = ("Infinity", "-Infinity", "NaN")
 _NOT_SHAPES = {
     *("_attn_implementation", "attn_implementation", "architectures", "auto_map"),
     *("dtype", "torch_dtype", "quantization_config", "transformers_version"),
@@ -45,12 +46,8 @@ def transformers_config(model: PlannedModel) -> Any:
 
     if not FAMILIES[model.spec.family].in_transformers:
         raise UnsupportedError(f"{model.name}: Transformers has no model of this family to run")
-    fields = {
-        # config classes write into the nested dicts that they are given
-        key: dict(value) if isinstance(value, dict) else value
-        for key, value in model.config.items()
-        if key not in _NOT_SHAPES
-    }
+    # config classes write into the nested dicts that they are given: these are new ones
+    fields = _floats({key: value for key, value in model.config.items() if key not in _NOT_SHAPES})
     with transformers_takes(model):
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         padding = getattr(config, "pad_token_id", None)
@@ -58,6 +55,15 @@ def transformers_config(model: PlannedModel) -> Any:
         if isinstance(padding, int) and padding >= getattr(config, "vocab_size", padding + 1):
             config.pad_token_id = None
         return config
+
+
+def _floats(value: Any) -> Any:
+    """A value of a config.json with its infinities, which Transformers writes as tagged words."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in _SPECIAL:
+            return float(value["__float__"])
+        return {key: _floats(each) for key, each in value.items()}
+    return [_floats(each) for each in value] if isinstance(value, list) else value
 
 
 @contextmanager

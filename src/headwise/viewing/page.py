@@ -89,6 +89,7 @@ def _head(view: "View") -> dict[str, Any]:
         "overview": view.overview,
         "ablation": None if view.ablation is None else _ablation(view.ablation),
         "not_numbers": view.not_numbers,
+        "states": view.states,
     }
 
 

@@ -29,6 +29,7 @@ class View:
     tokens: those of the text, the first `prompt` of them, then those that were decoded. following:
     the token that the model predicts after them, None where it predicts none. layers: the weights,
     scores and figures of each layer. ablation: what silencing heads changes, where asked for.
+    states: the layers of linear attention, which have a state and no weights.
     """
 
     model: str
@@ -40,6 +41,7 @@ class View:
     layers: tuple[LayerView, ...]
     overview: bool
     ablation: Ablation | None = None
+    states: tuple[int, ...] = ()
 
     @property
     def not_numbers(self) -> tuple[tuple[int, int], ...]:
@@ -191,7 +193,7 @@ def view(
         capture = Capture(model, wanted)
         decoded, following = run(model, ids, generate, capture, cache, progress, kinds=kinds)
         total = len(ids) + len(decoded)
-        ablation = None
+        states, ablation = _states(model), None
         if without:
             progress("silencing heads", 0, 0)
             ablation = ablate(model, tokenizer, [*ids, *decoded], without)
@@ -205,7 +207,15 @@ def view(
         layers=tuple(capture.views(total)),
         overview=overview,
         ablation=ablation,
+        states=states,
     )
+
+
+def _states(model: Any) -> tuple[int, ...]:
+    """The layers of linear attention of an attached model."""
+    reports = model._headwise.report.layers
+    names = [layer.name.split(".")[1] for layer in reports if layer.what == "linear attention"]
+    return tuple(sorted(int(name) for name in names if name.isdecimal()))
 
 
 def _counts(model: Any) -> tuple[int, int]:

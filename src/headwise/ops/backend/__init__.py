@@ -60,7 +60,7 @@ def choose_offer(
 
 
 def offer_of(
-    operator: Literal["linear_attention", "convolution"], backend: str | None, *arguments: Any
+    operator: Literal["linear_attention", "causal_conv1d"], backend: str | None, *arguments: Any
 ) -> Any:
     """The fastest offer that serves, or that of the named backend.
 

@@ -147,5 +147,5 @@ BACKEND = Backend(
     quantize=Offer(quantize, _quantizes),
     index=cpu_chosen.INDEX,
     linear_attention=cpu_state.LINEAR_ATTENTION,
-    convolution=cpu_state.CONVOLUTION,
+    causal_conv1d=cpu_state.CONVOLUTION,
 )

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version  # autograd does not see what an operator writes
 
 from headwise.ops.attend.call import contiguous_rows
 from headwise.ops.backend import cpu_library, cpu_step
@@ -51,6 +52,7 @@ def _run(call: LinearCall) -> tuple[Tensor, Tensor]:
         out, after = torch.ops.headwise.linear_attention.default(*arguments)
         return out, after
     out = torch.ops.headwise.linear_attention_.default(*arguments)
+    increment_version(state)
     return out, state if state is given else given.copy_(state)
 
 
@@ -68,6 +70,7 @@ def _convolve(call: ConvolutionCall) -> tuple[Tensor, Tensor]:
         out = torch.ops.headwise.causal_conv1d_.default(
             call.x, weight, bias, call.state, lengths, silu, level
         )
+        increment_version(call.state)
         return out, call.state
     state = None if call.state is None else call.state.contiguous()
     out, after = torch.ops.headwise.causal_conv1d.default(

@@ -74,7 +74,7 @@ class Backend:
     quantize(rows, bits): integers and scales of rows, see `headwise.ops.quantize`.
     index(query, key, weights, top, causal=, mask=): see `headwise.ops.index_topk`.
     linear_attention(call): out and state, see `headwise.linear_attention`.
-    convolution(call): out and state, see `headwise.causal_conv1d`.
+    causal_conv1d(call): out and state, see `headwise.causal_conv1d`.
     pack(rows, order), unpack(packed, dtype, rows): packed matrices, see `headwise.ops.packed`.
     """
 
@@ -93,7 +93,7 @@ class Backend:
     unpack: Offer | None = None
     index: Offer | None = None
     linear_attention: Offer | None = None
-    convolution: Offer | None = None
+    causal_conv1d: Offer | None = None
 
 
 @dataclass(frozen=True)

@@ -24,5 +24,5 @@ BACKEND = Backend(
     _accepts,
     _attend,
     linear_attention=Offer(linear_reference.run),
-    convolution=Offer(convolution.run),
+    causal_conv1d=Offer(convolution.run),
 )

@@ -142,5 +142,5 @@ BACKEND = Backend(
     unpack=Offer(packed.unpack),
     index=Offer(indexer.index_topk),
     linear_attention=Offer(_linear_attention),
-    convolution=Offer(convolution.run),
+    causal_conv1d=Offer(convolution.run),
 )

@@ -8,6 +8,7 @@ from torch import Tensor
 from headwise.errors import ShapeError
 from headwise.ops.attend.checks import require_lengths, require_tensor
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATIONS = (None, "silu", "swish")
 
 
@@ -41,8 +42,8 @@ def check(call: ConvolutionCall) -> None:
     width = call.weight.shape[1]
     if call.activation not in ACTIVATIONS:
         raise ShapeError(f"activation is {call.activation!r:.60}, expected None or 'silu'")
-    if not call.x.is_floating_point():
-        raise ShapeError(f"x is {call.x.dtype}, expected a floating dtype")
+    if call.x.dtype not in _DTYPES:
+        raise ShapeError(f"x is {call.x.dtype}, expected float32, bfloat16, float16 or float64")
     if width == 0:
         raise ShapeError("weight has shape [C, 0], expected a width of 1 or more")
     shapes = {"weight": [channels, width], "bias": [channels]}

@@ -65,5 +65,5 @@ def causal_conv1d(
 
 def convolve(call: ConvolutionCall, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """out [B, C, S] and the last inputs of a call whose tensors fit."""
-    out, after = offer_of("convolution", backend, call)(call)
+    out, after = offer_of("causal_conv1d", backend, call)(call)
     return out, after

@@ -28,6 +28,7 @@ import { plain } from "./words.js";
  * @property {boolean} overview
  * @property {Ablation | null} ablation
  * @property {[number, number][]} not_numbers heads whose weights are NaN
+ * @property {number[]} states layers of linear attention, which have no weights
  * @property {string[]} statistics the order of each layer's figures
  * @property {LayerFields[]} layers
  */

@@ -32,6 +32,9 @@ const describe = () => {
     const first = data.not_numbers[0].join(".");
     facts.push(`weights are NaN in ${data.not_numbers.length} heads, first ${first}`);
   }
+  if (data.states.length) {
+    facts.push(`layers ${data.states.join(", ")} keep a state and have no weights`);
+  }
   say("facts", facts.join(" \u00b7 "));
   say("heads-note", `Means over ${data.overview ? "all" : rowTokens.length} tokens`);
   const pooled = layers.some((layer) => layer.tile > 1 && layer.tiles);
