@@ -98,7 +98,7 @@ def test_a_hybrid_repeats_its_pattern() -> None:
     ("name", "message"),
     [
         ("hybrid:3-1", "hybrid:3-1 repeats 4 layers, and layers is 2; give as many or more"),
-        ("hybrid:0-1", "expected hybrid:A-B, as hybrid:3-1"),
+        ("hybrid:0-1", "expected hybrid:A-B with A and B"),
         ("hybrid", "expected hybrid:A-B"),
         ("gated-dleta", "did you mean gated-delta?"),
         ("linear", "mla, mla:R (K kv heads, a latent of R), gated-delta, kda, ssd, retention, hyb"),
@@ -186,3 +186,16 @@ def test_building_leaves_the_random_state_alone() -> None:
 def test_a_latent_larger_than_the_whole_decoder_is_refused() -> None:
     with pytest.raises(OptionError, match="mla:2000 has more parameters than a whole decoder"):
         feed_forward(Configuration(), "mla:2000")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mechanisms": ("hybrid:0-1",)}, "expected hybrid:A-B with A and B of 1 to 99"),
+        ({"mechanisms": ("mla",), "equal": "bytes", "heads": 1}, "mla at equal bytes has"),
+    ],
+)
+def test_what_cannot_be_compared_says_what_to_give(settings, message) -> None:
+    with pytest.raises(OptionError, match=message) as caught:
+        Configuration(**settings)
+    assert "\n" not in str(caught.value)

@@ -230,3 +230,21 @@ def test_a_hybrid_of_transformers_is_built_by_its_config() -> None:
 def test_what_does_not_fit_is_refused(run: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         run()
+
+
+def test_caches_are_looked_at_before_any_is_changed() -> None:
+    full = AttentionSpec(heads=4, kv_heads=4, head_dim=8, value_dim=8)
+    layers = (LayerSpec(0, DELTA), LayerSpec(1, full))
+    model = Decoder(ModelSpec(family="hybrid", layers=layers, max_context=None), vocabulary=50)
+    tokens = torch.randint(50, (1, 5))
+    caches = [StateCache(), StateCache()]
+    with (
+        torch.no_grad(),
+        pytest.raises(headwise.ShapeError, match="cache of block 1 is a StateCac"),
+    ):
+        model(tokens, caches=caches)
+    assert caches[0].length == 0
+    twice = Decoder(DELTA, layers=2, vocabulary=50)
+    with torch.no_grad(), pytest.raises(headwise.ShapeError, match="a cache is given twice"):
+        twice(tokens, caches=[caches[0]] * 2)
+    assert caches[0].length == 0

@@ -318,3 +318,54 @@ def test_a_refused_call_leaves_the_cache_as_it_was() -> None:
             with pytest.raises(headwise.ShapeError):
                 layer(x[:, 9:], cache=cache, **options)
         assert_close(layer(x[:, 9:], cache=cache), layer(x)[:, 9:])
+
+
+def test_a_cache_of_a_layer_without_a_convolution_is_refused_by_one_with() -> None:
+    bare = build(replace(DELTA, conv_channels=0, conv_width=0))
+    for first, second, words in (
+        (bare, build(DELTA), "the cache holds no inputs of a convolution, and gated delta rule"),
+        (build(DELTA), bare, "the cache holds inputs of a convolution, and gated delta rule"),
+    ):
+        cache = StateCache()
+        with torch.no_grad():
+            first(hidden(), cache=cache)
+            with pytest.raises(headwise.ShapeError, match=words):
+                second(hidden(), cache=cache)
+        assert cache.length == 23
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_padding_gives_zeros_whatever_it_is(name: str) -> None:
+    layer, rows = build(SPECS[name]), hidden()
+    expected = layer(rows[:1, :10])
+    rows[0, 10:] = float("nan")
+    out = layer(rows, lengths=torch.tensor([10, 23]))
+    assert torch.equal(out[0, 10:], torch.zeros(13, E))
+    assert_close(out[:1, :10], expected)
+    assert bool(out[1].isfinite().all())
+
+
+class Ones(nn.Module):
+    """In the place of a norm."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = norm.weight, norm.variance_epsilon
+
+    def forward(self, x: torch.Tensor, *_: Any) -> torch.Tensor:
+        return torch.ones_like(x)
+
+
+@pytest.mark.parametrize("family", STOCK)
+def test_a_module_with_a_part_of_somebody_else_is_not_copied(family: str) -> None:
+    module, _, _ = stock_module(family)
+    name = "o_norm" if family == "kimi_linear" else "norm"
+    stock = getattr(module, name)
+    setattr(module, name, Ones(stock))
+    with pytest.raises(headwise.UnsupportedError, match="norm is not Transformers' own"):
+        LinearAttention.from_pretrained_layer(module)
+    setattr(module, name, stock)
+    LinearAttention.from_pretrained_layer(module)
+    module.conv1d = nn.Sequential(module.conv1d)
+    with pytest.raises(headwise.UnsupportedError, match="conv1d is a Sequential: expected a torch"):
+        LinearAttention.from_pretrained_layer(module)

@@ -124,7 +124,7 @@ def test_a_state_has_matrices_whole_or_not_at_all(missing):
 def test_a_state_is_named_by_its_rule_and_decay(kind, words):
     state = StateSpec(heads=6, key_dim=3, value_dim=4, **kind)
     assert str(state) == f"{words} 6 heads, state 3 x 4"
-    assert (state.key_heads, state.nbytes(2, "bf16")) == (6, 2 * 6 * 3 * 4 * 4)
+    assert (state.query_heads, state.nbytes(2, "bf16")) == (6, 2 * 6 * 3 * 4 * 4)
     assert state == replace(state, key_heads=6)
     assert str(replace(state, key_heads=2)) == f"{words} 6/2 heads, state 3 x 4"
 

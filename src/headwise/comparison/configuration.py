@@ -42,7 +42,7 @@ class Configuration:
         learning_rate: its highest.
         threads: that PyTorch computes with; another number rounds otherwise.
         equal: "parameters", which all decoders have as many of, or "bytes": then every layer also
-            holds a quarter of the bytes that MHA would hold of the longest sequence.
+            holds a quarter of the bytes that MHA would hold of the longest sequence, to an eighth.
 
     Raises:
         OptionError: a value out of its range, or one that does not fit the others.

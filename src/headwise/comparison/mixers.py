@@ -24,7 +24,8 @@ def mixers(plain: AttentionSpec, name: str, layers: int, tokens: int | None) -> 
 
     States have the heads of `plain` and their dims: "gated-delta" and "kda" D x D, "ssd" 2 D x D
     with one key for all heads, as Mamba-2. RetNet's heads are fewer and larger: "retention" has
-    half of them, 2 D x 4 D. "hybrid:3-1" is three layers of gated-delta and one of mha, repeated.
+    half of them, 2 D x 4 D. "hybrid:3-1" is three layers of gated-delta and one of mha, repeated;
+    the last repeat may be cut off.
 
     At equal bytes the dims of attention's heads change, the rank of MLA's latent, and the rows of a
     state.
@@ -48,7 +49,9 @@ def mixers(plain: AttentionSpec, name: str, layers: int, tokens: int | None) -> 
         return (_layer(plain, name, tokens),) * layers
     match = _HYBRID.fullmatch(name)
     if match is None:
-        raise OptionError(f"mechanism {name!r}: expected hybrid:A-B, as hybrid:3-1")
+        raise OptionError(
+            f"mechanism {name!r}: expected hybrid:A-B with A and B of 1 to 99, as hybrid:3-1"
+        )
     states, attentions = int(match[1]), int(match[2])
     if layers < states + attentions:
         raise OptionError(
@@ -70,6 +73,11 @@ def _layer(plain: AttentionSpec, name: str, tokens: int | None) -> Mixing:
     if spec.latent_rank is not None and spec.rope_dim is not None:
         if ":" in name:
             raise OptionError(f"{name} at equal bytes: expected mla, whose latent they determine")
+        if held <= spec.rope_dim:
+            raise OptionError(
+                f"mla at equal bytes has {held} numbers per token, all of them the rotary key's; "
+                "give more heads"
+            )
         return with_mechanism(plain, f"mla:{held - spec.rope_dim}")
     dim, rest = divmod(held, 2 * spec.kv_heads)
     if rest or dim < 2 or dim % 2:

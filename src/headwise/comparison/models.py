@@ -53,7 +53,12 @@ def feed_forward(configuration: Configuration, mechanism: str) -> int:
     if inner < 1:
         raise OptionError(
             f"{mechanism} has more parameters than a whole decoder with MHA at width "
-            f"{configuration.width}; give it a smaller latent, or less to hold"
+            f"{configuration.width}; give "
+            + (
+                "more heads, or a smaller latent"
+                if configuration.equal == "parameters"
+                else "shorter sequences (pairs or length), whose state is smaller"
+            )
         )
     return inner
 

@@ -27,7 +27,7 @@ def check_state_spec(spec: Any) -> None:
         raise OptionError(f"spec is a {type(spec).__name__}, expected a StateSpec")
     if not spec.heads:
         raise UnsupportedError(f"{spec} has no state: expected linear attention")
-    channels = 2 * spec.key_heads * spec.key_dim + spec.heads * spec.value_dim
+    channels = 2 * spec.query_heads * spec.key_dim + spec.heads * spec.value_dim
     if spec.conv_channels not in (0, channels):
         raise UnsupportedError(
             f"{spec}: a convolution of {spec.conv_channels} channels, expected {channels}, those "

@@ -99,7 +99,7 @@ class Decoder(nn.Module):
             mask: boolean, True = attend; broadcasts to [B, H, S, L].
 
         Raises:
-            ShapeError: there are not as many caches as blocks.
+            ShapeError: there are not as many caches as blocks, each its own and of its kind.
             UnsupportedError: a mask, and a layer that keeps a state, which no mask reaches.
         """
         states = [spec for spec in self.specs if isinstance(spec, StateSpec)]
@@ -107,6 +107,8 @@ class Decoder(nn.Module):
             raise UnsupportedError(f"mask is given, and {states[0]} has no keys to hide: leave it")
         if caches is not None and len(caches) != len(self.blocks):
             raise ShapeError(f"{len(caches)} caches, expected {len(self.blocks)}, one per block")
+        if caches is not None:
+            self._check_caches(caches)
         hidden = self.embedding(tokens)
         for index, block in enumerate(self.blocks):
             cache = None if caches is None else caches[index]
@@ -116,6 +118,17 @@ class Decoder(nn.Module):
                 hidden = block(hidden, positions, cache, mask)
         logits: Tensor = F.linear(self.norm(hidden), self.embedding.weight)
         return logits
+
+    def _check_caches(self, caches: Sequence[LayerCache]) -> None:
+        """Before any block changes its own, which a state could not take back."""
+        if len(set(map(id, caches))) < len(caches):
+            raise ShapeError("a cache is given twice: expected one of its own for each block")
+        for index, (spec, cache) in enumerate(zip(self.specs, caches, strict=True)):
+            if isinstance(spec, StateSpec) != isinstance(cache, StateCache):
+                raise ShapeError(
+                    f"the cache of block {index} is a {type(cache).__name__}, and the block has "
+                    f"{spec}: give those of new_caches()"
+                )
 
     def new_caches(self) -> list[LayerCache]:
         """An empty cache for each block: of keys and values, or of a state."""

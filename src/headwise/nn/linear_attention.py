@@ -96,7 +96,7 @@ class LinearAttention(nn.Module):
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.inner = spec.heads * spec.value_dim
         self.hidden_size = size = checks.size_or("hidden_size", hidden_size, self.inner)
-        keys = spec.key_heads * spec.key_dim
+        keys = spec.query_heads * spec.key_dim
         self.parts = [keys, keys, self.inner]
         self.by_step = not spec.delta and spec.decay == "head"  # Mamba-2's
         self.qkv_proj = nn.Linear(size, sum(self.parts), bias=False, **where)
@@ -181,16 +181,20 @@ class LinearAttention(nn.Module):
         mixed = self.qkv_proj(hidden)
         self._check_cache(cache, hidden, mixed)
         mixed, inputs = self._convolve(mixed, cache, lengths)
-        heads = (self.spec.key_heads, self.spec.key_heads, self.spec.heads)
+        heads = (self.spec.query_heads, self.spec.query_heads, self.spec.heads)
         query, key, value = map(split_heads, mixed.split(self.parts, dim=-1), heads)
         if self.rope is not None:
             positions = _positions(hidden, cache) if positions is None else positions
             query, key = self.rope(query, positions), self.rope(key, positions)
         out, state = self._change(hidden, query, key, value, cache, lengths)
         if cache is not None:
-            cache.hold(inputs, state)
             cache.count(length, lengths)
-        projected: Tensor = self.o_proj(self._gated(out, self.gate_proj(hidden)).to(mixed.dtype))
+            cache.hold(inputs, state)
+        gated = self._gated(out, self.gate_proj(hidden)).to(mixed.dtype)
+        if lengths is not None:  # whatever the gate of padding is
+            past = torch.arange(length, device=hidden.device) >= lengths[:, None]
+            gated = gated.masked_fill(past.unsqueeze(-1), 0.0)
+        projected: Tensor = self.o_proj(gated)
         return projected
 
     def _convolve(
@@ -271,7 +275,7 @@ class LinearAttention(nn.Module):
         gate = gate.sigmoid() if self._is_kimi else F.silu(gate)
         weight = self.norm_weight.to(exact)
         if self.by_step:  # over the heads of a group together
-            rows = (rows.flatten(2) * gate).unflatten(-1, (self.spec.key_heads, -1))
+            rows = (rows.flatten(2) * gate).unflatten(-1, (self.spec.query_heads, -1))
             rows = F.rms_norm(rows, rows.shape[-1:], eps=self.norm_eps)
             return rows.flatten(2) * weight
         return F.rms_norm(rows, rows.shape[-1:], weight, self.norm_eps).flatten(2) * gate
@@ -292,6 +296,16 @@ class LinearAttention(nn.Module):
                 "or train without a cache"
             )
         spec, batch = self.spec, hidden.shape[0]
+        if cache.batch is not None:
+            for name, held, has in (
+                ("inputs of a convolution", cache.inputs, spec.conv_width > 0),
+                ("a state", cache.state, True),
+            ):
+                if (held is not None) != has:
+                    raise ShapeError(
+                        f"the cache holds {'no ' if has else ''}{name.removeprefix('a ')}, and "
+                        f"{spec} has {name if has else 'none'}: give the cache of this layer"
+                    )
         exact = torch.promote_types(mixed.dtype, torch.float32)
         inputs = [batch, spec.conv_channels, spec.conv_width]
         state = [batch, spec.heads, spec.key_dim, spec.value_dim]
@@ -304,7 +318,7 @@ class LinearAttention(nn.Module):
                 raise ShapeError(
                     f"the cache holds {name} {list(held.shape)} in {held.dtype} on {held.device}, "
                     f"expected {shape} in {dtype} on {mixed.device}: give the cache of this layer "
-                    "and of these sequences"
+                    "and of these sequences, in the same dtype"
                 )
 
     @classmethod

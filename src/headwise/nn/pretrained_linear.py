@@ -40,6 +40,16 @@ def read_linear(module: Any) -> PretrainedState:
             raise UnsupportedError(
                 f"{kind.__name__}.{name} is a {type(part).__name__}: expected a torch.nn.Linear"
             )
+        if "conv" in name and type(part) is not nn.Conv1d:
+            raise UnsupportedError(
+                f"{kind.__name__}.{name} is a {type(part).__name__}: expected a torch.nn.Conv1d"
+            )
+        own = type(part).__module__.startswith(("torch.nn.", "transformers."))
+        if not own or "forward" in part.__dict__:
+            raise UnsupportedError(
+                f"{kind.__name__}.{name or 'forward'} is not Transformers' own: expected a module "
+                "as the model made it; detach headwise first"
+            )
         if type(part) is nn.Linear and part.bias is not None:
             raise UnsupportedError(f"{name} has a bias, which LinearAttention has not")
     if module.activation not in ("silu", "swish"):
@@ -99,9 +109,9 @@ def _kimi_linear(module: Any) -> PretrainedState:
 
 
 def _mamba2(module: Any) -> PretrainedState:
-    if tuple(module.time_step_limit) != (0.0, math.inf):
+    if module.time_step_limit not in ((0.0, math.inf), [0.0, math.inf]):
         raise UnsupportedError(
-            f"time_step_limit={tuple(module.time_step_limit)}: expected (0.0, inf), no limit"
+            f"time_step_limit={module.time_step_limit!r:.60}: expected (0.0, inf), no limit"
         )
     inner, groups, heads = module.intermediate_size, module.n_groups, module.num_heads
     keys = groups * module.ssm_state_size

@@ -92,13 +92,18 @@ class StateSpec:
         if (self.delta, self.decay) not in _NAMES:
             raise SpecError("decay='fixed' with delta=True: expected delta=False, as in RetNet")
         integer("key_heads", self.key_heads, least=0)
-        if self.key_heads and self.heads % self.key_heads:
+        if self.key_heads and (not self.heads or self.heads % self.key_heads):
             raise SpecError(
                 f"key_heads={self.key_heads} with heads={self.heads}: expected heads that are a "
                 "multiple of key_heads"
             )
-        if self.heads and not self.key_heads:
-            object.__setattr__(self, "key_heads", self.heads)
+        if self.key_heads == self.heads:  # one spelling of the same: they follow the heads
+            object.__setattr__(self, "key_heads", 0)
+
+    @property
+    def query_heads(self) -> int:
+        """Heads of queries and keys."""
+        return self.key_heads or self.heads
 
     @property
     def matrix_elements(self) -> int:
@@ -132,5 +137,5 @@ class StateSpec:
         if not self.heads:
             return f"convolution {self.conv_channels} channels, width {self.conv_width}"
         name, state = _NAMES[self.delta, self.decay], f"{self.key_dim} x {self.value_dim}"
-        heads = "" if self.key_heads == self.heads else f"/{self.key_heads}"
+        heads = f"/{self.key_heads}" if self.key_heads else ""
         return f"{name} {self.heads}{heads} heads, state {state}"
