@@ -69,8 +69,9 @@ def cover(model: PreTrainedModel, choice: CacheChoice, *, step: str, strict: boo
     sparse = {} if unlike is None else _sparse_modules(model)
     name = type(model).__name__
     linear = {} if own else linear_modules(model)
-    if not own and not any(isinstance(said, Kind) for said in linear.values()):
-        _require_interface(model, sparse, unlike)
+    if not own:
+        states = any(isinstance(said, Kind) for said in linear.values())
+        _require_interface(model, sparse, unlike, states=states)
     parts = {
         part: reason
         for part, module in _parts(model).items()
@@ -186,7 +187,10 @@ def _is_encoder(model: PreTrainedModel) -> bool:
     return getattr(model.config, "is_decoder", None) is False and not any(causal)
 
 
-def _require_interface(model: PreTrainedModel, sparse: dict[str, Any], unlike: str | None) -> None:
+def _require_interface(
+    model: PreTrainedModel, sparse: dict[str, Any], unlike: str | None, *, states: bool
+) -> None:
+    """states: whether layers of linear attention can be attached, whatever else there is."""
     name = type(model).__name__
     unread = _attention_without_source(model)
     if unread is not None:
@@ -195,7 +199,7 @@ def _require_interface(model: PreTrainedModel, sparse: dict[str, Any], unlike: s
             "it attends is not known: define it in a file"
         )
     models = [model, *_parts(model).values()]
-    if not any(takes_interface(type(each)) for each in models):
+    if not states and not any(takes_interface(type(each)) for each in models):
         raise UnsupportedError(
             f"{name} does not take its attention from Transformers' attention interface, so "
             "headwise cannot replace it"
