@@ -8,7 +8,7 @@ from torch import Tensor
 
 from headwise.ops.attend.call import AttentionCall, Problem
 from headwise.ops.attend.chosen import chosen_mask
-from headwise.ops.attend.visible import visible_keys
+from headwise.ops.attend.visible import part_of, visible_keys
 
 # Elements of one block of scores (64 MiB in float32).
 _BLOCK_SCORES = 2**24
@@ -81,14 +81,15 @@ def _visible(call: AttentionCall, rows: slice, start: int, stop: int) -> Tensor 
     chosen = chosen_mask(options, call.query.shape[1], call.key.shape[2], rows)
     for mask in (options.mask, chosen):
         if mask is not None:
-            part = _part(mask, slice(None) if mask is chosen else rows, start, stop)
+            mask = mask if mask is chosen else part_of(mask, 2, rows)
+            part = part_of(mask, 3, slice(start, stop))
             visible = part if visible is None else part & visible
     return visible
 
 
 def _bias(call: AttentionCall, rows: slice, start: int, stop: int) -> Tensor | None:
     bias, slopes = call.options.bias, call.options.alibi_slopes
-    bias = None if bias is None else _part(bias, rows, start, stop)
+    bias = None if bias is None else part_of(part_of(bias, 2, rows), 3, slice(start, stop))
     if slopes is None:
         return bias
     position, key_position = _positions(call, rows, start, stop)
@@ -102,10 +103,3 @@ def _positions(call: AttentionCall, rows: slice, start: int, stop: int) -> tuple
     offset, device = call.key.shape[2] - call.query.shape[2], call.query.device
     position = torch.arange(rows.start + offset, rows.stop + offset, device=device)
     return position.view(-1, 1), torch.arange(start, stop, device=device)
-
-
-def _part(tensor: Tensor, rows: slice, start: int, stop: int) -> Tensor:
-    """The block of a tensor that broadcasts to [B,H,S,L]."""
-    if tensor.shape[2] > 1:
-        tensor = tensor[:, :, rows]
-    return tensor[..., start:stop] if tensor.shape[3] > 1 else tensor

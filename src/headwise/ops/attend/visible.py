@@ -24,3 +24,14 @@ def visible_keys(
         return visible
     recent = key_position > position - window
     return recent if visible is None else visible & recent
+
+
+def part_of(tensor: Tensor, dim: int, part: slice) -> Tensor:
+    """A part of a tensor that broadcasts to [B,H,S,L]: of 4 dims, whole where it is of size 1.
+
+    >>> import torch
+    >>> part_of(torch.zeros(1, 6, 9), 2, slice(2, 5)).shape
+    torch.Size([1, 1, 3, 9])
+    """
+    tensor = tensor[(None,) * (4 - tensor.ndim)]
+    return tensor if tensor.shape[dim] == 1 else tensor[(slice(None),) * dim + (part,)]

@@ -37,8 +37,12 @@ def choose(problem: Problem, backend: str | None) -> Backend:
                 f"backend {backend!r} cannot serve this call: {verdict.reason}; "
                 f"{', '.join(able)} can"
             )
+    raise _unknown(backend)
+
+
+def _unknown(backend: str | None) -> UnsupportedError:
     names = ", ".join(known.name for known in BACKENDS)
-    raise UnsupportedError(f"no backend is called {backend!r}: choose one of {names}")
+    return UnsupportedError(f"no backend is called {backend!r}: choose one of {names}")
 
 
 def choose_offer(
@@ -74,9 +78,8 @@ def offer_of(
             if backend in (None, known.name):
                 return offer.run
             able.append(known.name)
-    names = ", ".join(known.name for known in BACKENDS)
     if backend not in [known.name for known in BACKENDS]:
-        raise UnsupportedError(f"no backend is called {backend!r}: choose one of {names}")
+        raise _unknown(backend)
     raise UnsupportedError(
         f"backend {backend!r} cannot serve this call of {operator}; {', '.join(able)} can"
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headwise.ops.attend.call import AttentionCall, contiguous_rows
 from headwise.ops.attend.chosen import chosen_mask, without
-from headwise.ops.attend.visible import visible_keys
+from headwise.ops.attend.visible import part_of, visible_keys
 from headwise.ops.backend import cpu_library, cpu_step
 from headwise.ops.backend.protocol import Offer
 from headwise.ops.views import KV, PagedKV
@@ -75,8 +75,8 @@ def _in_rows(call: AttentionCall, attend: Attend) -> tuple[Tensor, Tensor | None
         seen = visible_keys(position, every, causal=options.causal, window=options.window)
         mask = mask if seen is None else mask & seen
         if options.mask is not None:
-            mask = mask & _part(options.mask, 2, rows)
-        bias = None if options.bias is None else _part(options.bias, 2, rows)
+            mask = mask & part_of(options.mask, 2, rows)
+        bias = None if options.bias is None else part_of(options.bias, 2, rows)
         own = replace(without(options, mask), causal=False, window=None, bias=bias)
         tail = call.query_tail
         out, lse = attend(
@@ -111,19 +111,12 @@ def _of_head(call: AttentionCall, head: int) -> AttentionCall:
             options,
             sinks=None if options.sinks is None else options.sinks[queries],
             alibi_slopes=None if options.alibi_slopes is None else options.alibi_slopes[queries],
-            bias=None if options.bias is None else _part(options.bias, 1, queries),
-            mask=None if options.mask is None else _part(options.mask, 1, queries),
+            bias=None if options.bias is None else part_of(options.bias, 1, queries),
+            mask=None if options.mask is None else part_of(options.mask, 1, queries),
             indices=None if options.indices is None else options.indices[:, one],
             block_indices=None if options.block_indices is None else options.block_indices[:, one],
         ),
     )
-
-
-def _part(tensor: Tensor, dim: int, part: slice) -> Tensor:
-    """A part of a tensor that broadcasts to [B,H,S,L]."""
-    if tensor.shape[dim] == 1:
-        return tensor
-    return tensor[:, part] if dim == 1 else tensor[:, :, part]
 
 
 def _view_of_head(kv: KV, one: slice) -> KV:

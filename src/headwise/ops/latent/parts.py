@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwise.ops.attend.visible import part_of
 from headwise.ops.modes import forward_mode, needs_gradients
 from headwise.ops.views import KV, PagedKV
 
@@ -80,7 +81,7 @@ def _of_queries(call: LatentCall, rows: int, context: int) -> Iterator[LatentCal
             query_rope=call.query_rope[:, :, part],
             kv=kv,
             kv_lengths=lengths,
-            mask=_part(call.mask, 2, part),
+            mask=None if call.mask is None else part_of(call.mask, 2, part),
             indices=None if call.indices is None else call.indices[:, :, part],
         )
 
@@ -105,15 +106,5 @@ def _of_heads(call: LatentCall, some: int) -> Iterator[LatentCall]:
             w_uk=call.w_uk[part],
             w_uv=call.w_uv[part],
             sinks=None if call.sinks is None else call.sinks[part],
-            mask=_part(call.mask, 1, part),
+            mask=None if call.mask is None else part_of(call.mask, 1, part),
         )
-
-
-def _part(mask: Tensor | None, dim: int, part: slice) -> Tensor | None:
-    """The part of a mask that broadcasts to [B,H,S,L]."""
-    if mask is None:
-        return None
-    mask = mask[(None,) * (4 - mask.ndim)]
-    if mask.shape[dim] == 1:
-        return mask
-    return mask[:, part] if dim == 1 else mask[:, :, part]
