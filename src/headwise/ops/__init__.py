@@ -20,6 +20,7 @@ from headwise.ops.backend.protocol import (
     Rejected,
     Verdict,
 )
+from headwise.ops.convolution.call import ACTIVATIONS as CONV_ACTIVATIONS
 from headwise.ops.convolution.call import ConvolutionCall
 from headwise.ops.convolution.operator import causal_conv1d, convolve
 from headwise.ops.indexer.operator import index_topk
@@ -45,6 +46,7 @@ from headwise.ops.views import KV, PagedKV, QuantKV
 
 __all__ = [
     "BLOCK_FORMATS",
+    "CONV_ACTIVATIONS",
     "KV",
     "Accepted",
     "AttentionCall",

@@ -4,7 +4,7 @@ Of linear attention, of a state-space model (Mamba-2), or of a short convolution
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from headwise.errors import SpecError
 from headwise.spec.checks import boolean, integer, positive_int, shown, token_count
@@ -99,6 +99,19 @@ class StateSpec:
             )
         if self.key_heads == self.heads:  # one spelling of the same: they follow the heads
             object.__setattr__(self, "key_heads", 0)
+
+    @classmethod
+    def mamba2(cls, *, heads: int, groups: int, key_dim: int, value_dim: int, width: int) -> Self:
+        """Of a Mamba-2 layer, whose convolution is over x and, one a group of heads, B and C."""
+        return cls(
+            conv_channels=heads * value_dim + 2 * groups * key_dim,
+            conv_width=width,
+            heads=heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            delta=False,
+            key_heads=groups,
+        )
 
     @property
     def query_heads(self) -> int:

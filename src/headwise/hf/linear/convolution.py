@@ -6,9 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from headwise.hf.linear.function import Function, Random, is_packed
-from headwise.ops import ConvolutionCall, convolve
-
-_ACTIVATIONS = (None, "silu", "swish")
+from headwise.ops import CONV_ACTIVATIONS, ConvolutionCall, convolve
 
 
 def _many(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -19,7 +17,7 @@ def _many(stock: Callable[..., Any]) -> Callable[..., Any]:
         activation: str | None = None,
         **others: Any,
     ) -> Any:
-        known = activation in _ACTIVATIONS and weight.dtype == hidden_states.dtype
+        known = activation in CONV_ACTIVATIONS and weight.dtype == hidden_states.dtype
         if not known or is_packed(others):
             return stock(hidden_states, weight, bias, activation, **others)
         call = ConvolutionCall(hidden_states, weight, bias, activation, None, None, kept=0)
@@ -38,7 +36,11 @@ def _one(stock: Callable[..., Any]) -> Callable[..., Any]:
         **others: Any,
     ) -> Any:
         same = weight.dtype == hidden_states.dtype == conv_state.dtype
-        if not same or activation not in _ACTIVATIONS or conv_state.shape[2] < weight.shape[1] - 1:
+        if (
+            not same
+            or activation not in CONV_ACTIVATIONS
+            or conv_state.shape[2] < weight.shape[1] - 1
+        ):
             return stock(hidden_states, conv_state, weight, bias, activation, **others)
         kept = conv_state.shape[2]
         call = ConvolutionCall(

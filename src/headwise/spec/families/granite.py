@@ -67,14 +67,9 @@ def _state(fields: ConfigFields) -> StateSpec:
             f"mamba_n_heads={heads} with mamba_d_head={value_dim}: expected heads that add up to "
             f"mamba_expand x hidden_size = {inner}"
         )
-    return StateSpec(
-        conv_channels=inner + 2 * groups * key_dim,
-        conv_width=fields.positive("mamba_d_conv"),
-        heads=heads,
-        key_dim=key_dim,
-        value_dim=value_dim,
-        delta=False,
-        key_heads=groups,
+    width = fields.positive("mamba_d_conv")
+    return StateSpec.mamba2(
+        heads=heads, groups=groups, key_dim=key_dim, value_dim=value_dim, width=width
     )
 
 

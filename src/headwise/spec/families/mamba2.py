@@ -27,15 +27,12 @@ def _read(fields: ConfigFields) -> Layout:
             f"num_heads={heads} with head_dim={head_dim}: expected heads that add up to "
             f"expand x hidden_size = {inner}"
         )
-    key_dim, groups = fields.positive("state_size"), fields.positive("n_groups")
-    state = StateSpec(
-        conv_channels=inner + 2 * groups * key_dim,
-        conv_width=fields.positive("conv_kernel"),
+    state = StateSpec.mamba2(
         heads=heads,
-        key_dim=key_dim,
+        groups=fields.positive("n_groups"),
+        key_dim=fields.positive("state_size"),
         value_dim=head_dim,
-        delta=False,
-        key_heads=groups,
+        width=fields.positive("conv_kernel"),
     )
     layers = fields.layers("num_hidden_layers")
     return Layout(tuple(LayerSpec(index, state) for index in range(layers)), (), None)

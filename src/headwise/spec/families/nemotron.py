@@ -57,17 +57,12 @@ def _read_nemotron_h(fields: ConfigFields) -> Layout:
 
 
 def _state(fields: ConfigFields) -> StateSpec:
-    heads, head_dim = fields.positive("mamba_num_heads"), fields.positive("mamba_head_dim")
-    state, groups = fields.positive("ssm_state_size"), fields.positive("n_groups")
-    return StateSpec(
-        # B and C, of which a group of heads has one, beside x
-        conv_channels=heads * head_dim + 2 * groups * state,
-        conv_width=fields.positive("conv_kernel"),
-        heads=heads,
-        key_dim=state,
-        value_dim=head_dim,
-        delta=False,
-        key_heads=groups,
+    return StateSpec.mamba2(
+        heads=fields.positive("mamba_num_heads"),
+        groups=fields.positive("n_groups"),
+        key_dim=fields.positive("ssm_state_size"),
+        value_dim=fields.positive("mamba_head_dim"),
+        width=fields.positive("conv_kernel"),
     )
 
 
