@@ -8,7 +8,8 @@
 
 namespace headwise {
 
-// Where the scales of quantised rows lie, those of a row side by side.
+// Where the scales of quantised rows lie, those of a row side by side; in pages, `batch` is from
+// page to page.
 struct Scales {
   const float* data;
   int64_t batch, head, row;
@@ -37,7 +38,7 @@ struct AttendArgs {
   int64_t query_tail_batch, query_tail_head, query_tail_row;
   int64_t key_tail_batch, key_tail_head, key_tail_row;
   // keys in pages of 1 << page_shift rows: row j of sequence b is in the page
-  // table[b * table_row + (j >> page_shift)], and the *_batch above are from page to page
+  // table[b * table_row + (j >> page_shift)], and *_batch, of keys and scales, is from page to page
   const int32_t* table;  // null: every sequence has its own rows, one after the other
   int64_t table_row;
   int page_shift;

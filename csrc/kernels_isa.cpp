@@ -40,16 +40,19 @@ struct Body {
   }
 };
 
+// Where the rows of a task's kv head begin, `batch` apart from sequence to sequence where they are
+// not in pages.
+HEADWISE_INLINE int64_t first_of(const Task& task, int64_t batch, int64_t head) {
+  return (task.args->table == nullptr ? task.batch * batch : 0) + task.kv_head * head;
+}
+
 template <class T>
 void over_strided(const Body& body) {
   const AttendArgs& args = *body.task.args;
-  const int64_t batch = body.task.batch, head = body.task.kv_head;
-  const int32_t* table = args.table == nullptr ? nullptr : args.table + batch * args.table_row;
-  const int32_t* list = body.task.list();
-  const auto rows = [&](const void* base, int64_t each, int64_t per_head, int64_t row) {
-    const int64_t first = (table == nullptr ? batch * each : 0) + head * per_head;
-    return StridedRows<T>{
-        static_cast<const T*>(base) + first, row, table, each, args.page_shift, list};
+  const Places places = body.task.places();
+  const auto rows = [&](const void* base, int64_t batch, int64_t head, int64_t row) {
+    return StridedRows<T>{static_cast<const T*>(base) + first_of(body.task, batch, head), row,
+                          batch, places};
   };
   body.run(rows(args.key, args.key_batch, args.key_head, args.key_row),
            rows(args.key_tail, args.key_tail_batch, args.key_tail_head, args.key_tail_row),
@@ -59,13 +62,12 @@ void over_strided(const Body& body) {
 template <int BITS, int GROUP>
 void over_quantized(const Body& body) {
   const AttendArgs& args = *body.task.args;
-  const int64_t batch = body.task.batch, head = body.task.kv_head;
-  const int32_t* list = body.task.list();
-  const auto rows = [&](const void* base, int64_t each, int64_t per_head, int64_t row,
-                        const Scales& scales) {
+  const Places places = body.task.places();
+  const auto rows = [&](const void* base, int64_t batch, int64_t head, int64_t row, Scales scales) {
+    scales.data += first_of(body.task, scales.batch, scales.head);
     return QuantizedRows<BITS, GROUP>{
-        static_cast<const unsigned char*>(base) + batch * each + head * per_head, row,
-        scales.data + batch * scales.batch + head * scales.head, scales.row, list};
+        static_cast<const unsigned char*>(base) + first_of(body.task, batch, head), row, batch,
+        scales, places};
   };
   body.run(rows(args.key, args.key_batch, args.key_head, args.key_row, args.key_scales),
            rows(args.key_tail, args.key_tail_batch, args.key_tail_head, args.key_tail_row,

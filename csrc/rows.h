@@ -16,6 +16,32 @@ inline int64_t listed_run(const int32_t* list, int64_t first, int64_t count) {
   return length;
 }
 
+// Which rows a sequence has: one after the other or in pages, all of them or those of a list.
+struct Places {
+  const int32_t* table = nullptr;  // the pages of this sequence; null: none
+  int shift = 0;                   // log2 of the rows of a page
+  const int32_t* list = nullptr;   // positions of the rows, ascending; null: all of them
+
+  // Where row `index` begins, of rows `stride` apart in pages `page` apart.
+  HEADWISE_INLINE int64_t offset(int64_t index, int64_t stride, int64_t page) const {
+    if (list != nullptr) index = list[index];
+    if (table == nullptr) return index * stride;
+    const int64_t within = index & ((int64_t(1) << shift) - 1);
+    return table[index >> shift] * page + within * stride;
+  }
+  // How many of the `count` rows from `first` on lie `stride` apart.
+  HEADWISE_INLINE int64_t run(int64_t first, int64_t count, int64_t stride, int64_t page) const {
+    if (list != nullptr) return table == nullptr ? listed_run(list, first, count) : 1;
+    if (table == nullptr) return count;
+    const int64_t rows = int64_t(1) << shift;
+    int64_t length = rows - (first & (rows - 1));
+    const int32_t* at = table + (first >> shift);
+    // pages are often neighbours
+    for (; length < count && at[1] * page == at[0] * page + rows * stride; ++at) length += rows;
+    return length < count ? length : count;
+  }
+};
+
 // Rows of T at a fixed distance, or in pages of such rows.
 template <class T>
 struct StridedRows {
@@ -26,27 +52,13 @@ struct StridedRows {
   static constexpr bool kScaled = false;             // rows are what they say
   const T* base;
   int64_t stride;
-  const int32_t* table = nullptr;  // the pages of this sequence, `page` apart; null: none
-  int64_t page = 0;
-  int shift = 0;                  // log2 of the rows of a page
-  const int32_t* list = nullptr;  // positions of the rows, ascending; null: all of them
+  int64_t page = 0;  // from page to page
+  Places places = {};
 
-  HEADWISE_INLINE Row row(int64_t index) const {
-    if (list != nullptr) index = list[index];
-    if (table == nullptr) return base + index * stride;
-    const int64_t within = index & ((int64_t(1) << shift) - 1);
-    return base + table[index >> shift] * page + within * stride;
-  }
+  HEADWISE_INLINE Row row(int64_t index) const { return base + places.offset(index, stride, page); }
   // How many of the `count` rows from `first` on lie `stride` apart.
   HEADWISE_INLINE int64_t run(int64_t first, int64_t count) const {
-    if (list != nullptr) return table == nullptr ? listed_run(list, first, count) : 1;
-    if (table == nullptr) return count;
-    const int64_t rows = int64_t(1) << shift;
-    int64_t length = rows - (first & (rows - 1));
-    const int32_t* at = table + (first >> shift);
-    // pages are often neighbours
-    for (; length < count && at[1] * page == at[0] * page + rows * stride; ++at) length += rows;
-    return length < count ? length : count;
+    return places.run(first, count, stride, page);
   }
   static HEADWISE_INLINE const char* address(Row row) { return reinterpret_cast<const char*>(row); }
   HEADWISE_INLINE int64_t step() const { return bytes(stride); }  // bytes from row to row
@@ -82,24 +94,24 @@ struct QuantizedRows {
   static constexpr bool kScaled = GROUP == 0;
   const unsigned char* base;
   int64_t stride;
-  const float* scales;
-  int64_t scale_stride;
-  const int32_t* list = nullptr;  // positions of the rows, ascending; null: all of them
+  int64_t page;  // from page to page
+  Scales scales;
+  Places places;
 
   HEADWISE_INLINE Row row(int64_t index) const {
-    if (list != nullptr) index = list[index];
+    const unsigned char* integers = base + places.offset(index, stride, page);
     if constexpr (GROUP == 0)
-      return base + index * stride;
+      return integers;
     else
-      return {base + index * stride, scales + index * scale_stride};
+      return {integers, scales_of(index)};
   }
   HEADWISE_INLINE int64_t run(int64_t first, int64_t count) const {
-    return list == nullptr ? count : listed_run(list, first, count);
+    return places.run(first, count, stride, page);
   }
-  HEADWISE_INLINE float scale(int64_t index) const {
-    if (list != nullptr) index = list[index];
-    return GROUP == 0 ? scales[index * scale_stride] : 1.0f;
+  HEADWISE_INLINE const float* scales_of(int64_t index) const {
+    return scales.data + places.offset(index, scales.row, scales.batch);
   }
+  HEADWISE_INLINE float scale(int64_t index) const { return GROUP == 0 ? *scales_of(index) : 1.0f; }
   static HEADWISE_INLINE const char* address(Row row) {
     if constexpr (GROUP == 0)
       return reinterpret_cast<const char*>(row);
@@ -124,6 +136,27 @@ struct QuantizedRows {
       return x * splat(row.scales[at / GROUP]);
   }
 };
+
+// The rows of a block, the keys first..first + count, and their scales times `factor`. Past the
+// last key the last one stands in; what it gives is hidden.
+template <class Rows>
+HEADWISE_INLINE void find_rows(const Rows& rows, int64_t first, int count, float factor,
+                               typename Rows::Row* row, [[maybe_unused]] float* scale) {
+  const auto find = [&](const Rows& rows) HEADWISE_LAMBDA {
+    for (int j = 0; j < kBlock; ++j) {
+      const int64_t index = first + (j < count ? j : count - 1);
+      row[j] = rows.row(index);
+      if constexpr (Rows::kScaled) scale[j] = factor * rows.scale(index);
+    }
+  };
+  if (rows.places.table != nullptr || rows.places.list != nullptr) {
+    find(rows);
+  } else {  // most are in order, and then not asked about one by one
+    Rows in_order = rows;
+    in_order.places = {};
+    find(in_order);
+  }
+}
 
 // Calls what(pointer) with `base` in one of the three dtypes that are served.
 template <class What>

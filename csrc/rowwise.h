@@ -106,17 +106,11 @@ void attend_rowwise(const Task& task, const KeyRows& keys, const ValueRows& valu
     ahead.add(keys, next, span.coming(next), dim);
     ahead.add(values, next, span.coming(next), value_dim);
 
-    // past the last key the last one stands in; what it gives is hidden
     typename KeyRows::Row key[kBlock];
     typename ValueRows::Row value[kBlock];
     alignas(64) float key_scale[kBlock], value_scale[kBlock];
-    for (int j = 0; j < kBlock; ++j) {
-      const int64_t index = block + (j < count ? j : count - 1);
-      key[j] = keys.row(index);
-      value[j] = values.row(index);
-      if constexpr (KeyRows::kScaled) key_scale[j] = args.scale * keys.scale(index);
-      if constexpr (ValueRows::kScaled) value_scale[j] = values.scale(index);
-    }
+    find_rows(keys, block, count, args.scale, key, key_scale);
+    find_rows(values, block, count, 1.0f, value, value_scale);
     for (int k = 0; k < count; k += 4)
       by_rows(rows, [&](auto R, int64_t row) HEADWISE_LAMBDA {
         float* to = score + row * kBlock + k;

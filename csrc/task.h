@@ -44,10 +44,12 @@ struct Task {
   HEADWISE_INLINE int64_t query(int64_t row) const {
     return first_query + (first_row + row) / group;
   }
-  // The keys of a list, of which the task's are numbers; null: they are positions.
-  const int32_t* list() const {
+  // The pages of the sequence, and the keys of a list, of which the task's are then numbers.
+  Places places() const {
     const Lists& lists = args->lists;
-    return lists.keys == nullptr ? nullptr : lists.keys + (sequence - plan->sequences) * lists.most;
+    return {
+        args->table == nullptr ? nullptr : args->table + batch * args->table_row, args->page_shift,
+        lists.keys == nullptr ? nullptr : lists.keys + (sequence - plan->sequences) * lists.most};
   }
   HEADWISE_INLINE int64_t position(int64_t row) const {
     return sequence->length - args->queries + query(row);

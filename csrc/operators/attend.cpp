@@ -37,7 +37,8 @@ namespace {
 // The operator's arguments before its options. Keys and values are [B,K,L,D or V], unless there is
 // - page_table: they are [pages,K,page size,D or V], and every sequence has `context` keys, or its
 //   length of kv_lengths; without one, context is 0;
-// - key_scales: they are integers, int8 of 8 bits, or uint8 with two of 4 bits in each byte.
+// - key_scales: they are integers, int8 of 8 bits, or uint8 with two of 4 bits in each byte; scales
+//   lie as their rows do, in pages where those are in pages.
 constexpr const char* kArguments =
     "Tensor query, Tensor key, Tensor value, Tensor? query_tail, Tensor? key_tail, "
     "Tensor? page_table, int context, "
@@ -144,7 +145,8 @@ void check_dims(const Call& call, AttendArgs* args) {
   args->value_dim = call.value.size(3);
 }
 
-// The scales [B, K, L, groups] of quantised rows [B, K, L, bytes], and the dim of such a row.
+// The scales [B, K, L, groups] of quantised rows [B, K, L, bytes], or of such pages, and the dim of
+// a row.
 int64_t read_scales(const Tensor& rows, const MaybeTensor& given, const char* name, int64_t bits,
                     Scales* to) {
   const int64_t dim = rows.size(3) * 8 / bits, groups = scale_groups(bits, dim);
@@ -230,7 +232,6 @@ void attend(StableIValue* stack, uint64_t, uint64_t) {
   AttendArgs args = {};
   read_query(call, &args);
   const bool paged = call.page_table.has_value(), quantised = call.key_scales.has_value();
-  STD_TORCH_CHECK(!(paged && quantised), kAttend, ": page_table and scales cannot come together");
   STD_TORCH_CHECK(paged || call.context == 0, kAttend, ": context is ", call.context,
                   ", expected 0 without a page_table");
   check_tensor(call.key, "key");

@@ -59,8 +59,7 @@ void one(int level) {
   a.dim = pick({1, 7, 16, 31, 33, 64, 80, 128});
   a.value_dim = pick({1, 7, 16, 31, 33, 64, 80, 128});
   if (a.heads * a.queries > 300) a.context = pick({0, 1, 65, 129});
-  const int layout = int(rng() % 5);  // 0 to 2: two tensors; 3: pages; 4: integers
-  const bool paged = layout == 3, quantized = layout == 4;
+  const bool paged = some(3), quantized = some(3);
   if (quantized) a.bits = some(5) ? 8 : 4;
   if (a.bits == 4) a.dim = pick({2, 16, 30, 64, 80, 128}), a.value_dim = pick({2, 16, 34, 64, 128});
   const bool split = some(3);  // absorbed MLA: one latent for keys and values, a rope key beside it
@@ -85,7 +84,7 @@ void one(int level) {
   for (size_t i = 0; i < table.size(); ++i) table[i] = int32_t(i) + 1;
   if (some(7)) std::shuffle(table.begin(), table.end(), rng);
   if (paged) a.table = table.data(), a.table_row = of_sequence;
-  auto strides = [&](int64_t dim, int64_t* row, int64_t* head, int64_t* batch) {
+  auto strides = [&](int64_t dim, int64_t gap, int64_t* row, int64_t* head, int64_t* batch) {
     *row = (inside ? a.kv_heads : 1) * (dim + gap);
     *head = inside ? dim + gap : inner * (dim + gap);
     *batch = a.kv_heads * inner * (dim + gap);
@@ -97,14 +96,14 @@ void one(int level) {
     if (!paged) return b * batch + k * head + j * row;
     return table[b * of_sequence + (j >> a.page_shift)] * batch + k * head + j % page_size * row;
   };
-  Numbers key(strides(a.dim, &a.key_row, &a.key_head, &a.key_batch), a.dtype);
-  Numbers value(strides(a.value_dim, &a.value_row, &a.value_head, &a.value_batch), a.dtype);
+  Numbers key(strides(a.dim, gap, &a.key_row, &a.key_head, &a.key_batch), a.dtype);
+  Numbers value(strides(a.value_dim, gap, &a.value_row, &a.value_head, &a.value_batch), a.dtype);
   const bool shared = split && a.value_dim == a.dim;
   if (shared) a.value_row = a.key_row, a.value_head = a.key_head, a.value_batch = a.key_batch;
   Numbers query_tail(a.batch * a.heads * a.queries * a.tail_dim, a.dtype);
   a.query_tail_row = a.tail_dim, a.query_tail_head = a.queries * a.tail_dim;
   a.query_tail_batch = a.heads * a.query_tail_head;
-  Numbers key_tail(strides(a.tail_dim, &a.key_tail_row, &a.key_tail_head, &a.key_tail_batch),
+  Numbers key_tail(strides(a.tail_dim, gap, &a.key_tail_row, &a.key_tail_head, &a.key_tail_batch),
                    a.dtype);
   // keys chosen for each query, some of them twice
   Chosen* choice = some(3) ? &options.indices : some(2) ? &options.block_indices : nullptr;
@@ -161,21 +160,23 @@ void one(int level) {
   a.value = shared ? a.key : value.data();
   const Numbers& used = shared ? key : value;
   if (split) a.query_tail = query_tail.data(), a.key_tail = key_tail.data();
+  // integers and scales lie as the rows do, without a gap
   Integers keys, values, tails;
+  const int64_t all = outer * a.kv_heads * inner;
   auto quantize = [&](Integers& to, int64_t dim, Scales* at, const void** base, int64_t* batch,
                       int64_t* head, int64_t* row) {
     to.bits = a.bits;
-    to.fill(a.batch * a.kv_heads * a.context, dim);
+    to.fill(all, dim);
+    strides(dim * a.bits / 8, 0, row, head, batch);
+    strides(to.groups, 0, &at->row, &at->head, &at->batch);
     for (int64_t b = 0; b < a.batch; ++b)
       for (int64_t k = 0; k < a.kv_heads; ++k)
         for (int64_t j = lengths[b]; j < a.context; ++j)
           for (int64_t g = 0; g < to.groups; ++g)
-            to.scales[((b * a.kv_heads + k) * a.context + j) * to.groups + g] = NAN;
-    to.widen(a.batch * a.kv_heads * a.context, dim);
+            to.scales[row_at(b, k, j, at->batch, at->head, at->row) + g] = NAN;
+    to.widen(all, dim);
     *base = to.bytes.data();
-    *row = dim * a.bits / 8, *head = a.context * *row, *batch = a.kv_heads * *head;
     at->data = to.scales.data();
-    at->row = to.groups, at->head = a.context * at->row, at->batch = a.kv_heads * at->head;
   };
   if (quantized) {
     quantize(keys, a.dim, &a.key_scales, &a.key, &a.key_batch, &a.key_head, &a.key_row);
@@ -189,19 +190,23 @@ void one(int level) {
       a.value_row = a.key_row, a.value_head = a.key_head, a.value_batch = a.key_batch;
     }
   }
+  // the number of a row of integers
+  auto index = [&](int64_t b, int64_t k, int64_t j) {
+    const int64_t row = inside ? a.kv_heads : 1, head = inside ? 1 : inner;
+    return row_at(b, k, j, a.kv_heads * inner, head, row);
+  };
   auto key_at = [&](int64_t b, int64_t k, int64_t j, int64_t d) {
-    return quantized ? keys.at((b * a.kv_heads + k) * a.context + j, d, a.dim)
+    return quantized ? keys.at(index(b, k, j), d, a.dim)
                      : key.at(row_at(b, k, j, a.key_batch, a.key_head, a.key_row) + d);
   };
   auto tail_at = [&](int64_t b, int64_t k, int64_t j, int64_t d) {
-    return quantized ? tails.at((b * a.kv_heads + k) * a.context + j, d, a.tail_dim)
+    return quantized ? tails.at(index(b, k, j), d, a.tail_dim)
                      : key_tail.at(
                            row_at(b, k, j, a.key_tail_batch, a.key_tail_head, a.key_tail_row) + d);
   };
   auto value_at = [&](int64_t b, int64_t k, int64_t j, int64_t d) {
-    return quantized
-               ? (shared ? keys : values).at((b * a.kv_heads + k) * a.context + j, d, a.value_dim)
-               : used.at(row_at(b, k, j, a.value_batch, a.value_head, a.value_row) + d);
+    return quantized ? (shared ? keys : values).at(index(b, k, j), d, a.value_dim)
+                     : used.at(row_at(b, k, j, a.value_batch, a.value_head, a.value_row) + d);
   };
   Numbers out(a.batch * a.heads * a.queries * a.value_dim, a.dtype);
   std::vector<float> lse(a.batch * a.heads * a.queries, NAN);
@@ -279,7 +284,7 @@ void one(int level) {
           }
           if (a.bits == 8)
             rounding.key(choice ? seen++ : j, key_size, weight, value_size,
-                         (shared ? keys : values).scales[(b * a.kv_heads + k) * a.context + j]);
+                         (shared ? keys : values).scales[index(b, k, j)]);
         }
         const double more = total > 0 ? rounding.of_result(total) : 0.0;
         const int64_t row = (b * a.heads + h) * a.queries + s;

@@ -358,6 +358,15 @@ def raw(**changes):
     return torch.ops.headwise.attend(**(arguments | changes))
 
 
+# 2 pages of 64 tokens, which both sequences share
+INTEGER_PAGES = {
+    "key": torch.ones(2, 2, 64, 16).char(),
+    "value": torch.ones(2, 2, 64, 16).char(),
+    "key_scales": torch.ones(2, 2, 64, 1),
+    "value_scales": torch.ones(2, 2, 64, 1),
+    "page_table": torch.tensor([[0, 1], [0, 1]]).int(),
+    "context": 70,
+}
 BAD = {
     "key has batch 3": {"key": torch.randn(3, 2, 70, 16)},
     "query has 3 dims": {"query": torch.randn(4, 3, 16)},
@@ -393,9 +402,27 @@ BAD = {
     "dim 1 of bias has size 2": {"bias": torch.zeros(1, 2, 1, 70)},
     "bias has no floating dtype": {"bias": torch.zeros(1, 1, 1, 70, dtype=torch.int32)},
     "context is 70, expected 0 without a page_table": {"context": 70},
-    "scales cannot come together": {
-        "page_table": torch.zeros(2, 5).int(),
-        "key_scales": torch.ones(2, 2, 70, 1),
+    "the scales of value are not float32 [B, K, L, 1]": {
+        **INTEGER_PAGES,
+        "value_scales": torch.ones(2, 2, 32, 1),
+    },
+    "the scales of key are not float32 [B, K, L, 1]": {
+        **INTEGER_PAGES,
+        "key_scales": torch.ones(3, 2, 64, 1),
+    },
+    "page_table[0] names page 2, the pool has pages 0 to 1": {
+        **INTEGER_PAGES,
+        "page_table": torch.tensor([[2, 1], [0, 1]]).int(),
+    },
+    "page_table[1] names page -1, the pool": {
+        **INTEGER_PAGES,
+        "page_table": torch.tensor([[0, 1], [0, -1]]).int(),
+    },
+    "a context of 129 in 2 pages of 64": {**INTEGER_PAGES, "context": 129},
+    "pages of 48 tokens, expected a power of two": {
+        **INTEGER_PAGES,
+        **dict.fromkeys(("key", "value"), torch.ones(2, 2, 48, 16).char()),
+        **dict.fromkeys(("key_scales", "value_scales"), torch.ones(2, 2, 48, 1)),
     },
     "page_table[1] names page 9, the pool has pages 0 to 1": {
         "key": torch.randn(2, 2, 64, 16),

@@ -12,7 +12,7 @@ from headwise.ops import choose_paradigm
 from headwise.ops.latent import operator as latent_operator
 from headwise.ops.latent import parts as latent_parts
 from ops.calls import Call, assert_agree
-from ops.test_views import as_integers, in_pages
+from ops.test_views import as_integers, in_integer_pages, in_pages
 
 BATCH, HEADS, CONTEXT, NOPE, ROPE, RANK, VALUE = 2, 3, 19, 7, 5, 17, 11
 DEEPSEEK_V2_LITE = {"heads": 16, "nope_dim": 128, "rope_dim": 64, "value_dim": 128, "rank": 512}
@@ -290,7 +290,7 @@ def test_decode_never_expands_the_context(backend):
     assert max(largest) <= heads * max(context, rank)
 
 
-@pytest.mark.parametrize("kind", ["tensors", "paged", "int8"])
+@pytest.mark.parametrize("kind", ["tensors", "paged", "int8", "paged int8"])
 @pytest.mark.parametrize("paradigm", ["expanded", "absorbed"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_in_parts_it_is_what_it_is_at_once(name, paradigm, kind, monkeypatch):
@@ -301,8 +301,11 @@ def test_in_parts_it_is_what_it_is_at_once(name, paradigm, kind, monkeypatch):
         rows = {"latent": tensors[2], "key_rope": tensors[3]}
     elif kind == "paged":
         rows = {"kv": in_pages(*held, 4, options.pop("kv_lengths", None))}
-    else:
+    elif kind == "int8":
         rows = {"kv": as_integers(*held, 8)}
+    else:
+        integers = as_integers(*held, 8)
+        rows = {"kv": in_integer_pages(integers, 4, options.pop("kv_lengths", None))}
     call = {**rows, **weights, **options, "paradigm": paradigm}
     whole = latent_attention(*query, **call)
     sizes = []

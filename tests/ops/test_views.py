@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import headwise
@@ -28,15 +28,17 @@ LEVELS = list(range(torch.ops.headwise.best_level() + 1))
 SHORT = 2**-11
 
 
-def in_pages(key, value, size, lengths=None):
-    """A view over shuffled pages of a pool, whatever holds no token NaN."""
+def in_pages(key, value, size, lengths=None, order=None):
+    """A view over shuffled pages of a pool, whatever holds no token NaN, or an integer."""
     batch, heads, context, _ = key.shape
     each = -(-context // size)
-    order = torch.randperm(batch * each + 3)[: batch * each].view(batch, each)
+    if order is None:
+        order = torch.randperm(batch * each + 3)[: batch * each].view(batch, each)
     pools = []
     for rows in (key, value):
-        pool = rows.new_full((heads, batch * each + 3, size, rows.shape[3]), math.nan)
-        padded = rows.new_full((batch, heads, each * size, rows.shape[3]), math.nan)
+        waste = math.nan if rows.is_floating_point() else 77
+        pool = rows.new_full((heads, batch * each + 3, size, rows.shape[3]), waste)
+        padded = rows.new_full((batch, heads, each * size, rows.shape[3]), waste)
         padded[:, :, :context] = rows
         pool[:, order] = padded.unflatten(2, (each, size)).transpose(0, 1)
         pools.append(pool.transpose(0, 1))
@@ -53,6 +55,22 @@ def as_integers(key, value, bits):
     first, second = quantize(key, bits), quantize(value, bits)
     return QuantKV(
         key=first[0], key_scales=first[1], value=second[0], value_scales=second[1], bits=bits
+    )
+
+
+def in_integer_pages(kv, size, lengths=None):
+    """The same integers and scales in shuffled pages; what holds no token is no number."""
+    rows = in_pages(kv.key, kv.value, size, lengths)
+    scales = in_pages(kv.key_scales, kv.value_scales, size, order=rows.page_table)
+    return QuantKV(
+        key=rows.key,
+        key_scales=scales.key,
+        value=rows.value,
+        value_scales=scales.value,
+        bits=kv.bits,
+        page_table=rows.page_table,
+        context=rows.context,
+        lengths=lengths,
     )
 
 
@@ -127,9 +145,77 @@ def test_integers_give_what_they_stand_for(
         torch.testing.assert_close(one, other, atol=close, rtol=close)
 
 
+@given(
+    call=attention_calls(),
+    level=st.sampled_from(LEVELS),
+    size=st.sampled_from([1, 2, 8, 64]),
+    bits=st.sampled_from([8, 4]),
+)
+def test_integers_in_pages_give_what_one_buffer_gives_to_the_bit(call, level, size, bits):
+    options = dict(call.options)
+    lengths = options.pop("kv_lengths", None)
+    query, key, value = (tensor.contiguous() for tensor in call.tensors.values())
+    if bits == 4:
+        assume(key.shape[3] % 2 == value.shape[3] % 2 == 0)
+    if lengths is not None:  # rows past a length are NaN, of which no integers are made
+        held = torch.arange(key.shape[2]) < lengths[:, None]
+        key, value = (rows.masked_fill(~held[:, None, :, None], 0.0) for rows in (key, value))
+    one_buffer = as_integers(key, value, bits)
+    view = in_integer_pages(one_buffer, size, lengths)
+    assert (view.shape, view.layout) == (one_buffer.shape, f"paged int{bits}")
+    # rotating back adds in an order that depends on how many rows there are
+    for one, other in zip(view.dense(torch.float32), one_buffer.dense(torch.float32)):
+        torch.testing.assert_close(one, other, atol=1e-5 if bits == 4 else 0, rtol=0)
+    with mock.patch.object(cpu_library, "_level", level):
+        for backend in ("cpu", "torch", "reference"):
+            if backend == "cpu" and query.dtype == torch.float64:
+                continue
+            options["backend"] = backend
+            expected = attention(query, kv=one_buffer, kv_lengths=lengths, **options)
+            found = attention(query, kv=view, **options)
+            pairs = zip(found, expected) if isinstance(found, tuple) else [(found, expected)]
+            for one, other in pairs:
+                if backend == "cpu":
+                    assert torch.equal(one, other)
+                else:  # as PyTorch's products may, and the rows that were rotated back in float32
+                    eps = max(torch.finfo(dtype).eps for dtype in (query.dtype, torch.float32))
+                    torch.testing.assert_close(one, other, atol=32 * eps, rtol=8 * eps)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("page", [1, 16, 64])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "length"), [(4, 4, 1), (6, 2, 1), (8, 1, 3), (32, 1, 1), (4, 2, 40)]
+)
+def test_integers_in_pages_give_what_they_stand_for(heads, kv_heads, length, page, bits, level):
+    context, dim, value_dim = 165, 80, 34
+    query = torch.randn(2, heads, length, dim)
+    rows = (torch.randn(2, kv_heads, context, size) for size in (dim, value_dim))
+    lengths = torch.tensor([context, context // 3])
+    view = in_integer_pages(as_integers(*rows, bits), page, lengths)
+    options = {
+        "causal": True,
+        "window": context // 2,
+        "softcap": 3.0,
+        "sinks": torch.randn(heads),
+        "return_lse": True,
+    }
+    chosen = torch.randint(-1, context, (2, kv_heads, length, 60), dtype=torch.int32)
+    close = SHORT if bits == 8 else 2e-5
+    for also in ({"bias": torch.randn(1, heads, 1, context)}, {"indices": chosen}):
+        with mock.patch.object(cpu_library, "_level", level):
+            found = attention(query, kv=view, backend="cpu", **options, **also)
+        dense = view.dense(torch.float32)
+        options_of = {**options, **also, "kv_lengths": lengths, "backend": "reference"}
+        expected = attention(query, *dense, **options_of)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=close, rtol=close)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("paradigm", ["absorbed", "expanded", "auto"])
-@pytest.mark.parametrize("layout", ["paged", "int8", "int4"])
+@pytest.mark.parametrize("layout", ["paged", "int8", "int4", "paged int8", "paged int4"])
 @pytest.mark.parametrize("nope", [24, 0])
 def test_latents_in_pages_and_as_integers(nope, layout, paradigm, level):
     torch.manual_seed(0)
@@ -140,7 +226,9 @@ def test_latents_in_pages_and_as_integers(nope, layout, paradigm, level):
     if layout == "paged":
         view = in_pages(latent, key_rope, 16)
     else:
-        view = as_integers(latent, key_rope, int(layout[3:]))
+        view = as_integers(latent, key_rope, int(layout[-1]))
+        if layout.startswith("paged"):
+            view = in_integer_pages(view, 16)
     held = [rows[:, 0] for rows in view.dense(torch.float32)]
     options = {"paradigm": paradigm, "causal": True, "return_lse": True}
     with mock.patch.object(cpu_library, "_level", level):
@@ -165,6 +253,9 @@ def test_the_explanation_says_what_is_done_with_a_view():
     words = str(explain(query, kv=as_integers(key, key, 4)))
     assert "int4 in place" in words
     assert words.count("int4 dequantised first") == 2
+    words = str(explain(query, kv=in_integer_pages(as_integers(key, key, 8), 8)))
+    assert "paged int8 in place" in words
+    assert words.count("paged int8 dequantised first") == 2
     with pytest.raises(ShapeError, match="bits is 5, expected 4 or 8"):
         quantize(key, 5)
     wide = make_call(
@@ -183,16 +274,18 @@ def test_the_operators_pass_opcheck():
     arguments = (query, view.key, view.value, None, None, *pages, *rest)
     torch.library.opcheck(ops.attend.default, arguments)
     for bits in (8, 4):
-        kv = as_integers(key, key, bits)
-        scales = (None, 0, kv.key_scales, kv.value_scales, None)
-        arguments = (query, kv.key, kv.value, None, None, *scales, *rest)
-        torch.library.opcheck(ops.attend.default, arguments)
+        one_buffer = as_integers(key, key, bits)
+        for kv in (one_buffer, in_integer_pages(one_buffer, 16)):
+            scales = (kv.page_table, kv.context, kv.key_scales, kv.value_scales, None)
+            arguments = (query, kv.key, kv.value, None, None, *scales, *rest)
+            torch.library.opcheck(ops.attend.default, arguments)
         torch.library.opcheck(ops.quantize.default, (key, bits, 0))
 
 
 def test_views_compile_whole():
     query, key = torch.randn(1, 4, 1, 16), torch.randn(1, 2, 40, 16)
     pages, integers = in_pages(key, key, 16), as_integers(key, key, 8)
+    both_of_them = in_integer_pages(integers, 16)
 
     def both(query):
         first = attention(
@@ -200,7 +293,17 @@ def test_views_compile_whole():
             kv=PagedKV(key=pages.key, value=pages.value, page_table=pages.page_table, context=40),
             causal=True,
         )
-        return first, attention(query, kv=integers, causal=True)
+        kv = QuantKV(
+            key=both_of_them.key,
+            key_scales=both_of_them.key_scales,
+            value=both_of_them.value,
+            value_scales=both_of_them.value_scales,
+            bits=8,
+            page_table=both_of_them.page_table,
+            context=40,
+        )
+        second = attention(query, kv=integers, causal=True)
+        return first, second, attention(query, kv=kv, causal=True)
 
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
     for one, other in zip(compiled(query), both(query), strict=True):
@@ -294,6 +397,16 @@ QUANT = {
     "bits": 8,
 }
 
+# QUANT in pages
+PAGES = {
+    "key": ones(3, 2, 8, 16, dtype=torch.int8),
+    "key_scales": ones(3, 2, 8, 1),
+    "value": ones(3, 2, 8, 4, dtype=torch.int8),
+    "value_scales": ones(3, 2, 8, 1),
+    "page_table": TABLE,
+    "context": 9,
+}
+
 
 @pytest.mark.parametrize(
     ("view", "changes", "message"),
@@ -318,6 +431,14 @@ QUANT = {
         ),
         (QuantKV, {"value": ones(1, 2, 8, 4, dtype=torch.int8)}, "kv.value has shape [1, 2, 8, 4]"),
         (QuantKV, {"key": ones(1, 2, 9, 8, dtype=torch.int8)}, "expected [B, K, L, D] with B=1"),
+        (QuantKV, {"context": 9}, "kv.context and kv.lengths are for pages"),
+        (QuantKV, {"lengths": torch.tensor([9])}, "kv.context and kv.lengths are for pages"),
+        (QuantKV, {**PAGES, "page_table": TABLE.long()}, "kv.page_table has shape [1, 2] and"),
+        (QuantKV, {**PAGES, "context": 17}, "kv.context is 17, expected 0 to 16"),
+        (QuantKV, {**PAGES, "page_table": TABLE + 2}, "names pages 2 to 3, expected 0 to 2"),
+        (QuantKV, {**PAGES, "page_table": TABLE - 1}, "names pages -1 to 0, expected 0 to 2"),
+        (QuantKV, {**PAGES, "key_scales": ones(3, 2, 9, 1)}, "and its scales [3, 2, 9, 1]"),
+        (QuantKV, {**PAGES, "lengths": torch.tensor([10])}, "kv_lengths run from 10 to 10"),
     ],
 )
 @pytest.mark.parametrize("backend", ["cpu", "torch"])

@@ -14,8 +14,70 @@ from headwise.errors import ShapeError
 from headwise.ops.integers.rounding import INT4_GROUP, Bits, dequantize
 
 
+class _Pages:
+    """What views have in common whose tensors are pools, [pages, K, page size, ...]."""
+
+    __slots__ = ()
+    key: Tensor
+    page_table: Tensor | None
+    context: int
+    lengths: Tensor | None
+
+    def check_pages(self) -> None:
+        """Raise `ShapeError` where the page table names a page that does not exist."""
+        if self.page_table is not None:
+            self._check_pages(self._table())
+
+    def _check_table(self, device: torch.device) -> None:
+        """Raise `ShapeError` unless the page table and `context` fit the pools."""
+        _require("kv.page_table", self.page_table, 2, torch.int32, device)
+        assert self.page_table is not None
+        size = self.key.shape[2]
+        if size < 1 or size & (size - 1):
+            raise ShapeError(f"pages hold {size} tokens, expected a power of two")
+        room = self.page_table.shape[1] * size
+        if not isinstance(self.context, int) or not 0 <= self.context <= room:
+            raise ShapeError(
+                f"kv.context is {self.context!r}, expected 0 to {room}, what a row of the page "
+                "table has room for"
+            )
+
+    def _check_pages(self, table: Tensor) -> None:
+        low, high = (int(table.min()), int(table.max())) if table.numel() else (0, 0)
+        if table.numel() and (low < 0 or high >= len(self.key)):
+            raise ShapeError(
+                f"kv.page_table names pages {low} to {high}, expected 0 to {len(self.key) - 1}, "
+                "those of the pool"
+            )
+
+    def _table(self) -> Tensor:
+        """The pages in use, [B, n]; page 0 behind a sequence's last one."""
+        assert self.page_table is not None
+        size = self.key.shape[2]
+        table = self.page_table[:, : -(-self.context // size)].long()
+        if self.lengths is None:
+            return table
+        # what lies behind a sequence's last page may name no page
+        first = torch.arange(table.shape[1], device=table.device) * size
+        return table.masked_fill(first >= self.lengths[:, None], 0)
+
+    def _rows(self, pool: Tensor) -> Tensor:
+        """[B, K, L, ...], gathered from the pages, with zeros past a length; or what is none."""
+        if self.page_table is None:
+            return pool
+        table, past = self._table(), None
+        if self.lengths is not None:
+            position = torch.arange(self.context, device=pool.device)
+            past = position >= self.lengths[:, None]
+        # on other devices reading the values would stall the queue; the C++ kernels look themselves
+        if pool.device.type == "cpu":
+            self._check_pages(table)
+        rows = pool[table].transpose(1, 2).flatten(2, 3)[:, :, : self.context]
+        return rows if past is None else rows.masked_fill(past[:, None, :, None], 0)
+
+
 @dataclass(kw_only=True, slots=True, eq=False, repr=False)
-class PagedKV:
+class PagedKV(_Pages):
     """Keys and values in pages of a pool.
 
     Example:
@@ -69,65 +131,23 @@ class PagedKV:
 
     def dense(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Copies [B,K,L,D] and [B,K,L,V], gathered from the pages; zeros past a length."""
-        return self._gathered(self.key).to(dtype), self._gathered(self.value).to(dtype)
+        return self._rows(self.key).to(dtype), self._rows(self.value).to(dtype)
 
     def check(self, query: Tensor) -> None:
         """Raise `ShapeError` unless the tensors fit one another and the query."""
         for name, pool in (("kv.key", self.key), ("kv.value", self.value)):
             _require(name, pool, 4, query.dtype, query.device)
-        _require("kv.page_table", self.page_table, 2, torch.int32, query.device)
-        size = self.key.shape[2]
         if self.value.shape[:3] != self.key.shape[:3]:
             raise ShapeError(
                 f"kv.value has shape {list(self.value.shape)}, expected [pages, K, page size, V] "
                 f"with the same first three as kv.key {list(self.key.shape)}"
             )
-        if size < 1 or size & (size - 1):
-            raise ShapeError(f"pages hold {size} tokens, expected a power of two")
-        room = self.page_table.shape[1] * size
-        if not isinstance(self.context, int) or not 0 <= self.context <= room:
-            raise ShapeError(
-                f"kv.context is {self.context!r}, expected 0 to {room}, what a row of the page "
-                "table has room for"
-            )
-
-    def check_pages(self) -> None:
-        """Raise `ShapeError` where the page table names a page that does not exist."""
-        self._check_pages(self._table())
-
-    def _check_pages(self, table: Tensor) -> None:
-        low, high = (int(table.min()), int(table.max())) if table.numel() else (0, 0)
-        if table.numel() and (low < 0 or high >= len(self.key)):
-            raise ShapeError(
-                f"kv.page_table names pages {low} to {high}, expected 0 to {len(self.key) - 1}, "
-                "those of the pool"
-            )
-
-    def _table(self) -> Tensor:
-        """The pages in use, [B, n]; page 0 behind a sequence's last one."""
-        size = self.key.shape[2]
-        table = self.page_table[:, : -(-self.context // size)].long()
-        if self.lengths is None:
-            return table
-        # what lies behind a sequence's last page may name no page
-        first = torch.arange(table.shape[1], device=table.device) * size
-        return table.masked_fill(first >= self.lengths[:, None], 0)
-
-    def _gathered(self, pool: Tensor) -> Tensor:
-        table, past = self._table(), None
-        if self.lengths is not None:
-            position = torch.arange(self.context, device=pool.device)
-            past = position >= self.lengths[:, None]
-        # on other devices reading the values would stall the queue; the C++ kernels look themselves
-        if pool.device.type == "cpu":
-            self._check_pages(table)
-        rows = pool[table].transpose(1, 2).flatten(2, 3)[:, :, : self.context]
-        return rows if past is None else rows.masked_fill(past[:, None, :, None], 0.0)
+        self._check_table(query.device)
 
 
 @dataclass(kw_only=True, slots=True, eq=False, repr=False)
-class QuantKV:
-    """Keys and values as integers with scales, as `QuantizedCache` holds them.
+class QuantKV(_Pages):
+    """Keys and values as integers with scales, as `QuantizedCache` holds them, or in pages.
 
     Example:
         >>> import torch, headwise
@@ -145,6 +165,10 @@ class QuantKV:
         value: as key, of V.
         value_scales: as key_scales, of V.
         bits: 8 or 4. In 4 bits the rows are rotated (`headwise.ops.rotate`).
+        page_table: [B, n] int32, as in `PagedKV`: then the four tensors are pages of pools, and
+            begin with [pages, K, page size] in place of [B, K, L]. None where they are not.
+        context: L, the tokens of the longest sequence; 0 without a page table.
+        lengths: [B] int, the tokens of each sequence; None where all have L. For pages alone.
     """
 
     key: Tensor
@@ -152,34 +176,34 @@ class QuantKV:
     value: Tensor
     value_scales: Tensor
     bits: Bits
+    page_table: Tensor | None = None
+    context: int = 0
+    lengths: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """B, K, L, D and V."""
         batch, heads, context, size = self.key.shape
+        if self.page_table is not None:
+            batch, context = self.page_table.shape[0], self.context
         return batch, heads, context, size * 8 // self.bits, self.value.shape[3] * 8 // self.bits
 
     @property
     def layout(self) -> str:
         """How a `Problem` names it."""
-        return f"int{self.bits}"
-
-    @property
-    def lengths(self) -> None:
-        """Every sequence has L tokens."""
-        return None
+        return f"int{self.bits}" if self.page_table is None else f"paged int{self.bits}"
 
     def __repr__(self) -> str:
         return _described(self)
 
     def exchanged(self) -> "QuantKV":
         """The same rows with key and value in each other's place."""
-        return QuantKV(
+        return replace(
+            self,
             key=self.value,
             key_scales=self.value_scales,
             value=self.key,
             value_scales=self.key_scales,
-            bits=self.bits,
         )
 
     def keys_alone(self) -> "QuantKV":
@@ -187,9 +211,12 @@ class QuantKV:
         return replace(self, value=self.key, value_scales=self.key_scales)
 
     def dense(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """[B,K,L,D] and [B,K,L,V], dequantised."""
-        key = dequantize(self.key, self.key_scales, self.bits)
-        return key.to(dtype), dequantize(self.value, self.value_scales, self.bits).to(dtype)
+        """[B,K,L,D] and [B,K,L,V], dequantised; zeros past a length."""
+        key, key_scales, value, value_scales = map(
+            self._rows, (self.key, self.key_scales, self.value, self.value_scales)
+        )
+        key = dequantize(key, key_scales, self.bits)
+        return key.to(dtype), dequantize(value, value_scales, self.bits).to(dtype)
 
     def check(self, query: Tensor) -> None:
         """Raise `ShapeError` unless the tensors fit one another and the query's device."""
@@ -207,6 +234,10 @@ class QuantKV:
                     f"kv.{name} has shape {list(rows.shape)} and its scales {list(scales.shape)}, "
                     f"expected {[*self.key.shape[:3], 'bytes']} and {expected}"
                 )
+        if self.page_table is not None:
+            self._check_table(query.device)
+        elif self.context or self.lengths is not None:
+            raise ShapeError("kv.context and kv.lengths are for pages: give a kv.page_table, too")
 
 
 KV = PagedKV | QuantKV

@@ -137,8 +137,8 @@ def _four_dims(extra: Tensor | None) -> Tensor | None:
 class Problem:
     """Everything about a call but its data. Names are those of the operator's contract.
 
-    layout: "dense" for two tensors, or that of a view: "paged", "int8", "int4". chosen: keys that
-    a query attends to at most, where they are chosen for it.
+    layout: "dense" for two tensors, or that of a view: "paged", "int8", "paged int8" and the same
+    of 4 bits. chosen: keys that a query attends to at most, where they are chosen for it.
     """
 
     batch: int

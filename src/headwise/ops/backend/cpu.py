@@ -18,7 +18,7 @@ from headwise.ops.backend.protocol import (
     Verdict,
 )
 from headwise.ops.modes import FEW_ROWS, forward_mode, needs_gradients
-from headwise.ops.views import PagedKV, QuantKV
+from headwise.ops.views import QuantKV
 
 # What the operators in csrc/operators accept.
 _MOST_DIM = 576
@@ -65,9 +65,9 @@ def _native(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     key, value, key_tail = call.key, call.value, call.key_tail
     page_table, context = None, 0
     scales: tuple[Tensor | None, ...] = (None, None, None)
-    if isinstance(kv, PagedKV):
+    if kv is not None and kv.page_table is not None:
         page_table, context = contiguous_rows(kv.page_table), kv.context
-    elif isinstance(kv, QuantKV):
+    if isinstance(kv, QuantKV):
         key = kv.key
         first, second = contiguous_rows(kv.key_scales), contiguous_rows(kv.value_scales)
         scales = (first, second, None)
@@ -90,7 +90,7 @@ def _native(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
             *options.native(),
         )
     except RuntimeError:
-        if isinstance(kv, PagedKV):  # pages that do not exist are found there
+        if kv is not None:  # pages that do not exist are found there
             kv.check_pages()
         raise
     return out, lse if options.return_lse else None

@@ -15,7 +15,7 @@ from headwise.ops.attend.chosen import chosen_mask, without
 from headwise.ops.attend.visible import part_of, visible_keys
 from headwise.ops.backend import cpu_library, cpu_step
 from headwise.ops.backend.protocol import Offer
-from headwise.ops.views import KV, PagedKV
+from headwise.ops.views import KV, QuantKV
 
 # Bytes of a mask that exist at once.
 _MASK_BYTES = 2**24
@@ -121,7 +121,7 @@ def _of_head(call: AttentionCall, head: int) -> AttentionCall:
 
 def _view_of_head(kv: KV, one: slice) -> KV:
     key, value = kv.key[:, one], kv.value[:, one]
-    if isinstance(kv, PagedKV):
+    if not isinstance(kv, QuantKV):
         return replace(kv, key=key, value=value)
     scales = kv.key_scales[:, one], kv.value_scales[:, one]
     return replace(kv, key=key, value=value, key_scales=scales[0], value_scales=scales[1])

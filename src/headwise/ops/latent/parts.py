@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headwise.ops.attend.visible import part_of
 from headwise.ops.modes import forward_mode, needs_gradients
-from headwise.ops.views import KV, PagedKV
+from headwise.ops.views import KV
 
 # Bytes that are made at once.
 _MOST = 2**26
@@ -73,7 +73,7 @@ def _of_queries(call: LatentCall, rows: int, context: int) -> Iterator[LatentCal
                 lengths = kv.lengths
             whole = torch.full((batch,), context, device=device) if lengths is None else lengths
             lengths = (whole - (length - part.stop)).clamp(min=0)
-            if isinstance(kv, PagedKV) and kv.lengths is not None:
+            if kv is not None and kv.lengths is not None:
                 kv, lengths = replace(kv, lengths=lengths), None
         yield replace(
             call,
