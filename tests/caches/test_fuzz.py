@@ -15,10 +15,13 @@ import torch
 
 from headwise import UnsupportedError, attention
 from headwise.caches import ContiguousCache, PagedCache, QuantizedCache, WindowCache
-from headwise.ops import PagedKV, QuantKV, dequantize, quantize
+from headwise.ops import QuantKV, dequantize, quantize
 
-KINDS = ("contiguous", "window", "sinks", "paged-1", "paged-4", "paged-16", "int8", "int4")
-SEQUENCES, STEPS = 200, 12  # of each kind; 1,600 in all
+KINDS = (
+    *("contiguous", "window", "sinks", "paged-1", "paged-4", "paged-16", "int8", "int4"),
+    *("int8-4", "int4-4", "int4-16"),
+)
+SEQUENCES, STEPS = 200, 12  # of each kind; 2,200 in all
 MOST_COPIES = 3
 H, K = 6, 3
 # rotated in blocks of 4, of which sums of integers are exact; 36 are a whole group of 32 and a part
@@ -48,12 +51,12 @@ def bits_of(taken):
     """What a view that was handed out shows now: tensors of their own."""
     if isinstance(taken, torch.Tensor):
         return [taken.clone()]
-    if isinstance(taken, PagedKV):
-        lengths = [] if taken.lengths is None else [taken.lengths]
-        return [at.clone() for at in (*taken.dense(torch.float32), taken.page_table, *lengths)]
-    assert isinstance(taken, QuantKV)
-    parts = taken.key, taken.key_scales, taken.value, taken.value_scales
-    return [at.clone() for at in (*parts, *taken.dense(torch.float32))]
+    parts = [*taken.dense(torch.float32)]
+    if taken.page_table is not None:
+        parts += [taken.page_table] + ([] if taken.lengths is None else [taken.lengths])
+    elif isinstance(taken, QuantKV):
+        parts += [taken.key, taken.key_scales, taken.value, taken.value_scales]
+    return [at.clone() for at in parts]
 
 
 class Kept:
@@ -77,7 +80,7 @@ class Fuzz:
     def __init__(self, kind, seed):
         self.random = random.Random(f"{kind} {seed}")
         torch.manual_seed(seed)
-        self.dims = DIMS.get(kind, (5, 7))
+        self.dims = DIMS.get(kind.partition("-")[0], (5, 7))
         self.cache = self.make()
         self.alone = self.random.random() < 0.65
         self.copies, self.kept = [self], []
@@ -352,7 +355,7 @@ class FuzzPaged(Fuzz):
     """`pages`: for every sequence the names of its pages, new ones where sharing ends."""
 
     def __init__(self, kind, seed):
-        self.page_size = int(kind.removeprefix("paged-"))
+        self.page_size = int(kind.partition("-")[2])
         super().__init__(kind, seed)
 
     def make(self):
@@ -418,12 +421,17 @@ class FuzzPaged(Fuzz):
         self.cut()
 
     def held(self, side):
+        view = self.cache.view
+        return self.gathered((view.key, view.value)[side])
+
+    def gathered(self, pool):
+        """Of every sequence the rows [K, L, dim], read through the page table."""
         view, held = self.cache.view, []
         lengths = [view.context] * self.batch if view.lengths is None else view.lengths.tolist()
         assert lengths == [len(rows) for rows in self.rows]
         for pages, length in zip(view.page_table.tolist(), lengths):
             # [pages, K, page size, dim] to [K, L, dim]
-            rows = (view.key, view.value)[side][pages[: self.pages_of(length)]]
+            rows = pool[pages[: self.pages_of(length)]]
             held.append(rows.transpose(0, 1).flatten(1, 2)[:, :length])
         return held
 
@@ -450,34 +458,33 @@ class FuzzPaged(Fuzz):
             for pages, rows in zip(table, self.rows)
             for page in pages[: self.pages_of(len(rows))]
         )
-        total = self.cache._pools[0].shape[1]
-        assert self.cache._users == [users[page] for page in range(total)]
-        assert sorted(self.cache._free) == [page for page in range(total) if not users[page]]
+        own, total = self.cache._pages, self.cache._pools.tensors[0].shape[1]
+        assert own.users == [users[page] for page in range(total)]
+        assert sorted(own.free) == [page for page in range(total) if not users[page]]
         assert self.cache.reserved_bytes == total * self.page_size * self.row_bytes()
         for side, dim in enumerate(self.dims):
             for given, rows in zip(self.held(side), self.rows):
-                assert torch.equal(given, stacked(rows, side, dim))
+                self.agree(given, stacked(rows, side, dim))
 
     def spoil(self):
-        total = self.cache._pools[0].shape[1]
-        free = torch.ones(total, self.page_size, dtype=torch.bool)
-        for page, row in self.slots(self.cache._table.tolist()):
+        pools, table = self.cache._pools.tensors, self.cache._pages.table
+        free = torch.ones(pools[0].shape[1], self.page_size, dtype=torch.bool)
+        for page, row in self.slots(table.tolist()):
             free[page, row] = False
-        for pool in self.cache._pools:
-            pool[:, free] = torch.nan
-        for pages, rows in zip(self.cache._table, self.rows):
+        for pool in pools:
+            pool[:, free] = torch.nan if pool.is_floating_point() else 77
+        for pages, rows in zip(table, self.rows):
             pages[self.pages_of(len(rows)) :] = 2**30
 
     spoil_behind = spoil
 
 
-class FuzzQuantized(Fuzz):
-    def __init__(self, kind, seed):
-        self.bits = int(kind.removeprefix("int"))
-        super().__init__(kind, seed)
+class Rounded:
+    """What is the same of both caches that round: the rows that go in, and what they come to."""
 
-    def make(self):
-        return QuantizedCache(self.bits)
+    def __init__(self, kind, seed):
+        self.bits = int(kind.removeprefix("int").partition("-")[0])
+        super().__init__(kind, seed)
 
     def shown_views(self):
         return (self.cache.view,)
@@ -493,14 +500,22 @@ class FuzzQuantized(Fuzz):
         scales = 2 if self.bits == 8 else 2 + 1  # of 36 and of 12 elements
         return K * (sum(self.dims) * self.bits // 8 + scales * 4)
 
+    def agree(self, given, expected):
+        # rotating back adds the products of a block in an order that depends on how many rows
+        assert ((given - expected).abs() <= (0 if self.bits == 8 else 1e-6)).all()
+
+    def attention(self, result, query, backend):
+        return attention(query, kv=result, causal=True, backend=backend)
+
+
+class FuzzQuantized(Rounded, Fuzz):
+    def make(self):
+        return QuantizedCache(self.bits)
+
     def held(self, side):
         view = self.cache.view
         parts = ((view.key, view.key_scales), (view.value, view.value_scales))
         return dequantize(*parts[side], self.bits)
-
-    def agree(self, given, expected):
-        # rotating back adds the products of a block in an order that depends on how many rows
-        assert ((given - expected).abs() <= (0 if self.bits == 8 else 1e-6)).all()
 
     def spoil(self):
         for inner, waste in ((self.cache._integers, 77), (self.cache._scales, torch.nan)):
@@ -509,12 +524,22 @@ class FuzzQuantized(Fuzz):
 
     spoil_behind = spoil
 
-    def attention(self, result, query, backend):
-        return attention(query, kv=result, causal=True, backend=backend)
+
+class FuzzPagedRounded(Rounded, FuzzPaged):
+    def make(self):
+        return PagedCache(self.page_size, bits=self.bits)
+
+    def held(self, side):
+        view = self.cache.view
+        parts = ((view.key, view.key_scales), (view.value, view.value_scales))[side]
+        pairs = zip(*map(self.gathered, parts))
+        return [dequantize(integers, scales, self.bits) for integers, scales in pairs]
 
 
 def fuzz_of(kind):
     families = {"paged": FuzzPaged, "int": FuzzQuantized, "window": FuzzWindow, "sinks": FuzzSinks}
+    if kind.startswith("int") and "-" in kind:
+        return FuzzPagedRounded
     return families.get(kind.rstrip("0123456789-"), FuzzContiguous)
 
 

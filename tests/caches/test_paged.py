@@ -9,7 +9,7 @@ import torch
 
 from headwise import CapacityError, ShapeError, UnsupportedError, attention, latent_attention
 from headwise.caches import PagedCache
-from headwise.caches import paged as module
+from headwise.caches import pools as module
 
 B, H, K, D, V = 2, 6, 3, 5, 7
 TOKEN = K * (D + V) * 4  # bytes

@@ -1,4 +1,4 @@
-"""Which cache to use, by a short name: "contiguous", "paged:64", "int8", "window:2048,sinks=4"."""
+"""Which cache to use, by a short name: "contiguous", "paged:64", "int8:64", "window:2048"."""
 
 import re
 from dataclasses import dataclass
@@ -42,18 +42,14 @@ class CacheChoice:
         """
         if not isinstance(text, str):
             raise OptionError(f"cache is a {type(text).__name__}, expected a name: {_EXPECTED}")
-        match = re.fullmatch(r"(\w+)(?::(\d+)(?:,sinks=(\d+))?)?", text, re.ASCII)
-        name, size, sinks = match.groups() if match else ("", None, None)
+        name, size, sinks = _read(text)
         kind = KINDS.get(name)
-        # a size is given where the kind has none to fall back on, and only where it takes one
-        whole = kind is not None and (kind.size is not None if size is None else kind.size != 0)
-        if kind is None or not whole or (sinks is not None and not kind.takes_sinks):
+        if kind is None or _form(text) not in map(_form, kind.forms):
             raise OptionError(f"cache is {text!r}, expected one of {_EXPECTED}")
-        choice = cls(name, int(size or kind.size or 0), int(sinks or 0))
-        obstacle = kind.obstacle(choice.size)
+        obstacle = None if size is None else kind.obstacle(int(size))
         if obstacle is not None:
             raise OptionError(f"cache is {text!r}{obstacle}")
-        return choice
+        return cls(name, int(size or kind.size), int(sinks or 0))
 
     @property
     def declared(self) -> CacheKind:
@@ -72,8 +68,8 @@ class CacheChoice:
     @staticmethod
     def layout(name: str) -> str:
         """How a `Problem` names what the cache of this name gives; "dense" for any other."""
-        kind = KINDS.get(name.partition(":")[0])
-        return "dense" if kind is None else kind.layout
+        kind, size, _ = _read(name)
+        return KINDS[kind].layout(int(size or 0)) if kind in KINDS else "dense"
 
     def make(self) -> Cache:
         """An empty cache of this kind."""
@@ -82,3 +78,18 @@ class CacheChoice:
     def __str__(self) -> str:
         name = f"{self.kind}:{self.size}" if self.size else self.kind
         return f"{name},sinks={self.sinks}" if self.sinks else name
+
+
+def _read(text: str) -> tuple[str, str | None, str | None]:
+    """The kind, the size and the sinks of a name; no kind where it is none."""
+    match = re.fullmatch(r"(\w+)(?::(\d+)(?:,sinks=(\d+))?)?", text, re.ASCII)
+    return (match[1], match[2], match[3]) if match else ("", None, None)
+
+
+def _form(text: str) -> str:
+    """A name, or one of the forms that people may write, without its numbers.
+
+    >>> _form("window:2048,sinks=4") == _form("window:W,sinks=S") == "window:,sinks="
+    True
+    """
+    return re.sub(r"(?<=[:=])\w+", "", text)

@@ -100,13 +100,12 @@ class CacheKind:
 
     Args:
         name: of the kind.
-        forms: what people may write.
+        forms: what people may write, as "window:W,sinks=S"; what none of them has cannot be given.
         make: an empty cache of (size, sinks).
         words: what it is, for a report, of (size, sinks).
-        size: the default; None where one must be given, 0 where there is none.
-        takes_sinks: whether sinks may be given.
-        obstacle: why it cannot be of this size; None if it can.
-        layout: of what it gives, as a `Problem` names it.
+        size: where none is given.
+        obstacle: why it cannot be of the size that is given; None if it can.
+        layout: of what it gives at a size, as a `Problem` names it.
         bits: of the integers that rows are rounded to; None where they keep their dtype.
     """
 
@@ -114,10 +113,9 @@ class CacheKind:
     forms: tuple[str, ...]
     make: Callable[[int, int], Cache]
     words: Callable[[int, int], str]
-    size: int | None = 0
-    takes_sinks: bool = False
+    size: int = 0
     obstacle: Callable[[int], str | None] = lambda size: None
-    layout: str = "dense"
+    layout: Callable[[int], str] = lambda size: "dense"
     bits: Bits | None = None
 
 

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from headwise.caches.contiguous import ContiguousCache
+from headwise.caches.paged import PagedCache
+from headwise.caches.pages import size_obstacle
 from headwise.caches.protocol import Cache, CacheKind, check_pair
+from headwise.caches.rounding import check_bits, rounded
 from headwise.errors import CapacityError, ShapeError
-from headwise.ops import Bits, QuantKV, quantize
+from headwise.ops import Bits, QuantKV
 
 
 class QuantizedCache(Cache):
@@ -38,8 +41,7 @@ class QuantizedCache(Cache):
     gives = "view"
 
     def __init__(self, bits: Bits = 8) -> None:
-        if bits not in (4, 8):
-            raise ShapeError(f"bits is {bits!r}, expected 4 or 8")
+        check_bits(bits)
         self.bits: Bits = bits
         self._integers, self._scales = ContiguousCache(), ContiguousCache()
         self._kind: tuple[int, int, torch.dtype] | None = None
@@ -106,10 +108,9 @@ class QuantizedCache(Cache):
         if self._kind not in (None, kind):
             raise ShapeError(f"tokens have dims and dtype {kind}, the cache holds {self._kind}")
         before = self.length
-        with torch.no_grad():
-            (key, key_scales), (value, value_scales) = (
-                _rounded(tokens, self.bits) for tokens in (first, second)
-            )
+        (key, key_scales), (value, value_scales) = (
+            rounded(tokens, self.bits) for tokens in (first, second)
+        )
         self._integers.append(key, value)
         try:
             self._scales.append(key_scales, value_scales)
@@ -163,22 +164,19 @@ class QuantizedCache(Cache):
 
 def _kind(bits: Bits, words: str) -> CacheKind:
     name = f"int{bits}"
+
+    def make(size: int, sinks: int) -> Cache:
+        return PagedCache(size, bits=bits) if size else QuantizedCache(bits)
+
     return CacheKind(
         name,
-        (name,),
-        lambda size, sinks: QuantizedCache(bits),
-        lambda size, sinks: f"{name}, {words}",
-        layout=name,
+        (name, f"{name}:PAGE_SIZE"),
+        make,
+        lambda size, sinks: f"{name}, {words}" + (f", {size} tokens per page" if size else ""),
+        obstacle=size_obstacle,
+        layout=lambda size: f"paged {name}" if size else name,
         bits=bits,
     )
-
-
-def _rounded(tokens: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
-    """Integers and scales; of MLA without rotated dims, rope keys of no elements."""
-    if tokens.shape[3] > 0:
-        return quantize(tokens, bits)
-    scales = tokens.new_empty(*tokens.shape[:3], 1 if bits == 8 else 0, dtype=torch.float32)
-    return tokens.to(torch.int8 if bits == 8 else torch.uint8), scales
 
 
 INT8 = _kind(8, "one scale per row")

@@ -279,7 +279,5 @@ KIND = CacheKind(
     ("window:W", "window:W,sinks=S"),
     WindowCache,
     _words,
-    size=None,
-    takes_sinks=True,
     obstacle=_obstacle,
 )
