@@ -57,7 +57,12 @@ def test_tokens_are_those_of_stock_transformers(
 
 @pytest.mark.parametrize(
     ("cache", "bytes_of_a_row"),
-    [("paged", 4 * HEAD_DIM), ("int8", HEAD_DIM + 4), ("int4", HEAD_DIM // 2 + 4)],
+    [
+        ("paged", 4 * HEAD_DIM),
+        ("int8", HEAD_DIM + 4),
+        ("int4", HEAD_DIM // 2 + 4),
+        ("int4:8", HEAD_DIM // 2 + 4),
+    ],
 )
 def test_the_cache_is_the_one_that_was_asked_for(
     tiny: Path, capsys: pytest.CaptureFixture[str], cache: str, bytes_of_a_row: int
@@ -232,6 +237,7 @@ def test_a_gguf_files_blocks_are_multiplied_where_headwise_runs_alone(
         (["--attention", "flash"], "'flash'"),
         (["--cache", "int3"], "cache is 'int3', expected one of contiguous"),
         (["--cache", "paged:7"], "pages hold a power of two"),
+        (["--cache", "int8:7"], "pages hold a power of two"),
         (["--cache", "int8", "--attention", "sdpa"], "--cache int8 is for headwise"),
         (["--against", "headwise"], "choose another"),
         (["--device", "abacus"], "device 'abacus'"),

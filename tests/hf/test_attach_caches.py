@@ -61,7 +61,7 @@ MODES = {
 }
 MODELS = ("llama-gqa", "gemma3", "gpt_oss", "deepseek_v3", "falcon-40b", "t5")
 EXACT = ("paged", "paged:16", "window:200", "window:200,sinks=4")
-ROUNDED = ("int8", "int4")
+ROUNDED = ("int8", "int4", "int8:4")
 SINKS = "window:9,sinks=3"
 
 
@@ -108,6 +108,23 @@ def test_paged_logits_are_those_of_the_contiguous_cache_bit_for_bit(family: str)
         headwise.attach(model, cache=cache)
         assert torch.equal(_logits(model, TEXT), whole)
         assert torch.equal(_logits(model, TEXT, (19, 1, 7)), pieces)
+
+
+@pytest.mark.parametrize("family", [name for name in MODELS if name != "t5"])
+def test_logits_of_integers_in_pages_are_those_of_integers_bit_for_bit(family: str) -> None:
+    model = _attached(family, "int8")
+    whole, pieces = _logits(model, TEXT), _logits(model, TEXT, (19, 1, 7))
+    for cache in ("int8:64", "int8:4"):
+        headwise.attach(model, cache=cache)
+        assert torch.equal(_logits(model, TEXT), whole)
+        assert torch.equal(_logits(model, TEXT, (19, 1, 7)), pieces)
+
+
+def test_the_report_names_pages_of_integers() -> None:
+    report = headwise.attach(make("llama-gqa"), cache="int8:64")
+    assert report.cache == "int8, one scale per row, 64 tokens per page"
+    assert "paged int8 in place" in str(report)
+    assert "paged int8 dequantised first" in str(report)
 
 
 @pytest.mark.parametrize("cache", [*EXACT, *ROUNDED, SINKS])
@@ -239,7 +256,7 @@ def test_a_window_with_sinks_generates_what_that_mask_over_a_whole_context_does(
 
 
 def _rounded(rows: torch.Tensor, cache: str) -> torch.Tensor:
-    bits: Any = int(cache.removeprefix("int"))
+    bits: Any = int(cache[len("int")])
     return dequantize(*quantize(rows, bits), bits).to(rows.dtype)
 
 
@@ -286,7 +303,7 @@ def test_logits_of_integers_are_those_of_stock_over_rounded_keys_and_values(
 
 
 KINDS = {"paged": PagedCache, "paged:16": PagedCache, "int8": QuantizedCache}
-KINDS |= {"int4": QuantizedCache, "window:200,sinks=4": WindowCache}
+KINDS |= {"int4": QuantizedCache, "int8:4": PagedCache, "window:200,sinks=4": WindowCache}
 
 
 @pytest.mark.parametrize("cache", KINDS)
@@ -318,7 +335,8 @@ def test_the_kernels_read_pages_and_integers_where_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = make("llama-gqa")
-    for cache, view in (("paged", headwise.PagedKV), ("int4", headwise.QuantKV)):
+    views = {"paged": headwise.PagedKV, "int4": headwise.QuantKV, "int4:16": headwise.QuantKV}
+    for cache, view in views.items():
         headwise.attach(model, cache=cache)
         monkeypatch.setattr(view, "dense", lambda *_: pytest.fail("copied the context"))
         assert MODES["greedy"](model).shape == (1, 19 + NEW_TOKENS)
@@ -326,6 +344,7 @@ def test_the_kernels_read_pages_and_integers_where_they_are(
 
 # elements of 8 and of 8 bits, and scales of 4 bytes: 2 kv heads of dim 8 in 3 layers
 BYTES = {"contiguous": 2 * 8 * 4, "paged": 2 * 8 * 4, "int8": 2 * (8 + 4), "int4": 2 * (4 + 4)}
+BYTES |= {"int8:4": BYTES["int8"], "int4:16": BYTES["int4"]}
 
 
 @pytest.mark.parametrize("cache", BYTES)
@@ -336,19 +355,21 @@ def test_a_token_of_the_model_costs_what_the_cache_says(cache: str) -> None:
     assert cache_nbytes(held) == 3 * 2 * PROMPT.shape[1] * BYTES[cache]
 
 
-def test_beams_share_the_pages_of_their_prompt() -> None:
-    model = _attached("llama-gqa", "paged:1")
+@pytest.mark.parametrize("cache", ["paged", "int8", "int4"])
+def test_beams_share_the_pages_of_their_prompt(cache: str) -> None:
+    model = _attached("llama-gqa", f"{cache}:1")
     output = model.generate(
         PROMPT, max_new_tokens=4, do_sample=False, num_beams=3, return_dict_in_generate=True
     )
-    one = cache_nbytes(output.cache) // (3 * 2 * 2 * 8 * 4)
+    one = cache_nbytes(output.cache) // (3 * 2 * BYTES[cache])
     # the last token is not appended any more
     assert PROMPT.shape[1] + 3 <= one <= PROMPT.shape[1] + 3 * 3
 
 
 @pytest.mark.parametrize(
     ("family", "cache"),
-    [("llama-gqa", cache) for cache in ("paged", "int8", SINKS)] + [("mistral", "contiguous")],
+    [("llama-gqa", cache) for cache in ("paged", "int8", "int8:4", SINKS)]
+    + [("mistral", "contiguous")],
 )
 def test_an_attached_assistant_that_takes_tokens_back_gives_the_tokens_of_the_model(
     family: str, cache: str
@@ -534,8 +555,9 @@ def test_attention_weights_are_to_be_had(family: str, cache: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "cache", ["", "page", "paged:", "paged:0", "paged:12", "int2", "int8:4", "window", "window:0",
-              "window:-1", "window:8,sinks=", "paged:16,sinks=2", "contiguous:3", "int4 "]
+    "cache", ["", "page", "paged:", "paged:0", "paged:12", "int2", "int8:0", "int8:12", "int4:",
+              "window", "window:0", "window:-1", "window:8,sinks=", "paged:16,sinks=2",
+              "int8:4,sinks=2", "contiguous:3", "int4 "]
 )  # fmt: skip
 def test_an_unknown_cache_is_refused_in_one_line_and_changes_nothing(cache: str) -> None:
     model = make("llama-gqa")

@@ -52,8 +52,8 @@ def generate(
         top_p: Sample among the most likely tokens of this total probability.
         seed: Seed of the sampling. Default: a new one.
         attention: What computes the attention.
-        cache: headwise's cache: contiguous, paged, paged:64, int8, int4, window:2048 or
-            window:2048,sinks=4.
+        cache: headwise's cache: contiguous, paged, paged:64, int8, int8:64, int4, int4:64,
+            window:2048 or window:2048,sinks=4.
         weights: Of a .gguf file: packed, which are multiplied in the file's own blocks, or float,
             dequantised. auto packs them where headwise runs alone on a CPU.
         against: Run the prompt again with this one and compare.

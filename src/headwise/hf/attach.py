@@ -60,9 +60,10 @@ def attach(
             is then attached: a PEFT model,
             what torch.compile or DistributedDataParallel return, a pipeline, a module of yours.
         cache: what holds the tokens of the layers that see all of them: "contiguous"; "paged" or
-            "paged:16", pages of 64 or 16 tokens, which beams share; "int8" or
-            "int4", rounded; "window:2048" or "window:2048,sinks=4", the last 2048 tokens and the
-            first 4 only. Layers with a sliding window hold what it reaches, whatever is chosen.
+            "paged:16", pages of 64 or 16 tokens, which beams share; "int8" or "int4", rounded, or
+            "int8:64", rounded and in pages; "window:2048" or "window:2048,sinks=4", the last 2048
+            tokens and the first 4 only. Layers with a sliding window hold what it reaches, whatever
+            is chosen.
         step: "all": decoder layers, and products with weights, of up to 16 rows run on headwise as
             well, where that is faster; "attention": attention and its cache alone.
         weights: "int8" or "int4" round the weights of products and embeddings to so many bits, in
