@@ -29,10 +29,11 @@ from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
 if TYPE_CHECKING:
     from headwise.comparison import compare
     from headwise.conversion import convert
-    from headwise.hf import AttachReport, attach, detach
+    from headwise.hf import AttachReport, detach, load_cache, recall, remember, save_cache
+    from headwise.hf import attach as attach
     from headwise.loading import load as load  # `as`: else mypy stumbles over an import cycle
     from headwise.planning import plan
-    from headwise.viewing import view
+    from headwise.viewing import view as view
 
 __version__ = "0.1.0"
 
@@ -61,13 +62,20 @@ __all__ = [
     "latent_attention",
     "linear_attention",
     "load",
+    "load_cache",
     "nn",
     "plan",
+    "recall",
+    "remember",
+    "save_cache",
     "view",
 ]
 
 # Transformers takes seconds to import, and the operators and specs do without it.
-_NEEDS_TRANSFORMERS = ("AttachReport", "attach", "convert", "detach", "load", "plan", "view")
+_NEEDS_TRANSFORMERS = (
+    *("AttachReport", "attach", "convert", "detach", "load", "load_cache", "plan", "recall"),
+    *("remember", "save_cache", "view"),
+)
 _HOMES = {"convert": "conversion", "load": "loading", "plan": "planning", "view": "viewing"}
 # Packages that docs/api.md has names of, and that are imported when they are asked for.
 _PACKAGES = ("comparison", "conversion", "hf", "planning", "viewing")

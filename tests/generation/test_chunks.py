@@ -6,9 +6,9 @@ import transformers as hf
 
 import families
 from generation.models import CUT, DYNAMIC, LONGROPE, WHOLE, make
-from headwise.generation.chunks import reads_in_chunks
 from headwise.generation.session import LOGIT_TOLERANCE
 from headwise.generation.stepper import Stepper
+from headwise.hf.continued import reads_in_chunks
 
 
 @pytest.mark.parametrize("family", families.DECODERS)

@@ -142,10 +142,10 @@ def test_what_cannot_be_packed_is_refused_in_one_line(tmp_path):
 
 def test_an_entry_of_another_model_is_refused(tmp_path):
     """Weights that a config does not ask for, or that it asks for and are not there."""
+    from headwise.base.tensor_files import write_weights
     from headwise.loading.gguf.packed import PACKED, load_packed
     from headwise.loading.model_folder import ModelFolder
     from headwise.loading.options import LoadOptions
-    from headwise.loading.weight_files import write_weights
 
     file = write_gguf(
         tmp_path / "m.gguf", make_stock(LlamaConfig(**WIDE)), "llama", quantized="Q4_0"

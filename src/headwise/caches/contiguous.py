@@ -79,6 +79,11 @@ class ContiguousCache(Cache):
         return None if self._buffers is None else self._buffers[0].shape[0]
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """Of the two tensors."""
+        return "first", "second"
+
+    @property
     def capacity(self) -> int:
         """Tokens that fit before the next growth."""
         return 0 if self._buffers is None else self._buffers[0].shape[2]
@@ -191,6 +196,12 @@ class ContiguousCache(Cache):
                 rows = old[:, :, : self.length].index_select(0, index)
                 fresh[:, :, : self.length].copy_(rows)
             self._buffers, self._dropped, self._like = selected, False, ()
+
+    def rows(self, sequence: int, begin: int, end: int) -> tuple[Tensor, ...]:
+        """Tokens `begin` to `end` of a sequence, [heads, S, dim], views."""
+        assert self._buffers is not None
+        assert 0 <= begin <= end <= self.length
+        return tuple(buffer[sequence, :, begin:end] for buffer in self._buffers)
 
     def reset(self) -> None:
         """Forget everything and release the memory."""

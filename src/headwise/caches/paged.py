@@ -139,6 +139,14 @@ class PagedCache(Cache):
         twin._pages = copy(self._pages)
         return twin
 
+    def __getstate__(self) -> dict[str, Any]:
+        # copied and pickled without spare pages, and without what else is in their memory
+        state = dict(self.__dict__)
+        if self._pools is not None:
+            pages = copy(self._pages)
+            state |= {"_pools": self._pools.first(pages.cut()), "_pages": pages}
+        return state
+
     def reset(self) -> None:
         """Forget everything and release the memory."""
         self._pools = None
@@ -158,6 +166,13 @@ class PagedCache(Cache):
     def batch(self) -> int | None:
         """Sequences; None before any append."""
         return None if self._pools is None else len(self._pages.lengths)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Of the two tensors, or of integers and scales."""
+        if self.bits is None:
+            return "first", "second"
+        return "first", "first_scales", "second", "second_scales"
 
     @property
     def starts(self) -> Sequence[int] | None:
@@ -255,6 +270,18 @@ class PagedCache(Cache):
             ShapeError: `length` is negative or more than is held.
         """
         self._pages.crop(length)
+
+    def rows(self, sequence: int, begin: int, end: int) -> tuple[Tensor, ...]:
+        """Tokens `begin` to `end` of a sequence, [heads, S, dim], gathered from their pages."""
+        assert self._pools is not None
+        assert 0 <= begin <= end <= self._pages.lengths[sequence]
+        size = self.page_size
+        pages = self._pages.table[sequence, begin // size : self._pages.of(end)].long()
+        first = begin // size * size
+        return tuple(
+            pool[:, pages].flatten(1, 2)[:, begin - first : end - first]
+            for pool in self._pools.tensors
+        )
 
     @torch.inference_mode(mode=False)
     def select(self, index: Tensor) -> None:

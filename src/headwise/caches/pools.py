@@ -61,6 +61,12 @@ class Pools:
             new[:, :held].copy_(old)
         return Pools(fresh)
 
+    def first(self, pages: int) -> "Pools":
+        """Copies of the first pages, in memory of their own."""
+        return Pools(
+            [pool[:, :pages].clone(memory_format=torch.contiguous_format) for pool in self.tensors]
+        )
+
     def copy_rows(self, page: int, fresh: int, rows: int) -> None:
         """Copy the first rows of a page to another."""
         for pool in self.tensors:

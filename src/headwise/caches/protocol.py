@@ -54,6 +54,11 @@ class Cache(ABC):
         """Sequences; None before any append."""
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """The names of what `rows` gives; none where it does not hold every token."""
+        return ()
+
+    @property
     def starts(self) -> Sequence[int] | None:
         """The next position of each sequence where they differ; None where it is `length`."""
         return None
@@ -74,6 +79,16 @@ class Cache(ABC):
             ShapeError: `index` is not 1-d or names a sequence that is not held.
             CapacityError: new buffers cannot be allocated; the cache is unchanged.
         """
+
+    def rows(self, sequence: int, begin: int, end: int) -> tuple[Tensor, ...]:
+        """Tokens `begin` to `end` of a sequence as they are held, under the names `kept`.
+
+        Each is [heads, end - begin, dim], and a view where that can be.
+
+        Raises:
+            UnsupportedError: a cache that does not hold every token.
+        """
+        raise UnsupportedError(f"a cache of kind {self.name} does not hold every token")
 
     def reorder(self, index: Tensor) -> None:
         """`select` that keeps the batch size, as beam search does at every step.

@@ -68,6 +68,11 @@ class QuantizedCache(Cache):
         return self._integers.batch
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """Of integers and scales."""
+        return "first", "first_scales", "second", "second_scales"
+
+    @property
     def view(self) -> QuantKV | None:
         """What is held; None before any append."""
         key, value = self._integers.first, self._integers.second
@@ -149,6 +154,12 @@ class QuantizedCache(Cache):
         except CapacityError:
             self._scales = before
             raise
+
+    def rows(self, sequence: int, begin: int, end: int) -> tuple[Tensor, ...]:
+        """Integers and scales of tokens `begin` to `end`, [heads, S, dim], views."""
+        first, second = self._integers.rows(sequence, begin, end)
+        first_scales, second_scales = self._scales.rows(sequence, begin, end)
+        return first, first_scales, second, second_scales
 
     def reset(self) -> None:
         """Forget everything and release the memory."""

@@ -170,6 +170,23 @@ class WindowCache(Cache):
         every = torch.arange(self.length, device=device)
         return torch.cat([every[:sinks], every[recent:]])
 
+    def hold(self, first: Tensor, second: Tensor, length: int) -> None:
+        """Hold what `first` and `second` of a cache like this one were after `length` tokens.
+
+        Raises:
+            ShapeError: they are not as many as such a cache holds.
+        """
+        held = min(length, self.sinks + self.window - 1)
+        if first.shape[2] != held:
+            raise ShapeError(
+                f"first has {first.shape[2]} tokens, expected {held}, what {self.name} holds of "
+                f"{length}"
+            )
+        self.reset()
+        self._buffer.append(first, second)
+        self._keep_sinks(first, second)
+        self.length, self._lead = length, self.sinks if held < length else 0
+
     def crop(self, length: int) -> None:
         """Keep the first `length` tokens, and of those what the window reaches.
 

@@ -13,8 +13,8 @@ from headwise.generation.answer import Answer, Margin
 from headwise.generation.attention import select_attention
 from headwise.generation.chunks import chunk_size
 from headwise.generation.options import Sampling
-from headwise.generation.rotation import forget_length
 from headwise.hf import cache_nbytes
+from headwise.hf.rotation import forget_length
 from headwise.hf.stock_names import CACHE
 
 OnToken = Callable[[int], None]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from headwise.errors import UnsupportedError
-from headwise.generation.chunks import chunk_size, reads_in_chunks
-from headwise.generation.rotation import forget_length
+from headwise.generation.chunks import chunk_size
 from headwise.hf import cache_nbytes
+from headwise.hf.continued import reads_in_chunks
+from headwise.hf.rotation import forget_length
 from headwise.hf.stock_names import CACHE
 
 

@@ -24,7 +24,9 @@ from headwise.hf.families import refuse_name
 from headwise.hf.interface import register
 from headwise.hf.mla_config import HeadwiseMlaConfig
 from headwise.hf.mla_model import HeadwiseMlaForCausalLM, HeadwiseMlaModel
+from headwise.hf.own_cache import OwnCache
 from headwise.hf.report import AttachReport, LayerReport
+from headwise.hf.stored import load_cache, recall, remember, save_cache
 
 __all__ = [
     "AttachReport",
@@ -36,12 +38,17 @@ __all__ = [
     "HeadwiseMlaConfig",
     "HeadwiseMlaForCausalLM",
     "LayerReport",
+    "OwnCache",
     "SinksLayer",
     "ViewLayer",
     "WindowLayer",
     "attach",
     "cache_nbytes",
     "detach",
+    "load_cache",
+    "recall",
+    "remember",
+    "save_cache",
     "use_own_layers",
 ]
 

@@ -5,6 +5,8 @@ registry): the name in its configs, and a few kinds of instance attributes that 
 vanish with `detach`.
 """
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -18,6 +20,7 @@ from headwise.hf.inner_model import inner_model
 from headwise.hf.module_hook import NAME
 from headwise.hf.packed import Packing, check_request, pack_model, unpack_model
 from headwise.hf.report import AttachReport
+from headwise.hf.stored.memory import LIMIT, Memory
 
 # How much of a decoding step is run: attention alone, or all that can be.
 STEPS = ("all", "attention")
@@ -30,6 +33,8 @@ def attach(
     step: str = "all",
     weights: str | None = None,
     keep: bool = False,
+    remember: str | Path | bool | None = None,
+    remember_limit: str | int = LIMIT,
     strict: bool = False,
 ) -> AttachReport:
     """Run a Transformers model's decoding step on headwise: its attention, cache and products.
@@ -71,6 +76,10 @@ def attach(
             less. None leaves them. Rows are rounded to 8 bits before a product.
         keep: hold on to the weights that were there, which `detach` then puts back; without it,
             `detach` raises.
+        remember: a folder in which `generate` stores what it has read, and from which it goes on
+            where a text begins with what is there, in any process; see `headwise.recall`. It holds
+            the user's text. True is the folder of the commands, None remembers nothing.
+        remember_limit: what the folder may hold, as "10GB"; what was not used for longest goes.
         strict: raise where some attention would be left to Transformers. Without it the rest is
             attached, and the report says what is left and why.
 
@@ -82,13 +91,14 @@ def attach(
             nothing (with `strict`: not everything) can be replaced; or a cache that the model
             cannot use; or weights none of which can be packed.
         OptionError: no such cache, step or weights, or the model's are packed otherwise already;
-            or `keep` without weights to keep.
+            or `keep` without weights to keep; or `remember` is no folder.
         SpecError: the model's config contradicts itself.
     """
     model = inner_model("attach", model)
     choice = CacheChoice.parse(cache)
     if step not in STEPS:
         raise OptionError(f"step is {step!r}, expected one of {', '.join(map(repr, STEPS))}")
+    memory = Memory.parse(remember, remember_limit) if remember else None
     attachment = model.__dict__.get("_headwise")
     packing: Packing | None = None if attachment is None else attachment.packing
     check_request(weights, keep, packing)
@@ -96,6 +106,8 @@ def attach(
     if attachment is not None:
         stays = not attachment.previous or model.config._attn_implementation == NAME
         if stays and not fresh and (attachment.choice, attachment.step) == (choice, step):
+            attachment.memory = memory
+            attachment.report = replace(attachment.report, memory=memory)
             report: AttachReport = attachment.report
             return report
         require_cache(model, choice)
@@ -113,10 +125,10 @@ def attach(
         if attachment is not None:
             was = attachment.choice, attachment.step
             before = cover(model, was[0], step=was[1], strict=False)
-            put_on(before, attachment.report, *was, attachment.packing)
+            put_on(before, attachment.report, *was, attachment.packing, attachment.memory)
         raise
-    report = report_of(coverage, choice, packing)
-    put_on(coverage, report, choice, step, packing)
+    report = replace(report_of(coverage, choice, packing), memory=memory)
+    put_on(coverage, report, choice, step, packing, memory)
     return report
 
 

@@ -19,6 +19,9 @@ from headwise.hf.linear import Kind, LinearModule
 from headwise.hf.module_hook import ATTACHED, NAME, ModuleHook, StockConfig
 from headwise.hf.packed import Packing
 from headwise.hf.report import AttachReport
+from headwise.hf.stored.generate import RememberingGenerate
+from headwise.hf.stored.identity import Identity
+from headwise.hf.stored.memory import Memory
 
 
 class _Before:
@@ -47,7 +50,9 @@ class Attachment:
     previous: every config and its implementation; none where forwards were replaced instead. kept:
     modules that stay with Transformers by a config of their own, and the one that they had. marked:
     modules with an attribute of ours, and its name; a part that was attached before has its own.
-    packing: how the weights were packed, where they were.
+    packing: how the weights were packed, where they were. identity: hashes of the model, once they
+    were asked for. memory: where it remembers. continues: what is wrong with reading a text in two
+    parts, "" for nothing, once that was tried. request: the call of `generate` that runs.
     """
 
     previous: list[tuple[Any, str | None]]
@@ -57,6 +62,10 @@ class Attachment:
     choice: CacheChoice
     step: str
     packing: Packing | None = None
+    identity: Identity | None = None
+    memory: Memory | None = None
+    continues: str | None = None
+    request: Any = None
 
     def mark(self, module: Any, name: str) -> None:
         """Remember an attribute that was put on a module, which the model may drop."""
@@ -81,6 +90,7 @@ def put_on(
     choice: CacheChoice,
     step: str,
     packing: Packing | None,
+    memory: Memory | None,
 ) -> None:
     """Attach all that the coverage says can be."""
     model = coverage.model
@@ -89,7 +99,7 @@ def put_on(
         for config in ([] if coverage.own else _configs(model))
     ]
     kept = [(module, module.config) for module in coverage.sparse.values()]
-    attachment = Attachment(previous, kept, [], report, choice, step, packing)
+    attachment = Attachment(previous, kept, [], report, choice, step, packing, memory=memory)
     for module, config in kept:
         module.config = StockConfig(config, "sdpa" if model._supports_sdpa else "eager")
     for module in coverage.own.values():
@@ -121,6 +131,9 @@ def put_on(
     if coverage.grows_cache:
         model._prepare_cache_for_generation = PrepareCache(model, choice)
         model.register_forward_pre_hook(ForwardCache(model, choice), with_kwargs=True)
+        if "generate" not in model.__dict__:
+            model.generate = RememberingGenerate(model)
+            attachment.mark(model, "generate")
 
 
 def _replace_indexers(coverage: Coverage, attachment: Attachment) -> None:

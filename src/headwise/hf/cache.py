@@ -16,6 +16,7 @@ from headwise.hf.cache_layers import (
 )
 from headwise.hf.hybrid_layers import HybridLayer, HybridSinksLayer, HybridViewLayer
 from headwise.hf.indexed_layers import IndexedLayer, IndexedViewLayer, IndexKeys
+from headwise.hf.own_cache import OwnCache, TokensRead
 from headwise.hf.stock_names import (
     Cache,
     DynamicCache,
@@ -45,11 +46,13 @@ def use_own_layers(cache: Cache, choice: CacheChoice = _DEFAULT) -> Cache:
 
     `choice` is for the layers that see all tokens; those with a sliding window hold what it
     reaches. Layers of other kinds (linear attention, quantised, static) stay as they are, and so
-    does the cross-attention cache, which is written once.
+    does the cross-attention cache, which is written once. The cache becomes an `OwnCache`.
     """
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     if type(own) is not DynamicCache or own.offloading:
         return cache
+    own.__class__ = OwnCache
+    own.read = TokensRead()
     own.layers = [_own_layer(layer, choice) for layer in own.layers]
     if own.layer_class_to_replicate is DynamicLayer:
         # anything that makes a layer when called will do

@@ -9,10 +9,9 @@ from transformers import PreTrainedModel
 from headwise.caches import CacheChoice
 from headwise.hf.cache import use_own_layers
 from headwise.hf.module_hook import ModuleHook
-from headwise.hf.stock_names import Cache, DynamicCache, EncoderDecoderCache
-
-# What models call their cache: since Transformers 5.24; before, and until 5.40.
-CACHE_ARGUMENTS = ("cache", "past_key_values")
+from headwise.hf.own_cache import CACHE_ARGUMENTS, OwnCache
+from headwise.hf.stock_names import Cache, CacheLayerMixin, DynamicCache, EncoderDecoderCache
+from headwise.hf.stored.identity import stamp_of
 
 
 class PrepareCache(ModuleHook):
@@ -38,6 +37,11 @@ class PrepareCache(ModuleHook):
             for name in CACHE_ARGUMENTS:
                 if isinstance(model_kwargs.get(name), Cache):
                     own = use_own_layers(model_kwargs[name], self.choice)
+                    request = model._headwise.request
+                    if request is not None:
+                        mode = args[0] if args else None
+                        own = request.begin(model, own, model_kwargs, generation_config, mode)
+                        model_kwargs[name] = own
                     if generation_config.is_assistant:  # stock said so to the layers that it made
                         own.activate_past_recording()
         return result
@@ -58,7 +62,11 @@ class ForwardCache:
         # appends in place would break gradients, and a compiler should see stock's own code
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        if any(self._passed(name, args, kwargs) is not None for name in CACHE_ARGUMENTS):
+        passed = [self._passed(name, args, kwargs) for name in CACHE_ARGUMENTS]
+        if any(cache is not None for cache in passed):
+            for given in passed:
+                if isinstance(given, OwnCache):
+                    self._note(model, given, args, kwargs)
             return None
         use_cache = self._passed("use_cache", args, kwargs)
         config = model.config.get_text_config(decoder=True)
@@ -74,7 +82,23 @@ class ForwardCache:
             cache = EncoderDecoderCache(cache, DynamicCache(config=config))
         # a None under the other name beside ours is one argument twice
         others = {name: value for name, value in kwargs.items() if name not in CACHE_ARGUMENTS}
-        return args, {**others, self.argument: use_own_layers(cache, self.choice)}
+        own = use_own_layers(cache, self.choice)
+        if isinstance(own, OwnCache):
+            self._note(model, own, args, kwargs)
+        return args, {**others, self.argument: own}
+
+    def _note(
+        self,
+        model: PreTrainedModel,
+        cache: OwnCache,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Have a cache know what is about to be read into it."""
+        counts = any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+        before = int(cache.get_seq_length()) if counts or not cache.layers else None
+        inputs = dict(zip(self.positions, args, strict=False)) | kwargs
+        cache.read.add(model, lambda: stamp_of(model), inputs, before)
 
     def _passed(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         position = self.positions.get(name)

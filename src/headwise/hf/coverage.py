@@ -8,12 +8,13 @@ from transformers import PreTrainedModel
 from headwise.caches import CacheChoice
 from headwise.errors import SpecError, UnsupportedError
 from headwise.hf import eager, families
-from headwise.hf.cache_hooks import CACHE_ARGUMENTS, parameters
+from headwise.hf.cache_hooks import parameters
 from headwise.hf.indexers import Chooser, chooses_tokens, indexers
 from headwise.hf.inner_model import OFF_THE_INTERFACE, has_source, takes_interface
 from headwise.hf.latent_modules import latent_modules
 from headwise.hf.linear import Kind, linear_modules
 from headwise.hf.module_hook import NAME
+from headwise.hf.own_cache import CACHE_ARGUMENTS
 from headwise.hf.step import Replaced, replaced
 from headwise.spec import FAMILIES, ModelSpec
 from headwise.spec.config.decoder_layer import DecoderLayer

@@ -9,7 +9,7 @@ from headwise.hf.cache_layers import ContiguousLayer, OwnLayer, SinksLayer, View
 from headwise.hf.stock_names import LinearAttentionAndFullAttentionLayer, LinearAttentionLayer
 
 # What Transformers' layer of a state has of its own.
-_OF_STATES = (
+OF_STATES = (
     *("number_of_states", "conv_states", "recurrent_states", "conv_kernel_size"),
     *("is_conv_states_initialized", "is_recurrent_states_initialized", "has_previous_state"),
     "record_past",
@@ -27,7 +27,7 @@ class HybridLayer(LinearAttentionLayer, ContiguousLayer):
 
     def __copy__(self) -> "HybridLayer":
         twin: Any = OwnLayer.__copy__(self)
-        for name in _OF_STATES:
+        for name in OF_STATES:
             value = getattr(self, name)
             if isinstance(value, dict):  # states are written in place
                 value = {
@@ -91,7 +91,7 @@ class HybridLayer(LinearAttentionLayer, ContiguousLayer):
 
     def _stock(self) -> Any:
         stock = LinearAttentionAndFullAttentionLayer(number_of_states=self.number_of_states)
-        for name in _OF_STATES:
+        for name in OF_STATES:
             setattr(stock, name, getattr(self, name))
         return stock
 

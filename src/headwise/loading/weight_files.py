@@ -1,25 +1,18 @@
 """The safetensors files of a model folder: which they are, and what their weights take."""
 
-import json
 import math
-import struct
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from headwise.base.files import kind_of, one_line, read_json, require_file
+from headwise.base.files import kind_of, one_line, read_json
+from headwise.base.tensor_files import read_header
 from headwise.errors import LoadError
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# What is written: the dtype as safetensors has it, and a shape.
-Shaped = tuple[str, tuple[int, ...]]
-_DTYPES = {"U8": torch.uint8, "F32": torch.float32}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -86,65 +79,3 @@ def _leads_out(name: str) -> bool:
         ".." in pure.parts or bool(pure.anchor)
         for pure in (PurePosixPath(name), PureWindowsPath(name))
     )
-
-
-def read_header(file: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file, without their data: name to dtype, shape and offsets.
-
-    safetensors itself checks the header: types, shapes, and that the tensors fill the file without
-    a gap or an overlap.
-
-    Raises:
-        LoadError: a file that is not safetensors, or is cut short.
-    """
-    require_file(file)
-    with one_line(f"{file} is not a readable safetensors file"), file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > file.stat().st_size - 8:
-            raise LoadError(f"{file} is not a safetensors file, or is cut short")
-        open_weights(file)
-        header = json.loads(stream.read(length), object_pairs_hook=_each_once)
-    header.pop("__metadata__", None)
-    return dict(header)
-
-
-def open_weights(file: Path) -> Any:
-    """A safetensors file whose tensors are read one by one, as PyTorch's.
-
-    Raises:
-        LoadError: a file that is not safetensors, or is cut short.
-    """
-    require_file(file)
-    try:
-        return safe_open(file, framework="pt")
-    except SafetensorError as error:
-        cut = "; it is cut short: download it again" if "incomplete" in str(error) else ""
-        raise LoadError(f"{file} is not a readable safetensors file: {error}{cut}") from error
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{file} cannot be read: {error}") from error
-
-
-def write_weights(file: Path, shapes: Mapping[str, Shaped], tensors: Iterable[Tensor]) -> None:
-    """Write a safetensors file a tensor at a time: `tensors` in the order of `shapes`.
-
-    safetensors itself wants all of them in memory.
-    """
-    header, end = dict[str, Any](), 0
-    for name, (dtype, shape) in shapes.items():
-        begin, end = end, end + math.prod(shape) * _DTYPES[dtype].itemsize
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (begin, end)}
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % 64)  # the data begins at a multiple of 64
-    with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        for (name, (dtype, shape)), tensor in zip(shapes.items(), tensors, strict=True):
-            right = tuple(tensor.shape) == shape and tensor.dtype == _DTYPES[dtype]
-            assert right, f"{name} is {tensor.dtype} {tuple(tensor.shape)}"
-            stream.write(tensor.contiguous().numpy().data)
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise ValueError("a name stands in it twice")
-    return members

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from headwise.base.tensor_files import open_weights
 from headwise.errors import LoadError
-from headwise.loading.weight_files import INDEX, WHOLE, open_weights, weight_files
+from headwise.loading.weight_files import INDEX, WHOLE, weight_files
 
 _SHARD_BYTES = 512 * 2**20
 _LAYERS = "model.layers."

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from headwise.base.files import one_line
+from headwise.base.tensor_files import open_weights
 from headwise.base.written import written_whole
 from headwise.conversion.checkpoint.workspace import resumed, write_record
-from headwise.loading.weight_files import open_weights
 
 _STEP = re.compile(r"step-(\d+)")
 _TENSORS = "state.safetensors"

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headwise.hf.cache_hooks import CACHE_ARGUMENTS
 from headwise.hf.module_hook import ClassHook
+from headwise.hf.own_cache import CACHE_ARGUMENTS
 
 
 class Indexer(ClassHook):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from headwise.base.files import ANYTHING, one_line
 from headwise.base.progress import Progress
+from headwise.base.tensor_files import Shaped, open_weights, write_weights
 from headwise.errors import LoadError
 from headwise.loading.gguf.config import gguf_config
 from headwise.loading.gguf.conversion import UNREADABLE
@@ -24,7 +25,6 @@ from headwise.loading.gguf.stock_reader import float_weights, sources, stock_rea
 from headwise.loading.gguf.tensors import check_tensors
 from headwise.loading.options import LoadOptions
 from headwise.loading.progress import quiet_transformers
-from headwise.loading.weight_files import Shaped, open_weights, write_weights
 from headwise.ops import BLOCK_FORMATS, is_packed, pack, packed_columns
 
 # Not the name of a checkpoint's file: Transformers is not to take the blocks for weights.

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from headwise.caches import ContiguousCache
-from headwise.hf.cache_hooks import CACHE_ARGUMENTS
 from headwise.hf.cache_layers import OwnLayer
 from headwise.hf.interface import headwise_attention_forward
 from headwise.hf.module_hook import NAME, ModuleHook, is_touched
 from headwise.hf.observer import current_observer
+from headwise.hf.own_cache import CACHE_ARGUMENTS, OwnCache
 from headwise.hf.step.codes import ROTATIONS
 from headwise.hf.step.layers.parts import Arguments, LayerParts
 from headwise.hf.stock_names import DynamicCache, _active_collector
@@ -158,7 +158,7 @@ def _is_known(cache: Any, index: int) -> bool:
 
 def _contiguous(cache: Any, attention: Any) -> ContiguousCache | None:
     """The buffers that a layer's tokens go into, where nothing but an append is to happen."""
-    if type(cache) is not DynamicCache or cache.offloading:
+    if type(cache) not in (OwnCache, DynamicCache) or cache.offloading:
         return None
     layers, index = cache.layers, attention.layer_idx
     layer = layers[index] if index < len(layers) else None

@@ -51,3 +51,35 @@ def _of_config(node: object, *, inside: bool) -> Iterator[object]:
             yield from (node[name] for name in ("rope_type", "type") if name in node)
         for name, value in node.items():
             yield from _of_config(value, inside=inside or "rope" in str(name))
+
+
+def regime(model: Any, first: int, length: int) -> str | None:
+    """Within which lengths a text's rotations are all alike: "" where they always are.
+
+    `first` tokens were read at once, and then up to `length`. None where some were rotated
+    otherwise than others.
+    """
+    if length_free(model):
+        return ""
+    kinds = {str(kind) for _, _, kind in _of_modules(model) if kind not in _FIXED}
+    named = set(_named(model.config.to_dict(), "original_max_position_embeddings"))
+    trained = {int(getattr(m, "original_max_seq_len", 0)) for m, _, _ in _of_modules(model)}
+    limits = named if kinds == {"longrope"} and named else named | trained
+    limit = min(limits, default=0)
+    if length < limit:
+        return f"below {limit} tokens"
+    if kinds == {"longrope"} and first > max(limits):
+        return f"above {max(limits)} tokens"
+    return None
+
+
+def _named(node: object, name: str) -> Iterator[int]:
+    """Each whole number under a name in a config."""
+    if isinstance(node, list | tuple):
+        for value in node:
+            yield from _named(value, name)
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            if key == name and isinstance(value, int):
+                yield value
+            yield from _named(value, name)

@@ -1,0 +1,157 @@
+"""Which model it is that fills a cache: a hash over every tensor that runs, kept until one changes.
+
+What it does not see are writes that go round PyTorch's version counters, as `weight.data[0] = 1`
+does: `headwise.detach` and `attach` look again.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from headwise.errors import UnsupportedError
+from headwise.stored.origin import Origin
+
+# Of a config or a module: what does not change what a cache holds.
+_NO_MATTER = frozenset(
+    {
+        *("transformers_version", "_name_or_path", "name_or_path", "architectures", "use_cache"),
+        *("torch_dtype", "dtype", "output_hidden_states", "output_attentions", "return_dict"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "training", "gradient_checkpointing"),
+        *("_is_hf_initialized", "_is_full_backward_hook", "warnings_issued", "loss_type"),
+        *("_load_state_dict_post_hooks", "_attn_implementation_internal", "kernel_config"),
+        # of rotations: the longest text so far
+        *("max_seq_len_cached", "longest_seq_len_cached", "long_inv_freq", "short_inv_freq"),
+    }
+)
+_SIMPLE = (int, float, str, bool, type(None))
+_KNOWN = ("torch.", "transformers.", "headwise.")
+
+# Where each tensor is and how often it was written; what modules of others are set to.
+Stamp = tuple[Any, ...]
+
+
+@dataclass
+class Identity:
+    """The hashes of a model, and its stamp when they were taken."""
+
+    stamp: Stamp
+    config: str
+    weights: str
+
+
+def origin_of(model: Any, cache: str) -> Origin:
+    """What is in a cache of this kind that an attached model fills now.
+
+    Raises:
+        UnsupportedError: weights that are not in memory.
+    """
+    identity = _identity(model)
+    config = model.config.get_text_config(decoder=True).to_dict()
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return Origin(
+        model=type(model).__name__,
+        dtype=str(model.dtype).removeprefix("torch."),
+        cache=cache,
+        rope=json.dumps(rope, sort_keys=True, default=str),
+        config=identity.config,
+        weights=identity.weights,
+    )
+
+
+def stamp_of(model: nn.Module) -> Stamp:
+    """What changes when somebody writes to a weight, replaces one, or switches an adapter."""
+    stamp: list[Any] = []
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            stamp += [
+                (each.data_ptr(), -1 if each.is_inference() else each._version)
+                for name, each in tensors.items()
+                if each is not None and name not in _of_length(module)
+            ]
+        if not type(module).__module__.startswith(_KNOWN):
+            stamp.append(_settings(module))
+    return tuple(stamp)
+
+
+def _identity(model: Any) -> Identity:
+    """Of an attached model; hashed again where its stamp is another."""
+    attachment, stamp = model._headwise, stamp_of(model)
+    if attachment.identity is None or attachment.identity.stamp != stamp:
+        attachment.identity = Identity(stamp, _hash_config(model), _hash_weights(model))
+    identity: Identity = attachment.identity
+    return identity
+
+
+def _hash_weights(model: nn.Module) -> str:
+    hashed, known = xxhash.xxh3_128(), dict[int, str]()
+    for name, tensor in _tensors(model):
+        if tensor.device.type == "meta":
+            raise UnsupportedError(
+                f"{name} of {type(model).__name__} is not in memory, so that what its cache is of "
+                "cannot be told: load the whole model"
+            )
+        head = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
+        if id(tensor) in known:  # one tensor under two names
+            hashed.update(f"{head} as {known[id(tensor)]}".encode())
+            continue
+        known[id(tensor)] = name
+        hashed.update(head.encode())
+        if tensor.numel():
+            plain = tensor.detach().cpu().contiguous()
+            hashed.update(plain.flatten().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for prefix, module in model.named_modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and name not in _of_length(module):
+                    yield f"{prefix}.{name}", tensor
+
+
+def _of_length(module: nn.Module) -> frozenset[str]:
+    """The buffers that a rotation writes when a text gets longer; the first ones stay beside it."""
+    kinds = getattr(module, "rope_type", None)
+    if kinds is None:
+        return frozenset()
+    names = {n for n in module._buffers if n.endswith("inv_freq") and not n.startswith("original")}
+    every = kinds.values() if isinstance(kinds, Mapping) else [kinds]
+    changes = any("dynamic" in str(kind) or kind == "longrope" for kind in every)
+    return frozenset(names) if changes else frozenset()
+
+
+def _hash_config(model: Any) -> str:
+    """Of what configs and modules say, the classes among it."""
+    said: list[Any] = [_plain(model.config.get_text_config(decoder=True).to_dict())]
+    for name, module in model.named_modules():
+        said.append((name, type(module).__qualname__, _settings(module)))
+    return xxhash.xxh3_128_hexdigest(json.dumps(said, sort_keys=True, default=str).encode())
+
+
+def _settings(module: nn.Module) -> str:
+    """What a module is set to: numbers, names, and lists or tables of them."""
+    said = {}
+    for name, value in module.__dict__.items():
+        if name in _NO_MATTER or name.startswith("_headwise") or "hooks" in name:
+            continue
+        plain = _plain(value) if isinstance(value, (*_SIMPLE, list, tuple, dict)) else None
+        if plain is not None and name not in ("_parameters", "_buffers", "_modules"):
+            said[name] = plain
+    return json.dumps(said, sort_keys=True, default=str)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, names and what is made of them; of other objects nothing."""
+    if isinstance(value, _SIMPLE):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items() if k not in _NO_MATTER}
+    return None

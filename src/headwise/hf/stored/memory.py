@@ -1,0 +1,345 @@
+"""What an attached model remembers: a folder of blocks, from which its caches begin."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwise.base.files import cache_folder, local_path
+from headwise.base.mapped import reserve
+from headwise.base.units import size
+from headwise.caches import CacheChoice
+from headwise.errors import HeadwiseError, LoadError, OptionError, UnsupportedError
+from headwise.hf.cache import use_own_layers
+from headwise.hf.continued import obstacle_to_continue
+from headwise.hf.own_cache import OwnCache
+from headwise.hf.rotation import regime
+from headwise.hf.stock_names import DynamicCache, LinearAttentionCacheLayerMixin
+from headwise.hf.stored.build import cache_of, fixed_of, kept_of, memory_for, page_of, plain
+from headwise.hf.stored.identity import origin_of, stamp_of
+from headwise.hf.stored.layers import page_count
+from headwise.hf.stored.save import versions
+from headwise.stored.file import Contents
+from headwise.stored.layout import PAGE, PageLayout
+from headwise.stored.origin import Origin
+from headwise.stored.store import Found, Match, Store, forget_damaged, make_room, touch
+
+LIMIT = "10GB"
+KIND = "remembered"  # of the user's cache folders
+# So many tokens apart what layers keep beside rows is stored while a prompt is read.
+EVERY = 1024
+_TRIES = 100  # damaged blocks that are passed over in one call
+
+
+@dataclass
+class Memory:
+    """The folder, and what came of it the last time.
+
+    Args:
+        folder: of the blocks of all models.
+        limit: bytes that they may take.
+        asked: tokens that were to be read.
+        known: how many of them were there.
+        stored: tokens that were new, and are there now.
+        notes: what was not used or not stored and why, in words.
+    """
+
+    folder: Path
+    limit: int
+    asked: int = 0
+    known: int = 0
+    stored: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def parse(cls, folder: str | Path | bool, limit: str | int) -> "Memory":
+        """From what `attach` is given; True is the folder that the commands take.
+
+        Raises:
+            OptionError: a folder that cannot be one, or a limit that is no size.
+        """
+        place = cache_folder(KIND) if folder is True else local_path(folder, kind=OptionError)
+        if place.exists() and not place.is_dir():
+            raise OptionError(f"remember is {str(folder)!r}, which is a file; give a folder")
+        most = limit if isinstance(limit, int) else size("remember_limit", limit)
+        if most <= 0:
+            raise OptionError(f"remember_limit is {limit!r}, expected a size, as 10GB")
+        return cls(place.absolute(), most)
+
+    def __str__(self) -> str:
+        lines = [f"remember: in {self.folder}, at most {self.limit / 1e9:.3g} GB"]
+        if self.asked:
+            known = f"{self.known:,} of {self.asked:,} tokens were known"
+            lines.append(f"{known}, {self.stored:,} new ones stored")
+        return "\n          ".join([*lines, *self.notes])
+
+    def begin(self, *notes: str) -> None:
+        """Forget what came of it the last time."""
+        self.asked = self.known = self.stored = 0
+        self.notes = list(notes)
+
+    def recall(
+        self, model: Any, ids: Tensor, mask: Tensor | None = None
+    ) -> tuple[OwnCache | None, int]:
+        """A cache of the longest beginning of ids [B, S] that is known, and its length, below S."""
+        self.begin()
+        length = ids.shape[1]
+        padding = _left_padding(mask, ids)
+        origin = self._origin(model, length, length)
+        if origin is None or padding is None:
+            if padding is None:
+                self.notes.append("not used: the padding is not on the left")
+            return None, 0
+        self.asked = sum(length - pad for pad in padding)
+        texts = [ids[row, pad : length - 1].cpu() for row, pad in enumerate(padding)]
+        store = Store(self.folder, origin)
+        for _ in range(_TRIES):
+            found = [store.find(text) for text in texts]
+            for each in found:
+                self.notes += [f"passed over: {words}" for words in each.damaged]
+            known = self._length(model, found, padding, length - 1)
+            if not known:
+                break
+            try:
+                cache = _assembled(model, origin.cache, found, padding, known, ids)
+            except LoadError as error:
+                self.notes.append(f"passed over: {error}")
+                continue
+            self.known = sum(max(0, known - pad) for pad in padding)
+            return cache, known
+        return None, 0
+
+    def keep(self, model: Any, cache: OwnCache) -> None:
+        """Store what a cache has read and is not there yet; where that fails, say so."""
+        read = cache.read
+        reason = read.unknown
+        if reason is None and (read.model is not model or read.stamp != stamp_of(model)):
+            reason = "the model was changed meanwhile"
+        padding = _left_padding(read.real, read.ids)
+        if reason is None and padding is None:
+            reason = "the padding is not on the left"
+        if reason is not None or not read.length:
+            if reason is not None:
+                self.notes.append(f"nothing was stored: {reason}")
+            return
+        assert padding is not None
+        origin = self._origin(model, read.first, read.length)
+        if origin is None:
+            return
+        try:
+            store, wrote = Store(self.folder, origin), False
+            for row, pad in enumerate(padding):
+                wrote |= self._keep_row(store, cache, row, pad)
+            if wrote:
+                make_room(self.folder, self.limit)
+        except OSError as error:
+            self.notes.append(f"not everything was stored: {error.strerror or error}")
+        except HeadwiseError as error:
+            self.notes.append(f"nothing was stored: {error}")
+
+    def _keep_row(self, store: Store, cache: OwnCache, row: int, pad: int) -> bool:
+        """Store one sequence; whether anything was written."""
+        kept, layout = kept_of(cache)
+        text = cache.read.ids[row, pad:]
+        fixed = dict(fixed_of(kept))
+        if fixed and pad:
+            raise UnsupportedError("states and windows of a padded sequence are not stored")
+        missing = store.missing(text, fixed=bool(fixed))
+        reach = store.find(text).reach if missing else len(text)
+        if not fixed:  # a longer block may hold them
+            missing = [block for block in missing if block[1] > reach]
+        for begin, end, parent in missing:
+            last = end == len(text)
+            contents = Contents(
+                origin=store.origin,
+                layers=tuple(each.facts for each in kept),
+                layout=layout,
+                tokens=text[None, begin:end],
+                real=torch.ones(1, end - begin, dtype=torch.bool),
+                table=torch.arange(page_count(end - begin), dtype=torch.int32)[None],
+                start=begin,
+                parent=parent,
+                made_by=versions(),
+            )
+            pages = (
+                page_of(cache, kept, layout, row, pad + at, pad + min(at + PAGE, end))
+                for at in range(begin, end, PAGE)
+            )
+            tensors = {n: plain(t[row : row + 1]) for n, t in fixed.items()} if last else {}
+            store.put(contents, pages, tensors)
+        self.stored += len(text) - reach
+        return bool(missing)
+
+    def _origin(self, model: Any, first: int, length: int) -> Origin | None:
+        """What the blocks of a text are of; None where there are none."""
+        obstacle = obstacle_to_continue(model)
+        within = regime(model, first, length)
+        if obstacle is None and within is None:
+            obstacle = f"its rotation changes within {length:,} tokens"
+        if obstacle is not None:
+            self.notes.append(f"not used: {obstacle}")
+            return None
+        origin = origin_of(model, kind_of_choice(model._headwise.choice))
+        if not within:
+            return origin
+        return Origin(**{**origin.as_json(), "rope": f"{origin.rope}, {within}"})
+
+    def _length(self, model: Any, found: Sequence[Found], padding: Sequence[int], most: int) -> int:
+        """The positions that all sequences know, at most `most`."""
+        if has_fixed(model):
+            common = set.intersection(
+                *({pad + point for point in each.points} for each, pad in zip(found, padding))
+            )
+            return max((length for length in common if length <= most), default=0)
+        return min(most, *(pad + each.reach for each, pad in zip(found, padding, strict=True)))
+
+
+def kind_of_choice(choice: CacheChoice) -> str:
+    """How rows of a cache that is asked for are kept: see `kind_of_cache`."""
+    if choice.kind == "window":
+        return str(choice)
+    bits = choice.declared.bits
+    return "exact" if bits is None else f"int{bits}"
+
+
+def has_fixed(model: Any) -> bool:
+    """Whether some layer of the model's caches keeps more than rows: a window or a state."""
+    config = model.config.get_text_config(decoder=True)
+    cache = use_own_layers(DynamicCache(config=config), model._headwise.choice)
+    return any(
+        isinstance(layer, LinearAttentionCacheLayerMixin)
+        or getattr(getattr(layer, "cache", None), "gives", "rows") == "part"
+        for layer in cache.layers
+    )
+
+
+def _left_padding(mask: Tensor | None, ids: Tensor) -> list[int] | None:
+    """Tokens of padding before each sequence; None where it is somewhere else, or all there is."""
+    if mask is None:
+        return [0] * len(ids)
+    real = mask.bool()
+    padding = (~real).sum(1)
+    left = real == (torch.arange(ids.shape[1], device=mask.device) >= padding[:, None])
+    whole = bool(left.all()) and int(padding.max()) < ids.shape[1]
+    return padding.tolist() if whole else None
+
+
+def _assembled(
+    model: Any,
+    kind: str,
+    found: Sequence[Found],
+    padding: Sequence[int],
+    length: int,
+    ids: Tensor,
+) -> OwnCache:
+    """A cache over the pages of blocks, which are mapped and verified.
+
+    Raises:
+        LoadError: a block is damaged; it is gone then.
+    """
+    fixed = has_fixed(model)
+    taken = [
+        each.take(length - pad, fixed=fixed) if length > pad else []
+        for each, pad in zip(found, padding, strict=True)
+    ]
+    first = next(row for row in taken if row)[-1].file.contents
+    for match in (match for row in taken for match in row):
+        if match.file.contents.layout != first.layout:
+            raise _gone(match, LoadError(f"{match.file.path} has other rows than its neighbours"))
+    if any(padding):
+        pools, table = _moved(first.layout, taken, padding, length)
+    else:
+        pools, table = _mapped(first.layout, taken, length)
+    touch(match for row in reversed(taken) for match in reversed(row))
+    tensors: dict[str, Tensor] = {}
+    if fixed:
+        rows = [_read_fixed(row[-1]) for row in taken]
+        tensors = {name: torch.cat([each[name] for each in rows]) for name in rows[0]}
+    real = torch.arange(length) >= torch.tensor(padding)[:, None]
+    held = ids[:, :length].cpu()
+    return cache_of(model, kind, first.layers, pools, table, tensors, held, real)
+
+
+def _mapped(
+    layout: PageLayout, taken: Sequence[Sequence[Match]], length: int
+) -> tuple[dict[tuple[int, str], Tensor], Tensor]:
+    """Pools over the files' own pages, and the pages of each sequence."""
+    files = dict[Path, tuple[Match, int]]()
+    pages = 0
+    for match in (match for row in taken for match in row):
+        if match.file.path not in files:
+            files[match.file.path] = (match, pages)
+            pages += match.file.pages
+    memory = memory_for(layout, pages)
+    for match, begin in files.values():
+        _map(match, memory, begin * layout.page_bytes, match.file.pages)
+    table = torch.tensor(
+        [
+            [
+                files[match.file.path][1] + page
+                for match in row
+                for page in range(page_count(match.count))
+            ]
+            for row in taken
+        ],
+        dtype=torch.int32,
+    )
+    count = len(memory) // layout.page_bytes if layout.page_bytes else 0
+    return layout.pools(memory, count), table
+
+
+def _moved(
+    layout: PageLayout, taken: Sequence[Sequence[Match]], padding: Sequence[int], length: int
+) -> tuple[dict[tuple[int, str], Tensor], Tensor]:
+    """Pools with copies of the rows, each sequence behind its padding."""
+    each = page_count(length)
+    table = torch.arange(len(taken) * each, dtype=torch.int32).view(len(taken), each)
+    memory = memory_for(layout, len(taken) * each)
+    pools = layout.pools(memory, len(memory) // layout.page_bytes if layout.page_bytes else 0)
+    for row, (matches, pad) in enumerate(zip(taken, padding, strict=True)):
+        for at, match in enumerate(matches):
+            own = reserve(match.file.pages * layout.page_bytes, "a block of remembered tokens")
+            _map(match, own, 0, match.file.pages)
+            sources = layout.pools(own, match.file.pages)
+            begin = pad + at * match_block(matches)
+            places = torch.arange(begin, begin + match.count)
+            pages, slots = table[row, places // PAGE].long(), places % PAGE
+            for name, pool in pools.items():
+                source = sources[name].flatten(1, 2)[:, : match.count]
+                pool[:, pages, slots] = source
+    return pools, table
+
+
+def match_block(matches: Sequence[Match]) -> int:
+    """Tokens of all blocks but the last of a text."""
+    return matches[0].count
+
+
+def _map(match: Match, memory: Any, begin: int, count: int) -> None:
+    try:
+        match.file.map(memory, begin, 0, count)
+    except LoadError as error:
+        raise _gone(match, error) from error
+
+
+def _read_fixed(match: Match) -> dict[str, Tensor]:
+    try:
+        return match.file.fixed()
+    except LoadError as error:
+        raise _gone(match, error) from error
+
+
+def _gone(match: Match, error: LoadError) -> LoadError:
+    """The error, after the block has been removed."""
+    forget_damaged(match.file.path, error)
+    return error
+
+
+def points_of(begin: int, end: int) -> Iterator[int]:
+    """Where what layers keep beside rows is stored while a prompt is read, and the last token."""
+    yield from range((begin // EVERY + 1) * EVERY, end, EVERY)
+    if end > begin:
+        yield end
