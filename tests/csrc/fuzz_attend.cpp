@@ -295,11 +295,11 @@ void one(int level) {
                              more + eps * (1 + fabs(total > 0 ? sum[v] / total : 0));
         if (!good && ++failures < 5)
           printf(
-              "level %d layout %d bits %d page %ld dtype %d B %ld H %ld K %ld S %ld L %ld D %ld V "
+              "level %d paged %d bits %d page %ld dtype %d B %ld H %ld K %ld S %ld L %ld D %ld V "
               "%ld: row %ld differs\n",
-              level, layout, a.bits, long(page_size), int(a.dtype), long(a.batch), long(a.heads),
-              long(a.kv_heads), long(a.queries), long(a.context), long(a.dim), long(a.value_dim),
-              long(row));
+              level, int(paged), a.bits, long(page_size), int(a.dtype), long(a.batch),
+              long(a.heads), long(a.kv_heads), long(a.queries), long(a.context), long(a.dim),
+              long(a.value_dim), long(row));
       }
 }
 

@@ -11,7 +11,7 @@ from headwise.caches.protocol import check_crop
 from headwise.errors import ShapeError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Step:
     """What tokens that are to be appended need, one number for each sequence but in `copied`.
 
