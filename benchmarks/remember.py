@@ -111,7 +111,7 @@ def chat(model: Any, tokenizer: Any, arguments: argparse.Namespace, folder: str)
             answer = given[0, len(text) :].tolist()
             answers[remember].append(answer)
             text += answer
-            known = f", {report.memory.known:,} known" if remember else ""
+            known = f", {report.remembered.known:,} known" if remember else ""
             print(f"  turn {number}: {ids.shape[1]:,} tokens{known}, {seconds:.2f} s")
     print(f"  ten turns: {totals[True]:.1f} s remembered, {totals[False]:.1f} s not")
     print(f"  the same answers: {answers[True] == answers[False]}")

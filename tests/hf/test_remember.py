@@ -37,7 +37,7 @@ def pair(family: str, folder: Path, cache: str = "contiguous") -> tuple[Any, Any
         headwise.attach(twin, cache=cache)
     except UnsupportedError as error:
         pytest.skip(str(error))
-    return model, headwise.attach(model, cache=cache, remember=folder).memory, twin
+    return model, headwise.attach(model, cache=cache, remember=folder).remembered, twin
 
 
 @pytest.mark.parametrize("cache", ["contiguous", "paged:16", "int8", "int4", "window:64,sinks=4"])
@@ -279,7 +279,7 @@ def length_of_rope(kind: str) -> Any:
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
 def test_rotations_of_the_length_match_within_one_regime(kind: str, tmp_path: Path) -> None:
     model = length_of_rope(kind)
-    memory = headwise.attach(model, remember=tmp_path).memory
+    memory = headwise.attach(model, remember=tmp_path).remembered
 
     def check(ids: Tensor, known: int) -> None:
         twin = length_of_rope(kind)

@@ -55,13 +55,6 @@ class Pages:
         twin.lengths, twin.users, twin.free = self.lengths[:], self.users[:], self.free[:]
         return twin
 
-    def cut(self) -> int:
-        """Forget the free pages behind the last one that is used; how many are left."""
-        count = max((page + 1 for page, users in enumerate(self.users) if users), default=0)
-        self.users = self.users[:count]
-        self.free = [page for page in self.free if page < count]
-        return count
-
     def clear(self) -> None:
         """Forget all pages."""
         self.table = torch.empty(0, 0, dtype=torch.int32)
@@ -70,6 +63,13 @@ class Pages:
         self.free: list[int] = []
         self.dropped = False
         self._shared = False  # whether some last page may have other users
+
+    def cut(self) -> int:
+        """Forget the free pages behind the last one that is used; how many are left."""
+        count = max((page + 1 for page, users in enumerate(self.users) if users), default=0)
+        self.users = self.users[:count]
+        self.free = [page for page in self.free if page < count]
+        return count
 
     @property
     def length(self) -> int:

@@ -12,6 +12,7 @@ from headwise.cli.convert import convert
 from headwise.cli.env import env
 from headwise.cli.generate import generate
 from headwise.cli.plan import plan
+from headwise.cli.remember import forget, remember
 from headwise.cli.view import view
 
 
@@ -28,7 +29,9 @@ def command() -> Any:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_before)
-    functions: tuple[Callable[..., Any], ...] = (generate, plan, compare, convert, view, env)
+    functions: tuple[Callable[..., Any], ...] = (
+        *(generate, remember, forget, plan, compare, convert, view, env),
+    )
     for function in functions:
         app.command(short_help=summary(function))(function)
     app.add_typer(bench)

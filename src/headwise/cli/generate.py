@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from headwise.base.console import harmless
 from headwise.cli import options
 from headwise.cli.documented import documented
+from headwise.cli.options import Weights, weights_of
 from headwise.cli.terminal import screen
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from headwise.generation.session import Session
 
 Attention = Literal["headwise", "sdpa", "eager"]
-Weights = Literal["auto", "packed", "float"]
 
 
 @documented
@@ -36,6 +36,7 @@ def generate(
     device: options.Device = "auto",
     attention: Attention = "headwise",
     cache: str = "contiguous",
+    remember: bool = False,
     weights: Weights = "auto",
     against: Attention | None = None,
     as_json: options.Json = False,
@@ -54,6 +55,8 @@ def generate(
         attention: What computes the attention.
         cache: headwise's cache: contiguous, paged, paged:64, int8, int8:64, int4, int4:64,
             window:2048 or window:2048,sinks=4.
+        remember: Go on from what was read before, and store what is read now, in the user's cache
+            folder: see headwise remember. Stored text can be read by whoever reads that folder.
         weights: Of a .gguf file: packed, which are multiplied in the file's own blocks, or float,
             dequantised. auto packs them where headwise runs alone on a CPU.
         against: Run the prompt again with this one and compare.
@@ -76,10 +79,12 @@ def generate(
         raise OptionError(f"--against {against} is what --attention is; choose another")
     if CacheChoice.parse(cache) != CacheChoice() and "headwise" not in (attention, against):
         raise OptionError(f"--cache {cache} is for headwise, and only {attention} was to run")
+    if remember and attention != "headwise":
+        raise OptionError(f"--remember is for headwise, and --attention is {attention}")
     file = options.the_document(document, context)
     text = read_document(file) if file is not None else ""
     model = options.the_model(model, named)
-    weights = _weights(weights, model, device, attention, against)
+    weights = weights_of(weights, model, device, alone=attention == "headwise" and not against)
     with quiet_transformers(), screen(animated=True) as loading:
         loading("starting", 0, 0)
         session = Session.open(
@@ -97,7 +102,7 @@ def generate(
             chat=chat,
         )
     with quiet_transformers():
-        runs = [_run(session, attention, cache, stream=not as_json)]
+        runs = [_run(session, attention, cache, stream=not as_json, remember=remember)]
         if against is not None and not runs[0].interrupted:
             runs.append(_run(session, against, cache, stream=False))
     if as_json:
@@ -109,22 +114,9 @@ def generate(
     return 130 if any(run.interrupted for run in runs) else 0
 
 
-def _weights(
-    asked: Weights, model: str | None, device: str, attention: str, against: str | None
-) -> Weights:
-    """What becomes of a .gguf file's weights; stock, and what is compared with it, get numbers."""
-    from headwise.loading.options import find_device
-    from headwise.loading.source import demo_model, find_source
-
-    if asked != "auto":
-        return asked
-    source = find_source(demo_model() if model is None else model)
-    alone = attention == "headwise" and against is None
-    on_cpu = find_device(device).type == "cpu"
-    return "packed" if source.kind == "gguf" and alone and on_cpu else "float"
-
-
-def _run(session: "Session", attention: str, cache: str, *, stream: bool) -> "Answer":
+def _run(
+    session: "Session", attention: str, cache: str, *, stream: bool, remember: bool = False
+) -> "Answer":
     """One measured run; its text goes to stdout as it comes, or its progress to stderr."""
     most, pieces = session.sampling.max_new_tokens, itertools.count(1)
     with screen(animated=False) as shown:
@@ -140,7 +132,9 @@ def _run(session: "Session", attention: str, cache: str, *, stream: bool) -> "An
             else:
                 shown(f"{attention}: generating", min(next(pieces), most), most)
 
-        run = session.run(attention, cache=cache, on_prefill=on_prefill, on_text=on_text)
+        run = session.run(
+            attention, cache=cache, remember=remember, on_prefill=on_prefill, on_text=on_text
+        )
     if stream:
         sys.stdout.write("\n")
     return run

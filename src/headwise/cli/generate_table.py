@@ -33,6 +33,7 @@ def table(session: Session, runs: list[Answer]) -> Table:
         "attention": _layers,
         "decode backend": _backends,
         "not used": _others,
+        "remembered": lambda run: f"{run.known_tokens:,} tokens" if run.known_tokens else "",
         "prefill": lambda run: _figure(run.prefill_rate, "{:,.0f} tokens/s"),
         "decode": lambda run: _figure(run.decode_rate, "{:,.1f} tokens/s"),
         "per token (median)": lambda run: _figure(run.decode_median, "{:,.1f} ms", 1000),

@@ -2,13 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
 from headwise.errors import OptionError
 
 _Value = TypeVar("_Value")
+
+Weights = Literal["auto", "packed", "float"]
 
 Model = Annotated[
     str | None,
@@ -60,6 +62,21 @@ def _either(one: _Value | None, other: _Value | None, both: str) -> _Value | Non
     if one is not None and other is not None:
         raise OptionError(f"{both}; give one of them")
     return one if other is None else other
+
+
+def weights_of(asked: Weights, model: str | None, device: str, *, alone: bool) -> Weights:
+    """What becomes of a .gguf file's weights; stock, and what is compared with it, get numbers.
+
+    alone: whether headwise alone runs.
+    """
+    from headwise.loading.options import find_device
+    from headwise.loading.source import demo_model, find_source
+
+    if asked != "auto":
+        return asked
+    source = find_source(demo_model() if model is None else model)
+    on_cpu = find_device(device).type == "cpu"
+    return "packed" if source.kind == "gguf" and alone and on_cpu else "float"
 
 
 def words(text: str | None) -> list[str]:

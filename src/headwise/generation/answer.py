@@ -22,7 +22,8 @@ class Answer:
 
     `prefill_seconds` is what the model took to read the prompt, which gives the logits of the first
     token too. `decode_seconds` has one entry per token; the first counts from the beginning, with
-    the reading of the prompt. `interrupted`: by the user, so that tokens may lack.
+    the reading of the prompt. `known_tokens` of the prompt were remembered, and not read.
+    `interrupted`: by the user, so that tokens may lack.
     """
 
     attention: str
@@ -30,6 +31,7 @@ class Answer:
     prompt_tokens: int
     tokens: list[int] = field(default_factory=list)
     margins: list[Margin] = field(default_factory=list)
+    known_tokens: int = 0
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: list[float] = field(default_factory=list)
@@ -65,6 +67,7 @@ class Answer:
             "layers": [asdict(group) for group in self.layers],
             "text": text,
             "tokens": self.tokens,
+            "remembered": {"tokens": self.known_tokens},
             "prefill": {
                 "tokens": self.prefill_tokens,
                 "seconds": self.prefill_seconds,

@@ -2,12 +2,15 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from headwise.errors import OptionError, SpecError, UnsupportedError
-from headwise.hf import LayerReport, attach, detach
+from headwise.hf import LayerReport, Remembered, attach, detach
 from headwise.spec import ModelSpec
 
+# The folder that a model remembers in; True is the user's own.
+Remember = str | Path | bool | Remembered | None
 ATTENTIONS = ("headwise", "sdpa", "eager")
 
 
@@ -38,11 +41,11 @@ class BackendLayers:
 
 
 def select_attention(
-    model: Any, attention: str, cache: str = "contiguous"
+    model: Any, attention: str, cache: str = "contiguous", *, remember: Remember = None
 ) -> tuple[BackendLayers, ...]:
     """Make a model run with "headwise", "sdpa" or "eager", whatever it ran with before.
 
-    `cache` is for headwise, by the names that `headwise.attach` takes.
+    `cache` and `remember` are for headwise, as `headwise.attach` takes them.
 
     Raises:
         OptionError: another name.
@@ -53,7 +56,9 @@ def select_attention(
         raise OptionError(f"attention {attention!r} is unknown; use one of {names}")
     detach(model)
     if attention == "headwise":
-        layers = Counter(_attached(layer) for layer in attach(model, cache=cache).layers)
+        layers = Counter(
+            _attached(layer) for layer in attach(model, cache=cache, remember=remember).layers
+        )
         return tuple(replace(layer, count=count) for layer, count in layers.items())
     try:
         model.set_attn_implementation(attention)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headwise.errors import CapacityError, ShapeError
 from headwise.generation.answer import Answer, Margin
-from headwise.generation.attention import select_attention
+from headwise.generation.attention import Remember, select_attention
 from headwise.generation.chunks import chunk_size
 from headwise.generation.options import Sampling
 from headwise.hf import cache_nbytes
@@ -27,18 +27,19 @@ def generate(
     *,
     attention: str = "headwise",
     cache: str = "contiguous",
+    remember: Remember = None,
     sampling: Sampling | None = None,
     on_prefill: OnPrefill | None = None,
     on_token: OnToken | None = None,
 ) -> Answer:
-    """Answer one prompt with one attention, from a fresh cache.
+    """Answer one prompt with one attention, from a fresh cache or what is remembered.
 
     The tokens are those of `model.generate` on a model that has just been loaded. The prompt is
     read as `chunk_size` says: with stock attention as `model.generate` reads it.
 
     `on_prefill(done, total)` is called as the prompt is read, `on_token(token)` with each new token
-    as it comes. A KeyboardInterrupt ends the answer, which keeps what it has so far. `cache` is for
-    headwise, by the names that `headwise.attach` takes.
+    as it comes. A KeyboardInterrupt ends the answer, which keeps what it has so far. `cache` and
+    `remember` are for headwise, as `headwise.attach` takes them.
 
     Raises:
         ShapeError: an empty prompt.
@@ -47,7 +48,9 @@ def generate(
     """
     if not prompt:
         raise ShapeError("the prompt has no tokens; give some text")
-    answer = Answer(attention, select_attention(model, attention, cache), len(prompt))
+    answer = Answer(
+        attention, select_attention(model, attention, cache, remember=remember), len(prompt)
+    )
     recorder = _Recorder(answer, on_prefill, on_token)
     forget_length(model)
     try:
@@ -127,21 +130,30 @@ class _Recorder:
                 hook.remove()
 
     def _before(self, model: Any, args: Any) -> None:
+        attachment = model.__dict__.get("_headwise")
+        if (
+            attachment is not None
+            and attachment.remembered is not None
+            and not self.answer.prefill_tokens
+        ):
+            self.answer.known_tokens = attachment.remembered.known
         self.pass_began = time.perf_counter()
 
     def _after(self, model: Any, args: Any, inputs: dict[str, Any], output: Any) -> None:
         answer, cache, read = self.answer, output.get(CACHE), inputs["input_ids"].shape[1]
         # a pass into another cache has restarted, as Phi-3's where its short factors end
-        answer.cache_tokens = read + (answer.cache_tokens if cache is self.cache else 0)
+        before = answer.known_tokens if self.cache is None else 0
+        answer.cache_tokens = read + (answer.cache_tokens if cache is self.cache else before)
         self.cache = cache
-        if answer.prefill_tokens == answer.prompt_tokens:
+        if answer.known_tokens + answer.prefill_tokens == answer.prompt_tokens:
             return
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
         answer.prefill_seconds += time.perf_counter() - self.pass_began
         answer.prefill_tokens += read
         if self.on_prefill is not None:
-            self.on_prefill(answer.prefill_tokens, answer.prompt_tokens)
+            done = answer.known_tokens + answer.prefill_tokens
+            self.on_prefill(done, answer.prompt_tokens)
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         """As a logits processor: change nothing, and note how clear the choice is."""

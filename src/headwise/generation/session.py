@@ -8,9 +8,11 @@ import torch
 
 from headwise.errors import LoadError, SpecError
 from headwise.generation.answer import Answer, first_difference, identical
+from headwise.generation.attention import Remember
 from headwise.generation.options import Sampling, check_length, context_limit
 from headwise.generation.recorder import OnPrefill, generate
 from headwise.generation.text import TextStream, least_tokens, prompt_tokens
+from headwise.hf import Remembered
 from headwise.hf.packed import packed_formats
 from headwise.loading.model_folder import ModelFolder
 from headwise.loading.options import LoadOptions
@@ -80,12 +82,13 @@ class Session:
         attention: str,
         *,
         cache: str = "contiguous",
+        remember: Remember = None,
         on_prefill: OnPrefill | None = None,
         on_text: OnText | None = None,
     ) -> Answer:
         """Run the prompt with one attention; `on_text` gets the answer's text, one piece per token.
 
-        `cache` is for headwise, by the names that `headwise.attach` takes.
+        `cache` and `remember` are for headwise, as `headwise.attach` takes them.
         """
         stream = TextStream(self.tokenizer)
 
@@ -98,6 +101,7 @@ class Session:
             self.prompt,
             attention=attention,
             cache=cache,
+            remember=remember,
             sampling=self.sampling,
             on_prefill=on_prefill,
             on_token=on_token,
@@ -105,6 +109,18 @@ class Session:
         if on_text is not None and (rest := stream.finish()):
             on_text(rest)
         return answer
+
+    def remember(
+        self,
+        remembered: Remembered,
+        *,
+        cache: str = "contiguous",
+        on_prefill: OnPrefill | None = None,
+    ) -> Remembered:
+        """Read the prompt, from what is known of it on, and store its cache; what came of it."""
+        # the answer's first token has to be computed, and is not stored
+        self.run("headwise", cache=cache, remember=remembered, on_prefill=on_prefill)
+        return remembered
 
     @property
     def weights(self) -> str:

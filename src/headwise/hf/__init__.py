@@ -26,7 +26,7 @@ from headwise.hf.mla_config import HeadwiseMlaConfig
 from headwise.hf.mla_model import HeadwiseMlaForCausalLM, HeadwiseMlaModel
 from headwise.hf.own_cache import OwnCache
 from headwise.hf.report import AttachReport, LayerReport
-from headwise.hf.stored import load_cache, recall, remember, save_cache
+from headwise.hf.stored import Remembered, load_cache, recall, remember, save_cache
 
 __all__ = [
     "AttachReport",
@@ -38,6 +38,7 @@ __all__ = [
     "HeadwiseMlaConfig",
     "HeadwiseMlaForCausalLM",
     "LayerReport",
+    "Remembered",
     "OwnCache",
     "SinksLayer",
     "ViewLayer",

@@ -20,7 +20,7 @@ from headwise.hf.inner_model import inner_model
 from headwise.hf.module_hook import NAME
 from headwise.hf.packed import Packing, check_request, pack_model, unpack_model
 from headwise.hf.report import AttachReport
-from headwise.hf.stored.memory import LIMIT, Memory
+from headwise.hf.stored.remembered import LIMIT, Remembered
 
 # How much of a decoding step is run: attention alone, or all that can be.
 STEPS = ("all", "attention")
@@ -33,7 +33,7 @@ def attach(
     step: str = "all",
     weights: str | None = None,
     keep: bool = False,
-    remember: str | Path | bool | None = None,
+    remember: str | Path | bool | Remembered | None = None,
     remember_limit: str | int = LIMIT,
     strict: bool = False,
 ) -> AttachReport:
@@ -98,7 +98,7 @@ def attach(
     choice = CacheChoice.parse(cache)
     if step not in STEPS:
         raise OptionError(f"step is {step!r}, expected one of {', '.join(map(repr, STEPS))}")
-    memory = Memory.parse(remember, remember_limit) if remember else None
+    remembered = Remembered.parse(remember, remember_limit) if remember else None
     attachment = model.__dict__.get("_headwise")
     packing: Packing | None = None if attachment is None else attachment.packing
     check_request(weights, keep, packing)
@@ -106,8 +106,9 @@ def attach(
     if attachment is not None:
         stays = not attachment.previous or model.config._attn_implementation == NAME
         if stays and not fresh and (attachment.choice, attachment.step) == (choice, step):
-            attachment.memory = memory
-            attachment.report = replace(attachment.report, memory=memory)
+            if not _same(remembered, attachment.remembered):
+                attachment.remembered = remembered
+                attachment.report = replace(attachment.report, remembered=remembered)
             report: AttachReport = attachment.report
             return report
         require_cache(model, choice)
@@ -125,11 +126,18 @@ def attach(
         if attachment is not None:
             was = attachment.choice, attachment.step
             before = cover(model, was[0], step=was[1], strict=False)
-            put_on(before, attachment.report, *was, attachment.packing, attachment.memory)
+            put_on(before, attachment.report, *was, attachment.packing, attachment.remembered)
         raise
-    report = replace(report_of(coverage, choice, packing), memory=memory)
-    put_on(coverage, report, choice, step, packing, memory)
+    report = replace(report_of(coverage, choice, packing), remembered=remembered)
+    put_on(coverage, report, choice, step, packing, remembered)
     return report
+
+
+def _same(one: Remembered | None, other: Remembered | None) -> bool:
+    """Whether both are the same folder, with the same limit."""
+    if one is None or other is None:
+        return one is other
+    return (one.folder, one.limit) == (other.folder, other.limit)
 
 
 def detach(model: PreTrainedModel | Any) -> None:

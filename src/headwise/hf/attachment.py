@@ -21,7 +21,7 @@ from headwise.hf.packed import Packing
 from headwise.hf.report import AttachReport
 from headwise.hf.stored.generate import RememberingGenerate
 from headwise.hf.stored.identity import Identity
-from headwise.hf.stored.memory import Memory
+from headwise.hf.stored.remembered import Remembered
 
 
 class _Before:
@@ -51,8 +51,9 @@ class Attachment:
     modules that stay with Transformers by a config of their own, and the one that they had. marked:
     modules with an attribute of ours, and its name; a part that was attached before has its own.
     packing: how the weights were packed, where they were. identity: hashes of the model, once they
-    were asked for. memory: where it remembers. continues: what is wrong with reading a text in two
-    parts, "" for nothing, once that was tried. request: the call of `generate` that runs.
+    were asked for. remembered: what it has read before. continues: what is wrong with reading a
+    text in two parts, "" for nothing, once that was tried. request: the call of `generate` that
+    runs.
     """
 
     previous: list[tuple[Any, str | None]]
@@ -63,7 +64,7 @@ class Attachment:
     step: str
     packing: Packing | None = None
     identity: Identity | None = None
-    memory: Memory | None = None
+    remembered: Remembered | None = None
     continues: str | None = None
     request: Any = None
 
@@ -90,7 +91,7 @@ def put_on(
     choice: CacheChoice,
     step: str,
     packing: Packing | None,
-    memory: Memory | None,
+    remembered: Remembered | None,
 ) -> None:
     """Attach all that the coverage says can be."""
     model = coverage.model
@@ -99,7 +100,9 @@ def put_on(
         for config in ([] if coverage.own else _configs(model))
     ]
     kept = [(module, module.config) for module in coverage.sparse.values()]
-    attachment = Attachment(previous, kept, [], report, choice, step, packing, memory=memory)
+    attachment = Attachment(
+        previous, kept, [], report, choice, step, packing, remembered=remembered
+    )
     for module, config in kept:
         module.config = StockConfig(config, "sdpa" if model._supports_sdpa else "eager")
     for module in coverage.own.values():

@@ -37,15 +37,15 @@ class LayerReport:
 class AttachReport:
     """What runs where in an attached model; prints as a table.
 
-    `step`: what of a decoding step runs on headwise beside attention, in lines. `memory`: where the
-    model remembers what it has read, and what came of it the last time.
+    `step`: what of a decoding step runs on headwise beside attention, in lines. `remembered`: where
+    the model remembers what it has read, and what came of it the last time.
     """
 
     model: str
     layers: tuple[LayerReport, ...]
     cache: str
     step: tuple[str, ...] = ()
-    memory: Any = None
+    remembered: Any = None
 
     def __repr__(self) -> str:
         backends = dict.fromkeys(_columns(layer)[2] or "stock" for layer in self.layers)
@@ -82,8 +82,8 @@ class AttachReport:
             for row in rows
         ]
         lines.insert(0, f"{self.model}, attached to headwise; cache: {self.cache}")
-        memory = [] if self.memory is None else [str(self.memory)]
-        return "\n".join([*lines, *notes, *self.step, *memory, *self._why()])
+        remembered = [] if self.remembered is None else [str(self.remembered)]
+        return "\n".join([*lines, *notes, *self.step, *remembered, *self._why()])
 
     def _why(self) -> list[str]:
         """One line per distinct verdict."""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -255,6 +256,61 @@ def all_blocks(root: Path) -> list[Used]:
                 continue
             used.append(Used(entry, state.st_size, state.st_mtime))
     return used
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """What a folder holds of one model; without `origin` where no block can be read."""
+
+    id: str
+    origin: Origin | None
+    blocks: tuple[Used, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all blocks."""
+        return sum(used.nbytes for used in self.blocks)
+
+    @property
+    def tokens(self) -> int:
+        """Of all blocks."""
+        return sum(used.entry.count for used in self.blocks)
+
+    @property
+    def last(self) -> float:
+        """When one was used last, in seconds since 1970."""
+        return max(used.last for used in self.blocks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON; sizes in bytes."""
+        return {
+            "id": self.id,
+            **({} if self.origin is None else self.origin.as_json()),
+            "tokens": self.tokens,
+            "blocks": len(self.blocks),
+            "bytes": self.nbytes,
+            "last_used": self.last,
+        }
+
+
+def stored_models(root: Path) -> list[StoredModel]:
+    """What a folder holds, one of each model, the last used first."""
+    models: dict[str, list[Used]] = {}
+    for used in all_blocks(root):
+        models.setdefault(used.entry.path.parent.name, []).append(used)
+    found = [
+        StoredModel(name, _origin_of(blocks), tuple(blocks)) for name, blocks in models.items()
+    ]
+    return sorted(found, key=lambda each: -each.last)
+
+
+def _origin_of(blocks: Iterable[Used]) -> Origin | None:
+    for used in blocks:
+        try:
+            return CacheFile(used.entry.path).contents.origin
+        except LoadError:
+            continue
+    return None
 
 
 def make_room(root: Path, limit: int) -> int:

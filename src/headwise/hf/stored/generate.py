@@ -11,7 +11,7 @@ from headwise.errors import ShapeError
 from headwise.hf.module_hook import ModuleHook
 from headwise.hf.own_cache import CACHE_ARGUMENTS, OwnCache
 from headwise.hf.stock_names import CACHE
-from headwise.hf.stored.memory import Memory, has_fixed, points_of
+from headwise.hf.stored.remembered import Remembered, has_fixed, points_of
 
 # The ways of generating that begin with a pass over what the cache does not hold.
 _MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
@@ -31,19 +31,19 @@ class RememberingGenerate(ModuleHook):
         ids = kwargs.get("input_ids") if inputs is None else inputs
         if isinstance(cache, OwnCache) and isinstance(ids, Tensor) and ids.ndim == 2:
             _check_tokens(cache, ids, kwargs.get("attention_mask"))
-        memory: Memory | None = model._headwise.memory
-        if memory is None:
+        remembered: Remembered | None = model._headwise.remembered
+        if remembered is None:
             return type(model).generate(model, inputs, *args, **kwargs)
         obstacle = _obstacle(ids, cache, kwargs)
-        memory.begin(f"not used: {obstacle or 'the call made no cache that headwise holds'}")
-        request = Request(memory, ids, obstacle)
+        remembered.begin(f"not used: {obstacle or 'the call made no cache that headwise holds'}")
+        request = Request(remembered, ids, obstacle)
         model._headwise.request = request
         try:
             result = type(model).generate(model, inputs, *args, **kwargs)
         finally:
             model._headwise.request = None
         if request.cache is not None:
-            memory.keep(model, request.cache)
+            remembered.keep(model, request.cache)
         return result
 
 
@@ -51,7 +51,7 @@ class RememberingGenerate(ModuleHook):
 class Request:
     """A call of `generate` that may begin with what is remembered."""
 
-    memory: Memory
+    remembered: Remembered
     ids: Any
     obstacle: str | None
     cache: OwnCache | None = None
@@ -67,22 +67,24 @@ class Request:
         if not isinstance(cache, OwnCache):
             obstacle = f"the cache is a {type(cache).__name__}"
         if obstacle is not None:
-            self.memory.begin(f"not used: {obstacle}")
+            self.remembered.begin(f"not used: {obstacle}")
             return cache
         repeats = max(config.num_beams, config.num_return_sequences)
         mask = inputs.get("attention_mask")
         ids, mask = self.ids.to(model.device), None if mask is None else mask[::repeats]
-        known, length = self.memory.recall(model, ids, mask)
+        known, length = self.remembered.recall(model, ids, mask)
         cache = cache if known is None else known
         if has_fixed(model) and mask is None:
-            _read_ahead(model, cache, ids, length, self.memory)
+            _read_ahead(model, cache, ids, length, self.remembered)
         if repeats > 1 and cache.read.length:
             cache.batch_repeat_interleave(repeats)
         self.cache = cache
         return cache
 
 
-def _read_ahead(model: Any, cache: OwnCache, ids: Tensor, begin: int, memory: Memory) -> None:
+def _read_ahead(
+    model: Any, cache: OwnCache, ids: Tensor, begin: int, remembered: Remembered
+) -> None:
     """Read a prompt up to its last token, in parts after which what layers keep is stored."""
     options = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
     for end in points_of(begin, ids.shape[1] - 1):
@@ -94,7 +96,7 @@ def _read_ahead(model: Any, cache: OwnCache, ids: Tensor, begin: int, memory: Me
             **{CACHE: cache, "use_cache": True, "position_ids": positions, **options},
         )
         model(**inputs, return_dict=True)
-        memory.keep(model, cache)
+        remembered.keep(model, cache)
         begin = end
 
 

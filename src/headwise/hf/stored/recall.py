@@ -9,7 +9,7 @@ from headwise.hf.cache import use_own_layers
 from headwise.hf.inner_model import inner_model
 from headwise.hf.own_cache import OwnCache
 from headwise.hf.stock_names import DynamicCache
-from headwise.hf.stored.memory import Memory
+from headwise.hf.stored.remembered import Remembered
 
 
 def recall(model: Any, ids: Tensor, attention_mask: Tensor | None = None) -> tuple[OwnCache, int]:
@@ -33,7 +33,7 @@ def recall(model: Any, ids: Tensor, attention_mask: Tensor | None = None) -> tup
         UnsupportedError: the model does not remember.
         ShapeError: ids that are not [B, S], or a mask of another shape.
     """
-    inner, memory = _memory("recall", model)
+    inner, remembered = _remembered("recall", model)
     if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.numel():
         shape = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
         raise ShapeError(f"ids are {shape}, expected a tensor [B, S] of at least one token")
@@ -42,7 +42,7 @@ def recall(model: Any, ids: Tensor, attention_mask: Tensor | None = None) -> tup
             f"attention_mask has shape {list(attention_mask.shape)}, expected that of ids "
             f"{list(ids.shape)}"
         )
-    cache, length = memory.recall(inner, ids, attention_mask)
+    cache, length = remembered.recall(inner, ids, attention_mask)
     if cache is None:
         config = inner.config.get_text_config(decoder=True)
         cache = use_own_layers(DynamicCache(config=config), inner._headwise.choice)
@@ -58,25 +58,25 @@ def remember(model: Any, cache: Any) -> int:
     Raises:
         UnsupportedError: the model does not remember, or it is not known what the cache is of.
     """
-    inner, memory = _memory("remember", model)
+    inner, remembered = _remembered("remember", model)
     if not isinstance(cache, OwnCache):
         raise UnsupportedError(
             f"cache is a {type(cache).__name__}, expected one that a model made after "
             "headwise.attach(model)"
         )
-    memory.begin()
-    memory.keep(inner, cache)
-    if memory.notes:
-        raise UnsupportedError(memory.notes[-1])
-    return memory.stored
+    remembered.begin()
+    remembered.keep(inner, cache)
+    if remembered.notes:
+        raise UnsupportedError(remembered.notes[-1])
+    return remembered.stored
 
 
-def _memory(what: str, model: Any) -> tuple[Any, Memory]:
+def _remembered(what: str, model: Any) -> tuple[Any, Remembered]:
     inner = inner_model(what, model)
     attachment = inner.__dict__.get("_headwise")
-    if attachment is None or attachment.memory is None:
+    if attachment is None or attachment.remembered is None:
         raise UnsupportedError(
             f"{type(inner).__name__} does not remember: call headwise.attach(model, "
             "remember=FOLDER) first"
         )
-    return inner, attachment.memory
+    return inner, attachment.remembered

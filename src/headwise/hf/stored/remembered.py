@@ -35,7 +35,7 @@ _TRIES = 100  # damaged blocks that are passed over in one call
 
 
 @dataclass
-class Memory:
+class Remembered:
     """The folder, and what came of it the last time.
 
     Args:
@@ -55,13 +55,16 @@ class Memory:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def parse(cls, folder: str | Path | bool, limit: str | int) -> "Memory":
+    def parse(cls, folder: "str | Path | bool | Remembered", limit: str | int) -> "Remembered":
         """From what `attach` is given; True is the folder that the commands take.
 
         Raises:
             OptionError: a folder that cannot be one, or a limit that is no size.
         """
-        place = cache_folder(KIND) if folder is True else local_path(folder, kind=OptionError)
+        if isinstance(folder, Remembered):
+            return folder
+        own = isinstance(folder, bool)
+        place = cache_folder(KIND) if own else local_path(str(folder), kind=OptionError)
         if place.exists() and not place.is_dir():
             raise OptionError(f"remember is {str(folder)!r}, which is a file; give a folder")
         most = limit if isinstance(limit, int) else size("remember_limit", limit)
