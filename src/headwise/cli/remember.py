@@ -128,14 +128,16 @@ def forget(
 
 
 def _stored(folder: Path | None) -> "list[StoredModel]":
-    from headwise.hf.stored.remembered import Remembered
-    from headwise.stored.store import stored_models
+    from headwise.base.files import local_path
+    from headwise.errors import OptionError
+    from headwise.stored.store import own_folder, stored_models
 
-    return stored_models(Remembered.parse(True if folder is None else folder, 1).folder)
+    return stored_models(own_folder() if folder is None else local_path(folder, kind=OptionError))
 
 
 def _list(folder: Path | None, *, as_json: bool) -> None:
-    from headwise.base.remembered import gib
+    from headwise.base.console import show
+    from headwise.base.memory import gib
     from headwise.cli.tables import columns, show_table
 
     found = _stored(folder)

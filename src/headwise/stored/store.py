@@ -20,6 +20,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from headwise.base.files import cache_folder
 from headwise.errors import HeadwiseError, LoadError
 from headwise.stored.file import PART, CacheFile, Contents, write
 from headwise.stored.layout import PAGE
@@ -204,6 +205,11 @@ class Store:
             same = within and entry.key == _key(entry.parent, tokens[: entry.count])
             if same and shorter and not entry.fixed:
                 forget([entry])
+
+
+def own_folder() -> Path:
+    """Where the commands store, in the user's cache folder."""
+    return cache_folder("remembered")
 
 
 def entries_in(folder: Path) -> list[Entry]:

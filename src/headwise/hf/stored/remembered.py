@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.base.files import cache_folder, local_path
+from headwise.base.files import local_path
 from headwise.base.mapped import reserve
 from headwise.base.units import size
 from headwise.caches import CacheChoice
@@ -25,10 +25,17 @@ from headwise.hf.stored.save import versions
 from headwise.stored.file import Contents
 from headwise.stored.layout import PAGE, PageLayout
 from headwise.stored.origin import Origin
-from headwise.stored.store import Found, Match, Store, forget_damaged, make_room, touch
+from headwise.stored.store import (
+    Found,
+    Match,
+    Store,
+    forget_damaged,
+    make_room,
+    own_folder,
+    touch,
+)
 
 LIMIT = "10GB"
-KIND = "remembered"  # of the user's cache folders
 # So many tokens apart what layers keep beside rows is stored while a prompt is read.
 EVERY = 1024
 _TRIES = 100  # damaged blocks that are passed over in one call
@@ -64,7 +71,7 @@ class Remembered:
         if isinstance(folder, Remembered):
             return folder
         own = isinstance(folder, bool)
-        place = cache_folder(KIND) if own else local_path(str(folder), kind=OptionError)
+        place = own_folder() if own else local_path(str(folder), kind=OptionError)
         if place.exists() and not place.is_dir():
             raise OptionError(f"remember is {str(folder)!r}, which is a file; give a folder")
         most = limit if isinstance(limit, int) else size("remember_limit", limit)
