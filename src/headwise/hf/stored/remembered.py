@@ -91,6 +91,10 @@ class Remembered:
         self.asked = self.known = self.stored = 0
         self.notes = list(notes)
 
+    def _note(self, words: str) -> None:
+        if words not in self.notes:
+            self.notes.append(words)
+
     def recall(
         self, model: Any, ids: Tensor, mask: Tensor | None = None
     ) -> tuple[OwnCache | None, int]:
@@ -101,7 +105,7 @@ class Remembered:
         origin = self._origin(model, length, length)
         if origin is None or padding is None:
             if padding is None:
-                self.notes.append("not used: the padding is not on the left")
+                self._note("not used: the padding is not on the left")
             return None, 0
         self.asked = sum(length - pad for pad in padding)
         texts = [ids[row, pad : length - 1].cpu() for row, pad in enumerate(padding)]
@@ -109,14 +113,15 @@ class Remembered:
         for _ in range(_TRIES):
             found = [store.find(text) for text in texts]
             for each in found:
-                self.notes += [f"passed over: {words}" for words in each.damaged]
+                for words in each.damaged:
+                    self._note(f"passed over: {words}")
             known = self._length(model, found, padding, length - 1)
             if not known:
                 break
             try:
                 cache = _assembled(model, origin.cache, found, padding, known, ids)
             except LoadError as error:
-                self.notes.append(f"passed over: {error}")
+                self._note(f"passed over: {error}")
                 continue
             self.known = sum(max(0, known - pad) for pad in padding)
             return cache, known
@@ -133,7 +138,7 @@ class Remembered:
             reason = "the padding is not on the left"
         if reason is not None or not read.length:
             if reason is not None:
-                self.notes.append(f"nothing was stored: {reason}")
+                self._note(f"nothing was stored: {reason}")
             return
         assert padding is not None
         origin = self._origin(model, read.first, read.length)
@@ -146,9 +151,9 @@ class Remembered:
             if wrote:
                 make_room(self.folder, self.limit)
         except OSError as error:
-            self.notes.append(f"not everything was stored: {error.strerror or error}")
+            self._note(f"not everything was stored: {error.strerror or error}")
         except HeadwiseError as error:
-            self.notes.append(f"nothing was stored: {error}")
+            self._note(f"nothing was stored: {error}")
 
     def _keep_row(self, store: Store, cache: OwnCache, row: int, pad: int) -> bool:
         """Store one sequence; whether anything was written."""
@@ -190,7 +195,7 @@ class Remembered:
         if obstacle is None and within is None:
             obstacle = f"its rotation changes within {length:,} tokens"
         if obstacle is not None:
-            self.notes.append(f"not used: {obstacle}")
+            self._note(f"not used: {obstacle}")
             return None
         origin = origin_of(model, kind_of_choice(model._headwise.choice))
         if not within:
