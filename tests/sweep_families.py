@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -26,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import headwise
 import headwise.hf  # for all processes
+from headwise.hf.stock_names import CACHE
 
 TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
@@ -353,6 +355,16 @@ def verdict(name: str) -> Row:
             return Row(name, "differs", f"{mode}: {what}")
         if what:
             notes.append(f"{mode}: a near tie, {what}")
+    if "_prepare_cache_for_generation" in model.__dict__:
+        try:
+            wrong_memory, why = remembering(model)
+        except Exception as error:  # noqa: BLE001 - a crash of ours is a row
+            traceback.print_exc()
+            return Row(name, "crashes", f"what is remembered: {_words(error)}")
+        if wrong_memory:
+            return Row(name, "differs", f"{wrong_memory} ({why})")
+        if os.environ.get("HEADWISE_SWEEP_WHY"):
+            print(f"{name}: {why or 'remembers'}", flush=True)
     left = dict.fromkeys(layer.note for layer in report.layers if layer.stock)
     kinds = dict.fromkeys(
         layer.what or _kind(layer.spec) for layer in report.layers if not layer.stock
@@ -360,6 +372,41 @@ def verdict(name: str) -> Row:
     if left:
         return Row(name, "part", "; ".join([*left, *notes]))
     return Row(name, "equal", "; ".join(notes), "; ".join(kinds), report.cache)
+
+
+def remembering(model: Any) -> tuple[str, str]:
+    """What is wrong with what an attached model remembers, or saves; and why it does not do so."""
+    given: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+    given["return_dict_in_generate"] = True
+    more = _BATCH[1:, :9]
+    with tempfile.TemporaryDirectory() as folder:
+        ours = copy.deepcopy(model)
+        remembered = headwise.attach(ours, remember=folder).remembered
+        ids, why = _PROMPT, ""
+        for turn in range(3):
+            # of no mask Transformers makes one, which hides tokens that are the padding's
+            given["attention_mask"] = torch.ones_like(ids)
+            expected = copy.deepcopy(model).generate(ids, **given)
+            found = ours.generate(ids, **given)
+            known = (0, ids.shape[1] - 1, ids.shape[1] - more.shape[1] - 1)[turn]
+            why = "; ".join(remembered.notes)
+            if not torch.equal(found.sequences, expected.sequences):
+                return f"turn {turn} of what is remembered: other tokens", why
+            if not why and remembered.known != known:
+                return f"turn {turn}: {remembered.known} tokens are known, not {known}", why
+            if turn:
+                ids = torch.cat([expected.sequences, more], dim=1)
+        try:
+            headwise.save_cache(found[CACHE], f"{folder}/cache")
+        except headwise.UnsupportedError as error:
+            return "", f"{why}; not saved: {error}"
+        loaded = headwise.load_cache(f"{folder}/cache", ours)
+        if all(loaded.is_linear):
+            return "", why
+        given["attention_mask"] = torch.ones_like(ids)
+        expected = copy.deepcopy(model).generate(ids, **given)
+        tokens = ours.generate(ids, **given, **{CACHE: loaded}).sequences
+        return "" if torch.equal(tokens, expected.sequences) else "the loaded cache", why
 
 
 def _words(error: Exception) -> str:

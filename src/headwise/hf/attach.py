@@ -5,7 +5,6 @@ registry): the name in its configs, and a few kinds of instance attributes that 
 vanish with `detach`.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 from headwise.caches import CacheChoice
 from headwise.errors import OptionError
 from headwise.hf.attach_report import report_of
-from headwise.hf.attachment import put_on, take_off
+from headwise.hf.attachment import put_on, set_remembered, take_off
 from headwise.hf.coverage import cover, require_cache
 from headwise.hf.inner_model import inner_model
 from headwise.hf.module_hook import NAME
@@ -107,8 +106,7 @@ def attach(
         stays = not attachment.previous or model.config._attn_implementation == NAME
         if stays and not fresh and (attachment.choice, attachment.step) == (choice, step):
             if not _same(remembered, attachment.remembered):
-                attachment.remembered = remembered
-                attachment.report = replace(attachment.report, remembered=remembered)
+                set_remembered(model, remembered)
             report: AttachReport = attachment.report
             return report
         require_cache(model, choice)
@@ -128,9 +126,9 @@ def attach(
             before = cover(model, was[0], step=was[1], strict=False)
             put_on(before, attachment.report, *was, attachment.packing, attachment.remembered)
         raise
-    report = replace(report_of(coverage, choice, packing), remembered=remembered)
-    put_on(coverage, report, choice, step, packing, remembered)
-    return report
+    put_on(coverage, report_of(coverage, choice, packing), choice, step, packing, remembered)
+    fresh_report: AttachReport = model._headwise.report
+    return fresh_report
 
 
 def _same(one: Remembered | None, other: Remembered | None) -> bool:

@@ -1,7 +1,7 @@
 """What `attach` leaves on a model, put on and taken off again."""
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
@@ -19,7 +19,7 @@ from headwise.hf.linear import Kind, LinearModule
 from headwise.hf.module_hook import ATTACHED, NAME, ModuleHook, StockConfig
 from headwise.hf.packed import Packing
 from headwise.hf.report import AttachReport
-from headwise.hf.stored.generate import RememberingGenerate
+from headwise.hf.stored.generate import CheckedInputs, RememberingGenerate
 from headwise.hf.stored.identity import Identity
 from headwise.hf.stored.remembered import Remembered
 
@@ -52,8 +52,7 @@ class Attachment:
     modules with an attribute of ours, and its name; a part that was attached before has its own.
     packing: how the weights were packed, where they were. identity: hashes of the model, once they
     were asked for. remembered: what it has read before. continues: what is wrong with reading a
-    text in two parts, "" for nothing, once that was tried. request: the call of `generate` that
-    runs.
+    text in two parts, "" for nothing, once that was tried.
     """
 
     previous: list[tuple[Any, str | None]]
@@ -66,7 +65,6 @@ class Attachment:
     identity: Identity | None = None
     remembered: Remembered | None = None
     continues: str | None = None
-    request: Any = None
 
     def mark(self, module: Any, name: str) -> None:
         """Remember an attribute that was put on a module, which the model may drop."""
@@ -134,9 +132,20 @@ def put_on(
     if coverage.grows_cache:
         model._prepare_cache_for_generation = PrepareCache(model, choice)
         model.register_forward_pre_hook(ForwardCache(model, choice), with_kwargs=True)
-        if "generate" not in model.__dict__:
-            model.generate = RememberingGenerate(model)
-            attachment.mark(model, "generate")
+        model._prepare_model_inputs = CheckedInputs(model)
+        attachment.mark(model, "_prepare_model_inputs")
+    set_remembered(model, remembered)
+
+
+def set_remembered(model: PreTrainedModel, remembered: Remembered | None) -> None:
+    """Have an attached model remember there, or nowhere."""
+    attachment: Any = model._headwise
+    attachment.remembered = remembered
+    attachment.report = replace(attachment.report, remembered=remembered)
+    if isinstance(model.__dict__.get("generate"), RememberingGenerate):
+        del model.generate
+    if remembered is not None:
+        model.generate = RememberingGenerate(model)
 
 
 def _replace_indexers(coverage: Coverage, attachment: Attachment) -> None:
@@ -159,6 +168,8 @@ def take_off(model: PreTrainedModel, attachment: Attachment) -> None:
         if config._attn_implementation == NAME:
             config._attn_implementation_internal = implementation
     model.__dict__.pop("_prepare_cache_for_generation", None)
+    if isinstance(model.__dict__.get("generate"), RememberingGenerate):
+        del model.generate
     for module, config in attachment.kept:
         module.config = config
     for module, attribute in attachment.marks():

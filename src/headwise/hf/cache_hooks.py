@@ -1,6 +1,7 @@
 """How an attached model comes to caches of ours: what stands where it would make its own."""
 
 import inspect
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from headwise.hf.module_hook import ModuleHook
 from headwise.hf.own_cache import CACHE_ARGUMENTS, OwnCache
 from headwise.hf.stock_names import Cache, CacheLayerMixin, DynamicCache, EncoderDecoderCache
 from headwise.hf.stored.identity import stamp_of
+
+# The call of `generate` that runs in this thread, where it may begin with what is remembered.
+REQUEST: ContextVar[Any] = ContextVar("REQUEST", default=None)
 
 
 class PrepareCache(ModuleHook):
@@ -37,8 +41,8 @@ class PrepareCache(ModuleHook):
             for name in CACHE_ARGUMENTS:
                 if isinstance(model_kwargs.get(name), Cache):
                     own = use_own_layers(model_kwargs[name], self.choice)
-                    request = model._headwise.request
-                    if request is not None:
+                    request = REQUEST.get()
+                    if request is not None and request.is_for(model):
                         mode = args[0] if args else None
                         own = request.begin(model, own, model_kwargs, generation_config, mode)
                         model_kwargs[name] = own

@@ -198,7 +198,9 @@ class OwnCache(DynamicCache):
     `read` knows the tokens that it was made of, so that it can be saved, and used for those alone.
     """
 
-    read: TokensRead
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.read = TokensRead()
 
     def save(self, path: str | Path) -> None:
         """Write it to a file: see `headwise.save_cache`."""

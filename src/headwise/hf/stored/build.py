@@ -89,6 +89,9 @@ def cache_of(
     config = model.config.get_text_config(decoder=True)
     cache = use_own_layers(DynamicCache(config=config), choice)
     assert isinstance(cache, OwnCache)
+    more = cache.layer_class_to_replicate
+    while more is not None and len(cache.layers) < len(facts):  # as an update does
+        cache.layers.append(more())
     if len(facts) != len(cache.layers):
         raise LoadError(f"it has {len(facts)} layers, and the model's caches {len(cache.layers)}")
     device = model.device

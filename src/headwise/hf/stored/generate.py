@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from headwise.errors import ShapeError
+from headwise.hf.cache_hooks import REQUEST
 from headwise.hf.module_hook import ModuleHook
 from headwise.hf.own_cache import CACHE_ARGUMENTS, OwnCache
 from headwise.hf.stock_names import CACHE
@@ -18,30 +19,47 @@ _MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
 _ASKED = ("output_hidden_states", "output_attentions", "output_scores", "output_logits")
 
 
-class RememberingGenerate(ModuleHook):
-    """`generate` of the model's class.
+class CheckedInputs(ModuleHook):
+    """Stands in for `_prepare_model_inputs`: a cache that `generate` is given is of its tokens."""
 
-    A cache that it is given has to be of the tokens given. Where the model remembers, the cache
-    that it makes begins with what is known of the tokens, and is stored when it is done.
+    def __call__(self, inputs: Any, bos_token_id: Any, model_kwargs: dict[str, Any]) -> Any:
+        model = self.owner
+        stock = type(model)._prepare_model_inputs(model, inputs, bos_token_id, model_kwargs)
+        ids, name, given = stock
+        cache = next((given[n] for n in CACHE_ARGUMENTS if given.get(n) is not None), None)
+        if isinstance(cache, OwnCache) and name == "input_ids" and ids.ndim == 2:
+            _check_tokens(cache, ids, given.get("attention_mask"))
+        return stock
+
+
+class RememberingGenerate(ModuleHook):
+    """`generate` of a model that remembers.
+
+    The cache that it makes begins with what is known of the tokens, and is stored when it is done.
+    It keeps its model alive, as a bound method does: `load(...)[0].generate(...)` has no other.
     """
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__(owner)
+        self._kept = owner
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._kept = state["owner"]
 
     def __call__(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         model = self.owner
         cache = next((kwargs[n] for n in CACHE_ARGUMENTS if kwargs.get(n) is not None), None)
         ids = kwargs.get("input_ids") if inputs is None else inputs
-        if isinstance(cache, OwnCache) and isinstance(ids, Tensor) and ids.ndim == 2:
-            _check_tokens(cache, ids, kwargs.get("attention_mask"))
-        remembered: Remembered | None = model._headwise.remembered
-        if remembered is None:
-            return type(model).generate(model, inputs, *args, **kwargs)
+        remembered: Remembered = model._headwise.remembered
         obstacle = _obstacle(ids, cache, kwargs)
         remembered.begin(f"not used: {obstacle or 'the call made no cache that headwise holds'}")
-        request = Request(remembered, ids, obstacle)
-        model._headwise.request = request
+        request = Request(model, remembered, ids, obstacle)
+        before = REQUEST.set(request)
         try:
             result = type(model).generate(model, inputs, *args, **kwargs)
         finally:
-            model._headwise.request = None
+            REQUEST.reset(before)
         if request.cache is not None:
             remembered.keep(model, request.cache)
         return result
@@ -51,10 +69,16 @@ class RememberingGenerate(ModuleHook):
 class Request:
     """A call of `generate` that may begin with what is remembered."""
 
+    model: Any
     remembered: Remembered
     ids: Any
     obstacle: str | None
     cache: OwnCache | None = None
+    begun: bool = False
+
+    def is_for(self, model: Any) -> bool:
+        """Whether it is this model's, and not that of a call inside it."""
+        return self.model is model and not self.begun
 
     def begin(
         self, model: Any, cache: Any, inputs: Mapping[str, Any], config: Any, mode: Any
@@ -63,9 +87,12 @@ class Request:
 
         inputs: the arguments of the model's forward, repeated for beams. config: the generation's.
         """
+        self.begun = True
         obstacle = self.obstacle or _obstacle_of_config(config, mode)
         if not isinstance(cache, OwnCache):
             obstacle = f"the cache is a {type(cache).__name__}"
+        elif all(cache.is_linear):
+            obstacle = "Transformers' generate reads the whole prompt into states: use recall"
         if obstacle is not None:
             self.remembered.begin(f"not used: {obstacle}")
             return cache
@@ -136,6 +163,13 @@ def _check_tokens(cache: OwnCache, ids: Tensor, mask: Any) -> None:
     held, length = read.ids, read.length
     whole = not isinstance(mask, Tensor) or mask.shape[-1] == ids.shape[1]
     if read.unknown is not None or not length or not whole:
+        return
+    if all(cache.is_linear):
+        if torch.equal(ids[:, :length].cpu(), held):
+            raise ShapeError(
+                f"input_ids begin with the {length} tokens of the cache, and generate reads all of "
+                "them into a cache of states alone: give those that come after them"
+            )
         return
     if ids.shape[1] <= length:
         raise ShapeError(

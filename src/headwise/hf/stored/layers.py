@@ -43,7 +43,9 @@ def kept_by(layer: Any, index: int) -> Kept:
     states = isinstance(layer, LinearAttentionCacheLayerMixin)
     if isinstance(layer, OwnLayer):
         kept = _of_tokens(layer, index)
-    elif states or next(held_tensors(layer), None) is None:
+    elif getattr(layer, "keys", None) is None and (
+        states or next(held_tensors(layer), None) is None
+    ):
         kept = Kept({"kind": "none"})
     else:
         raise UnsupportedError(

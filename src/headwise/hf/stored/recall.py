@@ -18,7 +18,7 @@ def recall(model: Any, ids: Tensor, attention_mask: Tensor | None = None) -> tup
     A forward that is given the cache reads, and gives the logits of, the rest alone:
 
         cache, n = headwise.recall(model, ids)
-        logits = model(ids[:, n:], past_key_values=cache, use_cache=True).logits
+        logits = model(ids[:, n:], cache=cache, use_cache=True).logits
 
     Args:
         model: attached with `remember`.

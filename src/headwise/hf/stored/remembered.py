@@ -133,14 +133,12 @@ class Remembered:
         reason = read.unknown
         if reason is None and (read.model is not model or read.stamp != stamp_of(model)):
             reason = "the model was changed meanwhile"
-        padding = _left_padding(read.real, read.ids)
-        if reason is None and padding is None:
-            reason = "the padding is not on the left"
-        if reason is not None or not read.length:
-            if reason is not None:
-                self._note(f"nothing was stored: {reason}")
+        if reason is None and not read.length:
             return
-        assert padding is not None
+        padding = None if reason is not None else _left_padding(read.real, read.ids)
+        if padding is None:
+            self._note(f"nothing was stored: {reason or 'the padding is not on the left'}")
+            return
         origin = self._origin(model, read.first, read.length)
         if origin is None:
             return

@@ -42,7 +42,9 @@ def save_cache(cache: Any, path: str | Path) -> None:
         >>> headwise.save_cache(output.cache, "document.safetensors")
         >>> cache = headwise.load_cache("document.safetensors", model)
         >>> question = torch.cat([document, torch.tensor([[7, 8, 9]])], dim=1)
-        >>> tokens = model.generate(question, past_key_values=cache, max_new_tokens=2)
+        >>> tokens = model.generate(question, cache=cache, max_new_tokens=2)
+
+    (`past_key_values` before Transformers 5.24.)
 
     The file is safetensors: the rows of all layers in pages of 64 tokens, what layers keep beside
     rows, the tokens, and what model they are of. It is written whole or not at all, and only its
@@ -104,7 +106,7 @@ def load_cache(path: str | Path, model: Any) -> OwnCache:
         model: an attached model: of the same class, config and weights, to the last bit.
 
     Returns:
-        A cache with the tokens of the file. `model.generate(ids, past_key_values=cache)` takes ids
+        A cache with the tokens of the file. `model.generate(ids, cache=cache)` takes ids
         that begin with them and have at least one more.
 
     Raises:
