@@ -29,6 +29,14 @@ struct Places {
     const int64_t within = index & ((int64_t(1) << shift) - 1);
     return table[index >> shift] * page + within * stride;
   }
+  // How many of the `count` rows from `first` on follow one another in one page.
+  HEADWISE_INLINE int64_t together(int64_t first, int64_t count) const {
+    if (list != nullptr) count = listed_run(list, first, count);
+    if (table == nullptr) return count;
+    const int64_t rows = int64_t(1) << shift;
+    const int64_t left = rows - ((list == nullptr ? first : list[first]) & (rows - 1));
+    return left < count ? left : count;
+  }
   // How many of the `count` rows from `first` on lie `stride` apart.
   HEADWISE_INLINE int64_t run(int64_t first, int64_t count, int64_t stride, int64_t page) const {
     if (list != nullptr) return table == nullptr ? listed_run(list, first, count) : 1;
@@ -56,6 +64,8 @@ struct StridedRows {
   Places places = {};
 
   HEADWISE_INLINE Row row(int64_t index) const { return base + places.offset(index, stride, page); }
+  // The row `count` after another one of the same page.
+  HEADWISE_INLINE Row after(Row row, int64_t count) const { return row + count * stride; }
   // How many of the `count` rows from `first` on lie `stride` apart.
   HEADWISE_INLINE int64_t run(int64_t first, int64_t count) const {
     return places.run(first, count, stride, page);
@@ -105,6 +115,12 @@ struct QuantizedRows {
     else
       return {integers, scales_of(index)};
   }
+  HEADWISE_INLINE Row after(Row row, int64_t count) const {
+    if constexpr (GROUP == 0)
+      return row + count * stride;
+    else
+      return {row.integers + count * stride, row.scales + count * scales.row};
+  }
   HEADWISE_INLINE int64_t run(int64_t first, int64_t count) const {
     return places.run(first, count, stride, page);
   }
@@ -142,19 +158,19 @@ struct QuantizedRows {
 template <class Rows>
 HEADWISE_INLINE void find_rows(const Rows& rows, int64_t first, int count, float factor,
                                typename Rows::Row* row, [[maybe_unused]] float* scale) {
-  const auto find = [&](const Rows& rows) HEADWISE_LAMBDA {
-    for (int j = 0; j < kBlock; ++j) {
-      const int64_t index = first + (j < count ? j : count - 1);
-      row[j] = rows.row(index);
-      if constexpr (Rows::kScaled) scale[j] = factor * rows.scale(index);
+  for (int64_t at = 0; at < count;) {
+    const int64_t run = rows.places.together(first + at, count - at);
+    const typename Rows::Row begin = rows.row(first + at);
+    for (int64_t i = 0; i < run; ++i) row[at + i] = rows.after(begin, i);
+    if constexpr (Rows::kScaled) {
+      const float* scales = rows.scales_of(first + at);
+      for (int64_t i = 0; i < run; ++i) scale[at + i] = factor * scales[i * rows.scales.row];
     }
-  };
-  if (rows.places.table != nullptr || rows.places.list != nullptr) {
-    find(rows);
-  } else {  // most are in order, and then not asked about one by one
-    Rows in_order = rows;
-    in_order.places = {};
-    find(in_order);
+    at += run;
+  }
+  for (int at = count; at < kBlock; ++at) {
+    row[at] = row[count - 1];
+    if constexpr (Rows::kScaled) scale[at] = scale[count - 1];
   }
 }
 
