@@ -28,11 +28,11 @@ def reads_in_chunks(model: Any) -> bool:
 
 
 def obstacle_to_continue(model: Any) -> str | None:
-    """Why a text must not be read in two parts, however long it is; None if it may.
+    """Why a text must not be read in parts, however long it is; None if it may.
 
     Rotations that depend on the length are another matter (`regime`). An attached model of a kind
-    that is not known to continue exactly is tried, once: it reads twelve tokens at once, and in two
-    parts.
+    that is not known to continue exactly is tried, once: it reads twelve tokens at once, and in
+    parts, the last of which is a step.
     """
     if model.config.is_encoder_decoder:
         return "an encoder-decoder"
@@ -50,19 +50,19 @@ def obstacle_to_continue(model: Any) -> str | None:
 
 @torch.no_grad()
 def _differs_in_parts(model: Any) -> str:
-    """What is wrong with a text that is read in two parts; "" where nothing is."""
+    """What is wrong with a text that is read in parts; "" where nothing is."""
     config = model.config.get_text_config(decoder=True)
     ids = torch.arange(10, 22, device=model.device)[None] % config.vocab_size
     try:
         (whole,) = _read(model, [ids])
-        _, rest = _read(model, [ids[:, :7], ids[:, 7:]])
+        *_, rest = _read(model, [ids[:, :7], ids[:, 7:11], ids[:, 11:]])
     except (*FAULTS, HeadwiseError) as error:
-        return f"it cannot be read in two parts: {reason(error)}"
+        return f"it cannot be read in parts: {reason(error)}"
     exact = whole.dtype in (torch.float32, torch.float64)
     bound = 1e-4 if exact else 4 * torch.finfo(torch.bfloat16).eps
     whole, rest = whole[:, -1].double(), rest[:, -1].double()
     apart = (whole - rest).abs().max() / whole.abs().max()
-    return "" if apart <= bound else f"read in two parts it differs by {float(apart):.0e}"
+    return "" if apart <= bound else f"read in parts it differs by {float(apart):.0e}"
 
 
 def _read(model: Any, parts: list[Tensor]) -> list[Tensor]:

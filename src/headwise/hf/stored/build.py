@@ -40,6 +40,11 @@ def kept_of(cache: OwnCache) -> tuple[list[Kept], PageLayout]:
     Raises:
         UnsupportedError: a layer of a kind that cannot be saved, or of another length.
     """
+    fresh = DynamicCache(config=cache.read.model.config.get_text_config(decoder=True))
+    if fresh.layer_class_to_replicate is None and len(fresh.layers) != len(cache.layers):
+        raise UnsupportedError(
+            f"the model has added layers to its cache, {len(cache.layers)} for {len(fresh.layers)}"
+        )
     kept = [kept_by(layer, index) for index, layer in enumerate(cache.layers)]
     for layer, each in zip(cache.layers, kept, strict=True):
         length = layer.get_seq_length() if each.facts["kind"] != "none" else cache.read.length

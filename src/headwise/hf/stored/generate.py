@@ -101,7 +101,7 @@ class Request:
         ids, mask = self.ids.to(model.device), None if mask is None else mask[::repeats]
         known, length = self.remembered.recall(model, ids, mask)
         cache = cache if known is None else known
-        if has_fixed(model) and mask is None:
+        if self.remembered.usable and mask is None and has_fixed(model):
             _read_ahead(model, cache, ids, length, self.remembered)
         if repeats > 1 and cache.read.length:
             cache.batch_repeat_interleave(repeats)

@@ -51,6 +51,7 @@ class Remembered:
         asked: tokens that were to be read.
         known: how many of them were there.
         stored: tokens that were new, and are there now.
+        usable: whether what was asked for could have been known.
         notes: what was not used or not stored and why, in words.
     """
 
@@ -59,6 +60,7 @@ class Remembered:
     asked: int = 0
     known: int = 0
     stored: int = 0
+    usable: bool = False
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -89,6 +91,7 @@ class Remembered:
     def begin(self, *notes: str) -> None:
         """Forget what came of it the last time."""
         self.asked = self.known = self.stored = 0
+        self.usable = False
         self.notes = list(notes)
 
     def _note(self, words: str) -> None:
@@ -107,7 +110,7 @@ class Remembered:
             if padding is None:
                 self._note("not used: the padding is not on the left")
             return None, 0
-        self.asked = sum(length - pad for pad in padding)
+        self.asked, self.usable = sum(length - pad for pad in padding), True
         texts = [ids[row, pad : length - 1].cpu() for row, pad in enumerate(padding)]
         store = Store(self.folder, origin)
         for _ in range(_TRIES):
