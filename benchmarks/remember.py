@@ -66,7 +66,7 @@ def hold(arguments: argparse.Namespace, path: str, barrier: Any, queue: Any) -> 
     first_token(model, cache, torch.tensor([[5]]))
     barrier.wait()
     maps = Path("/proc/self/smaps").read_text(encoding="utf-8").split(path)[1:]
-    sizes = dict.fromkeys(("Rss", "Pss", "Private_Dirty"), 0)
+    sizes = dict.fromkeys(("Rss", "Pss", "Anonymous"), 0)
     for each in maps:
         for name in sizes:
             found = re.search(rf"^{name}: +(\d+) kB", each, re.MULTILINE)

@@ -199,32 +199,6 @@ void read_lengths(const Tensor& lengths, AttendArgs* args) {
   }
 }
 
-// page_table [B, pages of a sequence]: the entries in use name pages of the pool.
-void read_pages(const Tensor& table, int64_t pages, int64_t page_size, AttendArgs* args) {
-  STD_TORCH_CHECK(page_size >= 1 && (page_size & (page_size - 1)) == 0, kAttend, ": pages of ",
-                  page_size, " tokens, expected a power of two");
-  STD_TORCH_CHECK(table.is_cpu() && table.scalar_type() == ScalarType::Int && table.dim() == 2 &&
-                      table.size(0) == args->batch,
-                  kAttend, ": page_table is not int32 [B, pages] with B of ", args->batch);
-  STD_TORCH_CHECK(contiguous_rows(table), kAttend, ": the rows of page_table are not contiguous");
-  STD_TORCH_CHECK(args->context >= 0 && args->context <= table.size(1) * page_size, kAttend,
-                  ": a context of ", args->context, " in ", table.size(1), " pages of ", page_size);
-  while (int64_t(1) << args->page_shift < page_size) ++args->page_shift;
-  args->table = static_cast<const int32_t*>(table.const_data_ptr());
-  args->table_row = table.stride(0);
-  for (int64_t b = 0; b < args->batch; ++b) {
-    const int32_t* row = args->table + b * args->table_row;
-    const int64_t used = (length_of(*args, b) + page_size - 1) / page_size;
-    int32_t low = 0, high = 0;
-    for (int64_t i = 0; i < used; ++i) {
-      low = row[i] < low ? row[i] : low;
-      high = row[i] > high ? row[i] : high;
-    }
-    STD_TORCH_CHECK(low >= 0 && (used == 0 || high < pages), kAttend, ": page_table[", b,
-                    "] names page ", low < 0 ? low : high, ", the pool has pages 0 to ", pages - 1);
-  }
-}
-
 // What the dispatcher calls: it takes the arguments off the stack, and puts out and lse in their
 // place. lse is empty where it was not asked for.
 void attend(StableIValue* stack, uint64_t, uint64_t) {
@@ -274,6 +248,31 @@ std::string schema() {
 }
 
 }  // namespace
+
+void read_pages(const Tensor& table, int64_t pages, int64_t page_size, AttendArgs* args) {
+  STD_TORCH_CHECK(page_size >= 1 && (page_size & (page_size - 1)) == 0, kAttend, ": pages of ",
+                  page_size, " tokens, expected a power of two");
+  STD_TORCH_CHECK(table.is_cpu() && table.scalar_type() == ScalarType::Int && table.dim() == 2 &&
+                      table.size(0) == args->batch,
+                  kAttend, ": page_table is not int32 [B, pages] with B of ", args->batch);
+  STD_TORCH_CHECK(contiguous_rows(table), kAttend, ": the rows of page_table are not contiguous");
+  STD_TORCH_CHECK(args->context >= 0 && args->context <= table.size(1) * page_size, kAttend,
+                  ": a context of ", args->context, " in ", table.size(1), " pages of ", page_size);
+  while (int64_t(1) << args->page_shift < page_size) ++args->page_shift;
+  args->table = static_cast<const int32_t*>(table.const_data_ptr());
+  args->table_row = table.stride(0);
+  for (int64_t b = 0; b < args->batch; ++b) {
+    const int32_t* row = args->table + b * args->table_row;
+    const int64_t used = (length_of(*args, b) + page_size - 1) / page_size;
+    int32_t low = 0, high = 0;
+    for (int64_t i = 0; i < used; ++i) {
+      low = row[i] < low ? row[i] : low;
+      high = row[i] > high ? row[i] : high;
+    }
+    STD_TORCH_CHECK(low >= 0 && (used == 0 || high < pages), kAttend, ": page_table[", b,
+                    "] names page ", low < 0 ? low : high, ", the pool has pages 0 to ", pages - 1);
+  }
+}
 
 STABLE_TORCH_LIBRARY_FRAGMENT(headwise, m) { m.def(schema().c_str()); }
 

@@ -167,13 +167,16 @@ std::tuple<Tensor, Tensor, Tensor> attention_inputs(
 }
 
 // What x [B,S,E] attends to, [B,S,H,D]: its keys and values become the tokens `before`.. of the
-// buffers keys and values [B,K,capacity,D], and each query sees those up to its own.
+// buffers keys and values [B,K,capacity,D], and each query sees those up to its own. With a
+// page_table [1,n] the buffers are pages [pages,K,page size,D] of one sequence, and its new tokens
+// lie in one page, which it has.
 Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTensor norm_bias,
                        double eps, std::vector<Tensor> weights, MaybeTensors biases, int64_t heads,
                        int64_t kv_heads, int64_t dim, int64_t head_norm, MaybeTensor query_norm,
                        MaybeTensor key_norm, double head_eps, MaybeTensor cos, MaybeTensor sin,
-                       int64_t rotation, Tensor keys, Tensor values, int64_t before, double scale,
-                       int64_t window, double softcap, MaybeTensor sinks, int64_t level) {
+                       int64_t rotation, Tensor keys, Tensor values, MaybeTensor page_table,
+                       int64_t before, double scale, int64_t window, double softcap,
+                       MaybeTensor sinks, int64_t level) {
   const Kernels& kernels = kernels_of(level, kInputs);
   Inputs inputs;
   inputs.read_rows(x, norm, norm_weight, norm_bias, eps);
@@ -181,14 +184,21 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
   inputs.read_rotation(x, cos, sin, rotation);
   inputs.read_weights(x, weights, biases);
   const int64_t batch = x.size(0), length = x.size(1);
+  const bool paged = page_table.has_value();
+  STD_TORCH_CHECK(before >= 0 && before < (int64_t(1) << 31) - length && (!paged || batch == 1),
+                  kInputs, ": a buffer does not fit: expected ", length, " tokens of ",
+                  paged ? 1 : batch, " sequences behind ", before);
+  // the token of the buffer, or of the page, that the new ones begin at
+  const int64_t first =
+      paged && keys.dim() == 4 && keys.size(2) > 0 ? before % keys.size(2) : before;
   for (const Tensor* buffer : {&keys, &values})
-    STD_TORCH_CHECK(buffer->is_cpu() && buffer->dim() == 4 &&
-                        buffer->scalar_type() == x.scalar_type() && buffer->size(0) == batch &&
-                        buffer->size(1) == kv_heads && before >= 0 && buffer->size(2) >= length &&
-                        before <= buffer->size(2) - length && buffer->size(3) == dim &&
-                        contiguous_rows(*buffer) && before + length < int64_t(1) << 31,
-                    kInputs, ": a buffer does not fit: expected [", batch, ", ", kv_heads, ", ",
-                    length, " tokens behind ", before, ", ", dim, "] of x's dtype on the CPU");
+    STD_TORCH_CHECK(
+        buffer->is_cpu() && buffer->dim() == 4 && buffer->scalar_type() == x.scalar_type() &&
+            buffer->size(0) == (paged ? keys.size(0) : batch) && buffer->size(1) == kv_heads &&
+            buffer->size(2) == keys.size(2) && first <= buffer->size(2) - length &&
+            buffer->size(3) == dim && contiguous_rows(*buffer),
+        kInputs, ": a buffer does not fit: expected [", batch, ", ", kv_heads, ", ", length,
+        " tokens behind ", first, ", ", dim, "] of x's dtype on the CPU");
   Tensor query = new_tensor({batch, heads, length, dim}, x.scalar_type());
   AttendArgs attend = {};
   attend.options.causal = true;
@@ -203,10 +213,20 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
                     kInputs, ": sinks is not a contiguous float32 vector of ", heads);
     attend.options.sinks.data = static_cast<const float*>(sinks->const_data_ptr());
   }
+  attend.batch = batch, attend.heads = heads, attend.kv_heads = kv_heads;
+  attend.queries = length, attend.context = before + length;
   inputs.write_to(&query, keys, values);
-  const int64_t size = element_bytes(inputs.args.x.dtype);
-  inputs.args.key = static_cast<char*>(inputs.args.key) + before * inputs.args.key_row * size;
-  inputs.args.value = static_cast<char*>(inputs.args.value) + before * inputs.args.value_row * size;
+  HeadsArgs& to = inputs.args;
+  int64_t key_at = first * to.key_row, value_at = first * to.value_row;
+  if (paged) {
+    read_pages(*page_table, keys.size(0), keys.size(2), &attend);
+    const int64_t page = attend.table[before / keys.size(2)];
+    key_at += page * keys.stride(0);
+    value_at += page * values.stride(0);
+  }
+  const int64_t size = element_bytes(to.x.dtype);
+  to.key = static_cast<char*>(to.key) + key_at * size;
+  to.value = static_cast<char*>(to.value) + value_at * size;
   inputs.run(kernels);
 
   // of one query a sequence, [B,H,1,D] lies in memory as [B,1,H,D]
@@ -216,9 +236,7 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
   attend.key = keys.const_data_ptr();
   attend.value = values.const_data_ptr();
   attend.out = out.mutable_data_ptr();
-  attend.dtype = inputs.args.x.dtype;
-  attend.batch = batch, attend.heads = heads, attend.kv_heads = kv_heads;
-  attend.queries = length, attend.context = before + length;
+  attend.dtype = to.x.dtype;
   attend.dim = attend.value_dim = dim;
   attend.scale = float(scale);
   take_strides(query, &attend.query_batch, &attend.query_head, &attend.query_row);
@@ -228,11 +246,11 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
   if (length == 1) return out;
   Tensor turned = new_tensor({batch, length, heads, dim}, x.scalar_type());
   const char* from = static_cast<const char*>(out.const_data_ptr());
-  char* to = static_cast<char*>(turned.mutable_data_ptr());
+  char* at = static_cast<char*>(turned.mutable_data_ptr());
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t s = 0; s < length; ++s, from += dim * size)
-        __builtin_memcpy(to + ((b * length + s) * heads + h) * dim * size, from,
+        __builtin_memcpy(at + ((b * length + s) * heads + h) * dim * size, from,
                          size_t(dim * size));
   return turned;
 }
@@ -379,7 +397,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(headwise, m) {
       "layer_attention(Tensor x, int norm, Tensor? norm_weight, Tensor? norm_bias, float eps, "
       "Tensor[] weights, Tensor?[] biases, int heads, int kv_heads, int dim, int head_norm, "
       "Tensor? query_norm, Tensor? key_norm, float head_eps, Tensor? cos, Tensor? sin, "
-      "int rotation, Tensor(a!) keys, Tensor(b!) values, int before, float scale, int window, "
+      "int rotation, Tensor(a!) keys, Tensor(b!) values, Tensor? page_table, int before, "
+      "float scale, int window, "
       "float softcap, Tensor? sinks, int level) -> Tensor");
   m.def(
       "attention_outputs(Tensor x, Tensor attended, Tensor weight, Tensor? bias, "

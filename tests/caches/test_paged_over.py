@@ -1,6 +1,7 @@
 """A paged cache over memory that exists: one region in which pages of all layers lie in turns."""
 
 import copy
+import pickle
 import re
 
 import pytest
@@ -229,3 +230,19 @@ def test_what_does_not_fit_together_is_refused_in_one_line(name):
     with pytest.raises(ShapeError, match=re.escape(message)) as caught:
         PagedCache.over(*arguments, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_a_copy_has_neither_spare_pages_nor_its_neighbours(copied) -> None:
+    """A region in which other layers lie too, and much room: a copy takes what is used."""
+    region = torch.zeros(500, 2, 3, 16, 8)
+    pools = [region[:, side].transpose(0, 1) for side in (0, 1)]
+    cache = PagedCache.over(pools, torch.tensor([[4, 2]], dtype=torch.int32), [20])
+    kv = cache.append(torch.ones(1, 3, 1, 8), torch.ones(1, 3, 1, 8))
+    twin = copied(cache)
+    assert twin.reserved_bytes <= 5 * 16 * 3 * 8 * 2 * 4
+    for one, other in zip(twin.view.dense(torch.float32), kv.dense(torch.float32), strict=True):
+        assert torch.equal(one, other)
+    after = twin.append(torch.full((1, 3, 30, 8), 2.0), torch.full((1, 3, 30, 8), 2.0))
+    assert after.dense(torch.float32)[0].sum() == 3 * 8 * (1 + 60)
+    assert cache.length == 21

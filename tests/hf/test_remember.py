@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -293,3 +294,36 @@ def test_rotations_of_the_length_match_within_one_regime(kind: str, tmp_path: Pa
     check(ids[:, :300], 0)  # past the limit, where keys are rotated otherwise
     check(ids[:, :400], 300 if kind == "longrope" else 0)
     check(ids[:, :170], 150)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux says what is mapped")
+def test_what_is_remembered_is_mapped_and_not_copied(tmp_path: Path) -> None:
+    """Of the blocks' files nothing is this process's own, whatever is read of them."""
+    model, _, _ = pair("llama-gqa", tmp_path)
+    ids = text(model, 600)
+    generate(model, ids)
+    cache, known = headwise.recall(model, ids)
+    with torch.no_grad():
+        model(ids[:, known:], use_cache=True, **{CACHE: cache})
+    rows = Path("/proc/self/smaps").read_text().split(str(tmp_path))[1:]
+    sizes = dict.fromkeys(("Rss", "Anonymous"), 0)
+    for row in rows:
+        for name in sizes:
+            sizes[name] += int(row.partition(f"\n{name}:")[2].split()[0])
+    assert len(rows) >= 3
+    # of the last page, which the new token was written to, 4 KiB per layer and tensor at most
+    assert sizes["Anonymous"] <= 4 * 6 * 2 < sizes["Rss"]
+
+
+def test_a_prefix_goes_on_inside_the_fused_layer(tmp_path: Path) -> None:
+    """A step after a recall writes into pages where a step without one writes into a buffer."""
+    operator = torch.ops.headwise.layer_attention
+    model, _, twin = pair("llama-gqa", tmp_path)
+    ids = text(model, 300)
+    generate(model, ids)
+    with mock.patch.object(operator, "default", side_effect=operator.default) as watched:
+        tokens = generate(model, ids, max_new_tokens=40)
+    layers = model.config.num_hidden_layers
+    # but where a page has to be taken
+    assert watched.call_count == (40 - 1) * layers
+    assert torch.equal(tokens, generate(twin, ids, max_new_tokens=40))

@@ -290,12 +290,31 @@ def test_attention_with_the_cache_inside(sinks, limits, length, dtype, level):
         sinks=sinks,
     )
     rest = [buffer[:, :, 21 + length :].clone() for buffer in (keys, values)]
-    given = cpu.layer_attention(*before, keys, values, 21, 0.3, *limits, sinks)
+    pools, table = paged(keys, values)
+    given = cpu.layer_attention(*before, keys, values, None, 21, 0.3, *limits, sinks)
     assert torch.equal(given, expected.transpose(1, 2))
     assert torch.equal(keys[:, :, : 21 + length], all_keys)
     assert torch.equal(values[:, :, : 21 + length], all_values)
     for buffer, untouched in zip((keys, values), rest, strict=True):
         assert torch.equal(buffer[:, :, 21 + length :], untouched)
+    # one sequence in pages of 8, the third of which has room for three tokens more
+    one = [x[:1] if isinstance(x, torch.Tensor) and x.shape[:1] == (2,) else x for x in before]
+    in_pages = cpu.layer_attention(*one, *pools, table, 21, 0.3, *limits, sinks)
+    assert torch.equal(in_pages, given[:1])
+    for pool, rows in zip(pools, (all_keys, all_values), strict=True):
+        held = pool[table[0].long()].transpose(0, 1).flatten(1, 2)
+        assert torch.equal(held[:, : 21 + length], rows[0])
+
+
+def paged(*buffers):
+    """The first sequence of buffers [B,K,L,D] in pages of 8, which lie in another order."""
+    table = torch.tensor([[3, 0, 4, 1, 2]], dtype=torch.int32)
+    pools = []
+    for buffer in buffers:
+        pool = torch.zeros(2, 5, 8, 16, dtype=buffer.dtype).transpose(0, 1)
+        pool[table[0].long()] = buffer[0].unflatten(1, (5, 8)).transpose(0, 1)
+        pools.append(pool)
+    return pools, table
 
 
 def test_the_operators_pass_opcheck_and_check_what_they_are_given():
@@ -320,7 +339,7 @@ def test_the_operators_pass_opcheck_and_check_what_they_are_given():
             sums(*own[:index], value, *own[index + 1 :], 0)
     both = torch.ops.headwise.layer_attention.default
     buffers = torch.randn(2, 1, 2, 9, 16)
-    torch.library.opcheck(both, (*before, *buffers, 6, 0.3, 0, 0.0, torch.randn(4), 0))
+    torch.library.opcheck(both, (*before, *buffers, None, 6, 0.3, 0, 0.0, torch.randn(4), 0))
     for keys, values, at in [
         (*buffers, 7),
         (*buffers, -1),
@@ -331,10 +350,26 @@ def test_the_operators_pass_opcheck_and_check_what_they_are_given():
         (buffers[0], buffers[1, ..., :15], 0),
     ]:
         with pytest.raises(RuntimeError, match="a buffer does not fit: expected"):
-            both(*before, keys, values, at, 0.3, 0, 0.0, None, 0)
+            both(*before, keys, values, None, at, 0.3, 0, 0.0, None, 0)
+    one = [x[:1] if isinstance(x, torch.Tensor) and x.shape[:1] == (2,) else x for x in before]
+    pools = [torch.randn(3, 2, 8, 16) for _ in range(2)]
+    for table, at, message in [
+        ([[0, 1]], 7, "a buffer does not fit"),  # into the next page
+        ([[0, 3]], 9, r"page_table\[0\] names page 3, the pool has pages 0 to 2"),
+        ([[0, -1]], 9, "names page -1"),
+        ([[0]], 9, "a context of 12 in 1 pages of 8"),
+    ]:
+        pages = torch.tensor(table, dtype=torch.int32)
+        with pytest.raises(RuntimeError, match=message):
+            both(*one, *pools, pages, at, 0.3, 0, 0.0, None, 0)
+    two = [before[0].repeat(2, 1, 1), *before[1:]]
+    with pytest.raises(RuntimeError, match="3 tokens of 1 sequences behind 1"):
+        both(*two, *pools, torch.zeros(2, 1, dtype=torch.int32), 1, 0.3, 0, 0.0, None, 0)
+    with pytest.raises(RuntimeError, match="page_table is not int32"):
+        both(*one, *pools, torch.zeros(1, 2), 1, 0.3, 0, 0.0, None, 0)
     for sinks in (torch.randn(3), torch.randn(4).double(), torch.randn(1, 4)):
         with pytest.raises(RuntimeError, match="sinks is not a contiguous float32 vector of 4"):
-            both(*before, *buffers, 6, 0.3, 0, 0.0, sinks, 0)
+            both(*before, *buffers, None, 6, 0.3, 0, 0.0, sinks, 0)
 
     def changed(arguments, **changes):
         return [changes.get(f"_{index}", value) for index, value in enumerate(arguments)]

@@ -133,8 +133,10 @@ class ContiguousCache(Cache):
 
     def room(
         self, batch: int, heads: int, count: int, like: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
+    ) -> tuple[Tensor, Tensor, None] | None:
         """The buffers [B, heads, capacity, dim], if `count` tokens can be written behind the last.
+
+        (And None, where a paged cache has its table.)
 
         None where an append has more to do: the first one, a full buffer, rows that may be held,
         tokens of other sizes. Who has written them says so by `wrote`.
@@ -148,7 +150,7 @@ class ContiguousCache(Cache):
             and first.dtype == second.dtype == like.dtype
             and first.device == second.device == like.device
         )
-        return self._buffers if fits else None
+        return (first, second, None) if fits else None
 
     def wrote(self, count: int) -> None:
         """Hold `count` tokens more, which were written into the buffers of `room`."""

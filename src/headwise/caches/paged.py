@@ -271,6 +271,28 @@ class PagedCache(Cache):
         """
         self._pages.crop(length)
 
+    def room(
+        self, batch: int, heads: int, count: int, like: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Pages [pages, heads, page size, dim], and the table, if `count` tokens can be written.
+
+        They can where the only sequence has room for all of them in a page of its own; else an
+        append has more to do. Who has written them says so by `wrote`.
+        """
+        pages = self._pages
+        if self._pools is None or self.bits is not None or not pages.has_room(count):
+            return None
+        first, second = self._pools.tensors
+        fits = (batch, heads) == (1, first.shape[0]) and (
+            first.dtype == second.dtype == like.dtype
+            and first.device == second.device == like.device
+        )
+        return (first.transpose(0, 1), second.transpose(0, 1), pages.table) if fits else None
+
+    def wrote(self, count: int) -> None:
+        """Hold `count` tokens more, which were written into the pages of `room`."""
+        self._pages.lengths[0] += count
+
     def rows(self, sequence: int, begin: int, end: int) -> tuple[Tensor, ...]:
         """Tokens `begin` to `end` of a sequence, [heads, S, dim], gathered from their pages."""
         assert self._pools is not None

@@ -71,6 +71,13 @@ class Pages:
         self.free = [page for page in self.free if page < count]
         return count
 
+    def has_room(self, count: int) -> bool:
+        """Whether the only sequence's last page is its own, and has room for so many tokens."""
+        if len(self.lengths) != 1 or self.dropped or self._shared:
+            return False
+        held = self.lengths[0] % self.size
+        return 0 < held <= self.size - count
+
     @property
     def length(self) -> int:
         """Tokens of the longest sequence."""

@@ -43,6 +43,7 @@ class TokensRead:
         self._checked = False
         self._model: weakref.ref[Any] | None = None
         self._parts: list[tuple[Tensor, Tensor | None]] = []  # ids, and where they are no padding
+        self._padded = False
         self.length = 0
         self.first = 0  # tokens of the first forward
 
@@ -67,7 +68,7 @@ class TokensRead:
         self.loaded = True
         self._model, self.stamp = weakref.ref(model), stamp
         self.length = self.first = ids.shape[1]
-        self._parts = [(ids, real)]
+        self._parts, self._padded = [(ids, real)], real is not None
 
     def add(self, model: Any, stamp: Any, inputs: Mapping[str, Any], before: int | None) -> None:
         """Note what a forward is about to read: its arguments, and the tokens held `before` it.
@@ -88,6 +89,7 @@ class TokensRead:
             real = None if mask is None or bool(mask.all()) else mask[:, -ids.shape[1] :].bool()
             # on the CPU, and not what the caller may write to
             self._parts.append((ids.to("cpu", copy=True), None if real is None else real.cpu()))
+            self._padded |= real is not None
             self.first = self.first or ids.shape[1]
             self.length += ids.shape[1]
 
@@ -162,7 +164,7 @@ class TokensRead:
         if self._parts and self._parts[0][0].shape[0] != ids.shape[0]:
             return "its batch has changed"
         end = self.length + ids.shape[1]
-        padded = any(real is not None for _, real in self._parts)
+        padded = self._padded
         if mask is not None:
             if not isinstance(mask, Tensor) or tuple(mask.shape) != (ids.shape[0], end):
                 return "its mask is not one of padding, [B, L]"
@@ -184,7 +186,9 @@ class TokensRead:
         if not isinstance(positions, Tensor) or positions.ndim != 2:
             return own
         if mask is None:
-            expected = torch.arange(self.length, end, device=positions.device)
+            expected: Any = self.length
+            if rows > 1:
+                expected = torch.arange(self.length, end, device=positions.device)
             return None if bool((positions == expected).all()) else own
         real = mask[:, -rows:].bool()
         expected = (mask.long().cumsum(1) - 1)[:, -rows:]

@@ -227,13 +227,14 @@ def touch(matches: Iterable[Match]) -> None:
         _ignoring_absence(os.utime, match.file.path)
 
 
-def forget_damaged(path: Path, error: BaseException | None) -> None:
-    """Remove a block that is not what was written; one that only cannot be read now stays."""
+def forget_damaged(path: Path, error: BaseException | None) -> bool:
+    """Remove a block that is not what was written; False of one that only cannot be read now."""
     while error is not None:
         if isinstance(error, OSError) and not isinstance(error, HeadwiseError):
-            return
+            return False
         error = error.__cause__
     _ignoring_absence(os.unlink, path)
+    return True
 
 
 def forget(entries: Iterable[Entry]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.base.files import local_path
+from headwise.base.files import FAULTS, local_path, reason
 from headwise.base.mapped import reserve
 from headwise.base.units import size
 from headwise.caches import CacheChoice
@@ -26,6 +26,7 @@ from headwise.stored.file import Contents
 from headwise.stored.layout import PAGE, PageLayout
 from headwise.stored.origin import Origin
 from headwise.stored.store import (
+    BLOCK,
     Found,
     Match,
     Store,
@@ -123,9 +124,12 @@ class Remembered:
                 break
             try:
                 cache = _assembled(model, origin.cache, found, padding, known, ids)
-            except LoadError as error:
+            except _DamagedError as error:
                 self._note(f"passed over: {error}")
                 continue
+            except FAULTS as error:
+                self._note(f"not used: {reason(error)}")
+                break
             self.known = sum(max(0, known - pad) for pad in padding)
             return cache, known
         return None, 0
@@ -133,14 +137,14 @@ class Remembered:
     def keep(self, model: Any, cache: OwnCache) -> None:
         """Store what a cache has read and is not there yet; where that fails, say so."""
         read = cache.read
-        reason = read.unknown
-        if reason is None and (read.model is not model or read.stamp != stamp_of(model)):
-            reason = "the model was changed meanwhile"
-        if reason is None and not read.length:
+        why = read.unknown
+        if why is None and (read.model is not model or read.stamp != stamp_of(model)):
+            why = "the model was changed meanwhile"
+        if why is None and not read.length:
             return
-        padding = None if reason is not None else _left_padding(read.real, read.ids)
+        padding = None if why is not None else _left_padding(read.real, read.ids)
         if padding is None:
-            self._note(f"nothing was stored: {reason or 'the padding is not on the left'}")
+            self._note(f"nothing was stored: {why or 'the padding is not on the left'}")
             return
         origin = self._origin(model, read.first, read.length)
         if origin is None:
@@ -151,10 +155,8 @@ class Remembered:
                 wrote |= self._keep_row(store, cache, row, pad)
             if wrote:
                 make_room(self.folder, self.limit)
-        except OSError as error:
-            self._note(f"not everything was stored: {error.strerror or error}")
-        except HeadwiseError as error:
-            self._note(f"nothing was stored: {error}")
+        except (HeadwiseError, *FAULTS) as error:  # what was generated must not be lost by it
+            self._note(f"not everything was stored: {reason(error)}")
 
     def _keep_row(self, store: Store, cache: OwnCache, row: int, pad: int) -> bool:
         """Store one sequence; whether anything was written."""
@@ -195,10 +197,13 @@ class Remembered:
         within = regime(model, first, length)
         if obstacle is None and within is None:
             obstacle = f"its rotation changes within {length:,} tokens"
+        try:
+            origin = origin_of(model, kind_of_choice(model._headwise.choice))
+        except UnsupportedError as error:
+            obstacle = obstacle or str(error)
         if obstacle is not None:
             self._note(f"not used: {obstacle}")
             return None
-        origin = origin_of(model, kind_of_choice(model._headwise.choice))
         if not within:
             return origin
         return Origin(**{**origin.as_json(), "rope": f"{origin.rope}, {within}"})
@@ -320,18 +325,13 @@ def _moved(
             own = reserve(match.file.pages * layout.page_bytes, "a block of remembered tokens")
             _map(match, own, 0, match.file.pages)
             sources = layout.pools(own, match.file.pages)
-            begin = pad + at * match_block(matches)
+            begin = pad + at * BLOCK
             places = torch.arange(begin, begin + match.count)
             pages, slots = table[row, places // PAGE].long(), places % PAGE
             for name, pool in pools.items():
                 source = sources[name].flatten(1, 2)[:, : match.count]
                 pool[:, pages, slots] = source
     return pools, table
-
-
-def match_block(matches: Sequence[Match]) -> int:
-    """Tokens of all blocks but the last of a text."""
-    return matches[0].count
 
 
 def _map(match: Match, memory: Any, begin: int, count: int) -> None:
@@ -348,10 +348,13 @@ def _read_fixed(match: Match) -> dict[str, Tensor]:
         raise _gone(match, error) from error
 
 
+class _DamagedError(LoadError):
+    """A block that is not what was written, and is gone now."""
+
+
 def _gone(match: Match, error: LoadError) -> LoadError:
-    """The error, after the block has been removed."""
-    forget_damaged(match.file.path, error)
-    return error
+    """The error, after the block has been removed, where it can be."""
+    return _DamagedError(str(error)) if forget_damaged(match.file.path, error) else error
 
 
 def points_of(begin: int, end: int) -> Iterator[int]:

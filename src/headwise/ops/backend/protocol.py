@@ -45,9 +45,9 @@ class Offer:
 class LayerOffer:
     """A decoder layer in two operators, between which its cache stands.
 
-    `attention` is the first of them, a contiguous cache and attention in one. `sums` is the second
-    up to an MLP that is a module of its own. `serves` says of x [B,S,E] and the layer's tensors
-    whether they run them, and fast.
+    `attention` is the first of them, a cache's buffers or pages and attention in one. `sums` is the
+    second up to an MLP that is a module of its own. `serves` says of x [B,S,E] and the layer's
+    tensors whether they run them, and fast.
     """
 
     attention: Callable[..., Tensor]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.caches import ContiguousCache
+from headwise.caches import ContiguousCache, PagedCache
 from headwise.hf.cache_layers import OwnLayer
 from headwise.hf.interface import headwise_attention_forward
 from headwise.hf.module_hook import NAME, ModuleHook, is_touched
@@ -122,7 +122,7 @@ def run(
         rotation = (part.contiguous() for part in kwargs["position_embeddings"])
     before = (*made.before, *rotation, ROTATIONS[parts.form.rotation])
     cache, mask = _cache(kwargs), kwargs.get("attention_mask")
-    held = None if mask is not None or not made.causal else _contiguous(cache, attention)
+    held = None if mask is not None or not made.causal else _own_buffers(cache, attention)
     kv_heads = made.before[7]
     room = None if held is None else held.room(x.shape[0], kv_heads, x.shape[1], x)
     if held is not None and room is not None:
@@ -156,14 +156,14 @@ def _is_known(cache: Any, index: int) -> bool:
     return ours and "update" not in cache.__dict__
 
 
-def _contiguous(cache: Any, attention: Any) -> ContiguousCache | None:
-    """The buffers that a layer's tokens go into, where nothing but an append is to happen."""
+def _own_buffers(cache: Any, attention: Any) -> ContiguousCache | PagedCache | None:
+    """What a layer's tokens are put into, where nothing but an append is to happen."""
     if type(cache) not in (OwnCache, DynamicCache) or cache.offloading:
         return None
     layers, index = cache.layers, attention.layer_idx
     layer = layers[index] if index < len(layers) else None
     held = layer.cache if isinstance(layer, OwnLayer) else None
-    return held if type(held) is ContiguousCache else None
+    return held if type(held) in (ContiguousCache, PagedCache) else None
 
 
 def _rotates(x: Tensor, given: Any, angles: int) -> bool:
