@@ -237,7 +237,12 @@ def test_the_folder_keeps_to_its_limit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("folder", "limit", "says"),
-    [("file", "1GB", "is a file"), ("new", "much", "expected a size"), ("new", 0, "as 10GB")],
+    [
+        ("file", "1GB", "is a file"),
+        ("new", "much", "expected a size"),
+        ("new", 0, "as 10GB"),
+        ("new", 3.5, "remember_limit is 3.5, expected a size"),
+    ],
 )
 def test_a_bad_folder_or_limit_is_one_line(
     folder: str, limit: Any, says: str, tmp_path: Path
@@ -246,7 +251,14 @@ def test_a_bad_folder_or_limit_is_one_line(
     model = make("llama-gqa")
     with pytest.raises(OptionError, match=says):
         headwise.attach(model, remember=tmp_path / folder, remember_limit=limit)
+    with pytest.raises(OptionError, match="remember is a int, expected a folder"):
+        headwise.attach(model, remember=5)
     assert not hasattr(model, "_headwise")
+
+
+def test_a_model_without_a_cache_says_so(tmp_path: Path) -> None:
+    report = headwise.attach(make("bert"), remember=tmp_path)
+    assert "not used: the model makes no cache that headwise holds" in str(report)
 
 
 def test_a_folder_that_cannot_be_written_changes_no_token(tmp_path: Path) -> None:

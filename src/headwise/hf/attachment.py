@@ -144,8 +144,10 @@ def set_remembered(model: PreTrainedModel, remembered: Remembered | None) -> Non
     attachment.report = replace(attachment.report, remembered=remembered)
     if isinstance(model.__dict__.get("generate"), RememberingGenerate):
         del model.generate
-    if remembered is not None:
+    if remembered is not None and "_prepare_cache_for_generation" in model.__dict__:
         model.generate = RememberingGenerate(model)
+    elif remembered is not None:
+        remembered.begin("not used: the model makes no cache that headwise holds")
 
 
 def _replace_indexers(coverage: Coverage, attachment: Attachment) -> None:

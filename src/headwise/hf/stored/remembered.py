@@ -1,5 +1,6 @@
 """What an attached model remembers: a folder of blocks, from which its caches begin."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,13 @@ class Remembered:
         """
         if isinstance(folder, Remembered):
             return folder
+        if not isinstance(folder, str | bool | os.PathLike):
+            kind = type(folder).__name__
+            raise OptionError(
+                f"remember is a {kind}, expected a folder, or True for the user's own"
+            )
+        if isinstance(limit, bool) or not isinstance(limit, int | str):
+            raise OptionError(f"remember_limit is {limit!r}, expected a size, as 10GB")
         own = isinstance(folder, bool)
         place = own_folder() if own else local_path(str(folder), kind=OptionError)
         if place.exists() and not place.is_dir():
