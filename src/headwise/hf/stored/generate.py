@@ -98,7 +98,9 @@ class Request:
             return cache
         repeats = max(config.num_beams, config.num_return_sequences)
         mask = inputs.get("attention_mask")
-        ids, mask = self.ids.to(model.device), None if mask is None else mask[::repeats]
+        ids = self.ids.to(model.device)
+        # of a mask that hides nothing Transformers before 5.24 does not let go
+        mask = None if mask is None or bool(mask.all()) else mask[::repeats]
         known, length = self.remembered.recall(model, ids, mask)
         cache = cache if known is None else known
         if self.remembered.usable and mask is None and has_fixed(model):
