@@ -462,7 +462,7 @@ def test_room_is_given_where_an_append_would_only_copy():
     cache, like = ContiguousCache(), torch.zeros(1)
     assert cache.room(2, 3, 1, like) is None  # the first append makes the buffers
     cache.append(torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 6))
-    first, second = cache.room(2, 3, 2, like)
+    first, second, _ = cache.room(2, 3, 2, like)
     assert first.shape == (2, 3, cache.capacity, 4) and second.shape[3] == 6
     first[:, :, 5:7], second[:, :, 5:7] = 1.0, 2.0
     cache.wrote(2)

@@ -171,6 +171,15 @@ def test_sizes_are_looked_at_before_anything_is_allocated(tmp_path: Path) -> Non
         PageLayout.read([[0, "first", "F32", 1, 4], [0, "first", "F32", 1, 4]])
 
 
+@pytest.mark.parametrize("shape", [(2**20, 0), (0, 2**20)])
+def test_sequences_without_tokens_are_refused_at_once(tmp_path: Path, shape: tuple) -> None:
+    path, none = tmp_path / "cache", torch.empty(shape, dtype=torch.int64)
+    empty = Contents(ORIGIN, (), PageLayout(()), none, none.bool(), torch.empty(shape[0], 0))
+    write(path, empty, [], {})
+    with pytest.raises(LoadError, match="do not fit one another"):
+        CacheFile(path)
+
+
 def test_what_differs_between_two_models_is_said() -> None:
     other = Origin(**{**ORIGIN.as_json(), "weights": "others"})
     assert ORIGIN.difference(other) == "its weights is weights, not others"

@@ -118,6 +118,28 @@ def test_a_name_alone_is_not_believed(tmp_path: Path) -> None:
     assert sorted([store.find(own).reach, store.find(other).reach]) == [0, 100]
 
 
+def test_the_same_block_of_another_text_is_not_taken(tmp_path: Path) -> None:
+    """Two texts that differ in their first blocks alone, the files of their second ones swapped."""
+    store, first, second = Store(tmp_path, ORIGIN), text(BLOCK), text(BLOCK, 1)
+    texts = [torch.cat([each, text(60, 2)]) for each in (first, second)]
+    for each in texts:
+        put(store, each)
+    one, two = (used.entry.path for used in all_blocks(tmp_path) if used.entry.start)
+    data = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(data)
+    assert [store.find(each).reach for each in texts] == [BLOCK, BLOCK]
+
+
+def test_of_a_text_the_last_blocks_go_first(tmp_path: Path) -> None:
+    store, own = Store(tmp_path, ORIGIN), text(5 * BLOCK)
+    put(store, own)
+    store.touch(own)
+    one = all_blocks(tmp_path)[0].nbytes
+    make_room(tmp_path, 3 * one)
+    assert store.find(own).reach == 3 * BLOCK
+
+
 def test_a_damaged_block_is_passed_over_and_removed(tmp_path: Path) -> None:
     store, own = Store(tmp_path, ORIGIN), text(2 * BLOCK)
     put(store, own)

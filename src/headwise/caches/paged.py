@@ -363,25 +363,29 @@ class PagedCache(Cache):
         if pools is not None and missing <= 0:
             if not (overwrites and pools.viewed):
                 return
-            wanted = held
-        else:
-            if pools is None:
-                pools = Pools.empty(tokens, self.page_size)
-            per_token = pools.bytes_per_token
-            wanted = pages.of(grown_capacity((held + missing) * self.page_size, per_token))
-            if self.capacity is not None:
-                most, per_page = pages.of(self.capacity), self.page_size * per_token
-                if held + missing > most:
-                    raise CapacityError(
-                        f"the pool of {most} pages ({most * per_page:,} bytes) has "
-                        f"{most - held + len(pages.free)} free, and {step.pages} are needed "
-                        f"({step.pages * per_page:,} bytes)"
-                    )
-                wanted = most if self._pools is None else min(wanted, most)
+            # room that was never used is not moved: memory that a cache lies over may have much
+            with torch.inference_mode(False):
+                pages = copy(pages)
+            held = pages.cut()
+            missing = max(0, step.pages - len(pages.free))
+        if pools is None:
+            pools = Pools.empty(tokens, self.page_size)
+        per_token = pools.bytes_per_token
+        wanted = pages.of(grown_capacity((held + missing) * self.page_size, per_token))
+        if self.capacity is not None:
+            most, per_page = pages.of(self.capacity), self.page_size * per_token
+            if held + missing > most:
+                raise CapacityError(
+                    f"the pool of {most} pages ({most * per_page:,} bytes) has "
+                    f"{most - held + len(pages.free)} free, and {step.pages} are needed "
+                    f"({step.pages * per_page:,} bytes)"
+                )
+            wanted = most if self._pools is None else min(wanted, most)
         # normal tensors even under inference mode, so that appends go on working outside it
         with torch.inference_mode(False), torch.no_grad():
-            self._pools = pools.grown(wanted)
+            self._pools = pools.grown(wanted, held)
         pages.add(wanted - held)
+        self._pages = pages
 
 
 def _is_pool(pool: Any) -> bool:

@@ -41,13 +41,13 @@ class Pools:
         """The same on `device`."""
         return Pools([pool.to(device) for pool in self.tensors])
 
-    def grown(self, pages: int) -> "Pools":
-        """New ones of `pages` pages that begin with what these hold.
+    def grown(self, pages: int, held: int) -> "Pools":
+        """New ones of `pages` pages that begin with the first `held` of these.
 
         Raises:
             CapacityError: they cannot be allocated.
         """
-        size, held = self.tensors[0].shape[2], self.tensors[0].shape[1]
+        size = self.tensors[0].shape[2]
         try:
             fresh = [pool.new_empty(len(pool), pages, *pool.shape[2:]) for pool in self.tensors]
         except (RuntimeError, MemoryError) as error:
@@ -58,7 +58,7 @@ class Pools:
             ) from error
         for new, old in zip(fresh, self.tensors, strict=True):
             advise_large_pages(new)
-            new[:, :held].copy_(old)
+            new[:, :held].copy_(old[:, :held])
         return Pools(fresh)
 
     def first(self, pages: int) -> "Pools":

@@ -128,7 +128,7 @@ class TokensRead:
 
     def select(self, index: Tensor) -> None:
         """Make sequence i what sequence index[i] was."""
-        if self.length:
+        if self.length and self.unknown is None:
             ids, real = self._joined()
             index = index.cpu()
             self._parts = [(ids[index], None if real is None else real[index])]
@@ -229,24 +229,23 @@ class OwnCache(DynamicCache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence `repeats` times."""
-        index = torch.arange(len(self.read.ids)).repeat_interleave(repeats)
         for layer in self.layers:
             # stock layers of states have one of the two
             if hasattr(layer, "batch_repeat_interleave"):
                 layer.batch_repeat_interleave(repeats)
             else:
-                layer.reorder_cache(index)
-        self.read.select(index)
+                layer.reorder_cache(_sequences(layer).repeat_interleave(repeats))
+        self.read.select(torch.arange(len(self.read.ids)).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the sequences `indices`: whatever can index the batch dimension."""
-        chosen = torch.arange(len(self.read.ids))[torch.as_tensor(indices).cpu()]
         for layer in self.layers:
             if hasattr(layer, "batch_select_indices"):
                 layer.batch_select_indices(indices)
             else:
-                layer.reorder_cache(chosen)
-        self.read.select(chosen)
+                layer.reorder_cache(_sequences(layer)[indices])
+        if self.read.length and self.read.unknown is None:
+            self.read.select(torch.arange(len(self.read.ids))[torch.as_tensor(indices).cpu()])
 
     def __copy__(self) -> "OwnCache":
         twin = type(self).__new__(type(self))
@@ -254,6 +253,12 @@ class OwnCache(DynamicCache):
         twin.layers = [copy.copy(layer) for layer in self.layers]
         twin.read = copy.copy(self.read)
         return twin
+
+
+def _sequences(layer: Any) -> Tensor:
+    """The numbers of the sequences of a layer of states."""
+    states = (*layer.conv_states.values(), *layer.recurrent_states.values())
+    return torch.arange(next((len(state) for state in states if state is not None), 0))
 
 
 def _is_given(value: Any) -> bool:

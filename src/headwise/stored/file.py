@@ -159,11 +159,23 @@ class CacheFile:
         if head["format"] != FORMAT:
             raise LoadError(f"its format is {head['format']!r}, this version reads {FORMAT}")
         tokens, real, table = small["tokens"], small["real"], small["table"]
-        checksums = small["checksums"]
+        checksums, layout = small["checksums"], PageLayout.read(head["rows"])
+        whole = (
+            tokens.ndim == real.ndim == table.ndim == checksums.ndim == 2
+            and tokens.shape == real.shape
+            and tokens.shape[0] * tokens.shape[1] > 0
+            and table.shape == (tokens.shape[0], -(-tokens.shape[1] // PAGE))
+            and checksums.shape[1] == _CHECKSUM
+            and len(checksums) <= table.numel()
+            and self._shape("pages") == (len(checksums), layout.page_bytes)
+            and 0 <= int(table.min()) <= int(table.max()) < len(checksums)
+        )
+        if not whole or int(head["start"]) < 0:
+            raise LoadError("its tensors do not fit one another")
         self.contents = Contents(
             origin=Origin.read(head["origin"]),
             layers=tuple(dict(layer) for layer in head["layers"]),
-            layout=PageLayout.read(head["rows"]),
+            layout=layout,
             tokens=tokens.long(),
             real=real.bool(),
             table=table,
@@ -174,17 +186,6 @@ class CacheFile:
         self.pages = len(checksums)
         self._checksums = [bytes(each.numpy().data) for each in checksums]
         self._fixed = {str(name): str(checksum) for name, checksum in head["fixed"].items()}
-        needed = -(-tokens.shape[1] // PAGE)
-        whole = (
-            tokens.ndim == real.ndim == table.ndim == checksums.ndim == 2
-            and tokens.shape == real.shape
-            and table.shape == (tokens.shape[0], needed)
-            and checksums.shape[1] == _CHECKSUM
-            and self._shape("pages") == (self.pages, self.contents.layout.page_bytes)
-            and not (table.numel() and not 0 <= int(table.min()) <= int(table.max()) < self.pages)
-        )
-        if not whole or self.contents.start < 0:
-            raise LoadError("its tensors do not fit one another")
 
     def map(self, memory: mmap.mmap, begin: int, first: int, count: int) -> None:
         """Put `count` pages from `first` on at `begin` of reserved memory, and verify them.

@@ -11,6 +11,7 @@ locks: what is gone is read again.
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,11 +160,23 @@ class Store:
                 continue
             held = file.contents
             own = held.tokens[0] if len(held.tokens) == 1 else tokens[:0]
-            if held.origin == self.origin and held.start == entry.start and len(own):
+            place = (held.origin, held.start, held.parent)
+            if place == (self.origin, entry.start, entry.parent) and len(own):
                 count = _common(own, tokens)
                 if count:
                     matches.append(Match(file, count))
         return sorted(matches, key=lambda match: -match.count)
+
+    def touch(self, tokens: Tensor) -> None:
+        """Note that the blocks of a text were used now, the first of them last."""
+        parent, keys = _FIRST, set[tuple[int, str, str]]()
+        for start in range(0, len(tokens), BLOCK):
+            key = _key(parent, tokens[start : start + BLOCK])
+            keys.add((start, parent, key))
+            parent = key
+        for entry in sorted(entries_in(self.folder), key=lambda entry: -entry.start):
+            if (entry.start, entry.parent, entry.key) in keys:
+                _ignoring_faults(os.utime, entry.path)
 
     def missing(self, tokens: Tensor, *, fixed: bool) -> list[tuple[int, int, str]]:
         """The blocks of a text [L] that are not there: begin, end and parent of each.
@@ -216,15 +229,15 @@ def entries_in(folder: Path) -> list[Entry]:
     """The blocks in the folder of one model; none where it is not there."""
     try:
         names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # not there, or not to be read
         return []
     return [entry for name in names if (entry := Entry.read(folder / name)) is not None]
 
 
 def touch(matches: Iterable[Match]) -> None:
-    """Note that blocks were used now; one that is gone is gone."""
+    """Note that blocks were used now; one that is gone, or may not be written, stays so."""
     for match in matches:
-        _ignoring_absence(os.utime, match.file.path)
+        _ignoring_faults(os.utime, match.file.path)
 
 
 def forget_damaged(path: Path, error: BaseException | None) -> bool:
@@ -233,14 +246,14 @@ def forget_damaged(path: Path, error: BaseException | None) -> bool:
         if isinstance(error, OSError) and not isinstance(error, HeadwiseError):
             return False
         error = error.__cause__
-    _ignoring_absence(os.unlink, path)
+    _ignoring_faults(os.unlink, path)
     return True
 
 
 def forget(entries: Iterable[Entry]) -> None:
-    """Remove blocks; one that is gone is gone."""
+    """Remove blocks; one that is gone is gone, one that may not be removed stays."""
     for entry in entries:
-        _ignoring_absence(os.unlink, entry.path)
+        _ignoring_faults(os.unlink, entry.path)
 
 
 @dataclass(frozen=True)
@@ -259,7 +272,7 @@ def all_blocks(root: Path) -> list[Used]:
         for entry in entries_in(folder) if len(folder.name) == 32 else ():
             try:
                 state = entry.path.stat()
-            except FileNotFoundError:
+            except OSError:
                 continue
             used.append(Used(entry, state.st_size, state.st_mtime))
     return used
@@ -344,7 +357,7 @@ def remove_parts(folder: Path) -> None:
         owner = part.name.removeprefix(PART).partition("-")[0]
         number = int(owner) if owner.isdecimal() and len(owner) < 10 else os.getpid()
         if number != os.getpid() and not psutil.pid_exists(number):
-            _ignoring_absence(os.unlink, part)
+            _ignoring_faults(os.unlink, part)
 
 
 def make_private(folder: Path) -> None:
@@ -358,11 +371,9 @@ def make_private(folder: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
 
 
-def _ignoring_absence(function: Callable[[Path], None], path: Path) -> None:
-    try:
+def _ignoring_faults(function: Callable[[Path], None], path: Path) -> None:
+    with suppress(OSError):
         function(path)
-    except FileNotFoundError:
-        return
 
 
 def _common(one: Tensor, other: Tensor) -> int:

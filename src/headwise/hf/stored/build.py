@@ -101,6 +101,8 @@ def cache_of(
         raise LoadError(f"it has {len(facts)} layers, and the model's caches {len(cache.layers)}")
     device = model.device
     table = table.to(device)
+    if any(fact["kind"] == "window" and fact["length"] != length for fact in facts):
+        raise LoadError(f"its windows are not those after {length} tokens")
     for index, (layer, fact) in enumerate(zip(cache.layers, facts, strict=True)):
         own = {name: pool.to(device) for (at, name), pool in pools.items() if at == index}
         paged = None

@@ -101,9 +101,9 @@ class Request:
         ids = self.ids.to(model.device)
         # of a mask that hides nothing Transformers before 5.24 does not let go
         mask = None if mask is None or bool(mask.all()) else mask[::repeats]
-        known, length = self.remembered.recall(model, ids, mask)
+        known, length, usable = self.remembered.recall(model, ids, mask)
         cache = cache if known is None else known
-        if self.remembered.usable and mask is None and has_fixed(model):
+        if usable and mask is None and has_fixed(model):
             _read_ahead(model, cache, ids, length, self.remembered)
         if repeats > 1 and cache.read.length:
             cache.batch_repeat_interleave(repeats)
@@ -135,6 +135,8 @@ def _obstacle(ids: Any, cache: Any, kwargs: Mapping[str, Any]) -> str | None:
         return "a cache was given"
     if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.numel():
         return "no input_ids [B, S] were given"
+    if kwargs.get("custom_generate") is not None:
+        return "custom_generate reads the prompt itself"
     more = [
         name
         for name, value in kwargs.items()
@@ -178,11 +180,13 @@ def _check_tokens(cache: OwnCache, ids: Tensor, mask: Any) -> None:
             f"input_ids have {ids.shape[1]} tokens, and the cache {length}: give all of the text, "
             "which begins with those of the cache, and at least one token more"
         )
-    if len(held) != len(ids):
+    if len(held) % len(ids):
         raise ShapeError(
             f"input_ids have {len(ids)} sequences, and the cache {len(held)}: "
             "cache.batch_repeat_interleave repeats what it holds"
         )
+    # for beams and return sequences a cache is repeated, and its tokens are not yet
+    ids = ids.repeat_interleave(len(held) // len(ids), dim=0)
     differ = ((ids[:, :length].cpu() != held) & read.real).nonzero()
     if len(differ):
         row, at = differ[0].tolist()

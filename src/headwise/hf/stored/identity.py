@@ -4,9 +4,14 @@ What it does not see are writes that go round PyTorch's version counters, as `we
 does: `headwise.detach` and `attach` look again.
 """
 
+import ctypes
+import inspect
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +19,7 @@ import xxhash
 from torch import Tensor, nn
 
 from headwise.errors import UnsupportedError
+from headwise.hf.module_hook import ModuleHook
 from headwise.stored.origin import Origin
 
 # Of a config or a module: what does not change what a cache holds.
@@ -30,6 +36,14 @@ _NO_MATTER = frozenset(
 )
 _SIMPLE = (int, float, str, bool, type(None))
 _KNOWN = ("torch.", "transformers.", "headwise.")
+# Whose hooks change no value: Transformers' capture outputs, accelerate's move tensors.
+_HOOKS = ("headwise.", "transformers.utils.output_capturing", "accelerate.")
+_LIBRARIES = tuple(
+    os.path.dirname(found.origin) + os.sep
+    for name in ("torch", "transformers", "headwise", "peft")
+    if (found := find_spec(name)) is not None and found.origin is not None
+)
+_SAMPLE = 64  # bytes at both ends of a tensor
 
 # Where each tensor is and how often it was written; what modules of others are set to.
 Stamp = tuple[Any, ...]
@@ -44,7 +58,7 @@ class Identity:
     weights: str
 
 
-def origin_of(model: Any, cache: str) -> Origin:
+def origin_of(model: Any, kind: str) -> Origin:
     """What is in a cache of this kind that an attached model fills now.
 
     Raises:
@@ -55,27 +69,81 @@ def origin_of(model: Any, cache: str) -> Origin:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return Origin(
         model=type(model).__name__,
-        dtype=str(model.dtype).removeprefix("torch."),
-        cache=cache,
+        dtype=_dtype_of(model),
+        cache=kind,
         rope=json.dumps(rope, sort_keys=True, default=str),
         config=identity.config,
         weights=identity.weights,
     )
 
 
-def stamp_of(model: nn.Module) -> Stamp:
+def stamp_of(model: Any) -> Stamp:
     """What changes when somebody writes to a weight, replaces one, or switches an adapter."""
-    stamp: list[Any] = []
+    stamp: list[Any] = [_dtype_of(model), touched(model)]
     for module in model.modules():
+        stamp.append(type(module))
         for tensors in (module._parameters, module._buffers):
             stamp += [
-                (each.data_ptr(), -1 if each.is_inference() else each._version)
+                _stamp_of_tensor(each)
                 for name, each in tensors.items()
                 if each is not None and name not in _of_length(module)
             ]
         if not type(module).__module__.startswith(_KNOWN):
             stamp.append(_settings(module))
     return tuple(stamp)
+
+
+def _stamp_of_tensor(tensor: Tensor) -> tuple[Any, ...]:
+    """Where it is, how often it was written, and some of its bytes: memory is used again."""
+    at, version = tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+    size = tensor.nbytes
+    if not at or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return at, version
+    few = min(size, _SAMPLE)
+    return at, version, ctypes.string_at(at, few), ctypes.string_at(at + size - few, few)
+
+
+def touched(model: nn.Module) -> str | None:
+    """What of a model is not the code of Transformers, PyTorch or PEFT alone; None if nothing is.
+
+    Hooks, forwards that were replaced and modules of somebody's own may do anything, and what a
+    cache holds depends on them.
+    """
+    for name, module in model.named_modules():
+        kind, own = type(module), module.__dict__
+        where = f"{name or 'the model'} ({kind.__name__})"
+        if not kind.__module__.startswith((*_KNOWN, "peft.")):
+            return f"what {where} does is not known: it is a module of {kind.__module__}"
+        hooks = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
+        if not all(getattr(hook, "__module__", "").startswith(_HOOKS) for hook in hooks):
+            return f"{where} has hooks"
+        forward = own.get("forward")
+        if forward is not None and not isinstance(forward, ModuleHook) and "_hf_hook" not in own:
+            return f"the forward of {where} was replaced"
+        if _is_foreign(kind.forward):
+            return f"the forward of {kind.__name__} was replaced"
+    prepare = model.__dict__.get("prepare_inputs_for_generation")
+    configs = getattr(getattr(prepare, "__self__", None), "peft_config", None) or {}
+    for config in configs.values():
+        if config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None):
+            return f"a {type(config).__name__} of PEFT depends on where a prompt begins"
+    return None
+
+
+@cache
+def _is_foreign(forward: Any) -> bool:
+    """Whether a function was written elsewhere, and put into a class of a library."""
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    return code is not None and not code.co_filename.startswith(_LIBRARIES)
+
+
+def _dtype_of(model: Any) -> str:
+    """What it computes in."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    kind = model.device.type
+    if not torch.is_autocast_enabled(kind):
+        return dtype
+    return f"{dtype}, autocast to {str(torch.get_autocast_dtype(kind)).removeprefix('torch.')}"
 
 
 def _identity(model: Any) -> Identity:

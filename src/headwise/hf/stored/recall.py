@@ -42,7 +42,7 @@ def recall(model: Any, ids: Tensor, attention_mask: Tensor | None = None) -> tup
             f"attention_mask has shape {list(attention_mask.shape)}, expected that of ids "
             f"{list(ids.shape)}"
         )
-    cache, length = remembered.recall(inner, ids, attention_mask)
+    cache, length, _ = remembered.recall(inner, ids, attention_mask)
     if cache is None:
         config = inner.config.get_text_config(decoder=True)
         cache = use_own_layers(DynamicCache(config=config), inner._headwise.choice)

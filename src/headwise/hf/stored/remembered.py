@@ -1,5 +1,6 @@
 """What an attached model remembers: a folder of blocks, from which its caches begin."""
 
+import inspect
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from headwise.hf.own_cache import OwnCache
 from headwise.hf.rotation import regime
 from headwise.hf.stock_names import DynamicCache, LinearAttentionCacheLayerMixin
 from headwise.hf.stored.build import cache_of, fixed_of, kept_of, memory_for, page_of, plain
-from headwise.hf.stored.identity import origin_of, stamp_of
+from headwise.hf.stored.identity import origin_of, stamp_of, touched
 from headwise.hf.stored.layers import page_count
 from headwise.hf.stored.save import versions
 from headwise.stored.file import Contents
@@ -40,6 +41,7 @@ from headwise.stored.store import (
 LIMIT = "10GB"
 # So many tokens apart what layers keep beside rows is stored while a prompt is read.
 EVERY = 1024
+_PADDED = "states and windows of a padded sequence are not stored"
 _TRIES = 100  # damaged blocks that are passed over in one call
 
 
@@ -53,7 +55,6 @@ class Remembered:
         asked: tokens that were to be read.
         known: how many of them were there.
         stored: tokens that were new, and are there now.
-        usable: whether what was asked for could have been known.
         notes: what was not used or not stored and why, in words.
     """
 
@@ -62,7 +63,6 @@ class Remembered:
     asked: int = 0
     known: int = 0
     stored: int = 0
-    usable: bool = False
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -100,37 +100,41 @@ class Remembered:
     def begin(self, *notes: str) -> None:
         """Forget what came of it the last time."""
         self.asked = self.known = self.stored = 0
-        self.usable = False
         self.notes = list(notes)
 
     def _note(self, words: str) -> None:
         if words not in self.notes:
             self.notes.append(words)
 
+    @torch.inference_mode(False)
     def recall(
         self, model: Any, ids: Tensor, mask: Tensor | None = None
-    ) -> tuple[OwnCache | None, int]:
-        """A cache of the longest beginning of ids [B, S] that is known, and its length, below S."""
+    ) -> tuple[OwnCache | None, int, bool]:
+        """A cache of the longest beginning of ids [B, S] that is known, and its length, below S.
+
+        And whether anything could have been known: what is read is to be stored then.
+        """
         self.begin()
         length = ids.shape[1]
         padding = _left_padding(mask, ids)
         origin = self._origin(model, length, length)
-        if origin is None or padding is None:
-            if padding is None:
-                self._note("not used: the padding is not on the left")
-            return None, 0
-        self.asked, self.usable = sum(length - pad for pad in padding), True
+        obstacle = _padding_obstacle(model, padding)
+        if obstacle is not None:
+            self._note(f"not used: {obstacle}")
+        if origin is None or padding is None or obstacle is not None:
+            return None, 0, False
+        self.asked = sum(length - pad for pad in padding)
         texts = [ids[row, pad : length - 1].cpu() for row, pad in enumerate(padding)]
         store = Store(self.folder, origin)
         for _ in range(_TRIES):
-            found = [store.find(text) for text in texts]
-            for each in found:
-                for words in each.damaged:
-                    self._note(f"passed over: {words}")
-            known = self._length(model, found, padding, length - 1)
-            if not known:
-                break
             try:
+                found = [store.find(text) for text in texts]
+                for each in found:
+                    for words in each.damaged:
+                        self._note(f"passed over: {words}")
+                known = self._length(model, found, padding, length - 1)
+                if not any(known > pad for pad in padding):
+                    break
                 cache = _assembled(model, origin.cache, found, padding, known, ids)
             except _DamagedError as error:
                 self._note(f"passed over: {error}")
@@ -139,8 +143,8 @@ class Remembered:
                 self._note(f"not used: {reason(error)}")
                 break
             self.known = sum(max(0, known - pad) for pad in padding)
-            return cache, known
-        return None, 0
+            return cache, known, True
+        return None, 0, True
 
     def keep(self, model: Any, cache: OwnCache) -> None:
         """Store what a cache has read and is not there yet; where that fails, say so."""
@@ -172,7 +176,7 @@ class Remembered:
         text = cache.read.ids[row, pad:]
         fixed = dict(fixed_of(kept))
         if fixed and pad:
-            raise UnsupportedError("states and windows of a padded sequence are not stored")
+            raise UnsupportedError(_PADDED)
         missing = store.missing(text, fixed=bool(fixed))
         reach = store.find(text).reach if missing else len(text)
         if not fixed:  # a longer block may hold them
@@ -196,12 +200,16 @@ class Remembered:
             )
             tensors = {n: plain(t[row : row + 1]) for n, t in fixed.items()} if last else {}
             store.put(contents, pages, tensors)
+        if missing:
+            store.touch(text)
         self.stored += len(text) - reach
         return bool(missing)
 
     def _origin(self, model: Any, first: int, length: int) -> Origin | None:
         """What the blocks of a text are of; None where there are none."""
-        obstacle = obstacle_to_continue(model)
+        obstacle = touched(model) or obstacle_to_continue(model)
+        if torch.is_autocast_enabled(model.device.type):
+            obstacle = "under autocast keys and values differ in dtype"
         within = regime(model, first, length)
         if obstacle is None and within is None:
             obstacle = f"its rotation changes within {length:,} tokens"
@@ -232,6 +240,17 @@ def kind_of_choice(choice: CacheChoice) -> str:
         return str(choice)
     bits = choice.declared.bits
     return "exact" if bits is None else f"int{bits}"
+
+
+def _padding_obstacle(model: Any, padding: Sequence[int] | None) -> str | None:
+    """Why padding before the sequences hides what is remembered; None if it does not."""
+    if padding is None:
+        return "the padding is not on the left"
+    if not any(padding):
+        return None
+    if "position_ids" not in inspect.signature(type(model).forward).parameters:
+        return "the model is given no positions, which its padding moves"
+    return _PADDED if has_fixed(model) else None
 
 
 def has_fixed(model: Any) -> bool:

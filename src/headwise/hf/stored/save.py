@@ -15,7 +15,7 @@ from headwise.errors import LoadError, OptionError, UnsupportedError
 from headwise.hf.inner_model import inner_model
 from headwise.hf.own_cache import OwnCache
 from headwise.hf.stored.build import cache_of, fixed_of, kept_of, memory_for, page_of, plain
-from headwise.hf.stored.identity import origin_of, stamp_of
+from headwise.hf.stored.identity import origin_of, stamp_of, touched
 from headwise.hf.stored.layers import kind_of_cache, page_count
 from headwise.stored.file import CacheFile, Contents, write
 from headwise.stored.layout import PAGE
@@ -93,6 +93,7 @@ def save_cache(cache: Any, path: str | Path) -> None:
         raise OptionError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
+@torch.inference_mode(False)
 def load_cache(path: str | Path, model: Any) -> OwnCache:
     """The cache that `save_cache` wrote, for the model that made it.
 
@@ -123,6 +124,9 @@ def load_cache(path: str | Path, model: Any) -> OwnCache:
     file = CacheFile(place)
     contents = file.contents
     origin = contents.origin
+    reason = touched(inner)
+    if reason is not None:
+        raise UnsupportedError(f"whether {path} is of this model is not known: {reason}")
     difference = origin.difference(origin_of(inner, origin.cache))
     if difference is not None:
         raise LoadError(f"{path} was not made by this model: {difference}")
@@ -161,6 +165,8 @@ def known_model(cache: OwnCache) -> Any:
         reason = "no tokens were read into it"
     if reason is None and (model is None or getattr(model, "_headwise", None) is None):
         reason = "its model is not there any more, or not attached"
+    if reason is None:
+        reason = touched(model)
     if reason is None and read.stamp != stamp_of(model):
         reason = "the model was changed since it was made"
     if reason is not None:
