@@ -34,8 +34,8 @@ class PagedCache(Cache):
 
     What sequences have in common is held once: `select`, `reorder` and `share` copy page tables,
     not pages. A page that others read too is copied before the first token is written into it.
-    Pages that no sequence uses any more are free for others. Where somebody still holds a view and
-    an append would write over tokens that were dropped since, the pool is copied first.
+    Pages that no sequence uses are free for others. Where somebody still holds a view and an append
+    would write over tokens that were dropped since, the pool is copied first.
 
     Args:
         page_size: tokens of a page, a power of two.
@@ -87,10 +87,9 @@ class PagedCache(Cache):
             >>> region[2, 0, :, 4].sum()  # the token after those, in page 2
             tensor(192.)
 
-        Pages that the table does not name are free, and are written when there are more tokens. So
-        are the rows behind a sequence's last token. Where they are not enough the cache moves to
-        pools of its own, as it does where a write would change a view that it gave; whoever holds
-        another part of the same memory counts as one that holds a view.
+        Pages that the table does not name are free, and so are the rows behind a sequence's last
+        token. Where they are not enough the cache moves to pools of its own, as it does where a
+        write would change a view; who holds another part of the same storage may have one.
 
         Args:
             pools: keys and values, [K, pages, page size, D] and [K, pages, page size, V], in any
@@ -170,9 +169,8 @@ class PagedCache(Cache):
     @property
     def kept(self) -> tuple[str, ...]:
         """Of the two tensors, or of integers and scales."""
-        if self.bits is None:
-            return "first", "second"
-        return "first", "first_scales", "second", "second_scales"
+        both = "first", "first_scales", "second", "second_scales"
+        return both[::2] if self.bits is None else both
 
     @property
     def starts(self) -> Sequence[int] | None:
@@ -276,18 +274,17 @@ class PagedCache(Cache):
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Pages [pages, heads, page size, dim], and the table, if `count` tokens can be written.
 
-        They can where the only sequence has room for all of them in a page of its own; else an
-        append has more to do. Who has written them says so by `wrote`.
+        They can where the only sequence has room for them in a page of its own; else an append has
+        more to do. Who has written them says so by `wrote`.
         """
         pages = self._pages
         if self._pools is None or self.bits is not None or not pages.has_room(count):
             return None
         first, second = self._pools.tensors
-        fits = (batch, heads) == (1, first.shape[0]) and (
-            first.dtype == second.dtype == like.dtype
-            and first.device == second.device == like.device
-        )
-        return (first.transpose(0, 1), second.transpose(0, 1), pages.table) if fits else None
+        same = first.dtype == second.dtype == like.dtype and first.device == like.device
+        if not same or (batch, heads) != (1, first.shape[0]):
+            return None
+        return first.transpose(0, 1), second.transpose(0, 1), pages.table
 
     def wrote(self, count: int) -> None:
         """Hold `count` tokens more, which were written into the pages of `room`."""
@@ -299,11 +296,8 @@ class PagedCache(Cache):
         assert 0 <= begin <= end <= self._pages.lengths[sequence]
         size = self.page_size
         pages = self._pages.table[sequence, begin // size : self._pages.of(end)].long()
-        first = begin // size * size
-        return tuple(
-            pool[:, pages].flatten(1, 2)[:, begin - first : end - first]
-            for pool in self._pools.tensors
-        )
+        rows = (pool[:, pages].flatten(1, 2) for pool in self._pools.tensors)
+        return tuple(each[:, begin % size :][:, : end - begin] for each in rows)
 
     @torch.inference_mode(mode=False)
     def select(self, index: Tensor) -> None:
@@ -363,7 +357,7 @@ class PagedCache(Cache):
         if pools is not None and missing <= 0:
             if not (overwrites and pools.viewed):
                 return
-            # room that was never used is not moved: memory that a cache lies over may have much
+            # room that was never used is not moved: a region may have much
             with torch.inference_mode(False):
                 pages = copy(pages)
             held = pages.cut()

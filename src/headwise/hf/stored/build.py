@@ -4,7 +4,6 @@ import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from headwise.base.mapped import reserve
@@ -133,8 +132,3 @@ def fixed_of(kept: Sequence[Kept]) -> Iterator[tuple[str, Tensor]]:
     for index, each in enumerate(kept):
         for name, tensor in each.fixed.items():
             yield f"{index}.{name}", tensor
-
-
-def plain(tensor: Tensor) -> Tensor:
-    """As it is written: on the CPU, contiguous, no subclass."""
-    return torch.Tensor.contiguous(tensor.detach().cpu())

@@ -20,7 +20,7 @@ from headwise.hf.continued import obstacle_to_continue
 from headwise.hf.own_cache import OwnCache
 from headwise.hf.rotation import regime
 from headwise.hf.stock_names import DynamicCache, LinearAttentionCacheLayerMixin
-from headwise.hf.stored.build import cache_of, fixed_of, kept_of, memory_for, page_of, plain
+from headwise.hf.stored.build import cache_of, fixed_of, kept_of, memory_for, page_of
 from headwise.hf.stored.identity import origin_of, stamp_of, touched
 from headwise.hf.stored.layers import page_count
 from headwise.hf.stored.save import versions
@@ -198,7 +198,7 @@ class Remembered:
                 page_of(cache, kept, layout, row, pad + at, pad + min(at + PAGE, end))
                 for at in range(begin, end, PAGE)
             )
-            tensors = {n: plain(t[row : row + 1]) for n, t in fixed.items()} if last else {}
+            tensors = {n: t[row : row + 1] for n, t in fixed.items()} if last else {}
             store.put(contents, pages, tensors)
         if missing:
             store.touch(text)

@@ -14,7 +14,7 @@ from headwise.base.written import check_writable
 from headwise.errors import LoadError, OptionError, UnsupportedError
 from headwise.hf.inner_model import inner_model
 from headwise.hf.own_cache import OwnCache
-from headwise.hf.stored.build import cache_of, fixed_of, kept_of, memory_for, page_of, plain
+from headwise.hf.stored.build import cache_of, fixed_of, kept_of, memory_for, page_of
 from headwise.hf.stored.identity import origin_of, stamp_of, touched
 from headwise.hf.stored.layers import kind_of_cache, page_count
 from headwise.stored.file import CacheFile, Contents, write
@@ -88,7 +88,7 @@ def save_cache(cache: Any, path: str | Path) -> None:
             yield page_of(cache, kept, layout, sequence, begin, end)
 
     try:
-        write(target, contents, written(), {n: plain(t) for n, t in fixed_of(kept)})
+        write(target, contents, written(), dict(fixed_of(kept)))
     except OSError as error:
         raise OptionError(f"{path} cannot be written: {error.strerror or error}") from error
 
