@@ -117,7 +117,7 @@ def test_a_damaged_folder_gives_no_wrong_token(tmp_path: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         if drawn.random() < 0.05:
             make_room(folder, 50_000)
-    assert known > TRIALS // 3, "nearly nothing was remembered, so that nearly nothing was tried"
+    assert known > TRIALS // 5, "nearly nothing was remembered, so that nearly nothing was tried"
 
 
 def loaded_or_one_line(path: Path, model: Any) -> Any:
@@ -159,7 +159,7 @@ def test_a_changed_value_is_another_model(tmp_path: Path) -> None:
     report = headwise.attach(model, remember=tmp_path)
     weights = list(zip(model.parameters(), twin.parameters(), strict=True))
     tokens_of(model, TEXTS[1])
-    for _ in range(max(5, TRIALS // 30)):
+    for turn in range(max(5, TRIALS // 30)):
         own, other = drawn.choice(weights)
         at = drawn.randrange(own.numel())
         before = own.detach().flatten()[at].clone()
