@@ -165,7 +165,7 @@ def test_a_changed_value_is_another_model(tmp_path: Path) -> None:
         before = own.detach().flatten()[at].clone()
         with torch.no_grad():
             for weight in (own, other):
-                weight.view(-1)[at] += 1.0
+                weight.view(-1)[at] += 1.0 + turn / 1024  # a model that never was
         assert tokens_of(model, TEXTS[1]) == tokens_of(twin, TEXTS[1])
         assert report.remembered.known == 0
         with torch.no_grad():
