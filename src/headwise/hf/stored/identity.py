@@ -43,7 +43,7 @@ _LIBRARIES = tuple(
     for name in ("torch", "transformers", "headwise", "peft")
     if (found := find_spec(name)) is not None and found.origin is not None
 )
-_SAMPLE = 64  # bytes at both ends of a tensor
+_SAMPLE = 16  # bytes of a tensor, or more, that are looked at
 
 # Where each tensor is and how often it was written; what modules of others are set to.
 Stamp = tuple[Any, ...]
@@ -79,28 +79,38 @@ def origin_of(model: Any, kind: str) -> Origin:
 
 def stamp_of(model: Any) -> Stamp:
     """What changes when somebody writes to a weight, replaces one, or switches an adapter."""
-    stamp: list[Any] = [_dtype_of(model), touched(model)]
-    for module in model.modules():
-        stamp.append(type(module))
+    stamp: list[Any] = [_dtype_of(model)]
+    for module in _modules(model):
+        kind, volatile = type(module), _of_length(module)
+        stamp += [kind, _touched(module)]
         for tensors in (module._parameters, module._buffers):
             stamp += [
                 _stamp_of_tensor(each)
                 for name, each in tensors.items()
-                if each is not None and name not in _of_length(module)
+                if each is not None and name not in volatile
             ]
-        if not type(module).__module__.startswith(_KNOWN):
+        if not kind.__module__.startswith(_KNOWN):
             stamp.append(_settings(module))
     return tuple(stamp)
 
 
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules, as `model.modules()` has them, which takes ten times as long."""
+    pending, seen = [model], set[int]()
+    while pending:
+        module = pending.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield module
+            pending += [each for each in module._modules.values() if each is not None]
+
+
 def _stamp_of_tensor(tensor: Tensor) -> tuple[Any, ...]:
-    """Where it is, how often it was written, and some of its bytes: memory is used again."""
+    """Where it is, how often it was written, and its first bytes: memory is used again."""
     at, version = tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
-    size = tensor.nbytes
-    if not at or tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if not at or not tensor.is_cpu or tensor.numel() < _SAMPLE or not tensor.is_contiguous():
         return at, version
-    few = min(size, _SAMPLE)
-    return at, version, ctypes.string_at(at, few), ctypes.string_at(at + size - few, few)
+    return at, version, ctypes.string_at(at, _SAMPLE)
 
 
 def touched(model: nn.Module) -> str | None:
@@ -109,19 +119,11 @@ def touched(model: nn.Module) -> str | None:
     Hooks, forwards that were replaced and modules of somebody's own may do anything, and what a
     cache holds depends on them.
     """
-    for name, module in model.named_modules():
-        kind, own = type(module), module.__dict__
-        where = f"{name or 'the model'} ({kind.__name__})"
-        if not kind.__module__.startswith((*_KNOWN, "peft.")):
-            return f"what {where} does is not known: it is a module of {kind.__module__}"
-        hooks = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
-        if not all(getattr(hook, "__module__", "").startswith(_HOOKS) for hook in hooks):
-            return f"{where} has hooks"
-        forward = own.get("forward")
-        if forward is not None and not isinstance(forward, ModuleHook) and "_hf_hook" not in own:
-            return f"the forward of {where} was replaced"
-        if _is_foreign(kind.forward):
-            return f"the forward of {kind.__name__} was replaced"
+    for module in _modules(model):
+        why = _touched(module)
+        if why is not None:
+            name = next(name for name, each in model.named_modules() if each is module)
+            return f"{name or 'the model'}, a {type(module).__name__}, {why}"
     prepare = model.__dict__.get("prepare_inputs_for_generation")
     configs = getattr(getattr(prepare, "__self__", None), "peft_config", None) or {}
     for config in configs.values():
@@ -130,11 +132,28 @@ def touched(model: nn.Module) -> str | None:
     return None
 
 
+def _touched(module: nn.Module) -> str | None:
+    own = module.__dict__
+    for hooks in (own["_forward_hooks"], own["_forward_pre_hooks"]):
+        for hook in hooks.values():
+            if not getattr(hook, "__module__", "").startswith(_HOOKS):
+                return "has hooks"
+    forward = own.get("forward")
+    if forward is not None and not isinstance(forward, ModuleHook) and "_hf_hook" not in own:
+        return "has another forward than its class"
+    kind: Any = type(module)
+    return _foreign(kind, kind.forward)
+
+
 @cache
-def _is_foreign(forward: Any) -> bool:
-    """Whether a function was written elsewhere, and put into a class of a library."""
+def _foreign(kind: Any, forward: Any) -> str | None:
+    """What of a class or its forward was not written in one of the libraries."""
+    if not kind.__module__.startswith((*_KNOWN, "peft.")):
+        return f"is a module of {kind.__module__}, and what it does is not known"
     code = getattr(inspect.unwrap(forward), "__code__", None)
-    return code is not None and not code.co_filename.startswith(_LIBRARIES)
+    if code is not None and not code.co_filename.startswith(_LIBRARIES):
+        return "has a class whose forward was replaced"
+    return None
 
 
 def _dtype_of(model: Any) -> str:
@@ -185,7 +204,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _of_length(module: nn.Module) -> frozenset[str]:
     """The buffers that a rotation writes when a text gets longer; the first ones stay beside it."""
-    kinds = getattr(module, "rope_type", None)
+    kinds = module.__dict__.get("rope_type")
     if kinds is None:
         return frozenset()
     names = {n for n in module._buffers if n.endswith("inv_freq") and not n.startswith("original")}
