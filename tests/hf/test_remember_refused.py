@@ -1,6 +1,7 @@
 """What a cache cannot be known by is not used: hooks, foreign code, padding, autocast, adapters."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,13 @@ def used_again(model: Any) -> None:
     layer.weight = nn.Parameter(torch.full(shape, 0.05), requires_grad=False)
 
 
+def traced(model: Any) -> None:
+    layer = model.model.layers[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        layer.mlp = torch.jit.trace(layer.mlp, torch.randn(1, 3, 48), check_trace=False)
+
+
 CHANGES: tuple[Callable[[Any], None], ...] = (
     *(hooked, replaced, other_activation, steered, used_again),
 )
@@ -135,7 +143,7 @@ def test_a_model_that_does_something_else_is_another(
     assert remembered.known == 0
 
 
-@pytest.mark.parametrize("change", [hooked, replaced, steered])
+@pytest.mark.parametrize("change", [hooked, replaced, steered, traced])
 def test_what_a_foreign_part_made_is_not_saved(
     change: Callable[[Any], None], tmp_path: Path
 ) -> None:

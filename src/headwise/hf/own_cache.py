@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwise.base.files import FAULTS, reason
 from headwise.errors import UnsupportedError
 from headwise.hf.stock_names import DynamicCache
 
@@ -81,7 +82,11 @@ class TokensRead:
         if self.unknown is not None:
             return
         if self._model is None:
-            self._model, self.stamp = weakref.ref(model), stamp()
+            try:
+                self._model, self.stamp = weakref.ref(model), stamp()
+            except FAULTS as error:  # a module of a kind that nobody knows; the call goes on
+                self.unknown = f"the model cannot be looked at: {reason(error)}"
+                return
         self.unknown = self._obstacle(model, inputs, before)
         if self.unknown is None:
             ids = inputs["input_ids"]

@@ -43,6 +43,7 @@ _LIBRARIES = tuple(
     for name in ("torch", "transformers", "headwise", "peft")
     if (found := find_spec(name)) is not None and found.origin is not None
 )
+_COMPILED = "was traced or scripted, and what it does is not known"
 _SAMPLE = 16  # bytes of a tensor, or more, that are looked at
 
 # Where each tensor is and how often it was written; what modules of others are set to.
@@ -81,8 +82,10 @@ def stamp_of(model: Any) -> Stamp:
     """What changes when somebody writes to a weight, replaces one, or switches an adapter."""
     stamp: list[Any] = [_dtype_of(model)]
     for module in _modules(model):
-        kind, volatile = type(module), _of_length(module)
-        stamp += [kind, _touched(module)]
+        kind, volatile, why = type(module), _of_length(module), _touched(module)
+        stamp += [kind, why]
+        if why == _COMPILED:
+            continue
         for tensors in (module._parameters, module._buffers):
             stamp += [
                 _stamp_of_tensor(each)
@@ -102,6 +105,8 @@ def _modules(model: nn.Module) -> Iterator[nn.Module]:
         if id(module) not in seen:
             seen.add(id(module))
             yield module
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             pending += [each for each in module._modules.values() if each is not None]
 
 
@@ -133,6 +138,8 @@ def touched(model: nn.Module) -> str | None:
 
 
 def _touched(module: nn.Module) -> str | None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return _COMPILED
     own = module.__dict__
     for hooks in (own["_forward_hooks"], own["_forward_pre_hooks"]):
         for hook in hooks.values():
