@@ -10,7 +10,7 @@ locks: what is gone is read again.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,9 +130,8 @@ class Store:
         children: dict[tuple[int, str], list[Entry]] = {}
         for entry in entries_in(self.folder):
             children.setdefault((entry.start, entry.parent), []).append(entry)
-        levels, damaged, parent = list[tuple[Match, ...]](), list[str](), _FIRST
-        for start in range(0, len(tokens), BLOCK):
-            rest = tokens[start : start + BLOCK]
+        levels, damaged = list[tuple[Match, ...]](), list[str]()
+        for start, rest, parent, _ in _blocks(tokens):
             known, others = list[Entry](), list[Entry]()
             for entry in children.get((start, parent), ()):
                 same = entry.count <= len(rest) and entry.key == _key(parent, rest[: entry.count])
@@ -144,7 +143,6 @@ class Store:
             levels.append(tuple(matches))
             if matches[0].count < BLOCK:
                 break
-            parent = _key(parent, rest)
         return Found(tuple(levels), tuple(damaged))
 
     def _open(self, entries: Iterable[Entry], tokens: Tensor, damaged: list[str]) -> list[Match]:
@@ -169,11 +167,7 @@ class Store:
 
     def touch(self, tokens: Tensor) -> None:
         """Note that the blocks of a text were used now, the first of them last."""
-        parent, keys = _FIRST, set[tuple[int, str, str]]()
-        for start in range(0, len(tokens), BLOCK):
-            key = _key(parent, tokens[start : start + BLOCK])
-            keys.add((start, parent, key))
-            parent = key
+        keys = {(start, parent, key) for start, _, parent, key in _blocks(tokens)}
         for entry in sorted(entries_in(self.folder), key=lambda entry: -entry.start):
             if (entry.start, entry.parent, entry.key) in keys:
                 _ignoring_faults(os.utime, entry.path)
@@ -184,14 +178,12 @@ class Store:
         fixed: whether the last has to have what layers keep beside rows.
         """
         here = {(e.start, e.count, e.parent, e.key, e.fixed) for e in entries_in(self.folder)}
-        missing, parent = [], _FIRST
-        for start in range(0, len(tokens), BLOCK):
-            rest = tokens[start : start + BLOCK]
-            key, last = _key(parent, rest), start + BLOCK >= len(tokens)
+        missing = []
+        for start, rest, parent, key in _blocks(tokens):
+            last = start + BLOCK >= len(tokens)
             kinds = (True,) if fixed and last else (True, False)
             if not any((start, len(rest), parent, key, kind) in here for kind in kinds):
                 missing.append((start, start + len(rest), parent))
-            parent = key
         return missing
 
     def put(
@@ -381,6 +373,16 @@ def _common(one: Tensor, other: Tensor) -> int:
     length = min(len(one), len(other))
     differ = (one[:length] != other[:length]).nonzero()
     return int(differ[0]) if len(differ) else length
+
+
+def _blocks(tokens: Tensor) -> Iterator[tuple[int, Tensor, str, str]]:
+    """The blocks of a text: where each begins, its tokens, its parent's key and its own."""
+    parent = _FIRST
+    for start in range(0, len(tokens), BLOCK):
+        rest = tokens[start : start + BLOCK]
+        key = _key(parent, rest)
+        yield start, rest, parent, key
+        parent = key
 
 
 def _key(parent: str, tokens: Tensor) -> str:
