@@ -71,7 +71,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert (file.contents.origin, file.contents.layout) == (ORIGIN, LAYOUT)
     memory = reserve(5 * LAYOUT.page_bytes, "a test")
     file.map(memory, LAYOUT.page_bytes, 1, 2)
-    pools = LAYOUT.pools(memory, 5)
+    pools = LAYOUT.pools(memory)
     for (layer, name), pool in pools.items():
         assert torch.equal(pool[:, 1], pages[1][layer, name])
         assert torch.equal(pool[:, 2], pages[2][layer, name])
@@ -89,12 +89,12 @@ def test_the_file_does_not_change_where_its_pages_are_written_to(tmp_path: Path)
     file = CacheFile(path)
     memory = reserve(3 * LAYOUT.page_bytes, "a test")
     file.map(memory, 0, 0, 3)
-    for pool in LAYOUT.pools(memory, 3).values():
+    for pool in LAYOUT.pools(memory).values():
         pool.zero_()
     assert path.read_bytes() == before
     again = reserve(3 * LAYOUT.page_bytes, "a test")
     CacheFile(path).map(again, 0, 0, 3)
-    assert LAYOUT.pools(again, 3)[0, "first"].any()
+    assert LAYOUT.pools(again)[0, "first"].any()
 
 
 def test_any_reader_of_safetensors_reads_it(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def rows(store: Store, text: torch.Tensor, *, fixed: bool = False) -> torch.Tens
     for match in found.take(length, fixed=fixed):
         memory = reserve(match.file.pages * LAYOUT.page_bytes, "a test")
         match.file.map(memory, 0, 0, match.file.pages)
-        pool = LAYOUT.pools(memory, match.file.pages)[0, "first"]
+        pool = LAYOUT.pools(memory)[0, "first"]
         known.append(pool.flatten()[: match.count])
     return torch.cat(known) if known else torch.empty(0, dtype=torch.int64)
 

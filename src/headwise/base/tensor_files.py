@@ -16,7 +16,17 @@ from headwise.errors import LoadError
 
 # What is written: the dtype as safetensors has it, and a shape.
 Shaped = tuple[str, tuple[int, ...]]
-_DTYPES = {"U8": torch.uint8, "F32": torch.float32}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "BOOL": torch.bool,
+}
 
 
 def read_header(file: Path) -> dict[str, Any]:
@@ -64,21 +74,32 @@ def open_weights(file: Path) -> Any:
         raise LoadError(f"{file} cannot be read: {error}") from error
 
 
+def header_of(
+    shapes: Mapping[str, Shaped], *, alignment: int, about: Mapping[str, str] | None = None
+) -> bytes:
+    """The bytes before the data, which begins at a multiple of `alignment`.
+
+    about: what the file says of itself, under `__metadata__`.
+    """
+    header: dict[str, Any] = {} if about is None else {"__metadata__": about}
+    end = 0
+    for name, (dtype, shape) in shapes.items():
+        begin, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (begin, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % alignment)
+    return struct.pack("<Q", len(text)) + text
+
+
 def write_weights(file: Path, shapes: Mapping[str, Shaped], tensors: Iterable[Tensor]) -> None:
     """Write a safetensors file a tensor at a time: `tensors` in the order of `shapes`.
 
     safetensors itself wants all of them in memory.
     """
-    header, end = dict[str, Any](), 0
-    for name, (dtype, shape) in shapes.items():
-        begin, end = end, end + math.prod(shape) * _DTYPES[dtype].itemsize
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (begin, end)}
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % 64)  # the data begins at a multiple of 64
     with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
+        stream.write(header_of(shapes, alignment=64))
         for (name, (dtype, shape)), tensor in zip(shapes.items(), tensors, strict=True):
-            right = tuple(tensor.shape) == shape and tensor.dtype == _DTYPES[dtype]
+            right = tuple(tensor.shape) == shape and tensor.dtype == DTYPES[dtype]
             assert right, f"{name} is {tensor.dtype} {tuple(tensor.shape)}"
             stream.write(tensor.contiguous().numpy().data)
 

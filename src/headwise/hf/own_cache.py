@@ -138,10 +138,6 @@ class TokensRead:
             index = index.cpu()
             self._parts = [(ids[index], None if real is None else real[index])]
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self.__init__()  # type: ignore[misc]
-
     def _joined(self) -> tuple[Tensor, Tensor | None]:
         if not self._parts:
             return torch.empty(0, 0, dtype=torch.int64), None
@@ -225,7 +221,7 @@ class OwnCache(DynamicCache):
     def reset(self) -> None:
         """Forget everything and release the memory."""
         super().reset()
-        self.read.reset()
+        self.read = TokensRead()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Make sequence i what sequence beam_idx[i] was."""

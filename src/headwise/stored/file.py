@@ -10,7 +10,6 @@ import json
 import math
 import mmap
 import os
-import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,9 +23,9 @@ from torch import Tensor
 
 from headwise.base.files import one_line
 from headwise.base.mapped import ALIGNMENT, map_part
-from headwise.base.tensor_files import Shaped, read_head
+from headwise.base.tensor_files import DTYPES, Shaped, header_of, read_head
 from headwise.errors import LoadError
-from headwise.stored.layout import DTYPES, NAMES, PAGE, PageLayout
+from headwise.stored.layout import NAMES, PAGE, PageLayout
 from headwise.stored.origin import Origin
 
 FORMAT = 1
@@ -256,15 +255,7 @@ class CacheFile:
 
 
 def _header(shapes: Mapping[str, Shaped], head: str, digest: str) -> bytes:
-    """The bytes before the data, which begins where it can be mapped."""
-    header: dict[str, Any] = {"__metadata__": {_HEAD: head, _DIGEST: digest}}
-    end = 0
-    for name, (dtype, shape) in shapes.items():
-        begin, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (begin, end)}
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    return struct.pack("<Q", len(text)) + text
+    return header_of(shapes, alignment=ALIGNMENT, about={_HEAD: head, _DIGEST: digest})
 
 
 def _digest(head: str, small: Mapping[str, Tensor]) -> str:

@@ -10,21 +10,11 @@ import torch
 from torch import Tensor
 
 from headwise.base.mapped import ALIGNMENT
+from headwise.base.tensor_files import DTYPES
 from headwise.errors import LoadError
 
 PAGE = 64
-# What rows are kept as, by the names of safetensors.
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "BOOL": torch.bool,
-}
+# The names of safetensors, by what rows are kept as.
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # No model has more; what a file says is checked against them before it is multiplied.
 _MOST_HEADS, _MOST_DIM, _MOST_LAYERS = 2**16, 2**20, 2**14
@@ -95,12 +85,12 @@ class PageLayout:
         """Bytes of a page, a multiple of what can be mapped."""
         return -(-self.offsets[-1] // ALIGNMENT) * ALIGNMENT
 
-    def pools(self, memory: mmap.mmap, pages: int) -> dict[tuple[int, str], Tensor]:
-        """Tensors [heads, pages, 64, dim] over pages in memory, by layer and name.
+    def pools(self, memory: mmap.mmap) -> dict[tuple[int, str], Tensor]:
+        """Tensors [heads, pages, 64, dim] over the pages of a memory, by layer and name.
 
         Each has a storage of its own, so that who holds one is told from who holds another.
         """
-        pools = {}
+        pools, pages = {}, len(memory) // self.page_bytes if self.page_bytes else 0
         for rows, offset in zip(self.rows, self.offsets, strict=False):
             size = rows.dtype.itemsize
             shape = (rows.heads, pages, PAGE, rows.dim)

@@ -15,7 +15,6 @@ from headwise.hf.stock_names import DynamicCache
 from headwise.hf.stored.identity import stamp_of
 from headwise.hf.stored.layers import (
     Kept,
-    bits_of,
     kept_by,
     put_back,
     put_index_back,
@@ -86,10 +85,9 @@ def cache_of(
     Raises:
         LoadError: it is not a cache of this model.
     """
-    bits, (batch, length) = bits_of(kind), ids.shape
-    choice = CacheChoice.parse(
-        kind if kind.startswith("window") else f"paged:{PAGE}" if bits is None else f"{kind}:{PAGE}"
-    )
+    batch, length = ids.shape
+    pages = f"{'paged' if kind == 'exact' else kind}:{PAGE}"
+    choice = CacheChoice.parse(kind if kind.startswith("window") else pages)
     config = model.config.get_text_config(decoder=True)
     cache = use_own_layers(DynamicCache(config=config), choice)
     assert isinstance(cache, OwnCache)
@@ -106,14 +104,14 @@ def cache_of(
         own = {name: pool.to(device) for (at, name), pool in pools.items() if at == index}
         paged = None
         if fact["kind"] == "rows":
-            names = PagedCache(PAGE, bits=bits).kept
+            names = choice.make().kept
             if not set(names) <= set(own):
                 raise LoadError(f"layer {index} lacks rows")
             paged = PagedCache.over(
-                tuple(own[name] for name in names),
+                [own[name] for name in names],
                 table,
                 [length] * batch,
-                bits=bits,
+                bits=choice.declared.bits,
             )
         prefix = f"{index}."
         tensors = {

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.caches import PagedCache, QuantizedCache, WindowCache
+from headwise.caches import CacheChoice, PagedCache, WindowCache
 from headwise.errors import LoadError, UnsupportedError
 from headwise.hf.cache import held_tensors
 from headwise.hf.cache_layers import OwnLayer, ViewLayer
 from headwise.hf.hybrid_layers import OF_STATES
 from headwise.hf.indexed_layers import IndexKeys
 from headwise.hf.stock_names import LinearAttentionCacheLayerMixin
-from headwise.ops import Bits
 from headwise.stored.layout import NAMES, PAGE, Rows
 
 DTYPES_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in NAMES}
@@ -182,22 +181,19 @@ def _put_states_back(layer: Any, facts: Mapping[str, Any], fixed: Mapping[str, T
             setattr(layer, name, given)
 
 
-def bits_of(kind: str) -> Bits | None:
-    """Of the integers of a cache of this kind; None where rows are as they were."""
-    return {"int8": 8, "int4": 4}.get(kind)  # type: ignore[return-value]
+def kind_of_choice(choice: CacheChoice) -> str:
+    """How a cache keeps rows: "exact", "int8", "int4", or "window:W,sinks=S"."""
+    if choice.kind == "window":
+        return str(choice)
+    bits = choice.declared.bits
+    return "exact" if bits is None else f"int{bits}"
 
 
 def kind_of_cache(layers: list[Any]) -> str:
-    """How the rows of a cache are kept: "exact", "int8", "int4", or "window:W,sinks=S".
-
-    The windows that a model has of its own do not count.
-    """
+    """How the rows of a cache are kept; the windows that a model has of its own do not count."""
     for layer in layers:
-        if isinstance(layer, ViewLayer) and isinstance(layer.cache, QuantizedCache | PagedCache):
-            bits = layer.cache.bits
-            return "exact" if bits is None else f"int{bits}"
         if isinstance(layer, OwnLayer) and not layer.is_sliding:
-            return str(layer.cache.name) if layer.cache.gives == "part" else "exact"
+            return kind_of_choice(CacheChoice.parse(layer.cache.name))
     return "exact"
 
 

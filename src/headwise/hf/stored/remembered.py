@@ -13,7 +13,6 @@ from torch import Tensor
 from headwise.base.files import FAULTS, local_path, reason
 from headwise.base.mapped import reserve
 from headwise.base.units import size
-from headwise.caches import CacheChoice
 from headwise.errors import HeadwiseError, LoadError, OptionError, UnsupportedError
 from headwise.hf.cache import use_own_layers
 from headwise.hf.continued import obstacle_to_continue
@@ -22,7 +21,7 @@ from headwise.hf.rotation import regime
 from headwise.hf.stock_names import DynamicCache, LinearAttentionCacheLayerMixin
 from headwise.hf.stored.build import cache_of, fixed_of, kept_of, memory_for, page_of
 from headwise.hf.stored.identity import origin_of, stamp_of, touched
-from headwise.hf.stored.layers import page_count
+from headwise.hf.stored.layers import Kept, kind_of_choice, page_count
 from headwise.hf.stored.save import versions
 from headwise.stored.file import Contents
 from headwise.stored.layout import PAGE, PageLayout
@@ -125,17 +124,17 @@ class Remembered:
             return None, 0, False
         self.asked = sum(length - pad for pad in padding)
         texts = [ids[row, pad : length - 1].cpu() for row, pad in enumerate(padding)]
-        store = Store(self.folder, origin)
+        store, fixed = Store(self.folder, origin), has_fixed(model)
         for _ in range(_TRIES):
             try:
                 found = [store.find(text) for text in texts]
                 for each in found:
                     for words in each.damaged:
                         self._note(f"passed over: {words}")
-                known = self._length(model, found, padding, length - 1)
+                known = _known_length(found, padding, length - 1, fixed=fixed)
                 if not any(known > pad for pad in padding):
                     break
-                cache = _assembled(model, origin.cache, found, padding, known, ids)
+                cache = _assembled(model, origin.cache, found, padding, ids[:, :known], fixed=fixed)
             except _DamagedError as error:
                 self._note(f"passed over: {error}")
                 continue
@@ -163,16 +162,24 @@ class Remembered:
             return
         try:
             store, wrote = Store(self.folder, origin), False
+            kept, layout = kept_of(cache)
             for row, pad in enumerate(padding):
-                wrote |= self._keep_row(store, cache, row, pad)
+                wrote |= self._keep_row(store, cache, kept, layout, row, pad)
             if wrote:
                 make_room(self.folder, self.limit)
         except (HeadwiseError, *FAULTS) as error:  # what was generated must not be lost by it
             self._note(f"not everything was stored: {reason(error)}")
 
-    def _keep_row(self, store: Store, cache: OwnCache, row: int, pad: int) -> bool:
+    def _keep_row(
+        self,
+        store: Store,
+        cache: OwnCache,
+        kept: Sequence[Kept],
+        layout: PageLayout,
+        row: int,
+        pad: int,
+    ) -> bool:
         """Store one sequence; whether anything was written."""
-        kept, layout = kept_of(cache)
         text = cache.read.ids[row, pad:]
         fixed = dict(fixed_of(kept))
         if fixed and pad:
@@ -224,22 +231,15 @@ class Remembered:
             return origin
         return Origin(**{**origin.as_json(), "rope": f"{origin.rope}, {within}"})
 
-    def _length(self, model: Any, found: Sequence[Found], padding: Sequence[int], most: int) -> int:
-        """The positions that all sequences know, at most `most`."""
-        if has_fixed(model):
-            common = set.intersection(
-                *({pad + point for point in each.points} for each, pad in zip(found, padding))
-            )
-            return max((length for length in common if length <= most), default=0)
-        return min(most, *(pad + each.reach for each, pad in zip(found, padding, strict=True)))
 
-
-def kind_of_choice(choice: CacheChoice) -> str:
-    """How rows of a cache that is asked for are kept: see `kind_of_cache`."""
-    if choice.kind == "window":
-        return str(choice)
-    bits = choice.declared.bits
-    return "exact" if bits is None else f"int{bits}"
+def _known_length(found: Sequence[Found], padding: Sequence[int], most: int, *, fixed: bool) -> int:
+    """The positions that all sequences know, at most `most`."""
+    if fixed:
+        common = set.intersection(
+            *({pad + point for point in each.points} for each, pad in zip(found, padding))
+        )
+        return max((length for length in common if length <= most), default=0)
+    return min(most, *(pad + each.reach for each, pad in zip(found, padding, strict=True)))
 
 
 def _padding_obstacle(model: Any, padding: Sequence[int] | None) -> str | None:
@@ -280,15 +280,16 @@ def _assembled(
     kind: str,
     found: Sequence[Found],
     padding: Sequence[int],
-    length: int,
     ids: Tensor,
+    *,
+    fixed: bool,
 ) -> OwnCache:
-    """A cache over the pages of blocks, which are mapped and verified.
+    """A cache of ids [B, L] over the pages of blocks, which are mapped and verified.
 
     Raises:
         LoadError: a block is damaged; it is gone then.
     """
-    fixed = has_fixed(model)
+    length = ids.shape[1]
     taken = [
         each.take(length - pad, fixed=fixed) if length > pad else []
         for each, pad in zip(found, padding, strict=True)
@@ -307,8 +308,7 @@ def _assembled(
         rows = [_read_fixed(row[-1]) for row in taken]
         tensors = {name: torch.cat([each[name] for each in rows]) for name in rows[0]}
     real = torch.arange(length) >= torch.tensor(padding)[:, None]
-    held = ids[:, :length].cpu()
-    return cache_of(model, kind, first.layers, pools, table, tensors, held, real)
+    return cache_of(model, kind, first.layers, pools, table, tensors, ids.cpu(), real)
 
 
 def _mapped(
@@ -335,8 +335,7 @@ def _mapped(
         ],
         dtype=torch.int32,
     )
-    count = len(memory) // layout.page_bytes if layout.page_bytes else 0
-    return layout.pools(memory, count), table
+    return layout.pools(memory), table
 
 
 def _moved(
@@ -346,12 +345,12 @@ def _moved(
     each = page_count(length)
     table = torch.arange(len(taken) * each, dtype=torch.int32).view(len(taken), each)
     memory = memory_for(layout, len(taken) * each)
-    pools = layout.pools(memory, len(memory) // layout.page_bytes if layout.page_bytes else 0)
+    pools = layout.pools(memory)
     for row, (matches, pad) in enumerate(zip(taken, padding, strict=True)):
         for at, match in enumerate(matches):
             own = reserve(match.file.pages * layout.page_bytes, "a block of remembered tokens")
             _map(match, own, 0, match.file.pages)
-            sources = layout.pools(own, match.file.pages)
+            sources = layout.pools(own)
             begin = pad + at * BLOCK
             places = torch.arange(begin, begin + match.count)
             pages, slots = table[row, places // PAGE].long(), places % PAGE

@@ -135,8 +135,7 @@ def load_cache(path: str | Path, model: Any) -> OwnCache:
     layout = contents.layout
     memory = memory_for(layout, file.pages)
     file.map(memory, 0, 0, file.pages)
-    pages = len(memory) // layout.page_bytes if layout.page_bytes else 0
-    pools = layout.pools(memory, pages)
+    pools = layout.pools(memory)
     try:
         return cache_of(
             inner,
