@@ -161,6 +161,57 @@ inline int64_t scratch_bytes(const IndexArgs& args) {
   return 4 * (rows * (1 + dim + kBlock) + kBlock * dim) + 64 * 4;
 }
 
+// Keys that a query finds by a sketch of them: in 4 bits, as rounded rows are.
+constexpr int64_t kSketchRange = 1024;  // keys that a task scores
+struct SketchArgs {
+  const void* query;  // [B,H,S,D], the last dim contiguous
+  Dtype dtype;
+  int64_t batch, heads, kv_heads, queries, context, dim;
+  int64_t query_batch, query_head, query_row;
+  const unsigned char* keys;  // [B,K,L,D/2], or in pages, as in AttendArgs; strides in bytes
+  int64_t key_batch, key_head, key_row;
+  Scales scales;
+  const int32_t* table;  // null: no pages
+  int64_t table_row;
+  int page_shift;
+  float scale, softcap;    // softcap of 0: none
+  const float* sinks;      // [H]; null: none
+  Mask mask;               // the same for all heads
+  const int64_t* lengths;  // [B]; null: all keys
+  bool causal;
+
+  int64_t group() const { return heads / kv_heads; }
+  int64_t words() const { return (dim + 7) / 8; }
+  int64_t groups() const { return (dim + kInt4Group - 1) / kInt4Group; }
+  int64_t ranges() const { return (context + kSketchRange - 1) / kSketchRange; }
+  int64_t pitch() const { return (context + 15) / 16 * 16; }
+  // The keys of a sequence.
+  int64_t held(int64_t b) const { return lengths == nullptr ? context : lengths[b]; }
+  // Where the keys end that a query may see.
+  int64_t stop(int64_t b, int64_t query) const {
+    const int64_t length = held(b);
+    const int64_t stop = causal ? length - queries + query + 1 : length;
+    return stop > 0 ? stop : 0;
+  }
+};
+// Some queries of a kv head. A row is a query of a head of its group: row = query * G + head.
+struct SketchPart {
+  int64_t batch, head, query, queries;  // queries from `query` on
+  char* taken;                          // of taken_bytes: the queries as the products read them
+  float* weights;                       // [rows][pitch]
+  float *maxima, *sums;                 // [rows][ranges]
+
+  int64_t rows(const SketchArgs& args) const { return queries * args.group(); }
+};
+// Bytes of so many queries of a kv head as the products read them.
+inline int64_t taken_bytes(const SketchArgs& args, int64_t queries) {
+  return 4 * queries * args.group() * (2 * args.words() + args.groups() + 1);
+}
+// Bytes of a thread's scratch.
+inline int64_t scratch_bytes(const SketchArgs& args) {
+  return 4 * (16 * (args.words() + args.groups() + 32) + args.group() * args.ranges()) + 64 * 4;
+}
+
 // Linear attention, token by token: S = exp(decay) S + k u^T, out = scale q S.
 struct StateArgs {
   const void *query, *key, *value;  // [B,K,S,D] twice and [B,H,S,V], the last dims contiguous
@@ -253,6 +304,20 @@ typedef void (*QuantizeFunction)(const QuantizeArgs&, int64_t first, int64_t cou
 typedef void (*IndexFunction)(const IndexArgs&, int64_t batch, int64_t query, int64_t first,
                               int64_t stop, float* out, char* scratch);
 
+// The queries of a part, rotated and rounded.
+typedef void (*SketchQueriesFunction)(const SketchArgs&, const SketchPart&, char* scratch);
+// What the keys first..stop weigh for each row of a part, in one range; and the weights of a part's
+// only query, summed over its heads, of the keys before `stop`.
+typedef void (*SketchScoresFunction)(const SketchArgs&, const SketchPart&, int64_t first,
+                                     int64_t stop, char* scratch);
+typedef void (*SketchWeightsFunction)(const SketchArgs&, const SketchPart&, int64_t stop,
+                                      char* scratch);
+
+// The largest of groups of scores, and the places of scores that are not below a threshold; both
+// return how many they wrote.
+typedef int64_t (*GroupMaximaFunction)(const float* scores, int64_t stop, int64_t group, float* to);
+typedef int64_t (*AtLeastFunction)(const float* scores, int64_t stop, float threshold, int32_t* to);
+
 // One task of linear attention.
 typedef void (*StateFunction)(const StateArgs&, int64_t task, char* scratch);
 typedef void (*ConvolutionFunction)(const ConvolutionArgs&, int64_t task, char* scratch);
@@ -270,6 +335,11 @@ struct Kernels {
   QuantizeFunction quantize;
   UnpackFunction unpack;
   IndexFunction index;
+  SketchQueriesFunction sketch_queries;
+  SketchScoresFunction sketch_scores;
+  SketchWeightsFunction sketch_weights;
+  GroupMaximaFunction group_maxima;
+  AtLeastFunction at_least;
   StateFunction state;
   ConvolutionFunction convolution;
   bool pairs;  // bf16 is multiplied as it is, in pairs

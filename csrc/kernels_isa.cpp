@@ -6,12 +6,14 @@
 
 #include "convolution.h"
 #include "decoder_layer.h"
+#include "group_maxima.h"
 #include "index_scores.h"
 #include "linear_attention.h"
 #include "packed_rows.h"
 #include "project.h"
 #include "quantize.h"
 #include "rowwise.h"
+#include "sketch.h"
 #include "tiles.h"
 
 namespace headwise {
@@ -174,8 +176,9 @@ void convolve(const ConvolutionArgs& args, int64_t task, char* scratch) {
 extern const Kernels kKernels;
 const Kernels kKernels = {attend_task,   project_head,   take,           linear_outputs,
                           join,          heads_of_layer, place_products, gated_outputs,
-                          quantize_rows, unpack_rows,    index_query,    change_state,
-                          convolve,      kHasPairs};
+                          quantize_rows, unpack_rows,    index_query,    take_sketch_queries,
+                          sketch_scores, sketch_weights, group_maxima,   at_least,
+                          change_state,  convolve,       kHasPairs};
 
 }  // namespace HEADWISE_ISA
 }  // namespace headwise

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "attend.h"
+#include "choose_keys.h"
 #include "layer_parts.h"
 
 namespace headwise {
@@ -166,17 +167,91 @@ std::tuple<Tensor, Tensor, Tensor> attention_inputs(
   return {query, key, value};
 }
 
+// A sketch [B,K,capacity,D/2] of a layer's keys, or pages of the only sequence, and the choice by
+// it.
+struct LayerSketch {
+  SketchArgs args = {};
+  Budget budget;
+  unsigned char* keys;  // where the new ones go, of the first sequence and head
+  float* scales;
+
+  // The new keys are the last of the context of `attend`.
+  LayerSketch(const AttendArgs& attend, const Tensor& sketch, const Tensor& of, Dtype dtype,
+              int64_t dim, const MaybeTensor& table, const Budget& budget)
+      : budget(budget) {
+    check_budget(budget, kInputs);
+    args.dtype = dtype;
+    args.batch = attend.batch, args.heads = attend.heads, args.kv_heads = attend.kv_heads;
+    args.queries = attend.queries, args.context = attend.context, args.dim = dim;
+    args.softcap = float(attend.options.softcap);
+    args.sinks = attend.options.sinks.data;
+    args.causal = true;
+    read_sketch(sketch, of, table, kInputs, &args);
+    const int64_t before = attend.context - attend.queries, rows = sketch.size(2);
+    const int64_t first = args.table == nullptr ? before : before % rows;
+    STD_TORCH_CHECK(args.key_row == dim / 2 && args.scales.row == args.groups() &&
+                        attend.options.window == 0 && first <= rows - attend.queries &&
+                        (args.table == nullptr || args.batch == 1),
+                    kInputs, ": a sketch does not fit: expected room for ", attend.queries,
+                    " rows side by side behind ", first, ", and no window");
+    const int64_t page = args.table == nullptr ? 0 : args.table[before / rows];
+    keys = static_cast<unsigned char*>(sketch.mutable_data_ptr()) + page * args.key_batch +
+           first * args.key_row;
+    scales = static_cast<float*>(of.mutable_data_ptr()) + page * args.scales.batch +
+             first * args.scales.row;
+  }
+
+  // Rounds the new keys of a layer, which lie where its products have put them.
+  void round(const HeadsArgs& heads, const Kernels& kernels) const {
+    QuantizeArgs rows = {};
+    rows.dtype = args.dtype;
+    rows.bits = 4;
+    rows.heads = 1;
+    rows.length = args.queries;
+    rows.dim = args.dim;
+    rows.row_row = heads.key_row;
+    char* scratch = keep(aligned(scratch_bytes(rows)));
+    for (int64_t b = 0; b < args.batch; ++b)
+      for (int64_t k = 0; k < args.kv_heads; ++k) {
+        rows.rows = static_cast<const char*>(heads.key) +
+                    (b * heads.key_batch + k * heads.key_head) * element_bytes(args.dtype);
+        rows.integers = keys + b * args.key_batch + k * args.key_head;
+        rows.scales = scales + b * args.scales.batch + k * args.scales.head;
+        kernels.quantize(rows, 0, args.queries, scratch);
+      }
+  }
+
+  // Attends to what each query chooses.
+  void attend(AttendArgs* attend, const Kernels& kernels) {
+    args.query = attend->query;
+    args.query_batch = attend->query_batch;
+    args.query_head = attend->query_head;
+    args.query_row = attend->query_row;
+    args.scale = attend->scale;
+    const int64_t most = budget.most, head = args.queries * most;
+    const Tensor chosen =
+        new_tensor({args.batch, args.kv_heads, args.queries, most}, ScalarType::Int);
+    int32_t* numbers = static_cast<int32_t*>(chosen.mutable_data_ptr());
+    choose(args, budget, kernels, numbers);
+    attend->options.indices = {numbers, args.kv_heads, most, args.kv_heads * head, head, most};
+    attend_chosen(*attend, kernels);
+  }
+};
+
 // What x [B,S,E] attends to, [B,S,H,D]: its keys and values become the tokens `before`.. of the
 // buffers keys and values [B,K,capacity,D], and each query sees those up to its own. With a
 // page_table [1,n] the buffers are pages [pages,K,page size,D] of one sequence, and its new tokens
-// lie in one page, which it has.
+// lie in one page, which it has. With a sketch [B,K,capacity,D/2] of the keys before, or pages of
+// one, the new keys are put there too, and each query sees what it chooses by it (select.h).
 Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTensor norm_bias,
                        double eps, std::vector<Tensor> weights, MaybeTensors biases, int64_t heads,
                        int64_t kv_heads, int64_t dim, int64_t head_norm, MaybeTensor query_norm,
                        MaybeTensor key_norm, double head_eps, MaybeTensor cos, MaybeTensor sin,
                        int64_t rotation, Tensor keys, Tensor values, MaybeTensor page_table,
                        int64_t before, double scale, int64_t window, double softcap,
-                       MaybeTensor sinks, int64_t level) {
+                       MaybeTensor sinks, MaybeTensor sketch, MaybeTensor sketch_scales,
+                       MaybeTensor sketch_table, int64_t first_keys, int64_t recent, int64_t least,
+                       int64_t most, double mass, int64_t level) {
   const Kernels& kernels = kernels_of(level, kInputs);
   Inputs inputs;
   inputs.read_rows(x, norm, norm_weight, norm_bias, eps);
@@ -224,6 +299,12 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
     key_at += page * keys.stride(0);
     value_at += page * values.stride(0);
   }
+  std::optional<LayerSketch> own;
+  if (sketch.has_value()) {
+    STD_TORCH_CHECK(sketch_scales.has_value(), kInputs, ": a sketch without scales");
+    own.emplace(attend, *sketch, *sketch_scales, to.x.dtype, dim, sketch_table,
+                Budget{first_keys, recent, least, most, mass});
+  }
   const int64_t size = element_bytes(to.x.dtype);
   to.key = static_cast<char*>(to.key) + key_at * size;
   to.value = static_cast<char*>(to.value) + value_at * size;
@@ -242,7 +323,12 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
   take_strides(query, &attend.query_batch, &attend.query_head, &attend.query_row);
   take_strides(keys, &attend.key_batch, &attend.key_head, &attend.key_row);
   take_strides(values, &attend.value_batch, &attend.value_head, &attend.value_row);
-  run_attend(attend, kernels);
+  if (own.has_value()) {
+    own->round(to, kernels);
+    own->attend(&attend, kernels);
+  } else {
+    run_attend(attend, kernels);
+  }
   if (length == 1) return out;
   Tensor turned = new_tensor({batch, length, heads, dim}, x.scalar_type());
   const char* from = static_cast<const char*>(out.const_data_ptr());
@@ -399,7 +485,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(headwise, m) {
       "Tensor? query_norm, Tensor? key_norm, float head_eps, Tensor? cos, Tensor? sin, "
       "int rotation, Tensor(a!) keys, Tensor(b!) values, Tensor? page_table, int before, "
       "float scale, int window, "
-      "float softcap, Tensor? sinks, int level) -> Tensor");
+      "float softcap, Tensor? sinks, Tensor(c!)? sketch, Tensor(d!)? sketch_scales, "
+      "Tensor? sketch_table, int first, int recent, int least, int most, float mass, int level) "
+      "-> Tensor");
   m.def(
       "attention_outputs(Tensor x, Tensor attended, Tensor weight, Tensor? bias, "
       "int after_attention, Tensor? after_weight, Tensor? after_bias, float after_eps, "

@@ -66,7 +66,10 @@ Tensor index_topk(Tensor query, Tensor key, Tensor weight, std::optional<Tensor>
   const int64_t queries = args.batch * args.queries, context = args.context;
   int64_t each = kMostScores / context;
   each = each < 1 ? 1 : each > queries ? queries : each;
-  const int64_t most = most_threads(), bytes = aligned(scratch_bytes(args));
+  int64_t bytes = scratch_bytes(args);
+  if (bytes < select_bytes(context)) bytes = select_bytes(context);
+  bytes = aligned(bytes);
+  const int64_t most = most_threads();
   const int64_t score_bytes = aligned(int64_t(sizeof(float)) * each * context);
   char* memory = keep(score_bytes + most * bytes + aligned(8 * each));
   float* scores = reinterpret_cast<float*>(memory);
@@ -97,9 +100,10 @@ Tensor index_topk(Tensor query, Tensor key, Tensor weight, std::optional<Tensor>
         kernels.index(args, q / args.queries, q % args.queries, from, to, scores + i * context,
                       own);
     });
-    share(count, 1, count < most ? count : most, scratch, 0, [&](int64_t i, char*) {
-      select_largest(scores + i * context, 0, stops[i], bytes_of(first + i), hidden.strides.key,
-                     top, chosen + (first + i) * top);
+    share(count, 1, count < most ? count : most, scratch, bytes, [&](int64_t i, char* own) {
+      select_largest(kernels, scores + i * context, stops[i],
+                     {bytes_of(first + i), hidden.strides.key}, top, chosen + (first + i) * top,
+                     own);
     });
   }
   return out;

@@ -349,11 +349,14 @@ void one_index(int level) {
   const bool hides = some(5);
   const int64_t first = rng() % a.context, top = pick({0, 1, 5, 64, 300});
   std::vector<int32_t> to(top), order;
-  select_largest(scores.data(), first, a.context, hides ? mask.data() : nullptr, 2, top, to.data());
-  for (int64_t j = first; j < a.context; ++j)
-    if (!hides || mask[2 * j]) order.push_back(int32_t(j));
+  const int64_t left = a.context - first;
+  std::vector<char> space(select_bytes(left));
+  select_largest(*kernels(level), scores.data() + first, left,
+                 {hides ? mask.data() + 2 * first : nullptr, 2}, top, to.data(), space.data());
+  for (int64_t j = 0; j < left; ++j)
+    if (!hides || mask[2 * (first + j)]) order.push_back(int32_t(j));
   std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t x, int32_t y) { return scores[x] > scores[y]; });
+                   [&](int32_t x, int32_t y) { return scores[first + x] > scores[first + y]; });
   if (int64_t(order.size()) > top) order.resize(top);
   std::sort(order.begin(), order.end());
   order.resize(top, -1);

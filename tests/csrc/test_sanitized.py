@@ -69,7 +69,7 @@ def test_random_calls_are_clean_and_right(sanitizer, seeds, tmp_path):
         own = flags if index <= best_level() else plain
         built = run(compiler, *own, *level, "-c", "-o", objects[-1])
         assert built.returncode == 0, built.stderr
-    for name in ("fuzz_attend", "fuzz_linear", "fuzz_packed"):
+    for name in ("fuzz_attend", "fuzz_linear", "fuzz_packed", "fuzz_sketch"):
         own = ("dispatch.cpp", "plan.cpp", "chosen.cpp", "select.cpp")
         sources = (HERE / f"{name}.cpp", *(CSRC / file for file in own))
         program = tmp_path / name

@@ -11,7 +11,7 @@ import headwise
 from headwise import AttentionSpec, ModelSpec
 from headwise.caches import ContiguousCache, StateCache
 from headwise.nn import Decoder
-from headwise.spec import LayerSpec, StateSpec
+from headwise.spec import LayerSpec, SparseChoice, StateSpec
 
 GQA = AttentionSpec(heads=4, kv_heads=2, head_dim=8, value_dim=8)
 MLA = AttentionSpec(heads=4, kv_heads=4, head_dim=12, value_dim=8, latent_rank=16, rope_dim=4)
@@ -30,6 +30,7 @@ SPECS = {
     "MQA": replace(GQA, kv_heads=1),
     "ALiBi": replace(GQA, alibi=True),
     "window": replace(GQA, window=6),
+    "top 5": replace(GQA, sparse=SparseChoice(5, 5, sinks=1, recent=2, dense=0)),
     "MLA": MLA,
     "MLA, compressed queries": replace(MLA, query_rank=12),
     **STATES,
@@ -87,6 +88,20 @@ def test_cached_generation_equals_uncached(spec: Any) -> None:
     ]
     assert torch.equal(*sampled)
     assert not torch.equal(sampled[0], cached)
+
+
+@torch.no_grad()
+def test_a_layer_that_may_choose_every_key_is_dense_and_one_that_may_not_differs() -> None:
+    tokens = torch.randint(50, (2, 30), generator=torch.Generator().manual_seed(0))
+    logits = []
+    for most in (30, 29, 6, None):
+        choice = None if most is None else SparseChoice(most, 1, sinks=1, recent=2, dense=0)
+        torch.manual_seed(0)
+        spec = replace(GQA, sparse=choice)
+        logits.append(Decoder(spec, layers=2, vocabulary=50).eval()(tokens))
+    torch.testing.assert_close(logits[0], logits[3], rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits[1][:, :29], logits[0][:, :29])
+    assert (logits[2] - logits[3]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from headwise import attention
+from headwise.ops import Budget, choose_keys, keys_alone, quantize
 from headwise.ops.backend import cpu_step as cpu
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -19,6 +20,8 @@ ACTIVATIONS = {
     "relu2": lambda x: functional.relu(x).square(),
 }
 EPS = 1e-3
+# No sketch of the keys, and no choice by one.
+DENSE = (None, None, None, 0, 0, 0, 0, -1.0)
 
 
 def normalised(kind, x, weight, bias=None):
@@ -291,7 +294,7 @@ def test_attention_with_the_cache_inside(sinks, limits, length, dtype, level):
     )
     rest = [buffer[:, :, 21 + length :].clone() for buffer in (keys, values)]
     pools, table = paged(keys, values)
-    given = cpu.layer_attention(*before, keys, values, None, 21, 0.3, *limits, sinks)
+    given = cpu.layer_attention(*before, keys, values, None, 21, 0.3, *limits, sinks, *DENSE)
     assert torch.equal(given, expected.transpose(1, 2))
     assert torch.equal(keys[:, :, : 21 + length], all_keys)
     assert torch.equal(values[:, :, : 21 + length], all_values)
@@ -299,11 +302,55 @@ def test_attention_with_the_cache_inside(sinks, limits, length, dtype, level):
         assert torch.equal(buffer[:, :, 21 + length :], untouched)
     # one sequence in pages of 8, the third of which has room for three tokens more
     one = [x[:1] if isinstance(x, torch.Tensor) and x.shape[:1] == (2,) else x for x in before]
-    in_pages = cpu.layer_attention(*one, *pools, table, 21, 0.3, *limits, sinks)
+    in_pages = cpu.layer_attention(*one, *pools, table, 21, 0.3, *limits, sinks, *DENSE)
     assert torch.equal(in_pages, given[:1])
     for pool, rows in zip(pools, (all_keys, all_values), strict=True):
         held = pool[table[0].long()].transpose(0, 1).flatten(1, 2)
         assert torch.equal(held[:, : 21 + length], rows[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("mass", [None, 0.6])
+def test_attention_to_what_a_sketch_chooses_with_the_cache_inside(mass, length, dtype, level):
+    torch.manual_seed(0)
+    keys, values = (torch.randn(2, 2, 40, 16).to(dtype) for _ in range(2))
+    before, _ = arguments(dtype)
+    before[0] = torch.randn(2, length, 64).to(dtype)
+    angles = torch.randn(1, length, 16)
+    before[14:16] = angles.cos(), angles.sin()
+    query, key, value = cpu.attention_inputs(*before)
+    all_keys = torch.cat([keys[:, :, :21], key], dim=2)
+    all_values = torch.cat([values[:, :, :21], value], dim=2)
+    sinks, budget = torch.tensor([0.5, -1.0, 2.0, 0.0]), Budget(9, 3, mass, 1, 2)
+    whole = quantize(all_keys, 4)
+    options = {"causal": True, "scale": 0.3, "softcap": 2.0, "sinks": sinks}
+    chosen = choose_keys(query, keys_alone(*whole), budget, **options)
+    expected = attention(query, all_keys, all_values, indices=chosen, backend="cpu", **options)
+    held = [
+        torch.full((2, 2, 40, each.shape[3]), 7, dtype=each.dtype).index_copy_(
+            2, torch.arange(21), each[:, :, :21]
+        )
+        for each in whole
+    ]
+    own = (1, 2, 3, 9, -1.0 if mass is None else mass)
+    pools, table = paged(keys, values)
+    rounded, _ = paged(*held)
+    given = cpu.layer_attention(
+        *before, keys, values, None, 21, 0.3, 0, 2.0, sinks, *held, None, *own
+    )
+    if length == 1:
+        assert torch.equal(given, expected.transpose(1, 2))
+    # for some queries `attention` may hide keys in place of gathering others
+    torch.testing.assert_close(given, expected.transpose(1, 2))
+    for buffer, rows in zip(held, whole, strict=True):
+        assert torch.equal(buffer[:, :, : 21 + length], rows)
+        assert (buffer[:, :, 21 + length :] == 7).all()
+    one = [x[:1] if isinstance(x, torch.Tensor) and x.shape[:1] == (2,) else x for x in before]
+    in_pages = cpu.layer_attention(
+        *one, *pools, table, 21, 0.3, 0, 2.0, sinks, *rounded, table, *own
+    )
+    assert torch.equal(in_pages, given[:1])
 
 
 def paged(*buffers):
@@ -311,7 +358,7 @@ def paged(*buffers):
     table = torch.tensor([[3, 0, 4, 1, 2]], dtype=torch.int32)
     pools = []
     for buffer in buffers:
-        pool = torch.zeros(2, 5, 8, 16, dtype=buffer.dtype).transpose(0, 1)
+        pool = torch.zeros(2, 5, 8, buffer.shape[3], dtype=buffer.dtype).transpose(0, 1)
         pool[table[0].long()] = buffer[0].unflatten(1, (5, 8)).transpose(0, 1)
         pools.append(pool)
     return pools, table
@@ -339,7 +386,9 @@ def test_the_operators_pass_opcheck_and_check_what_they_are_given():
             sums(*own[:index], value, *own[index + 1 :], 0)
     both = torch.ops.headwise.layer_attention.default
     buffers = torch.randn(2, 1, 2, 9, 16)
-    torch.library.opcheck(both, (*before, *buffers, None, 6, 0.3, 0, 0.0, torch.randn(4), 0))
+    torch.library.opcheck(
+        both, (*before, *buffers, None, 6, 0.3, 0, 0.0, torch.randn(4), *DENSE, 0)
+    )
     for keys, values, at in [
         (*buffers, 7),
         (*buffers, -1),
@@ -350,7 +399,7 @@ def test_the_operators_pass_opcheck_and_check_what_they_are_given():
         (buffers[0], buffers[1, ..., :15], 0),
     ]:
         with pytest.raises(RuntimeError, match="a buffer does not fit: expected"):
-            both(*before, keys, values, None, at, 0.3, 0, 0.0, None, 0)
+            both(*before, keys, values, None, at, 0.3, 0, 0.0, None, *DENSE, 0)
     one = [x[:1] if isinstance(x, torch.Tensor) and x.shape[:1] == (2,) else x for x in before]
     pools = [torch.randn(3, 2, 8, 16) for _ in range(2)]
     for table, at, message in [
@@ -361,15 +410,32 @@ def test_the_operators_pass_opcheck_and_check_what_they_are_given():
     ]:
         pages = torch.tensor(table, dtype=torch.int32)
         with pytest.raises(RuntimeError, match=message):
-            both(*one, *pools, pages, at, 0.3, 0, 0.0, None, 0)
+            both(*one, *pools, pages, at, 0.3, 0, 0.0, None, *DENSE, 0)
     two = [before[0].repeat(2, 1, 1), *before[1:]]
     with pytest.raises(RuntimeError, match="3 tokens of 1 sequences behind 1"):
-        both(*two, *pools, torch.zeros(2, 1, dtype=torch.int32), 1, 0.3, 0, 0.0, None, 0)
+        both(*two, *pools, torch.zeros(2, 1, dtype=torch.int32), 1, 0.3, 0, 0.0, None, *DENSE, 0)
     with pytest.raises(RuntimeError, match="page_table is not int32"):
-        both(*one, *pools, torch.zeros(1, 2), 1, 0.3, 0, 0.0, None, 0)
+        both(*one, *pools, torch.zeros(1, 2), 1, 0.3, 0, 0.0, None, *DENSE, 0)
+    sketch = torch.zeros(1, 2, 9, 8, dtype=torch.uint8), torch.zeros(1, 2, 9, 1)
+    own = (1, 2, 3, 9, -1.0)
+    torch.library.opcheck(
+        both, (*before, *buffers, None, 6, 0.3, 0, 0.0, None, *sketch, None, *own, 0)
+    )
+    for rows, scales, window, budget, message in [
+        (sketch[0], None, 0, own, "a sketch without scales"),
+        (sketch[0], sketch[1].half(), 0, own, "a sketch is not uint8"),
+        (sketch[0][:, :1], sketch[1][:, :1], 0, own, "a sketch is not uint8"),
+        (sketch[0][:, :, :8], sketch[1][:, :, :8], 0, own, "a sketch is not uint8"),
+        (*sketch, 4, own, "a sketch does not fit: .*, and no window"),
+        (*sketch, 0, (5, 5, 3, 9, -1.0), "first 5, recent 5, least 3, most 9"),
+    ]:
+        kept = [buffer.clone() for buffer in buffers]
+        with pytest.raises(RuntimeError, match=message):
+            both(*before, *buffers, None, 6, 0.3, window, 0.0, None, rows, scales, None, *budget, 0)
+        assert all(map(torch.equal, buffers, kept))
     for sinks in (torch.randn(3), torch.randn(4).double(), torch.randn(1, 4)):
         with pytest.raises(RuntimeError, match="sinks is not a contiguous float32 vector of 4"):
-            both(*before, *buffers, None, 6, 0.3, 0, 0.0, sinks, 0)
+            both(*before, *buffers, None, 6, 0.3, 0, 0.0, sinks, *DENSE, 0)
 
     def changed(arguments, **changes):
         return [changes.get(f"_{index}", value) for index, value in enumerate(arguments)]

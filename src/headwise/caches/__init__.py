@@ -5,6 +5,7 @@ from headwise.caches.contiguous import ContiguousCache
 from headwise.caches.paged import PagedCache
 from headwise.caches.protocol import Cache, CacheKind
 from headwise.caches.quantized import QuantizedCache
+from headwise.caches.sketch import Sketch, SketchedCache
 from headwise.caches.state import StateCache
 from headwise.caches.window import WindowCache
 
@@ -15,6 +16,8 @@ __all__ = [
     "ContiguousCache",
     "PagedCache",
     "QuantizedCache",
+    "Sketch",
+    "SketchedCache",
     "StateCache",
     "WindowCache",
 ]

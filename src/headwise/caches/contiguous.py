@@ -132,14 +132,15 @@ class ContiguousCache(Cache):
         return keys.narrow(2, 0, needed), values.narrow(2, 0, needed)
 
     def room(
-        self, batch: int, heads: int, count: int, like: Tensor
+        self, batch: int, heads: int, count: int, like: Tensor | None
     ) -> tuple[Tensor, Tensor, None] | None:
         """The buffers [B, heads, capacity, dim], if `count` tokens can be written behind the last.
 
         (And None, where a paged cache has its table.)
 
         None where an append has more to do: the first one, a full buffer, rows that may be held,
-        tokens of other sizes. Who has written them says so by `wrote`.
+        tokens of other sizes, of another dtype than `like` or elsewhere. Who has written them says
+        so by `wrote`.
         """
         if self._buffers is None or self._dropped:
             return None
@@ -147,8 +148,7 @@ class ContiguousCache(Cache):
         fits = (
             (first.shape[0], first.shape[1]) == (batch, heads)
             and self.length + count <= first.shape[2]
-            and first.dtype == second.dtype == like.dtype
-            and first.device == second.device == like.device
+            and are_like(first, second, like)
         )
         return (first, second, None) if fits else None
 
@@ -268,6 +268,13 @@ def grown_capacity(needed: int, bytes_per_token: int) -> int:
         return doubled
     # past the limit by growth, but never below what the limit alone would give
     return max(needed + needed // 4, min(doubled, _DOUBLE_BELOW // max(1, bytes_per_token)))
+
+
+def are_like(first: Tensor, second: Tensor, like: Tensor | None) -> bool:
+    """Whether both are of the dtype of `like` and where it is; None asks for nothing."""
+    return like is None or (
+        first.dtype == second.dtype == like.dtype and first.device == second.device == like.device
+    )
 
 
 def _bytes_per_token(tensor: Tensor) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwise.caches.contiguous import grown_capacity
+from headwise.caches.contiguous import are_like, grown_capacity
 from headwise.caches.holders import alias
 from headwise.caches.pages import Pages, Step, size_obstacle
 from headwise.caches.pools import Pools
@@ -270,7 +270,7 @@ class PagedCache(Cache):
         self._pages.crop(length)
 
     def room(
-        self, batch: int, heads: int, count: int, like: Tensor
+        self, batch: int, heads: int, count: int, like: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Pages [pages, heads, page size, dim], and the table, if `count` tokens can be written.
 
@@ -281,8 +281,7 @@ class PagedCache(Cache):
         if self._pools is None or self.bits is not None or not pages.has_room(count):
             return None
         first, second = self._pools.tensors
-        same = first.dtype == second.dtype == like.dtype and first.device == like.device
-        if not same or (batch, heads) != (1, first.shape[0]):
+        if not are_like(first, second, like) or (batch, heads) != (1, first.shape[0]):
             return None
         return first.transpose(0, 1), second.transpose(0, 1), pages.table
 

@@ -9,7 +9,7 @@ expanded to MHA.
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from headwise.hf.attach import attach, detach
-from headwise.hf.cache import cache_nbytes, use_own_layers
+from headwise.hf.cache import cache_nbytes, read_nbytes, use_own_layers
 from headwise.hf.cache_layers import ContiguousLayer, SinksLayer, ViewLayer, WindowLayer
 from headwise.hf.deepseek_mha import (
     DeepseekV2MhaConfig,
@@ -50,6 +50,7 @@ __all__ = [
     "recall",
     "remember",
     "save_cache",
+    "read_nbytes",
     "use_own_layers",
 ]
 

@@ -19,7 +19,9 @@ from headwise.hf.inner_model import inner_model
 from headwise.hf.module_hook import NAME
 from headwise.hf.packed import Packing, check_request, pack_model, unpack_model
 from headwise.hf.report import AttachReport
+from headwise.hf.sparse import SparseLayers, sparse_layers
 from headwise.hf.stored.remembered import LIMIT, Remembered
+from headwise.spec import SparseChoice
 
 # How much of a decoding step is run: attention alone, or all that can be.
 STEPS = ("all", "attention")
@@ -30,6 +32,7 @@ def attach(
     *,
     cache: str = "contiguous",
     step: str = "all",
+    sparse: str | None = None,
     weights: str | None = None,
     keep: bool = False,
     remember: str | Path | bool | Remembered | None = None,
@@ -70,6 +73,12 @@ def attach(
             is chosen.
         step: "all": decoder layers, and products with weights, of up to 16 rows run on headwise as
             well, where that is faster; "attention": attention and its cache alone.
+        sparse: how many keys a query of a decoding step (of up to 16 queries) gets: "topk:1024",
+            those 1,024 that weigh most by a sketch of the keys in 4 bits, or
+            "topp:0.95,min=256,max=4096", as few as have 0.95 of the weight. Behind either
+            "sinks=4,recent=64,dense=2", which are the defaults: the first 4 and the last 64 tokens
+            are always among them, and the first 2 layers see all. Up to so many tokens the results
+            have the bits of dense attention. None: every query sees all.
         weights: "int8" or "int4" round the weights of products and embeddings to so many bits, in
             blocks of 32 (embedding, head and routers to 8 bits), in which they stay: a step reads
             less. None leaves them. Rows are rounded to 8 bits before a product.
@@ -87,16 +96,17 @@ def attach(
 
     Raises:
         UnsupportedError: not a Transformers model, nor what holds one; or one of whose attention
-            nothing (with `strict`: not everything) can be replaced; or a cache that the model
-            cannot use; or weights none of which can be packed.
-        OptionError: no such cache, step or weights, or the model's are packed otherwise already;
-            or `keep` without weights to keep; or `remember` is no folder.
+            nothing (with `strict`: not everything) can be replaced; or a cache, or a
+            sparse attention, that the model cannot use; or weights none of which can be packed.
+        OptionError: no such cache, step, sparse attention or weights, or the model's are packed
+            otherwise already; or `keep` without weights to keep; or `remember` is no folder.
         SpecError: the model's config contradicts itself.
     """
     model = inner_model("attach", model)
     choice = CacheChoice.parse(cache)
     if step not in STEPS:
         raise OptionError(f"step is {step!r}, expected one of {', '.join(map(repr, STEPS))}")
+    asked = None if sparse is None else SparseChoice.parse(sparse)
     remembered = Remembered.parse(remember, remember_limit) if remember else None
     attachment = model.__dict__.get("_headwise")
     packing: Packing | None = None if attachment is None else attachment.packing
@@ -104,16 +114,19 @@ def attach(
     fresh = packing is None and weights is not None
     if attachment is not None:
         stays = not attachment.previous or model.config._attn_implementation == NAME
-        if stays and not fresh and (attachment.choice, attachment.step) == (choice, step):
+        before = attachment.sparse
+        same = (attachment.choice, attachment.step, before and before.choice)
+        if stays and not fresh and same == (choice, step, asked):
             if not _same(remembered, attachment.remembered):
                 set_remembered(model, remembered)
             report: AttachReport = attachment.report
             return report
-        require_cache(model, choice)
+        _choosers(model, choice, asked)
         # another attention was set since, or another cache, step or weights are asked for
         take_off(model, model.__dict__.pop("_headwise"))
     try:
         coverage = cover(model, choice, step=step, strict=strict)
+        choosers = _choosers(model, choice, asked)
         if fresh:
             assert weights is not None
             packing = pack_model(model, weights, keep=keep)
@@ -123,12 +136,26 @@ def attach(
             unpack_model(model, packing)
         if attachment is not None:
             was = attachment.choice, attachment.step
-            before = cover(model, was[0], step=was[1], strict=False)
-            put_on(before, attachment.report, *was, attachment.packing, attachment.remembered)
+            known = cover(model, was[0], step=was[1], strict=False)
+            rest = attachment.sparse, attachment.packing, attachment.remembered
+            put_on(known, attachment.report, *was, *rest)
         raise
-    put_on(coverage, report_of(coverage, choice, packing), choice, step, packing, remembered)
+    made = report_of(coverage, choice, packing, choosers)
+    put_on(coverage, made, choice, step, choosers, packing, remembered)
     fresh_report: AttachReport = model._headwise.report
     return fresh_report
+
+
+def _choosers(
+    model: PreTrainedModel, choice: CacheChoice, asked: SparseChoice | None
+) -> SparseLayers | None:
+    """The layers that choose their keys; None where nobody asked. Checks the cache as well.
+
+    Raises:
+        UnsupportedError: the model cannot use the cache, or none of its layers can choose.
+    """
+    spec, grows_cache = require_cache(model, choice)
+    return None if asked is None else sparse_layers(model, spec, choice, asked, grows_cache)
 
 
 def _same(one: Remembered | None, other: Remembered | None) -> bool:

@@ -11,6 +11,7 @@ from headwise.hf.coverage import Coverage
 from headwise.hf.linear import Kind
 from headwise.hf.packed import Packing, packed_words
 from headwise.hf.report import AttachReport, LayerReport
+from headwise.hf.sparse import SparseLayers
 from headwise.hf.stock_names import DynamicCache
 from headwise.ops import Accepted, Problem, backends, explain_problem
 from headwise.spec import AttentionSpec, ModelSpec
@@ -19,8 +20,13 @@ from headwise.spec import AttentionSpec, ModelSpec
 _CONTEXT = 4096
 
 
-def report_of(coverage: Coverage, choice: CacheChoice, packing: Packing | None) -> AttachReport:
-    """What will run where; packing: how weights were packed just now."""
+def report_of(
+    coverage: Coverage,
+    choice: CacheChoice,
+    packing: Packing | None,
+    sparse: SparseLayers | None = None,
+) -> AttachReport:
+    """What will run where. packing: how weights were packed just now; sparse: who chooses keys."""
     model, spec = coverage.model, coverage.spec
     step = tuple(filter(None, (packed_words(model, packing), *map(str, coverage.step))))
     caches = _caches(model, choice) if coverage.grows_cache else ()
@@ -35,10 +41,12 @@ def report_of(coverage: Coverage, choice: CacheChoice, packing: Packing | None) 
         for said in dict.fromkeys(map(_latent_note, coverage.latents.values())):
             note += f"; {said}"
         own = tuple(name for name in caches if name != "none")
+        if sparse is not None:
+            note += f"; {sparse.words(None)}"
         every = LayerReport("all", None, (), (), note, cache=_joined(own))
         words = _words(caches, choice, True)
         return AttachReport(type(model).__name__, (every, *left), words, step)
-    layers = (*_encoder_layers(coverage, spec), *_decoder_layers(coverage, spec, caches))
+    layers = (*_encoder_layers(coverage, spec), *_decoder_layers(coverage, spec, caches, sparse))
     words = _words(caches, choice, bool(spec.layers))
     return AttachReport(type(model).__name__, (*layers, *left), words, step)
 
@@ -86,7 +94,7 @@ def _encoder_layers(coverage: Coverage, spec: ModelSpec) -> list[LayerReport]:
 
 
 def _decoder_layers(
-    coverage: Coverage, spec: ModelSpec, caches: tuple[str, ...]
+    coverage: Coverage, spec: ModelSpec, caches: tuple[str, ...], sparse: SparseLayers | None
 ) -> list[LayerReport]:
     model, note = coverage.model, ""
     if coverage.own:
@@ -99,8 +107,8 @@ def _decoder_layers(
     layers = []
     for layer in spec.layers:
         name, attention = f"decoder.{layer.index}", layer.attention
-        sparse = attention is not None and attention.indexer is not None and coverage.sparse
-        if attention is not None and not sparse and layer.index not in skipped:
+        stock = attention is not None and attention.indexer is not None and coverage.sparse
+        if attention is not None and not stock and layer.index not in skipped:
             cache = caches[min(layer.index, len(caches) - 1)] if caches else "none"
             said, absorbs = note, False
             if layer.index in obstacles:
@@ -110,6 +118,8 @@ def _decoder_layers(
                 chooser = "the layer before" if attention.indexer.shared else "its indexer"
                 said += f"; a query attends to the {attention.indexer.topk:,} tokens that {chooser}"
                 said += " chooses"
+            if sparse is not None:
+                said = "; ".join(filter(None, (said, sparse.words(layer.index))))
             layers.append(layer_report(name, attention, model, said, absorbs, cache))
         if layer.cross_attention is not None:
             cross = layer.cross_attention

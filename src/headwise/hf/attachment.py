@@ -19,6 +19,7 @@ from headwise.hf.linear import Kind, LinearModule
 from headwise.hf.module_hook import ATTACHED, NAME, ModuleHook, StockConfig
 from headwise.hf.packed import Packing
 from headwise.hf.report import AttachReport
+from headwise.hf.sparse import SparseLayers
 from headwise.hf.stored.generate import CheckedInputs, RememberingGenerate
 from headwise.hf.stored.identity import Identity
 from headwise.hf.stored.remembered import Remembered
@@ -50,9 +51,10 @@ class Attachment:
     previous: every config and its implementation; none where forwards were replaced instead. kept:
     modules that stay with Transformers by a config of their own, and the one that they had. marked:
     modules with an attribute of ours, and its name; a part that was attached before has its own.
-    packing: how the weights were packed, where they were. identity: hashes of the model, once they
-    were asked for. remembered: what it has read before. continues: what is wrong with reading a
-    text in two parts, "" for nothing, once that was tried.
+    sparse: which layers choose their keys, where any do. packing: how the weights were packed,
+    where they were. identity: hashes of the model, once they were asked for. remembered: what it
+    has read before. continues: what is wrong with reading a text in two parts, "" for nothing, once
+    that was tried.
     """
 
     previous: list[tuple[Any, str | None]]
@@ -61,6 +63,7 @@ class Attachment:
     report: AttachReport
     choice: CacheChoice
     step: str
+    sparse: SparseLayers | None = None
     packing: Packing | None = None
     identity: Identity | None = None
     remembered: Remembered | None = None
@@ -88,6 +91,7 @@ def put_on(
     report: AttachReport,
     choice: CacheChoice,
     step: str,
+    sparse: SparseLayers | None,
     packing: Packing | None,
     remembered: Remembered | None,
 ) -> None:
@@ -99,7 +103,7 @@ def put_on(
     ]
     kept = [(module, module.config) for module in coverage.sparse.values()]
     attachment = Attachment(
-        previous, kept, [], report, choice, step, packing, remembered=remembered
+        previous, kept, [], report, choice, step, sparse, packing, remembered=remembered
     )
     for module, config in kept:
         module.config = StockConfig(config, "sdpa" if model._supports_sdpa else "eager")
@@ -130,8 +134,8 @@ def put_on(
             attachment.mark(expanding, "expand_kv")
     model._headwise = attachment
     if coverage.grows_cache:
-        model._prepare_cache_for_generation = PrepareCache(model, choice)
-        model.register_forward_pre_hook(ForwardCache(model, choice), with_kwargs=True)
+        model._prepare_cache_for_generation = PrepareCache(model, choice, sparse)
+        model.register_forward_pre_hook(ForwardCache(model, choice, sparse), with_kwargs=True)
         model._prepare_model_inputs = CheckedInputs(model)
         attachment.mark(model, "_prepare_model_inputs")
     set_remembered(model, remembered)

@@ -1,7 +1,7 @@
 """headwise's caches in the place of Transformers' own."""
 
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from headwise.hf.cache_layers import (
 from headwise.hf.hybrid_layers import HybridLayer, HybridSinksLayer, HybridViewLayer
 from headwise.hf.indexed_layers import IndexedLayer, IndexedViewLayer, IndexKeys
 from headwise.hf.own_cache import OwnCache, TokensRead
+from headwise.hf.sparse import SparseLayers
 from headwise.hf.stock_names import (
     Cache,
     DynamicCache,
@@ -25,6 +26,7 @@ from headwise.hf.stock_names import (
     EncoderDecoderCache,
     LinearAttentionAndFullAttentionLayer,
 )
+from headwise.ops import row_bytes
 
 _DEFAULT = CacheChoice()
 # The layer for a cache, by what the cache gives.
@@ -41,12 +43,15 @@ _HYBRID_LAYERS: dict[str, Any] = {
 }
 
 
-def use_own_layers(cache: Cache, choice: CacheChoice = _DEFAULT) -> Cache:
+def use_own_layers(
+    cache: Cache, choice: CacheChoice = _DEFAULT, sparse: SparseLayers | None = None
+) -> Cache:
     """Replace the layers of a fresh, stock `DynamicCache` by ours, in place.
 
-    `choice` is for the layers that see all tokens; those with a sliding window hold what it
-    reaches. Layers of other kinds (linear attention, quantised, static) stay as they are, and so
-    does the cross-attention cache, which is written once. The cache becomes an `OwnCache`.
+    `choice` is for the layers that see all tokens, which choose among them as `sparse` says; those
+    with a sliding window hold what it reaches. Layers of other kinds (linear attention, quantised,
+    static) stay as they are, and so does the cross-attention cache, which is written once. The
+    cache becomes an `OwnCache`.
     """
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     if type(own) is not DynamicCache or own.offloading:
@@ -54,10 +59,33 @@ def use_own_layers(cache: Cache, choice: CacheChoice = _DEFAULT) -> Cache:
     own.__class__ = OwnCache
     own.read = TokensRead()
     own.layers = [_own_layer(layer, choice) for layer in own.layers]
+    for index, layer in enumerate(own.layers):
+        _make_sparse(layer, index, sparse)
     if own.layer_class_to_replicate is DynamicLayer:
         # anything that makes a layer when called will do
-        own.layer_class_to_replicate = partial(_full_layer, choice)
+        own.layer_class_to_replicate = _NextLayer(choice, sparse, len(own.layers))
     return cache
+
+
+@dataclass
+class _NextLayer:
+    """Makes the layers that a cache gets when it is first written to, one after the other."""
+
+    choice: CacheChoice
+    sparse: SparseLayers | None
+    index: int
+
+    def __call__(self) -> OwnLayer:
+        layer = _full_layer(self.choice)
+        _make_sparse(layer, self.index, self.sparse)
+        self.index += 1
+        return layer
+
+
+def _make_sparse(layer: Any, index: int, sparse: SparseLayers | None) -> None:
+    """Have a layer that holds every token choose among them, where it is one of those that do."""
+    if sparse is not None and isinstance(layer, ContiguousLayer):
+        layer.sparse = sparse.of(index)
 
 
 def _full_layer(choice: CacheChoice) -> OwnLayer:
@@ -117,10 +145,33 @@ def _states(layer: Any) -> Iterator[Tensor]:
         )
 
 
+def read_nbytes(cache: Cache) -> int:
+    """Bytes that a step of one token reads of a cache: all, or a sketch and what is chosen by it.
+
+    An indexer's choice is not looked at.
+    """
+    if isinstance(cache, EncoderDecoderCache):
+        return read_nbytes(cache.self_attention_cache) + cache_nbytes(cache.cross_attention_cache)
+    return sum(map(_layer_reads, cache.layers))
+
+
+def _layer_reads(layer: Any) -> int:
+    if not isinstance(layer, OwnLayer) or layer.sparse is None:
+        return _layer_nbytes(layer)
+    length = layer.cache.length
+    if not layer.chooses(1, length):
+        return int(layer.cache.nbytes)
+    keys: Any = layer.keys
+    batch, heads, _, dim = keys.shape
+    sketch = batch * heads * length * row_bytes(dim, 4)
+    return int(sketch + layer.cache.nbytes * layer.sparse.read_at(length) // length)
+
+
 def _layer_nbytes(layer: Any) -> int:
     if isinstance(layer, OwnLayer):
-        more = layer.index_nbytes if isinstance(layer, IndexKeys) else 0
+        more = layer.sketch.nbytes
+        more += layer.index_nbytes if isinstance(layer, IndexKeys) else 0
         if isinstance(layer, HybridLayer):
-            more = sum(state.nbytes for state in _states(layer))
+            more += sum(state.nbytes for state in _states(layer))
         return int(layer.cache.nbytes) + more
     return sum(tensor.nbytes for tensor in held_tensors(layer))

@@ -11,6 +11,7 @@ from headwise.caches import CacheChoice
 from headwise.hf.cache import use_own_layers
 from headwise.hf.module_hook import ModuleHook
 from headwise.hf.own_cache import CACHE_ARGUMENTS, OwnCache
+from headwise.hf.sparse import SparseLayers
 from headwise.hf.stock_names import Cache, CacheLayerMixin, DynamicCache, EncoderDecoderCache
 from headwise.hf.stored.identity import stamp_of
 
@@ -21,16 +22,18 @@ REQUEST: ContextVar[Any] = ContextVar("REQUEST", default=None)
 class PrepareCache(ModuleHook):
     """Stands in for a model's `_prepare_cache_for_generation`: stock's cache, with our layers."""
 
-    def __init__(self, owner: PreTrainedModel, choice: CacheChoice) -> None:
+    def __init__(
+        self, owner: PreTrainedModel, choice: CacheChoice, sparse: SparseLayers | None
+    ) -> None:
         super().__init__(owner)
-        self.choice = choice
+        self.choice, self.sparse = choice, sparse
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "choice": self.choice}
+        return {**super().__getstate__(), "choice": self.choice, "sparse": self.sparse}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.choice = state["choice"]
+        self.choice, self.sparse = state["choice"], state["sparse"]
 
     def __call__(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
         model = self.owner
@@ -40,7 +43,7 @@ class PrepareCache(ModuleHook):
         if not users and not torch.is_grad_enabled():
             for name in CACHE_ARGUMENTS:
                 if isinstance(model_kwargs.get(name), Cache):
-                    own = use_own_layers(model_kwargs[name], self.choice)
+                    own = use_own_layers(model_kwargs[name], self.choice, self.sparse)
                     request = REQUEST.get()
                     if request is not None and request.is_for(model):
                         mode = args[0] if args else None
@@ -54,8 +57,10 @@ class PrepareCache(ModuleHook):
 class ForwardCache:
     """Forward pre-hook: where the model would make a cache of its own, give it ours."""
 
-    def __init__(self, model: PreTrainedModel, choice: CacheChoice) -> None:
-        self.choice = choice
+    def __init__(
+        self, model: PreTrainedModel, choice: CacheChoice, sparse: SparseLayers | None
+    ) -> None:
+        self.choice, self.sparse = choice, sparse
         names = parameters(model)
         self.argument = next((name for name in CACHE_ARGUMENTS if name in names), None)
         self.positions = {name: index for index, name in enumerate(names)}
@@ -86,7 +91,7 @@ class ForwardCache:
             cache = EncoderDecoderCache(cache, DynamicCache(config=config))
         # a None under the other name beside ours is one argument twice
         others = {name: value for name, value in kwargs.items() if name not in CACHE_ARGUMENTS}
-        own = use_own_layers(cache, self.choice)
+        own = use_own_layers(cache, self.choice, self.sparse)
         if isinstance(own, OwnCache):
             self._note(model, own, args, kwargs)
         return args, {**others, self.argument: own}

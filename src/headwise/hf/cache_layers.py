@@ -11,15 +11,18 @@ from headwise.caches import (
     ContiguousCache,
     PagedCache,
     QuantizedCache,
+    Sketch,
     WindowCache,
 )
 from headwise.errors import ShapeError, UnsupportedError
-from headwise.hf.cached_rows import CachedRows, WindowKV, rows_of
+from headwise.hf.cached_rows import CachedRows, SparseKV, WindowKV, rows_of
+from headwise.hf.sparse import MOST_QUERIES
 from headwise.hf.stock_names import (
     CacheLayerMixin,
     DynamicLayer,
     DynamicSlidingWindowLayer,
 )
+from headwise.spec import SparseChoice
 
 
 class OwnLayer(CacheLayerMixin):
@@ -34,16 +37,19 @@ class OwnLayer(CacheLayerMixin):
 
     is_croppable = True
     cache: Any
+    sparse: SparseChoice | None = None  # how queries of few tokens choose their keys
+    sketch: Sketch
 
     def __init__(self, cache: Any) -> None:
         # not super().__init__(): it assigns keys and values, which would turn the layer into stock
         self.cache = cache
+        self.sketch = Sketch()
         self.device: torch.device | None = None
 
     def __copy__(self) -> "OwnLayer":
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        twin.cache = copy.copy(self.cache)
+        twin.cache, twin.sketch = copy.copy(self.cache), copy.copy(self.sketch)
         return twin
 
     @property
@@ -85,7 +91,17 @@ class OwnLayer(CacheLayerMixin):
             self._become_stock()
             return self.update(key_states, value_states, *args, **kwargs)
         self.device = key_states.device
-        return self._append(key_states, value_states)
+        views = self._append(key_states, value_states)
+        if self.sparse is None or not self.chooses(key_states.shape[2], self.cache.length):
+            return views
+        sketch = self.sketch.view(self.cache, key_states)
+        return rows_of(SparseKV(*views, sketch, self.sparse), key_states.dtype)
+
+    def chooses(self, queries: int, length: int) -> bool:
+        """Whether the last queries of a context of `length` get some of its keys alone."""
+        rule = self.sparse
+        few = rule is not None and queries <= MOST_QUERIES and length > rule.least
+        return few and self.cache.starts is None
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that the next update returns, and the position of the first."""
@@ -104,34 +120,43 @@ class OwnLayer(CacheLayerMixin):
         if self.is_initialized:
             # Transformers 5.17 passes a tensor
             self.cache.crop(max(0, self.cache.length + int(tokens_to_remove)))
+            self.sketch.crop(self.cache.length)
 
     def reset(self) -> None:
         """Forget everything and release the memory."""
         self.cache.reset()
+        self.sketch.reset()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Make sequence i what sequence beam_idx[i] was."""
         self.cache.reorder(beam_idx)
+        self.sketch.select(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence `repeats` times."""
         if self.keys is not None:
             index = torch.arange(self.keys.shape[0], device=self.keys.device)
-            self.cache.select(index.repeat_interleave(repeats))
+            self._select_all(index.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the sequences `indices`: whatever can index the batch dimension."""
         if self.keys is not None:
-            self.cache.select(torch.arange(self.keys.shape[0], device=self.keys.device)[indices])
+            self._select_all(torch.arange(self.keys.shape[0], device=self.keys.device)[indices])
 
     def offload(self) -> None:
         """Move what is held to main memory."""
         self.cache.to("cpu")
+        self.sketch.to("cpu")
 
     def prefetch(self) -> None:
         """Move what is held back to where it was made."""
         if self.device is not None:
             self.cache.to(self.device)
+            self.sketch.to(self.device)
+
+    def _select_all(self, index: Tensor) -> None:
+        self.cache.select(index)
+        self.sketch.select(index)
 
     def _held(self, which: int) -> Tensor | None:
         rows: Tensor | None = self.cache.first if which == 0 else self.cache.second

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 from headwise.errors import UnsupportedError
 from headwise.ops import PagedKV, QuantKV
+from headwise.spec import SparseChoice
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,33 @@ class WindowKV:
         return mask.masked_fill(~visible, torch.finfo(mask.dtype).min)
 
 
+@dataclass(frozen=True, eq=False)
+class SparseKV:
+    """All keys and values of a layer, [B,K,L,D] and [B,K,L,V], as it hands them out otherwise.
+
+    sketch: of the keys, by which each query chooses as many as `rule` says.
+    """
+
+    key: Tensor
+    value: Tensor
+    sketch: QuantKV
+    rule: SparseChoice
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """B, K, L, D and V."""
+        batch, heads, context, dim = self.key.shape
+        return batch, heads, context, dim, self.value.shape[3]
+
+    def dense(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """All of them, as plain tensors."""
+        view = view_of(self.key, self.value)
+        return (self.key, self.value) if view is None else view.dense(dtype)
+
+
+Rows = PagedKV | QuantKV | WindowKV | SparseKV
+
+
 class CachedRows(Tensor):
     """Keys or values of a view, with their shape [B,K,L,D] and no memory of their own.
 
@@ -52,13 +80,11 @@ class CachedRows(Tensor):
     a module that expands latents, gets a dense copy.
     """
 
-    kv: PagedKV | QuantKV | WindowKV
+    kv: Rows
     is_value: bool
 
     @staticmethod
-    def __new__(
-        cls, kv: PagedKV | QuantKV | WindowKV, dtype: torch.dtype, *, is_value: bool
-    ) -> "CachedRows":
+    def __new__(cls, kv: Rows, dtype: torch.dtype, *, is_value: bool) -> "CachedRows":
         if isinstance(kv, WindowKV):
             batch, heads, _, dim = kv.key.shape
             context, value_dim = kv.length, kv.value.shape[3]
@@ -106,14 +132,12 @@ class CachedRows(Tensor):
         return f"{type(self).__name__}(shape={list(self.shape)}, of a {type(self.kv).__name__})"
 
 
-def rows_of(
-    view: PagedKV | QuantKV | WindowKV, dtype: torch.dtype
-) -> tuple[CachedRows, CachedRows]:
+def rows_of(view: Rows, dtype: torch.dtype) -> tuple[CachedRows, CachedRows]:
     """The keys and the values of a view."""
     return CachedRows(view, dtype, is_value=False), CachedRows(view, dtype, is_value=True)
 
 
-def view_of(key: Tensor, value: Tensor) -> PagedKV | QuantKV | WindowKV | None:
+def view_of(key: Tensor, value: Tensor) -> Any:
     """The view that both are rows of; None for tensors."""
     if isinstance(key, CachedRows) and isinstance(value, CachedRows):
         return key.kv if key.kv is value.kv else None

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import UnsupportedError
-from headwise.hf.cached_rows import WindowKV, view_of
+from headwise.hf.cached_rows import SparseKV, WindowKV, view_of
 from headwise.hf.chosen_mask import ChosenMask
 from headwise.hf.empty_rows import EAGER, EmptyRows, empty_rows
 from headwise.hf.indexers.blocks import POSITIONS
 from headwise.hf.indexers.lightning import all_keys
+from headwise.hf.sparse import choose_for
 from headwise.hf.stock_names import _active_collector, is_tracing
 from headwise.hf.window_mask import WindowMask, window_of
 from headwise.ops import KV, AttentionCall, Options, chosen_mask
@@ -85,6 +86,10 @@ def read_request(
         UnsupportedError: chosen blocks of tokens, whose size the module does not say.
     """
     kv: Any = view_of(key, value)
+    sparse = kv if isinstance(kv, SparseKV) else None
+    if sparse is not None:
+        key, value = sparse.key, sparse.value
+        kv = view_of(key, value)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     chosen = None
     eager = getattr(module, EAGER, False) if eager is None else eager
@@ -124,6 +129,8 @@ def read_request(
     if request.mask is not None or dropout:
         request.eager = eager
         _read_mask(request)
+    if sparse is not None and request.sinks is None and not dropout:
+        options.indices = choose_for(sparse, request.query, options, options.mask)
     return request
 
 

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.caches import Cache, ContiguousCache
+from headwise.caches import Cache, ContiguousCache, SketchedCache
 from headwise.errors import OptionError, ShapeError, UnsupportedError
 from headwise.nn import checks
 from headwise.nn.layer import AttentionLayer, append, split_heads
 from headwise.nn.norm import RMSNorm
 from headwise.nn.pretrained import PretrainedLayer
 from headwise.nn.rope import Rope
-from headwise.ops import attention
+from headwise.ops import Budget, attention, choose_keys, sketch_of
 from headwise.spec import AttentionSpec
 
 
@@ -35,7 +35,9 @@ class Attention(AttentionLayer):
         >>> torch.allclose(torch.cat(parts, dim=1), out, atol=1e-5), cache.nbytes
         (True, 2560)
 
-    In training PyTorch's kernels run (they have gradients), else the fastest that serve the call.
+    With `spec.sparse` every query of a call without gradients chooses its keys, by a sketch that a
+    `SketchedCache` keeps. In training PyTorch's kernels run (they have gradients), else the fastest
+    that serve the call.
 
     Args:
         spec: what the layer computes; any but MLA.
@@ -171,8 +173,14 @@ class Attention(AttentionLayer):
         if spec.window is not None and not spec.causal:
             near = _near(query.shape[2], context, spec.window, hidden.device)
             mask = near if mask is None else mask & near
+        query, indices = query.to(dtype), None
+        one_mask = mask is None or mask.ndim < 4 or mask.shape[1] == 1
+        if spec.sparse is not None and not torch.is_grad_enabled() and bias is None and one_mask:
+            rows = key if kv is None else kv.dense(dtype)[0]
+            if rows is not None and context > spec.sparse.least:
+                indices = self._chosen(query, rows, cache, mask)
         out = attention(
-            query.to(dtype),
+            query,
             key,
             value,
             kv=kv,
@@ -184,8 +192,24 @@ class Attention(AttentionLayer):
             alibi_slopes=alibi_slopes(spec.heads, hidden.device) if spec.alibi else None,
             bias=bias,
             mask=mask,
+            indices=indices,
         )
         return self.finish(out)
+
+    def _chosen(
+        self, query: Tensor, key: Tensor, cache: Cache | None, mask: Tensor | None
+    ) -> Tensor:
+        """The keys that each query gets, int32 [B, K, S, most]."""
+        assert self.spec.sparse is not None
+        return choose_keys(
+            query,
+            cache.sketch if isinstance(cache, SketchedCache) else sketch_of(key),
+            Budget.of(self.spec.sparse),
+            scale=self.spec.scale,
+            softcap=self.spec.softcap,
+            sinks=self.sinks,
+            mask=mask,
+        )
 
     def _keys(self, source: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         key = split_heads(self.k_proj(source), self.spec.kv_heads)

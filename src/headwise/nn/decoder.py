@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from headwise.caches import ContiguousCache, StateCache
+from headwise.caches import ContiguousCache, SketchedCache, StateCache
 from headwise.errors import OptionError, ShapeError, UnsupportedError
 from headwise.nn.attention import Attention
 from headwise.nn.checks import check_state_spec, size_or
@@ -132,10 +132,7 @@ class Decoder(nn.Module):
 
     def new_caches(self) -> list[LayerCache]:
         """An empty cache for each block: of keys and values, or of a state."""
-        return [
-            StateCache() if isinstance(spec, StateSpec) else ContiguousCache()
-            for spec in self.specs
-        ]
+        return list(map(_cache_for, self.specs))
 
     @torch.no_grad()
     def generate(
@@ -182,6 +179,12 @@ class Decoder(nn.Module):
             tokens = torch.cat((tokens, token), dim=1)
             read = token if use_cache else tokens
         return tokens
+
+
+def _cache_for(spec: Mixing) -> LayerCache:
+    if isinstance(spec, StateSpec):
+        return StateCache()
+    return ContiguousCache() if spec.sparse is None else SketchedCache()
 
 
 class _Block(nn.Module):

@@ -42,6 +42,8 @@ from headwise.ops.packed.formats import (
     weight_sizes,
 )
 from headwise.ops.packed.operator import pack, packed_linear, round_blocks, unpack
+from headwise.ops.sketch.call import Budget
+from headwise.ops.sketch.operator import choose_keys, keys_alone, sketch_of
 from headwise.ops.views import KV, PagedKV, QuantKV
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "AttentionCall",
     "Backend",
     "Bits",
+    "Budget",
     "BlockFormat",
     "ConvolutionCall",
     "Explanation",
@@ -72,6 +75,7 @@ __all__ = [
     "causal_conv1d",
     "change_state",
     "check_mask_and_bias",
+    "choose_keys",
     "choose_paradigm",
     "chosen_mask",
     "convolve",
@@ -84,6 +88,7 @@ __all__ = [
     "format_of",
     "index_topk",
     "is_packed",
+    "keys_alone",
     "latent_attention",
     "layer_offer",
     "linear_attention",
@@ -98,6 +103,7 @@ __all__ = [
     "row_bytes",
     "run_call",
     "score_rows",
+    "sketch_of",
     "unpack",
     "visible_keys",
     "watched",

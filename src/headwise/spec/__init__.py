@@ -7,6 +7,7 @@ from headwise.spec.families import FAMILIES, config_fields, family_of
 from headwise.spec.indexer import IndexerSpec
 from headwise.spec.layer import LayerSpec, Mixer
 from headwise.spec.model import ModelSpec
+from headwise.spec.sparse import SparseChoice
 from headwise.spec.state import StateSpec
 from headwise.spec.uncovered import Uncovered
 
@@ -20,6 +21,7 @@ __all__ = [
     "LayerSpec",
     "Mixer",
     "ModelSpec",
+    "SparseChoice",
     "StateSpec",
     "Uncovered",
     "config_fields",

@@ -7,6 +7,7 @@ from headwise.spec.cache_rows import CacheRows
 from headwise.spec.checks import boolean, finite, positive_int, token_count
 from headwise.spec.dtypes import Dtype, bytes_per_element
 from headwise.spec.indexer import IndexerSpec
+from headwise.spec.sparse import SparseChoice
 
 _FLAGS = ("causal", "prefix", "chunked", "sinks", "alibi", "relative_bias", "qk_norm", "cross")
 
@@ -55,6 +56,7 @@ class AttentionSpec:
         rope_dim: P, size of the shared rotary key beside the latent (MLA).
         query_rank: rank of the compressed query projection (MLA), None if it is not compressed.
         indexer: what chooses the keys that a query attends to (DeepSeek-V3.2), None for all.
+        sparse: how many keys a query of a decoding step gets by a sketch of them, None for all.
 
     Raises:
         SpecError: naming the field that is out of range or does not fit the others.
@@ -83,6 +85,7 @@ class AttentionSpec:
     rope_dim: int | None = None
     query_rank: int | None = None
     indexer: IndexerSpec | None = None
+    sparse: SparseChoice | None = None
 
     def __post_init__(self) -> None:
         for name in ("heads", "kv_heads", "head_dim", "value_dim"):
@@ -117,6 +120,9 @@ class AttentionSpec:
                 "causal attention; give their size as the window, and causal=True"
             )
         self._check_latent()
+        reason = None if self.sparse is None else self.sparse.obstacle(self, self.sparse.dense)
+        if reason is not None:
+            raise SpecError(f"sparse={str(self.sparse)!r} does not go with this layer: {reason}")
 
     def _check_latent(self) -> None:
         if self.latent_rank is None:
@@ -231,8 +237,9 @@ class AttentionSpec:
     def pairs(self, query_length: int, context: int) -> int:
         """Pairs of a query and a key that it attends to, where the last tokens of `context` ask.
 
-        For one head. A layer that is not causal has every token ask, one with a bidirectional
-        prefix only where all tokens are the prompt; cross-attention sees all.
+        For one head; where queries choose, as many as each gets. A layer that is not causal has
+        every token ask, one with a bidirectional prefix only where all tokens are the prompt;
+        cross-attention sees all.
 
         >>> spec = AttentionSpec(heads=2, kv_heads=1, head_dim=8, value_dim=8, window=128)
         >>> spec.pairs(1, 4096), spec.pairs(3, 3)
@@ -253,7 +260,7 @@ class AttentionSpec:
         if self.chunked:
             assert self.window is not None
             return _chunks(context, self.window) - _chunks(context - query_length, self.window)
-        most = min(each for each in (self.window, self._topk, context) if each is not None)
+        most = min(each for each in (self.window, self._most(context), context) if each is not None)
         if not self.causal and not (self.prefix and query_length < context):
             # both sides of a token, itself counted twice
             return 2 * _staircase(context, most) - context
@@ -275,10 +282,16 @@ class AttentionSpec:
         if self.indexer is not None:
             every = replace(self, indexer=None).pairs(query_length, context)
             done += self.indexer.heads * every * self.indexer.cached_dim
+        if self.sparse is not None and context > self.sparse.least:
+            done += (
+                self.heads * replace(self, sparse=None).pairs(query_length, context) * self.head_dim
+            )
         return 2 * done
 
-    @property
-    def _topk(self) -> int | None:
+    def _most(self, context: int) -> int | None:
+        """Keys that a query chooses at most."""
+        if self.sparse is not None:
+            return self.sparse.read_at(context)
         return None if self.indexer is None else self.indexer.topk
 
     def absorbed(self) -> "AttentionSpec":
@@ -341,6 +354,7 @@ class AttentionSpec:
             "relative bias": self.relative_bias,
             "qk-norm": self.qk_norm,
             str(self.indexer): self.indexer is not None,
+            self.sparse.short if self.sparse is not None else "": self.sparse is not None,
         }
         return ", ".join(parts + [label for label, present in labels.items() if present])
 

@@ -73,6 +73,7 @@ def _latent(spec: AttentionSpec, name: str, rank: int) -> AttentionSpec:
         scale=head_dim**-0.5 if by_size else spec.scale,
         latent_rank=rank,
         rope_dim=rope_dim,
+        sparse=None,
     )
 
 

@@ -80,16 +80,18 @@ def cache_of(
 ) -> OwnCache:
     """A cache that has read `ids` [B, L], over pools of pages.
 
-    facts, fixed: of `kept_by`, the names of `fixed` with their layer, as "3.first".
+    kind: of `kind_of_choice`, behind which the sparse attention may stand that made it. facts,
+    fixed: of `kept_by`, the names of `fixed` with their layer, as "3.first".
 
     Raises:
         LoadError: it is not a cache of this model.
     """
     batch, length = ids.shape
+    kind = kind.partition(";")[0]
     pages = f"{'paged' if kind == 'exact' else kind}:{PAGE}"
     choice = CacheChoice.parse(kind if kind.startswith("window") else pages)
     config = model.config.get_text_config(decoder=True)
-    cache = use_own_layers(DynamicCache(config=config), choice)
+    cache = use_own_layers(DynamicCache(config=config), choice, model._headwise.sparse)
     assert isinstance(cache, OwnCache)
     more = cache.layer_class_to_replicate
     while more is not None and len(cache.layers) < len(facts):  # as an update does

@@ -45,7 +45,8 @@ def recall(model: Any, ids: Tensor, attention_mask: Tensor | None = None) -> tup
     cache, length, _ = remembered.recall(inner, ids, attention_mask)
     if cache is None:
         config = inner.config.get_text_config(decoder=True)
-        cache = use_own_layers(DynamicCache(config=config), inner._headwise.choice)
+        held = inner._headwise
+        cache = use_own_layers(DynamicCache(config=config), held.choice, held.sparse)
     assert isinstance(cache, OwnCache)
     return cache, length
 

@@ -221,7 +221,11 @@ class Remembered:
         if obstacle is None and within is None:
             obstacle = f"its rotation changes within {length:,} tokens"
         try:
-            origin = origin_of(model, kind_of_choice(model._headwise.choice))
+            held = model._headwise
+            kind = kind_of_choice(held.choice)
+            # tokens that a step has read see less than those of a prompt
+            kind = kind if held.sparse is None else f"{kind}; {held.sparse.choice}"
+            origin = origin_of(model, kind)
         except UnsupportedError as error:
             obstacle = obstacle or str(error)
         if obstacle is not None:

@@ -46,7 +46,7 @@ def _unknown(backend: str | None) -> UnsupportedError:
 
 
 def choose_offer(
-    operator: Literal["project", "quantize", "pack", "unpack", "index"],
+    operator: Literal["project", "quantize", "pack", "unpack", "index", "choose"],
     backend: str | None,
     *arguments: Any,
 ) -> Callable[..., Any]:

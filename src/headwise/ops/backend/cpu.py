@@ -146,6 +146,7 @@ BACKEND = Backend(
     project=Offer(project, _projects),
     quantize=Offer(quantize, _quantizes),
     index=cpu_chosen.INDEX,
+    choose=cpu_chosen.CHOOSE,
     linear_attention=cpu_state.LINEAR_ATTENTION,
     causal_conv1d=cpu_state.CONVOLUTION,
 )

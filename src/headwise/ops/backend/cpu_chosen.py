@@ -15,6 +15,7 @@ from headwise.ops.attend.chosen import chosen_mask, without
 from headwise.ops.attend.visible import part_of, visible_keys
 from headwise.ops.backend import cpu_library, cpu_step
 from headwise.ops.backend.protocol import Offer
+from headwise.ops.sketch.call import ChoiceCall
 from headwise.ops.views import KV, QuantKV
 
 # Bytes of a mask that exist at once.
@@ -23,7 +24,7 @@ _MASK_BYTES = 2**24
 # and where it is hidden or seen: measured, head dims of 128 and 512, 1 to 128 heads.
 _GATHERED, _MASKED = (15.0, 1.0), (3.0, 1.2)
 
-# What csrc/operators/index_topk.cpp accepts.
+# What csrc/operators/index_topk.cpp and choose_keys.cpp accept.
 _MOST_DIM = 576
 
 Attend = Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
@@ -143,3 +144,39 @@ def _index_topk(
 
 
 INDEX = Offer(_index_topk, _indexes)
+
+
+def _chooses(call: ChoiceCall) -> bool:
+    query = call.query
+    on_cpu = query.device.type == "cpu" and query.dtype in cpu_step.DTYPES
+    return on_cpu and query.shape[-1] <= _MOST_DIM and not cpu_library.ready()
+
+
+def _choose_keys(call: ChoiceCall) -> Tensor:
+    sketch, budget = call.sketch, call.budget
+    table, lengths = sketch.page_table, sketch.lengths
+    try:
+        chosen: Tensor = torch.ops.headwise.choose_keys.default(
+            *map(contiguous_rows, (call.query, sketch.key, sketch.key_scales)),
+            None if table is None else contiguous_rows(table),
+            sketch.context,
+            None if lengths is None else lengths.long().contiguous(),
+            call.mask,
+            None if call.sinks is None else call.sinks.float().contiguous(),
+            call.causal,
+            call.scale,
+            call.softcap or 0.0,
+            budget.first,
+            budget.recent,
+            budget.least,
+            budget.most,
+            -1.0 if budget.mass is None else budget.mass,
+            cpu_library.chosen_level(),
+        )
+    except RuntimeError:
+        sketch.check_pages()  # pages that do not exist are found there
+        raise
+    return chosen
+
+
+CHOOSE = Offer(_choose_keys, _chooses)

@@ -14,7 +14,14 @@ def register_shapes() -> None:
     """Tell PyTorch, once the library is loaded."""
     for function in (
         *(_attend, _linear, _experts, _norm, _mlp, _project, _quantize, _pack, _unpack),
-        *(_index_topk, _linear_attention, _linear_attention_, _causal_conv1d, _causal_conv1d_),
+        *(
+            _index_topk,
+            _choose_keys,
+            _linear_attention,
+            _linear_attention_,
+            _causal_conv1d,
+            _causal_conv1d_,
+        ),
         *(_attention_inputs, _layer_attention, _layer_outputs, _attention_outputs),
     ):
         torch.library.register_fake(f"headwise::{function.__name__[1:]}", _on_one_device(function))
@@ -105,6 +112,11 @@ def _index_topk(
     query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None, causal: bool, top: int, *_: Any
 ) -> Tensor:
     return query.new_empty(*query.shape[:2], top, dtype=torch.int32)
+
+
+def _choose_keys(query: Tensor, keys: Tensor, *arguments: Any) -> Tensor:
+    most = arguments[-3]
+    return query.new_empty(query.shape[0], keys.shape[1], query.shape[2], most, dtype=torch.int32)
 
 
 def _linear_attention(

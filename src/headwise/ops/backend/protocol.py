@@ -73,6 +73,7 @@ class Backend:
     project(x, weight, up=): [B,H,S,N] by [H,N,R], or by the transpose of [H,V,R] without `up`.
     quantize(rows, bits): integers and scales of rows, see `headwise.ops.quantize`.
     index(query, key, weights, top, causal=, mask=): see `headwise.ops.index_topk`.
+    choose(call): see `headwise.ops.choose_keys`.
     linear_attention(call): out and state, see `headwise.linear_attention`.
     causal_conv1d(call): out and state, see `headwise.causal_conv1d`.
     pack(rows, order), unpack(packed, dtype, rows): packed matrices, see `headwise.ops.packed`.
@@ -92,6 +93,7 @@ class Backend:
     pack: Offer | None = None
     unpack: Offer | None = None
     index: Offer | None = None
+    choose: Offer | None = None
     linear_attention: Offer | None = None
     causal_conv1d: Offer | None = None
 

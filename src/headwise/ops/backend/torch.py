@@ -24,6 +24,7 @@ from headwise.ops.linear_attention import reference as recurrent
 from headwise.ops.linear_attention.call import LinearCall
 from headwise.ops.modes import FEW_ROWS, are_plain, fit
 from headwise.ops.packed import reference as packed
+from headwise.ops.sketch import reference as sketch
 
 
 def _how(problem: Problem) -> str:
@@ -141,6 +142,7 @@ BACKEND = Backend(
     pack=Offer(packed.pack),
     unpack=Offer(packed.unpack),
     index=Offer(indexer.index_topk),
+    choose=Offer(sketch.choose_keys),
     linear_attention=Offer(_linear_attention),
     causal_conv1d=Offer(convolution.run),
 )

@@ -122,13 +122,24 @@ def run(
         rotation = (part.contiguous() for part in kwargs["position_embeddings"])
     before = (*made.before, *rotation, ROTATIONS[parts.form.rotation])
     cache, mask = _cache(kwargs), kwargs.get("attention_mask")
-    held = None if mask is not None or not made.causal else _own_buffers(cache, attention)
-    kv_heads = made.before[7]
-    room = None if held is None else held.room(x.shape[0], kv_heads, x.shape[1], x)
-    if held is not None and room is not None:
+    plain = mask is None and made.causal
+    count, kv_heads = x.shape[1], made.before[7]
+    layer = _own_layer(cache, attention) if plain else None
+    room = sketch = None
+    if layer is not None:
+        room = layer.cache.room(x.shape[0], kv_heads, count, x)
+        rule = layer.sparse
+        if rule is not None and layer.chooses(count, layer.cache.length + count):
+            sketch = layer.sketch.room(layer.cache, x.shape[0], kv_heads, count)
+            room = None if sketch is None else room
+    if layer is not None and room is not None:
         sinks = None if made.sinks is None else made.sinks.float()
-        attended = offer.attention(x, *before, *room, held.length, *made.options, sinks)
-        held.wrote(x.shape[1])
+        choice = _DENSE if sketch is None else (*sketch, *_budget(layer.sparse))
+        asked = (*made.options, sinks, *choice)
+        attended = offer.attention(x, *before, *room, layer.cache.length, *asked)
+        layer.cache.wrote(count)
+        if sketch is not None:
+            layer.sketch.wrote(count)
     else:
         query, key, value = offer.inputs(x, *before)
         if cache is not None:
@@ -156,14 +167,24 @@ def _is_known(cache: Any, index: int) -> bool:
     return ours and "update" not in cache.__dict__
 
 
-def _own_buffers(cache: Any, attention: Any) -> ContiguousCache | PagedCache | None:
-    """What a layer's tokens are put into, where nothing but an append is to happen."""
+def _own_layer(cache: Any, attention: Any) -> Any:
+    """The layer whose buffers tokens are put into, where nothing but an append is to happen."""
     if type(cache) not in (OwnCache, DynamicCache) or cache.offloading:
         return None
     layers, index = cache.layers, attention.layer_idx
     layer = layers[index] if index < len(layers) else None
-    held = layer.cache if isinstance(layer, OwnLayer) else None
-    return held if type(held) in (ContiguousCache, PagedCache) else None
+    own = isinstance(layer, OwnLayer) and type(layer.cache) in (ContiguousCache, PagedCache)
+    return layer if own else None
+
+
+# No sketch, and no choice by one.
+_DENSE = (None, None, None, 0, 0, 0, 0, -1.0)
+
+
+def _budget(rule: Any) -> tuple[int, int, int, int, float]:
+    """A layer's choice as the operator takes it."""
+    mass = -1.0 if rule.mass is None else rule.mass
+    return rule.sinks, rule.recent, rule.least, rule.most, mass
 
 
 def _rotates(x: Tensor, given: Any, angles: int) -> bool:

@@ -1,0 +1,42 @@
+// What of many scores may be among the largest: the selection itself is in select.cpp.
+#pragma once
+
+#include "simd.h"
+
+namespace headwise {
+namespace HEADWISE_ISA {
+
+// The largest of each of some groups of `group` scores, NaN aside; returns how many groups. A group
+// has a score in every W-th place; what is left over at the end is in none.
+inline int64_t group_maxima(const float* scores, int64_t stop, int64_t group, float* to) {
+  int64_t groups = 0;
+  for (int64_t first = 0; first + group * W <= stop; first += group * W, groups += W) {
+    vf top = splat(-kInfinity);
+    for (int64_t i = 0; i < group; ++i) top = larger(load(scores + first + i * W), top);
+    store(to + groups, top);
+  }
+  return groups;
+}
+
+// The places of what is not smaller than `threshold`, ascending; returns how many.
+inline int64_t at_least(const float* scores, int64_t stop, float threshold, int32_t* to) {
+  int64_t count = 0, i = 0;
+#if defined(__AVX512F__)
+  __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (; i + 16 <= stop; i += 16) {
+    const __mmask16 taken =
+        _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + i), _mm512_set1_ps(threshold), _CMP_NLT_UQ);
+    _mm512_storeu_si512(to + count, _mm512_maskz_compress_epi32(taken, place));
+    count += __builtin_popcount(taken);
+    place = _mm512_add_epi32(place, _mm512_set1_epi32(16));
+  }
+#endif
+  for (; i < stop; ++i) {
+    to[count] = int32_t(i);
+    count += !(scores[i] < threshold);
+  }
+  return count;
+}
+
+}  // namespace HEADWISE_ISA
+}  // namespace headwise
