@@ -100,6 +100,30 @@ def test_a_comparison_runs_both_and_says_whether_tokens_are_identical(
     assert all(other["backend"] and other["reason"] for other in others)
 
 
+def test_sparse_attention_is_compared_with_dense(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [str(tiny), "--prompt", "x" * 90, "--max-new-tokens", "9", "--against", "dense"]
+    asked = "topk:24,sinks=2,recent=8,dense=1"
+    found = run_json(capsys, *options, "--sparse", asked)
+    ours, dense = found["runs"]
+    assert (ours["attention"], ours["sparse"]) == ("headwise", asked)
+    assert (dense["attention"], dense["sparse"]) == ("dense", None)
+    row = 2 * KV_HEADS * HEAD_DIM * 4
+    held = 98
+    assert dense["cache"]["bytes_read_per_step"] == LAYERS * held * row
+    sketch = KV_HEADS * (HEAD_DIM // 2 + 4 * -(-HEAD_DIM // 32))
+    read = held * row + (LAYERS - 1) * (held * sketch + 24 * row)
+    assert ours["cache"]["bytes_read_per_step"] == read
+    assert ours["cache"]["bytes"] == dense["cache"]["bytes"] + (LAYERS - 1) * held * sketch
+    assert found["kl"]["nats"] >= 0 and 1 <= found["kl"]["tokens"] <= 9
+    same = run_json(capsys, *options, "--sparse", "topk:200")
+    assert same["identical"] and same["kl"] == {"nats": 0.0, "tokens": 9}
+    assert main(["generate", *options, "--sparse", asked]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "topk:24,sinks=2" in shown and "read per token" in shown and "KL " in shown
+
+
 def test_a_prompt_of_several_chunks_gives_the_tokens_of_one(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +264,9 @@ def test_a_gguf_files_blocks_are_multiplied_where_headwise_runs_alone(
         (["--cache", "int8:7"], "pages hold a power of two"),
         (["--cache", "int8", "--attention", "sdpa"], "--cache int8 is for headwise"),
         (["--against", "headwise"], "choose another"),
+        (["--against", "dense"], "--against dense is headwise without --sparse"),
+        (["--sparse", "topk"], "sparse is 'topk', expected"),
+        (["--sparse", "topk:99", "--attention", "sdpa"], "--sparse is for headwise"),
         (["--device", "abacus"], "device 'abacus'"),
         (["--no-such-option"], "--no-such-option"),
         (["--context", "/no/such/file"], "document /no/such/file cannot be read"),

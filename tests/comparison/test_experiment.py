@@ -144,6 +144,17 @@ def test_states_and_a_hybrid_are_compared(tmp_path: Path) -> None:
     assert "</svg>" in (tmp_path / "figure.svg").read_text()
 
 
+def test_top_k_is_mha_until_it_is_read(tmp_path: Path) -> None:
+    found = headwise.compare(["mha", "topk:2", "topk:500"], out=tmp_path, **SPEED, **TINY)
+    rows = {row["mechanism"]: row for row in found.rows()}
+    assert rows["topk:2"]["attention"] == "MHA 3 heads, D 8, topk:2"
+    sizes = {name: row["cache_bytes_per_token"] for name, row in rows.items()}
+    assert sizes["topk:2"] == sizes["mha"]
+    losses = {name: [r.loss for r in found.runs if r.mechanism == name] for name in rows}
+    assert losses["topk:500"] == losses["mha"] != losses["topk:2"]
+    assert max(speed.error for speed in found.speeds) < 1e-4
+
+
 def test_a_folder_from_before_equal_bytes_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,7 +101,7 @@ def test_a_hybrid_repeats_its_pattern() -> None:
         ("hybrid:0-1", "expected hybrid:A-B with A and B"),
         ("hybrid", "expected hybrid:A-B"),
         ("gated-dleta", "did you mean gated-delta?"),
-        ("linear", "mla, mla:R (K kv heads, a latent of R), gated-delta, kda, ssd, retention, hyb"),
+        ("linear", "mla, mla:R (K kv heads, a latent of R), gated-delta, kda, ssd, retention, top"),
         ("gqq:2", "did you mean gqa:2?"),
     ],
 )

@@ -1,6 +1,7 @@
 """A plan: its bounds, what fits, the other mechanisms; and models that are none."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,40 @@ def test_a_decode_step_reads_the_weights_once_and_each_cache(tmp_path: Path) -> 
     assert found.decode.seconds == pytest.approx(cost.bytes / 1e9)
     assert found.decode.tokens_per_second == pytest.approx(3 / found.decode.seconds)
     assert found.decode.bound == "bandwidth"
+
+
+def test_a_step_that_chooses_reads_the_sketch_and_what_it_chose(tmp_path: Path) -> None:
+    asked = "topk:100,sinks=4,recent=16,dense=1"
+    found = planned(tmp_path, context=1000, batch=3, sparse=asked)
+    layer, sketch = TOKEN // 3, 2 * (16 + 4)  # 2 kv heads of 32: 4 bits, and a scale of float32
+    one = 1000 * layer + 2 * (1000 * sketch + 100 * layer)
+    assert found.decode.cost.cache_bytes == 3 * one
+    scores = 8 * 32 * 1000
+    attended = 2 * (8 * 1000 * 64 + 2 * (scores + 8 * 100 * 64))
+    assert found.decode.cost.flops == 3 * (2 * PARAMETERS + attended)
+    assert found.largest_batch == 10**7 // (1000 * (TOKEN + 2 * sketch))
+    shown = re.sub(r"[\s│]+", " ", str(found))
+    assert "topk:100,sinks=4,recent=16,dense=1: 2 layers, by 40 bytes per token" in shown
+    assert found.to_dict()["sparse"] == asked
+    # an int4 cache is its own sketch: 16 bytes and a scale, twice
+    found = planned(tmp_path, context=1000, sparse=asked, cache_dtype="int4")
+    assert found.decode.cost.cache_bytes == 1000 * 80 + 2 * (1000 * 40 + 100 * 80)
+    assert found.largest_batch == 10**7 // (1000 * 3 * 80)
+    below = planned(tmp_path, context=100, sparse=asked)
+    assert below.decode.cost == planned(tmp_path, context=100).decode.cost
+    assert "a step sees all of 100 tokens" in re.sub(r"[\s│]+", " ", str(below))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("topk:100,dense=3", "no layer of .* can choose its keys: one of the first 3 layers"),
+        ("top:100", "sparse is 'top:100', expected"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused(tmp_path: Path, asked: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        planned(tmp_path, context=1000, sparse=asked)
 
 
 def test_a_prefill_attends_to_half_of_the_square(tmp_path: Path) -> None:

@@ -153,3 +153,25 @@ def test_the_demo_decoder_has_the_weights_of_stock() -> None:
         expected = model(**given, output_attentions=True, use_cache=False).attentions
     for layer, weights in zip(seen.layers, expected):
         assert (layer.weights - weights[0]).abs().max() < 1e-5
+
+
+def test_tokens_that_are_decoded_show_the_keys_that_they_got() -> None:
+    model = families.make("llama-gqa")
+    asked = "topk:9,sinks=1,recent=3,dense=1"
+    seen = view(model, WORDS, " ".join([TEXT] * 4), generate=3, sparse=asked)
+    assert "_headwise" not in model.__dict__
+    count = len(seen.tokens)
+    for layer in seen.layers:
+        got = (layer.weights > 0).sum(dim=-1)  # [heads, rows]
+        expected = torch.arange(1, count + 1)
+        if layer.index >= 1:
+            expected[seen.prompt :] = 9
+        assert torch.equal(got, expected.expand_as(got))
+    with pytest.raises(OptionError, match="give generate, too"):
+        view(model, WORDS, TEXT, sparse=asked)
+    headwise.attach(model, sparse=asked)
+    again = view(model, WORDS, " ".join([TEXT] * 4), generate=3)
+    assert torch.equal(again.layers[2].weights, seen.layers[2].weights)
+    assert str(model._headwise.sparse.choice) == asked
+    with pytest.raises(OptionError, match="is attached already"):
+        view(model, WORDS, TEXT, generate=1, sparse=asked)

@@ -38,7 +38,8 @@ def compare(
 
     Args:
         mechanisms: mha, gqa:2 (2 kv heads), mqa, mla, mla:24 (a latent of 24), gated-delta, kda,
-            ssd, retention, hybrid:3-1 (three of gated-delta, one of mha), joined by commas.
+            ssd, retention, topk:16 (mha whose queries get 16 keys), hybrid:3-1 (three of
+            gated-delta, one of mha), joined by commas.
         task: Associative recall, or the bytes of a text file.
         document: The text file for --task text.
         steps: Training steps of each run.

@@ -3,6 +3,7 @@
 import itertools
 import secrets
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from headwise.generation.session import Session
 
 Attention = Literal["headwise", "sdpa", "eager"]
+Other = Literal["headwise", "dense", "sdpa", "eager"]
 
 
 @documented
@@ -36,9 +38,10 @@ def generate(
     device: options.Device = "auto",
     attention: Attention = "headwise",
     cache: str = "contiguous",
+    sparse: str | None = None,
     remember: bool = False,
     weights: Weights = "auto",
-    against: Attention | None = None,
+    against: Other | None = None,
     as_json: options.Json = False,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> int:
@@ -55,11 +58,13 @@ def generate(
         attention: What computes the attention.
         cache: headwise's cache: contiguous, paged, paged:64, int8, int8:64, int4, int4:64,
             window:2048 or window:2048,sinks=4.
+        sparse: Have a query of a step see those keys alone that weigh most: topk:1024, or
+            topp:0.95,min=256,max=4096; behind either sinks=4, recent=64, dense=2.
         remember: Go on from what was read before, and store what is read now, in the user's cache
             folder: see headwise remember. Stored text can be read by whoever reads that folder.
         weights: Of a .gguf file: packed, which are multiplied in the file's own blocks, or float,
             dequantised. auto packs them where headwise runs alone on a CPU.
-        against: Run the prompt again with this one and compare.
+        against: Run the prompt again with this one and compare; dense is headwise without --sparse.
     """
     from headwise.caches import CacheChoice
     from headwise.errors import OptionError
@@ -68,6 +73,7 @@ def generate(
     from headwise.generation.text import read_document
     from headwise.loading.options import LoadOptions
     from headwise.loading.progress import quiet_transformers
+    from headwise.spec import SparseChoice
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
@@ -79,12 +85,20 @@ def generate(
         raise OptionError(f"--against {against} is what --attention is; choose another")
     if CacheChoice.parse(cache) != CacheChoice() and "headwise" not in (attention, against):
         raise OptionError(f"--cache {cache} is for headwise, and only {attention} was to run")
+    if sparse is not None and attention != "headwise":
+        raise OptionError(f"--sparse is for headwise, and --attention is {attention}")
+    if against == "dense" and sparse is None:
+        raise OptionError("--against dense is headwise without --sparse, which is not given")
+    if sparse is not None:
+        SparseChoice.parse(sparse)
     if remember and attention != "headwise":
         raise OptionError(f"--remember is for headwise, and --attention is {attention}")
     file = options.the_document(document, context)
     text = read_document(file) if file is not None else ""
     model = options.the_model(model, named)
-    weights = weights_of(weights, model, device, alone=attention == "headwise" and not against)
+    weights = weights_of(
+        weights, model, device, alone=attention == "headwise" and against in (None, "dense")
+    )
     with quiet_transformers(), screen(animated=True) as loading:
         loading("starting", 0, 0)
         session = Session.open(
@@ -102,9 +116,10 @@ def generate(
             chat=chat,
         )
     with quiet_transformers():
-        runs = [_run(session, attention, cache, stream=not as_json, remember=remember)]
+        run = partial(_run, session, cache=cache, sparse=sparse, compared=bool(sparse and against))
+        runs = [run(attention, stream=not as_json, remember=remember)]
         if against is not None and not runs[0].interrupted:
-            runs.append(_run(session, against, cache, stream=False))
+            runs.append(run(against, stream=False))
     if as_json:
         options.print_json(session.report(runs))
     else:
@@ -115,7 +130,14 @@ def generate(
 
 
 def _run(
-    session: "Session", attention: str, cache: str, *, stream: bool, remember: bool = False
+    session: "Session",
+    attention: str,
+    *,
+    cache: str,
+    sparse: str | None,
+    compared: bool,
+    stream: bool,
+    remember: bool = False,
 ) -> "Answer":
     """One measured run; its text goes to stdout as it comes, or its progress to stderr."""
     most, pieces = session.sampling.max_new_tokens, itertools.count(1)
@@ -133,7 +155,13 @@ def _run(
                 shown(f"{attention}: generating", min(next(pieces), most), most)
 
         run = session.run(
-            attention, cache=cache, remember=remember, on_prefill=on_prefill, on_text=on_text
+            attention,
+            cache=cache,
+            sparse=sparse,
+            remember=remember,
+            keep_logits=compared and session.sampling.greedy,
+            on_prefill=on_prefill,
+            on_text=on_text,
         )
     if stream:
         sys.stdout.write("\n")

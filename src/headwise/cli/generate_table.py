@@ -37,9 +37,11 @@ def table(session: Session, runs: list[Answer]) -> Table:
         "prefill": lambda run: _figure(run.prefill_rate, "{:,.0f} tokens/s"),
         "decode": lambda run: _figure(run.decode_rate, "{:,.1f} tokens/s"),
         "per token (median)": lambda run: _figure(run.decode_median, "{:,.1f} ms", 1000),
+        "sparse": lambda run: run.sparse,
         "cache": _caches,
         "cache per token": lambda run: _figure(run.cache_bytes_per_token, "{:,.0f} bytes"),
         "cache in total": _total,
+        "read per token": lambda run: _read(run) if any(each.sparse for each in runs) else "",
         "new tokens": lambda run: f"{len(run.tokens)}",
     }
     for name, cell in rows.items():
@@ -77,6 +79,10 @@ def _total(run: Answer) -> str:
     return f"{gib(run.cache_bytes)} for {run.cache_tokens:,} tokens"
 
 
+def _read(run: Answer) -> str:
+    return gib(run.read_bytes) if run.read_bytes else "-"
+
+
 def _figure(value: float | None, shape: str, factor: float = 1) -> str:
     return "-" if value is None else shape.format(value * factor)
 
@@ -90,12 +96,20 @@ def _verdict(session: Session, runs: list[Answer]) -> str:
     if same is None:
         return ""
     how = "" if session.sampling.greedy else f" (sampled with seed {session.sampling.seed})"
-    stock = next(run.attention for run in reversed(runs) if run.attention != "headwise")
-    how += f"; {stock} is Transformers' own model.generate"
+    ours = ("headwise", "dense")
+    stock = next((run.attention for run in reversed(runs) if run.attention not in ours), None)
+    how += f"; {stock} is Transformers' own model.generate" if stock else ""
+    kl = session.kl(runs)
+    if kl is not None:
+        how += (
+            f"; KL {kl['nats']:.2g} from {runs[1].attention}, the mean of the first "
+            f"{kl['tokens']:,} tokens, which both read alike"
+        )
     if same:
         return f"Tokens identical: yes, all {len(runs[0].tokens)}{how}"
     token = first_difference(runs[0].tokens, runs[1].tokens)
-    differs = f"Tokens identical: no, token {token} (from 0) is the first that differs{how}"
+    differs = f"Tokens identical: no, token {token} (from 0) of {len(runs[0].tokens)} is the first "
+    differs += f"that differs{how}"
     if session.sampling.greedy and token is not None and session.near_tie(runs, token):
         lead = max(run.margins[token].lead for run in runs)
         differs += (

@@ -20,6 +20,7 @@ def plan(
     encoder_context: str | None = None,
     dtype: str | None = None,
     cache_dtype: str | None = None,
+    sparse: str | None = None,
     memory: str | None = None,
     device: str | None = None,
     bandwidth: str | None = None,
@@ -42,6 +43,7 @@ def plan(
         dtype: Of weights and cache: float32, bfloat16, float16 (or fp32, bf16, fp16). Default: the
             config's, else bfloat16.
         cache_dtype: Of the cache alone; int8 and int4 are headwise's own.
+        sparse: How many keys a query of a step gets, as topk:1024 or topp:0.95,min=256,max=4096.
         memory: What has to hold it, as 24GiB. Default: the device's.
         device: A device by name (see --list). Default: this machine, measured once as by headwise
             bench machine.
@@ -67,6 +69,8 @@ def plan(
         from headwise.base.plot import check_plot
 
         check_plot(plot)
+    if verify and sparse is not None:
+        raise OptionError("--verify measures attention to all keys: leave --sparse out")
     if verify and device is not None:
         raise OptionError(f"--verify runs on this machine: leave --device {device} out")
     options: dict[str, Any] = {
@@ -85,6 +89,7 @@ def plan(
             batch=batch,
             dtype=dtype,
             cache_dtype=cache_dtype,
+            sparse=sparse,
             device=device,
             progress=shown,
             **options,

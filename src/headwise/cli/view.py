@@ -30,6 +30,7 @@ def view(
     tokens: str | None = None,
     generate: int = 0,
     without: list[str] | None = None,
+    sparse: str | None = None,
     overview: bool = True,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
@@ -50,6 +51,8 @@ def view(
             a long text the last ones.
         generate: Tokens to decode after the text.
         without: A head to silence, as 5.2 for layer 5, head 2; give it again for more.
+        sparse: How many keys each token that is decoded gets, as topk:64,recent=16; those of the
+            text see all.
         overview: Pool the weights of all tokens, which takes time in long texts.
         out: The page (.html), the numbers (.json) or a picture (.png, .svg).
     """
@@ -82,6 +85,7 @@ def view(
             shown_text if pair is None else (shown_text, pair),
             generate=generate,
             overview=overview,
+            sparse=sparse,
             name=name,
             progress=shown,
             **chosen,

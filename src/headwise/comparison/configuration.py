@@ -26,8 +26,8 @@ class Configuration:
 
     Args:
         mechanisms: names of attention as `with_mechanism` takes them ("gqa-2" becomes "gqa:2"), of
-            states ("gated-delta", "kda", "ssd", "retention"), and "hybrid:3-1", three layers of
-            gated-delta and one of mha, repeated.
+            states ("gated-delta", "kda", "ssd", "retention"), "topk:16" (mha whose queries get 16
+            keys) and "hybrid:3-1", three layers of gated-delta and one of mha, repeated.
         task: "recall" or "text".
         steps: of training, a run.
         seeds: runs of each mechanism, with the seeds 0, 1, ...

@@ -6,11 +6,12 @@ from typing import Any
 
 from headwise.errors import OptionError
 from headwise.nn.decoder import Mixing
-from headwise.spec import AttentionSpec, StateSpec
+from headwise.spec import AttentionSpec, SparseChoice, StateSpec
 from headwise.spec.mechanism import with_mechanism
 
 # Beside the mechanisms of attention.
-NAMES = ("gated-delta", "kda", "ssd", "retention", "hybrid:A-B")
+NAMES = ("gated-delta", "kda", "ssd", "retention", "topk:K", "hybrid:A-B")
+_TOPK = re.compile(r"topk:([1-9][0-9]{0,8})")
 _HYBRID = re.compile(r"hybrid:([1-9][0-9]?)-([1-9][0-9]?)")
 _CONVOLUTION = 4
 # What each layer holds at equal bytes, of what MHA does.
@@ -24,8 +25,9 @@ def mixers(plain: AttentionSpec, name: str, layers: int, tokens: int | None) -> 
 
     States have the heads of `plain` and their dims: "gated-delta" and "kda" D x D, "ssd" 2 D x D
     with one key for all heads, as Mamba-2. RetNet's heads are fewer and larger: "retention" has
-    half of them, 2 D x 4 D. "hybrid:3-1" is three layers of gated-delta and one of mha, repeated;
-    the last repeat may be cut off.
+    half of them, 2 D x 4 D. "topk:16" is mha, trained as such, whose queries otherwise get the 16
+    keys alone that weigh most by a sketch. "hybrid:3-1" is three layers of gated-delta and one of
+    mha, repeated; the last repeat may be cut off.
 
     At equal bytes the dims of attention's heads change, the rank of MLA's latent, and the rows of a
     state.
@@ -64,6 +66,11 @@ def mixers(plain: AttentionSpec, name: str, layers: int, tokens: int | None) -> 
 
 
 def _layer(plain: AttentionSpec, name: str, tokens: int | None) -> Mixing:
+    if match := _TOPK.fullmatch(name):
+        if tokens is not None:
+            raise OptionError(f"{name} at equal bytes: it holds what mha holds; leave it out")
+        most = int(match[1])
+        return replace(plain, sparse=SparseChoice(most, most, sinks=0, recent=1, dense=0))
     if name in NAMES:
         return _state(plain, name) if tokens is None else _state_of(plain, name, tokens)
     spec = with_mechanism(plain, name, others=NAMES)

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
+from torch import Tensor
+
 from headwise.generation.attention import BackendLayers
 
 
@@ -20,15 +22,18 @@ class Margin:
 class Answer:
     """What one generation gave and took.
 
-    `prefill_seconds` is what the model took to read the prompt, which gives the logits of the first
-    token too. `decode_seconds` has one entry per token; the first counts from the beginning, with
-    the reading of the prompt. `known_tokens` of the prompt were remembered, and not read.
-    `interrupted`: by the user, so that tokens may lack.
+    `sparse`: how a step chooses its keys, "" where it sees all. `prefill_seconds` is what the model
+    took to read the prompt, which gives the logits of the first token too. `decode_seconds` has one
+    entry per token; the first counts from the beginning, with the reading of the prompt.
+    `known_tokens` of the prompt were remembered, and not read. `read_bytes`: what the last step
+    read of the cache. `logits`: of the first tokens, where they were to be kept. `interrupted`: by
+    the user, so that tokens may lack.
     """
 
     attention: str
     layers: tuple[BackendLayers, ...]
     prompt_tokens: int
+    sparse: str = ""
     tokens: list[int] = field(default_factory=list)
     margins: list[Margin] = field(default_factory=list)
     known_tokens: int = 0
@@ -37,6 +42,8 @@ class Answer:
     decode_seconds: list[float] = field(default_factory=list)
     cache_tokens: int = 0
     cache_bytes: int = 0
+    read_bytes: int = 0
+    logits: list[Tensor] = field(default_factory=list)
     interrupted: bool = False
 
     @property
@@ -64,6 +71,7 @@ class Answer:
         """The answer, whose `text` this is, for JSON; times in seconds, sizes in bytes."""
         return {
             "attention": self.attention,
+            "sparse": self.sparse or None,
             "layers": [asdict(group) for group in self.layers],
             "text": text,
             "tokens": self.tokens,
@@ -82,6 +90,7 @@ class Answer:
             "cache": {
                 "tokens": self.cache_tokens,
                 "bytes": self.cache_bytes,
+                "bytes_read_per_step": self.read_bytes,
                 "bytes_per_token": self.cache_bytes_per_token,
             },
             "interrupted": self.interrupted,
@@ -106,3 +115,21 @@ def first_difference(first: list[int], second: list[int]) -> int | None:
     pairs = enumerate(zip(first, second))
     shorter = min(len(first), len(second))
     return next((index for index, (one, other) in pairs if one != other), shorter)
+
+
+def divergence(first: Answer, second: Answer) -> tuple[float, int] | None:
+    """The mean KL divergence of the second's next tokens from the first's, in nats; over how many.
+
+    As far as both have read the same and kept their logits; None where they kept none.
+    """
+    same = first_difference(first.tokens, second.tokens)
+    count = min(
+        len(first.logits), len(second.logits), len(first.tokens) if same is None else same + 1
+    )
+    if not count:
+        return None
+    total = 0.0
+    for one, other in zip(first.logits[:count], second.logits[:count]):
+        log, others = one.double().log_softmax(0), other.double().log_softmax(0)
+        total += float((log.exp() * (log - others)).nan_to_num(0).sum())
+    return total / count, count

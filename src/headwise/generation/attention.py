@@ -11,7 +11,8 @@ from headwise.spec import ModelSpec
 
 # The folder that a model remembers in; True is the user's own.
 Remember = str | Path | bool | Remembered | None
-ATTENTIONS = ("headwise", "sdpa", "eager")
+# "dense" is headwise without sparse attention.
+ATTENTIONS = ("headwise", "dense", "sdpa", "eager")
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,16 @@ class BackendLayers:
 
 
 def select_attention(
-    model: Any, attention: str, cache: str = "contiguous", *, remember: Remember = None
+    model: Any,
+    attention: str,
+    cache: str = "contiguous",
+    *,
+    sparse: str | None = None,
+    remember: Remember = None,
 ) -> tuple[BackendLayers, ...]:
-    """Make a model run with "headwise", "sdpa" or "eager", whatever it ran with before.
+    """Make a model run with one of ATTENTIONS, whatever it ran with before.
 
-    `cache` and `remember` are for headwise, as `headwise.attach` takes them.
+    `cache`, `sparse` and `remember` are for headwise, as `headwise.attach` takes them.
 
     Raises:
         OptionError: another name.
@@ -55,10 +61,10 @@ def select_attention(
         names = ", ".join(ATTENTIONS)
         raise OptionError(f"attention {attention!r} is unknown; use one of {names}")
     detach(model)
-    if attention == "headwise":
-        layers = Counter(
-            _attached(layer) for layer in attach(model, cache=cache, remember=remember).layers
-        )
+    if attention in ("headwise", "dense"):
+        sparse = sparse if attention == "headwise" else None
+        report = attach(model, cache=cache, sparse=sparse, remember=remember)
+        layers = Counter(map(_attached, report.layers))
         return tuple(replace(layer, count=count) for layer, count in layers.items())
     try:
         model.set_attn_implementation(attention)

@@ -13,9 +13,12 @@ from headwise.generation.answer import Answer, Margin
 from headwise.generation.attention import Remember, select_attention
 from headwise.generation.chunks import chunk_size
 from headwise.generation.options import Sampling
-from headwise.hf import cache_nbytes
+from headwise.hf import cache_nbytes, read_nbytes
 from headwise.hf.rotation import forget_length
 from headwise.hf.stock_names import CACHE
+
+# Bytes of logits that an answer keeps.
+_MOST_LOGITS = 2**28
 
 OnToken = Callable[[int], None]
 OnPrefill = Callable[[int, int], None]
@@ -27,8 +30,10 @@ def generate(
     *,
     attention: str = "headwise",
     cache: str = "contiguous",
+    sparse: str | None = None,
     remember: Remember = None,
     sampling: Sampling | None = None,
+    keep_logits: bool = False,
     on_prefill: OnPrefill | None = None,
     on_token: OnToken | None = None,
 ) -> Answer:
@@ -38,8 +43,9 @@ def generate(
     read as `chunk_size` says: with stock attention as `model.generate` reads it.
 
     `on_prefill(done, total)` is called as the prompt is read, `on_token(token)` with each new token
-    as it comes. A KeyboardInterrupt ends the answer, which keeps what it has so far. `cache` and
-    `remember` are for headwise, as `headwise.attach` takes them.
+    as it comes. A KeyboardInterrupt ends the answer, which keeps what it has so far. `cache`,
+    `sparse` and `remember` are for headwise, as `headwise.attach` takes them. `keep_logits`: the
+    answer keeps the logits of its tokens, as far as they fit.
 
     Raises:
         ShapeError: an empty prompt.
@@ -48,10 +54,12 @@ def generate(
     """
     if not prompt:
         raise ShapeError("the prompt has no tokens; give some text")
-    answer = Answer(
-        attention, select_attention(model, attention, cache, remember=remember), len(prompt)
-    )
-    recorder = _Recorder(answer, on_prefill, on_token)
+    layers = select_attention(model, attention, cache, sparse=sparse, remember=remember)
+    attachment = model.__dict__.get("_headwise")
+    layout = None if attachment is None else attachment.sparse
+    said = "" if layout is None else str(layout.choice)
+    answer = Answer(attention, layers, len(prompt), said)
+    recorder = _Recorder(answer, on_prefill, on_token, keep_logits)
     forget_length(model)
     try:
         # Not inference_mode: its tensors could not be appended to in place by generate.
@@ -72,6 +80,7 @@ def generate(
         ) from error
     if recorder.cache is not None:
         answer.cache_bytes = cache_nbytes(recorder.cache)
+        answer.read_bytes = read_nbytes(recorder.cache)
     else:
         answer.cache_tokens = 0
     return answer
@@ -107,9 +116,14 @@ class _Recorder:
     """
 
     def __init__(
-        self, answer: Answer, on_prefill: OnPrefill | None, on_token: OnToken | None
+        self,
+        answer: Answer,
+        on_prefill: OnPrefill | None,
+        on_token: OnToken | None,
+        keep_logits: bool,
     ) -> None:
         self.answer, self.on_prefill, self.on_token = answer, on_prefill, on_token
+        self.keep_logits = keep_logits
         self.cache: Any = None
         self.prompt_seen = False
 
@@ -159,6 +173,9 @@ class _Recorder:
         """As a logits processor: change nothing, and note how clear the choice is."""
         best, second = logits[0].topk(2).values.tolist()
         self.answer.margins.append(Margin(best, best - second))
+        kept = self.answer.logits
+        if self.keep_logits and (len(kept) + 1) * logits.shape[1] * 4 <= _MOST_LOGITS:
+            kept.append(logits[0].float().cpu())
         return logits
 
     def put(self, value: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from headwise.errors import LoadError, SpecError
-from headwise.generation.answer import Answer, first_difference, identical
+from headwise.generation.answer import Answer, divergence, first_difference, identical
 from headwise.generation.attention import Remember
 from headwise.generation.options import Sampling, check_length, context_limit
 from headwise.generation.recorder import OnPrefill, generate
@@ -82,13 +82,16 @@ class Session:
         attention: str,
         *,
         cache: str = "contiguous",
+        sparse: str | None = None,
         remember: Remember = None,
+        keep_logits: bool = False,
         on_prefill: OnPrefill | None = None,
         on_text: OnText | None = None,
     ) -> Answer:
         """Run the prompt with one attention; `on_text` gets the answer's text, one piece per token.
 
-        `cache` and `remember` are for headwise, as `headwise.attach` takes them.
+        `cache`, `sparse` and `remember` are for headwise, as `headwise.attach` takes them.
+        `keep_logits`: as `divergence` needs them.
         """
         stream = TextStream(self.tokenizer)
 
@@ -101,7 +104,9 @@ class Session:
             self.prompt,
             attention=attention,
             cache=cache,
+            sparse=sparse,
             remember=remember,
+            keep_logits=keep_logits,
             sampling=self.sampling,
             on_prefill=on_prefill,
             on_token=on_token,
@@ -148,10 +153,16 @@ class Session:
             "seed": self.sampling.seed,
             "runs": [answer.report(self.text(answer)) for answer in answers],
             "identical": identical(answers),
+            "kl": self.kl(answers),
             "first_difference": None
             if token is None
             else {"token": token, "near_tie": self.near_tie(answers, token)},
         }
+
+    def kl(self, answers: list[Answer]) -> dict[str, float] | None:
+        """How far the first answer's distributions are from the second's, which is the truth."""
+        found = divergence(answers[1], answers[0]) if len(answers) > 1 else None
+        return None if found is None else {"nats": found[0], "tokens": found[1]}
 
     def near_tie(self, answers: list[Answer], token: int) -> bool:
         """Whether every answer found its choice of token `token` too close to call in its dtype."""

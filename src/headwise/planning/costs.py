@@ -60,7 +60,7 @@ def _decode_layer(layer: LayerSpec, workload: Workload) -> tuple[float, float]:
         read, flops = 2 * mixer.cache_bytes(context, 1, cache.dtype), mixer.flops(1, context)
     elif mixer.cached:
         read = mixer.pairs(1, context) * cache.row_bytes(mixer)
-        read += context * cache.index_bytes(mixer)
+        read += context * (cache.index_bytes(mixer) + workload.sketch_bytes(layer))
         flops = mixer.decoded().flops(1, context)
     if layer.cross_attention is not None:
         read += workload.encoder_context * cache.row_bytes(layer.cross_attention)

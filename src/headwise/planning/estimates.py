@@ -66,13 +66,13 @@ class Estimator:
             return None
 
         def needed(context: int) -> int:
-            return replace(self.workload, context=context).cache_bytes(spec)
+            return replace(self.workload, context=context).held_bytes(spec)
 
         return bisect_right(range(1, self.longest(spec) + 1), self.free, key=needed)
 
     def largest_batch(self, spec: ModelSpec) -> int | None:
         """The largest batch that fits at this context; None if nothing is cached."""
-        per_sequence = replace(self.workload, batch=1).cache_bytes(spec)
+        per_sequence = replace(self.workload, batch=1).held_bytes(spec)
         return max(0, self.free // per_sequence) if per_sequence else None
 
     def _step(self, cost: Cost, tokens: int) -> Step:

@@ -18,6 +18,7 @@ from headwise.planning.layer_groups import LayerGroup, layer_groups
 from headwise.planning.model import PlannedModel, find_model
 from headwise.planning.weights import Weights, count_weights
 from headwise.planning.workload import Workload
+from headwise.spec import ModelSpec, SparseChoice
 from headwise.spec.checks import shown
 
 _Number = TypeVar("_Number", int, float)
@@ -38,6 +39,7 @@ class Plan:
     batch: int
     dtype: str
     cache: CacheFormat
+    sparse: str | None
     device: Device
     memory: int
     groups: tuple[LayerGroup, ...]
@@ -95,6 +97,7 @@ def plan(
     encoder_context: int | str | None = None,
     dtype: str | None = None,
     cache_dtype: str | None = None,
+    sparse: str | None = None,
     memory: int | str | None = None,
     device: str | None = None,
     bandwidth: float | str | None = None,
@@ -120,6 +123,7 @@ def plan(
             default.
         dtype: of weights and cache; the config's by default, bfloat16 where it has none.
         cache_dtype: another dtype for the cache, or int8 or int4 for headwise's own.
+        sparse: how many keys a query of a step gets, as `headwise.attach` takes it.
         memory: bytes to fit into, as a number or "24GiB"; the device's by default.
         device: one of `headwise.planning.DEVICES`; None is this machine, measured once.
         bandwidth: bytes per second, or "50GB/s", instead of the device's.
@@ -131,7 +135,10 @@ def plan(
         SpecError: a config that is not covered or contradicts itself.
         OptionError: a value that is out of range.
     """
+    choice = None if sparse is None else SparseChoice.parse(sparse)
     planned = find_model(model, progress)
+    if choice is not None:
+        planned = replace(planned, spec=_choosing(planned, choice))
     spec = planned.spec
     dtype = _dtype(planned, dtype)
     workload = Workload.of(
@@ -159,6 +166,7 @@ def plan(
         batch=workload.batch,
         dtype=dtype,
         cache=workload.cache,
+        sparse=None if choice is None else str(choice),
         device=machine,
         memory=machine.memory,
         groups=layer_groups(spec, replace(workload, batch=1)),
@@ -174,6 +182,26 @@ def plan(
         alternatives=alternatives(spec, estimator),
         notes=_notes(planned, workload.context, asked=context is not None),
     )
+
+
+def _choosing(model: PlannedModel, choice: SparseChoice) -> ModelSpec:
+    """The model with layers that choose their keys, those that can.
+
+    Raises:
+        OptionError: none can.
+    """
+    layers, reason = [], "it has no decoder"
+    for layer in model.spec.layers:
+        said = choice.obstacle(layer.attention, layer.index)
+        reason = said or reason
+        if layer.attention is not None and said is None:
+            layer = replace(layer, mixer=replace(layer.attention, sparse=choice))
+        layers.append(layer)
+    if tuple(layers) == model.spec.layers:
+        raise OptionError(
+            f"sparse is {str(choice)!r}, and no layer of {model.name} can choose its keys: {reason}"
+        )
+    return replace(model.spec, layers=tuple(layers))
 
 
 def _number(

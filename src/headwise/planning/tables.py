@@ -116,6 +116,7 @@ def _answers(plan: Plan) -> Iterable[tuple[str, str]]:
     elif not plan.decode:
         yield "cache", "none (an encoder)"
     yield from _indexers(plan)
+    yield from _sparse(plan)
     yield from _states(plan)
     weights = plan.weights
     chosen = f", {_count(weights.active)} for one token" if weights.experts else ""
@@ -146,6 +147,29 @@ def _indexers(plan: Plan) -> Iterator[tuple[str, str]]:
         f"{sum(dim > 0 for dim in dims)} layers, {key:,} bytes of keys per token and layer; a step "
         f"reads {gib(key * held)} of them and {gib(rows)} of chosen rows in each, of "
         f"{gib(plan.cache.row_bytes(own) * held)}",
+    )
+
+
+def _sparse(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What the sketches take, and what a step reads of a layer that chooses by one."""
+    if plan.sparse is None:
+        return
+    workload = plan.workload
+    choosing = [layer for layer in plan.model.spec.layers if workload.sketch_bytes(layer)]
+    if not choosing:
+        yield "sparse", f"{plan.sparse}: a step sees all of {plan.context:,} tokens"
+        return
+    own = max(choosing, key=workload.sketch_bytes)
+    assert own.attention is not None
+    sketch, row = workload.sketch_bytes(own), plan.cache.row_bytes(own.attention)
+    held, keys = plan.batch * plan.context, plan.batch * own.attention.pairs(1, plan.context)
+    where = f"{sketch:,} bytes per token and layer beside the cache"
+    if plan.cache.bits == 4:
+        where = "the cache's own keys"
+    yield (
+        "sparse",
+        f"{plan.sparse}: {len(choosing)} layers, by {where}; a step reads {gib(sketch * held)} of "
+        f"the sketch and {gib(row * keys)} of chosen rows in each, of {gib(row * held)}",
     )
 
 

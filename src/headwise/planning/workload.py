@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from headwise.errors import OptionError
+from headwise.ops import row_bytes
 from headwise.planning.cached import CacheFormat
 from headwise.spec import LayerSpec, ModelSpec
 from headwise.spec.checks import shown
@@ -70,6 +71,19 @@ class Workload:
                 "give less"
             )
         return workload
+
+    def sketch_bytes(self, layer: LayerSpec) -> int:
+        """Bytes that a token adds to the sketch of a layer which chooses, 0 where it does not."""
+        attention = layer.attention
+        sparse = None if attention is None else attention.sparse
+        if attention is None or sparse is None or self.context <= sparse.least:
+            return 0
+        return attention.kv_heads * row_bytes(attention.head_dim, 4)
+
+    def held_bytes(self, spec: ModelSpec) -> int:
+        """Bytes of the caches of all layers, and of the sketches beside them."""
+        sketches = 0 if self.cache.bits == 4 else sum(map(self.sketch_bytes, spec.layers))
+        return self.cache_bytes(spec) + self.batch * self.context * sketches
 
     def cache_bytes(self, spec: ModelSpec) -> int:
         """Bytes that the caches of all layers need."""

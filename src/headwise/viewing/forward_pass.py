@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from headwise.base.progress import Progress, silent
-from headwise.errors import UnsupportedError
+from headwise.errors import OptionError, UnsupportedError
 from headwise.generation.options import Sampling
 from headwise.generation.recorder import generate
 from headwise.hf import attach, detach
@@ -19,8 +19,10 @@ from headwise.viewing.capture import Capture
 
 
 @contextmanager
-def attached(model: Any) -> Iterator[str]:
-    """While open, the model is attached and in evaluation mode; yields the name of its cache.
+def attached(model: Any, sparse: str | None = None) -> Iterator[dict[str, Any]]:
+    """While open, the model is attached and in evaluation mode; yields its cache and `sparse`.
+
+    `sparse` is for a model that is not attached yet; one that is keeps its own.
 
     Raises:
         UnsupportedError: not a Transformers model, or one that headwise cannot attach to.
@@ -33,11 +35,17 @@ def attached(model: Any) -> Iterator[str]:
             + (f": give what it holds, its {inside}" if inside else "")
         )
     attachment, training = model.__dict__.get("_headwise"), model.training
+    if attachment is not None and sparse is not None:
+        raise OptionError(
+            f"sparse is {sparse!r}, and the model is attached already: attach it with "
+            "headwise.attach(model, sparse=...)"
+        )
     if attachment is None:
-        attach(model)
+        attach(model, sparse=sparse)
     model.eval()
     try:
-        yield "contiguous" if attachment is None else str(attachment.choice)
+        now = model._headwise
+        yield {"cache": str(now.choice), "sparse": now.sparse and str(now.sparse.choice)}
     finally:
         model.train(training)
         if attachment is None:
@@ -49,13 +57,14 @@ def run(
     ids: list[int],
     new_tokens: int,
     capture: Capture,
-    cache: str,
+    how: dict[str, Any],
     progress: Progress = silent,
     kinds: list[int] | None = None,
 ) -> tuple[list[int], int | None]:
     """Run an attached model over `ids`, and decode up to `new_tokens` greedily.
 
-    kinds: the token types of a pair, for an encoder that has such.
+    how: the cache and the sparse attention, as `attached` gives them. kinds: the token types of a
+    pair, for an encoder that has such.
 
     Returns the tokens that were decoded and read again, and the one that comes next; a model that
     predicts no token decodes none, and its next one is None.
@@ -72,7 +81,7 @@ def run(
     sampling = Sampling(max_new_tokens=new_tokens + 1)
     reading = partial(progress, "running the model")
     with torch.random.fork_rng(devices=[]), observing(capture):
-        result = generate(model, ids, cache=cache, sampling=sampling, on_prefill=reading)
+        result = generate(model, ids, sampling=sampling, on_prefill=reading, **how)
     if result.interrupted:
         raise KeyboardInterrupt
     return result.tokens[:-1], result.tokens[-1]

@@ -123,6 +123,7 @@ def view(
     generate: int = 0,
     overview: bool = True,
     without: Sequence[tuple[int, int]] = (),
+    sparse: str | None = None,
     name: str | None = None,
     progress: Progress = silent,
 ) -> View:
@@ -150,6 +151,8 @@ def view(
         overview: also pool the weights of all tokens; without it, figures of heads are of `tokens`
             alone, and looking on takes next to no time.
         without: heads to silence, as (layer, head), to see what the prediction owes them.
+        sparse: how many keys each token that is decoded gets, as `headwise.attach` takes it; those
+            of the text see all. For a model that is not attached yet.
         name: what to call the model; by default its config's name, or its class.
         progress: told how far the run is.
 
@@ -168,7 +171,11 @@ def view(
         )
     if not isinstance(generate, int) or generate < 0:
         raise OptionError(f"generate is {generate!r}; expected 0 or more tokens")
-    with attached(model) as cache:
+    if sparse is not None and not generate:
+        raise OptionError(
+            f"sparse is {sparse!r}, which is for tokens to decode: give generate, too"
+        )
+    with attached(model, sparse) as how:
         if (generate or without) and not predicts(model):
             raise UnsupportedError(
                 f"{type(model).__name__} predicts no next token: leave generate and without out"
@@ -191,7 +198,7 @@ def view(
             tokens=len(ids) + generate,
         )
         capture = Capture(model, wanted)
-        decoded, following = run(model, ids, generate, capture, cache, progress, kinds=kinds)
+        decoded, following = run(model, ids, generate, capture, how, progress, kinds=kinds)
         total = len(ids) + len(decoded)
         states, ablation = _states(model), None
         if without:
