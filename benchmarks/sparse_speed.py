@@ -6,8 +6,9 @@
 Attention of one token in 28 layers of 12 query and 2 kv heads of 128 (those of Qwen2.5-Coder-1.5B),
 in bfloat16, on caches of their own, so that they stream from memory: all keys, the choice, and the
 choice with attention to what it chose. The same for latents of 512 + 64 with 16 and 128 heads,
-which `attach` refuses. With a model: its whole step, on caches of random keys. All in turn in one
-process; medians and quartiles, and the bytes that are read.
+which `attach` refuses. With a model: its whole step, on caches of random keys, and what is left of
+it without that of a step on a cache of few tokens. All in turn in one process; medians and
+quartiles, and the bytes that are read.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from headwise.measure import Timing, interleaved, ratio
 from headwise.ops import Budget, choose_keys, row_bytes
 from headwise.spec import SparseChoice
 
+_FEW = "64 tokens"
 LAYERS, HEADS, KV_HEADS, DIM, RANK, ROPE = 28, 12, 2, 128, 512, 64
 
 
@@ -36,13 +38,14 @@ def shown(timing: Timing, parts: int = 1) -> str:
     return f"{1e3 * timing.median / parts:.3g} ms ({low:.3g}-{high:.3g})"
 
 
-def compare(runs: dict[str, Callable[[], Any]], rounds: int, parts: int = 1) -> None:
+def compare(runs: dict[str, Callable[[], Any]], rounds: int, parts: int = 1) -> dict[str, Timing]:
     """Time some calls in turn; the first is what the others are compared with."""
     timings = interleaved(runs, rounds=rounds)
     first = next(iter(runs))
     for name, timing in timings.items():
         times = "" if name == first else f", {ratio(timings[first], timing)}"
         print(f"  {name:<24}{shown(timing, parts)}{times}")
+    return timings
 
 
 def heads(choice: SparseChoice, context: int, rounds: int) -> None:
@@ -116,14 +119,15 @@ def step(arguments: argparse.Namespace) -> None:
     model: Any = headwise.load(arguments.model, dtype="bfloat16", weights=arguments.weights)
     model = model[0] if isinstance(model, tuple) else model
     caches, runs = {}, {}
-    for name, sparse in (("all keys", None), (arguments.sparse, arguments.sparse)):
+    kinds = (("all keys", None), (arguments.sparse, arguments.sparse), (_FEW, None))
+    for name, sparse in kinds:
         headwise.attach(model, sparse=sparse)
         held = model._headwise
         cache: Any = use_own_layers(DynamicCache(config=model.config), held.choice, held.sparse)
         with torch.no_grad():
             model(torch.arange(64)[None], use_cache=True, **{CACHE: cache})
         generator = torch.Generator().manual_seed(0)
-        for layer in cache.layers:
+        for layer in cache.layers if name != _FEW else ():
             batch, kv_heads, length, dim = layer.keys.shape
             size = (2, batch, kv_heads, arguments.context - length, dim)
             layer.cache.append(*torch.randn(size, generator=generator).to(model.dtype))
@@ -132,7 +136,6 @@ def step(arguments: argparse.Namespace) -> None:
     def one(cache: Any) -> None:
         with torch.no_grad():
             model(torch.tensor([[5]]), use_cache=True, **{CACHE: cache})
-        cache.crop(-1)
 
     for name, cache in caches.items():
         began = time.perf_counter()
@@ -141,7 +144,11 @@ def step(arguments: argparse.Namespace) -> None:
         runs[name] = lambda cache=cache: one(cache)
         print(f"  {name}: the first step {first:.2f} s; a step reads {read_nbytes(cache):,} bytes")
     print(f"a step of {arguments.model}, weights {arguments.weights}:")
-    compare(runs, arguments.rounds)
+    timings = compare(runs, arguments.rounds)
+    pairs = zip(*(timings[name].seconds for name, _ in kinds), strict=True)
+    apart = [((dense - few), (sparse - few)) for dense, sparse, few in pairs]
+    dense, sparse = (Timing(each) for each in zip(*apart, strict=True))
+    print(f"  less the last: {shown(dense)}, {shown(sparse)}, {ratio(dense, sparse)}")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <cstring>
 #include <tuple>
 
 #include "attend.h"
@@ -228,13 +229,29 @@ struct LayerSketch {
     args.query_head = attend->query_head;
     args.query_row = attend->query_row;
     args.scale = attend->scale;
-    const int64_t most = budget.most, head = args.queries * most;
-    const Tensor chosen =
-        new_tensor({args.batch, args.kv_heads, args.queries, most}, ScalarType::Int);
-    int32_t* numbers = static_cast<int32_t*>(chosen.mutable_data_ptr());
+    // a choice is a list already: ascending, each key once, none that is hidden
+    const int64_t most = budget.most, lists = args.batch * args.kv_heads * args.queries;
+    const Memory memory = allocate(4 * lists * (most + 1));
+    int32_t* numbers = static_cast<int32_t*>(memory.get());
+    int32_t* counts = numbers + lists * most;
     choose(args, budget, kernels, numbers);
-    attend->options.indices = {numbers, args.kv_heads, most, args.kv_heads * head, head, most};
-    attend_chosen(*attend, kernels);
+    // where some are for several queries, those of a query go together
+    const bool turns = args.queries > 1 && args.kv_heads > 1;
+    const Memory turned = allocate(turns ? 4 * lists * most : 64);
+    const int32_t* keys = turns ? static_cast<int32_t*>(turned.get()) : numbers;
+    for (int64_t i = 0; i < lists; ++i) {
+      const int64_t k = i % args.kv_heads, s = i / args.kv_heads % args.queries;
+      const int64_t b = i / args.kv_heads / args.queries;
+      const int32_t* from = numbers + ((b * args.kv_heads + k) * args.queries + s) * most;
+      if (turns)
+        std::memcpy(static_cast<int32_t*>(turned.get()) + i * most, from, size_t(4 * most));
+      int64_t count = most;
+      while (count > 0 && from[count - 1] < 0) --count;
+      counts[i] = int32_t(count);
+    }
+    attend->options.causal = false;
+    attend->lists = {keys, counts, 0, args.queries, args.kv_heads, most};
+    run_attend(*attend, kernels);
   }
 };
 
