@@ -1,6 +1,6 @@
 """Attention to the keys that an indexer chooses, beside Transformers' own and beside all keys.
 
-    python benchmarks/sparse.py [--context 32768] [--dtype bfloat16] [--rounds 9]
+    python benchmarks/indexers.py [--context 32768] [--dtype bfloat16] [--rounds 9]
 
 One layer and one token: DeepSeek-V3.2's latents (R 512, P 64), 64 index heads of 128, the best
 2,048 keys; from projected query, latents and index query to the heads' outputs. Then Qwen4's
