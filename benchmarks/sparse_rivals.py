@@ -1,0 +1,203 @@
+"""Other choices of the keys that a query reads: exact top-k, Quest, Double Sparsity.
+
+Each chooses for all query heads of a kv head at once, as ours does: it estimates every head's
+softmax weights, sums them over the group, and takes the largest. What differs is the estimate:
+
+- Exact: of the keys themselves, in float32. It bounds what any choice of k keys gains this way,
+  and reads all keys for it.
+- Quest (arXiv 2406.10774): of pages, by the elementwise minimum and maximum of their keys, which
+  bound a query's product with any key of the page from above. It reads whole pages.
+- Double Sparsity (arXiv 2408.07092): of the channels that weigh most, found beforehand by the mean
+  of |query x key| per channel.
+
+Equal bytes. With D = 128 in bfloat16 a key and its value are 512 bytes. Ours reads of L tokens and
+k chosen ones, per kv head, 80 L + 512 k bytes: a sketch of 4 bits for 128 channels and four float32
+scales are 80. A page of Quest has two rows, 512 bytes: with pages of 16 tokens, which are the
+paper's, 32 bytes per token. Double Sparsity's 16 channels in bfloat16 are 32 bytes per token too
+(its paper has 8, a sixteenth of D). What they read less of all tokens they may read more of
+chosen ones: (80 - 32) L / 512 keys, so that
+
+    L = 8,192      1,024 +   768 = 1,792 keys; all read 1,179,648 bytes
+    L = 16,384     1,024 + 1,536 = 2,560 keys
+    L = 32,768     1,024 + 3,072 = 4,096 keys, four times ours
+
+Query [B,H,S,D], key [B,K,L,D]; the last query stands at the last key. Choices are int32
+[B,K,S,T], positions in ascending order, then -1; the first `sinks` and last `recent` keys are
+always among them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PAGE = 16
+CHANNELS = 16
+SKETCH_BYTES = 80  # of ours, per token and kv head
+ROW_BYTES = 512  # of a key and its value
+
+
+def affordable(most: int, length: int, bytes_per_token: float) -> int:
+    """The keys that may be read where all tokens cost that much, for the bytes that ours reads."""
+    return most + int((SKETCH_BYTES - bytes_per_token) * length / ROW_BYTES)
+
+
+def grouped(query: Tensor, heads: int) -> Tensor:
+    """Query [B,H,S,D] as float32 [B,K,G,S,D]."""
+    batch, _, count, dim = query.shape
+    return query.float().view(batch, heads, -1, count, dim)
+
+
+def products(query: Tensor, key: Tensor) -> Tensor:
+    """[B,K,G,S,D] and [B,K,L,D]: [B,K,G,S,L], in float32."""
+    return (query.flatten(2, 3) @ key.float().mT).unflatten(2, query.shape[2:4])
+
+
+def summed(scores: Tensor, first: Tensor, length: int) -> Tensor:
+    """Softmax weights summed over heads: [B,K,G,S,N] to [B,K,S,N], -1 where a query may not look.
+
+    first: [N], the position of the first key of every column.
+    """
+    hidden = first > positions(scores.shape[3], length)
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).sum(2)
+    return weights.masked_fill(hidden, -1)
+
+
+def positions(count: int, length: int) -> Tensor:
+    """[S,1], of the queries."""
+    return torch.arange(length - count, length)[:, None]
+
+
+def largest(weights: Tensor, always: Tensor, most: int) -> Tensor:
+    """The columns with the largest weights [B,K,S,N]: ascending int32 [B,K,S,most], then -1."""
+    columns = weights.shape[-1]
+    weights = torch.where(always & (weights >= 0), torch.inf, weights)
+    values, found = weights.topk(min(most, columns), sorted=False)
+    found = found.masked_fill(values < 0, columns).sort().values
+    found = found.masked_fill(found == columns, -1)
+    return torch.nn.functional.pad(found, (0, most - found.shape[-1]), value=-1).int()
+
+
+class Exact:
+    """The keys with the largest weights."""
+
+    def choose(
+        self, query: Tensor, key: Tensor, scale: float, most: int, sinks: int, recent: int
+    ) -> Tensor:
+        scores = products(grouped(query, key.shape[1]) * scale, key)
+        return self.best(scores, most, sinks, recent)
+
+    @staticmethod
+    def best(scores: Tensor, most: int, sinks: int, recent: int) -> Tensor:
+        """By the scores [B,K,G,S,L] of all keys."""
+        count, length = scores.shape[3:]
+        column = torch.arange(length)
+        always = (column < sinks) | (column > positions(count, length) - recent)
+        return largest(summed(scores, column, length), always, most)
+
+
+class Quest:
+    """Whole pages, by bounds. Holds the bounds of one layer's pages.
+
+    Every call has as many new keys as queries, so that what is known of older ones stays right when
+    the cache was cropped since.
+    """
+
+    def __init__(self) -> None:
+        self.bounds = torch.empty(0)  # [2,B,K,pages,D]: minima and maxima
+        self.length = 0
+
+    def choose(
+        self, query: Tensor, key: Tensor, scale: float, most: int, sinks: int, recent: int
+    ) -> Tensor:
+        count, length = query.shape[2], key.shape[2]
+        low, high = self.known(key, count)
+        heads = grouped(query, key.shape[1]) * scale
+        scores = products(heads.clamp(min=0), high) + products(heads.clamp(max=0), low)
+        first = PAGE * torch.arange(low.shape[2])
+        at = positions(count, length)
+        always = (first < sinks) | (first + PAGE > at - recent + 1)
+        keys = affordable(most, length, 2 * low.shape[3] * key.element_size() / PAGE)
+        pages = largest(summed(scores, first, length), always, keys // PAGE)
+        found = pages[..., None] * PAGE + torch.arange(PAGE, dtype=torch.int32)
+        found = found.masked_fill((pages[..., None] < 0) | (found > at[..., None]), length)
+        found = found.flatten(-2).sort().values  # what is not there, behind the rest
+        return found.masked_fill(found == length, -1)
+
+    def known(self, key: Tensor, new: int) -> Tensor:
+        """The bounds of all pages, [2,B,K,pages,D]."""
+        whole = min(self.length, key.shape[2] - new) // PAGE
+        rest = key[:, :, whole * PAGE :].split(PAGE, dim=2)
+        added = torch.stack([torch.stack([page.amin(2), page.amax(2)]) for page in rest], dim=3)
+        self.bounds = torch.cat([self.bounds[:, :, :, :whole], added], dim=3) if whole else added
+        self.length = key.shape[2]
+        return self.bounds
+
+
+class DoubleSparsity:
+    """Keys by some channels. Holds these channels of one layer's keys, as `Quest` its bounds.
+
+    While `learning` it finds the channels, per kv head, and chooses exactly.
+    """
+
+    def __init__(self) -> None:
+        self.learning = True
+        self.sizes = torch.empty(0)  # [B,K,D]: sums of |query| x |key| per channel
+        self.channels = torch.empty(0)  # [B,K,1,CHANNELS]
+        self.labels = torch.empty(0)  # [B,K,L,CHANNELS]
+        self.length = 0
+
+    def choose(
+        self, query: Tensor, key: Tensor, scale: float, most: int, sinks: int, recent: int
+    ) -> Tensor:
+        if self.learning:
+            self.learn(query, key)
+            return Exact().choose(query, key, scale, most, sinks, recent)
+        labels = self.known(key, query.shape[2])
+        heads = grouped(query, key.shape[1]) * scale
+        index = self.channels[:, :, None].expand(*heads.shape[:4], -1)
+        keys = affordable(most, key.shape[2], labels.shape[3] * key.element_size())
+        return Exact.best(products(heads.gather(4, index), labels), keys, sinks, recent)
+
+    def learn(self, query: Tensor, key: Tensor) -> None:
+        """The mean over pairs of |query x key| is the product of both means."""
+        asked = grouped(query, key.shape[1]).abs().mean((2, 3))
+        size = asked * key.float().abs().mean(2)
+        self.sizes = self.sizes + size if self.sizes.numel() else size
+        self.channels = self.sizes.topk(CHANNELS).indices[:, :, None]
+
+    def known(self, key: Tensor, new: int) -> Tensor:
+        """The channels of all keys, [B,K,L,CHANNELS]."""
+        kept = min(self.length, key.shape[2] - new)
+        rest = key[:, :, kept:]
+        added = rest.gather(3, self.channels.expand(-1, -1, rest.shape[2], -1))
+        self.labels = torch.cat([self.labels[:, :, :kept], added], dim=2) if kept else added
+        self.length = key.shape[2]
+        return self.labels
+
+
+RIVALS = {"exact": Exact, "quest": Quest, "double": DoubleSparsity}
+
+
+class Layers:
+    """A rival for every layer that chooses, which take turns: each forward asks all, in order."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.each = [RIVALS[name]() for _ in range(count)]
+        self.calls = 0
+
+    @property
+    def learns(self) -> bool:
+        """Whether something has to be read first, by which it learns."""
+        return isinstance(self.each[0], DoubleSparsity)
+
+    def learned(self) -> None:
+        """What was read until now is all that is learned from."""
+        for each in self.each:
+            each.learning = False
+
+    def choose(self, *given: Any) -> Tensor:
+        """For the layer whose turn it is."""
+        layer = self.each[self.calls % len(self.each)]
+        self.calls += 1
+        return layer.choose(*given)
