@@ -139,7 +139,8 @@ class Run:
         """The model as the method needs it."""
         most = self.asked.most
         rule = f"topk:{most},sinks={SINKS},recent={RECENT},dense={DENSE}"
-        headwise.attach(self.model, **({} if method == "dense" else {"sparse": rule}))
+        options: dict[str, Any] = {} if method == "dense" else {"sparse": rule}
+        headwise.attach(self.model, **options)
         self.method, self.name = method, method if method == "dense" else f"{method}:{most}"
 
     def questions(self, length: int, seed: int) -> None:
@@ -175,7 +176,7 @@ class Run:
             length=length,
             task=question.task,
             score=question.score(given),
-            kl=self.work.logits(place, logits, dense=self.method == "dense"),
+            kl=self.work.distance(place, logits, dense=self.method == "dense"),
             answer=given,
             expected=question.expected,
             seconds=seconds,
@@ -203,7 +204,7 @@ class Run:
             length=length,
             task="code",
             nats=float(torch.nn.functional.cross_entropy(logits.float(), expected)),
-            kl=self.work.logits(f"{checksum}-{length}", logits, dense=self.method == "dense"),
+            kl=self.work.distance(f"{checksum}-{length}", logits, dense=self.method == "dense"),
             seconds=seconds,
         )
         print(f"{self.name}, {length:,}, code: {seconds:.0f} s", flush=True)

@@ -176,7 +176,11 @@ class DoubleSparsity:
         return self.labels
 
 
-RIVALS = {"exact": Exact, "quest": Quest, "double": DoubleSparsity}
+RIVALS: dict[str, type[Exact | Quest | DoubleSparsity]] = {
+    "exact": Exact,
+    "quest": Quest,
+    "double": DoubleSparsity,
+}
 
 
 class Layers:
@@ -189,12 +193,13 @@ class Layers:
     @property
     def learns(self) -> bool:
         """Whether something has to be read first, by which it learns."""
-        return isinstance(self.each[0], DoubleSparsity)
+        return any(isinstance(each, DoubleSparsity) for each in self.each)
 
     def learned(self) -> None:
         """What was read until now is all that is learned from."""
         for each in self.each:
-            each.learning = False
+            if isinstance(each, DoubleSparsity):
+                each.learning = False
 
     def choose(self, *given: Any) -> Tensor:
         """For the layer whose turn it is."""
