@@ -7,19 +7,20 @@ softmax weights, sums them over the group, and takes the largest. What differs i
   and reads all keys for it.
 - Quest (arXiv 2406.10774): of pages, by the elementwise minimum and maximum of their keys, which
   bound a query's product with any key of the page from above. It reads whole pages.
-- Double Sparsity (arXiv 2408.07092): of the channels that weigh most, found beforehand by the mean
-  of |query x key| per channel.
+- Double Sparsity (arXiv 2408.07092): of the channels that weigh most, in 4 bits. They are found
+  beforehand, by the mean of |query x key| per channel.
 
 Equal bytes. With D = 128 in bfloat16 a key and its value are 512 bytes. Ours reads of L tokens and
 k chosen ones, per kv head, 80 L + 512 k bytes: a sketch of 4 bits for 128 channels and four float32
-scales are 80. A page of Quest has two rows, 512 bytes: with pages of 16 tokens, which are the
-paper's, 32 bytes per token. Double Sparsity's 16 channels in bfloat16 are 32 bytes per token too
-(its paper has 8, a sixteenth of D). What they read less of all tokens they may read more of
-chosen ones: (80 - 32) L / 512 keys, so that
+scales are 80. What a rival reads less of all tokens it may read more of chosen ones:
 
-    L = 8,192      1,024 +   768 = 1,792 keys; all read 1,179,648 bytes
-    L = 16,384     1,024 + 1,536 = 2,560 keys
-    L = 32,768     1,024 + 3,072 = 4,096 keys, four times ours
+    bytes per token                                            keys at 8,192  16,384  32,768
+    ours       128 x 4 bits, 4 x float32                   80          1,024   1,024   1,024
+    Quest      2 rows of 256 bytes per page of 8 tokens    64          1,280   1,536   2,048
+    Double     64 channels x 4 bits, 2 x bfloat16          36          1,728   2,432   3,840
+
+that is k + (80 - bytes) L / 512. Of the sizes that were tried these served the rivals best. Exact
+has k = 1,024 as ours, whatever it reads.
 
 Query [B,H,S,D], key [B,K,L,D]; the last query stands at the last key. Choices are int32
 [B,K,S,T], positions in ascending order, then -1; the first `sinks` and last `recent` keys are
@@ -31,8 +32,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PAGE = 16
-CHANNELS = 16
+PAGE = 8
+CHANNELS, LEVELS = 64, 15
+SCALE_BYTES = 4  # of the smallest number and the step of a key's channels
 SKETCH_BYTES = 80  # of ours, per token and kv head
 ROW_BYTES = 512  # of a key and its value
 
@@ -134,8 +136,15 @@ class Quest:
         return self.bounds
 
 
+def rounded(rows: Tensor) -> Tensor:
+    """Rows as 4 bits have them: their smallest number, and steps from there."""
+    low = rows.amin(-1, keepdim=True).bfloat16().float()
+    step = ((rows.amax(-1, keepdim=True) - low) / LEVELS).clamp(min=1e-6).bfloat16().float()
+    return ((rows - low) / step).round().clamp(0, LEVELS) * step + low
+
+
 class DoubleSparsity:
-    """Keys by some channels. Holds these channels of one layer's keys, as `Quest` its bounds.
+    """Keys by some channels, in 4 bits. Holds these of one layer's keys, as `Quest` its bounds.
 
     While `learning` it finds the channels, per kv head, and chooses exactly.
     """
@@ -144,7 +153,7 @@ class DoubleSparsity:
         self.learning = True
         self.sizes = torch.empty(0)  # [B,K,D]: sums of |query| x |key| per channel
         self.channels = torch.empty(0)  # [B,K,1,CHANNELS]
-        self.labels = torch.empty(0)  # [B,K,L,CHANNELS]
+        self.labels = torch.empty(0)  # [B,K,L,CHANNELS], numbers of LEVELS + 1 kinds per key
         self.length = 0
 
     def choose(
@@ -156,7 +165,7 @@ class DoubleSparsity:
         labels = self.known(key, query.shape[2])
         heads = grouped(query, key.shape[1]) * scale
         index = self.channels[:, :, None].expand(*heads.shape[:4], -1)
-        keys = affordable(most, key.shape[2], labels.shape[3] * key.element_size())
+        keys = affordable(most, key.shape[2], CHANNELS / 2 + SCALE_BYTES)
         return Exact.best(products(heads.gather(4, index), labels), keys, sinks, recent)
 
     def learn(self, query: Tensor, key: Tensor) -> None:
@@ -170,7 +179,7 @@ class DoubleSparsity:
         """The channels of all keys, [B,K,L,CHANNELS]."""
         kept = min(self.length, key.shape[2] - new)
         rest = key[:, :, kept:]
-        added = rest.gather(3, self.channels.expand(-1, -1, rest.shape[2], -1))
+        added = rounded(rest.gather(3, self.channels.expand(-1, -1, rest.shape[2], -1)).float())
         self.labels = torch.cat([self.labels[:, :, :kept], added], dim=2) if kept else added
         self.length = key.shape[2]
         return self.labels
