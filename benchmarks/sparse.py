@@ -104,8 +104,8 @@ def chosen_by(layers: Layers) -> Iterator[None]:
     from headwise.hf import sparse
 
     def chosen_keys(kv: Any, query: Tensor, options: Any, mask: Tensor | None) -> Tensor:
-        rule = kv.rule
-        return layers.choose(query, kv.key, options.scale, rule.most, rule.sinks, rule.recent)
+        key, rule = kv.dense(query.dtype)[0], kv.rule
+        return layers.choose(query, key, options.scale, rule.most, rule.sinks, rule.recent)
 
     with patch.object(sparse, "chosen_keys", chosen_keys):
         yield
