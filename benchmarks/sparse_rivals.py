@@ -58,11 +58,11 @@ def products(query: Tensor, key: Tensor) -> Tensor:
 def summed(scores: Tensor, first: Tensor, length: int) -> Tensor:
     """Softmax weights summed over heads: [B,K,G,S,N] to [B,K,S,N], -1 where a query may not look.
 
-    first: [N], the position of the first key of every column.
+    first: [N], the position of the first key of every column. The scores are written to.
     """
     hidden = first > positions(scores.shape[3], length)
-    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).sum(2)
-    return weights.masked_fill(hidden, -1)
+    weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1).sum(2)
+    return weights.masked_fill_(hidden, -1)
 
 
 def positions(count: int, length: int) -> Tensor:
