@@ -1,8 +1,8 @@
 """What it costs in quality that a query reads only some keys: long contexts, and code.
 
     python benchmarks/sparse.py MODEL.gguf [--lengths 8192,16384,32768] [--most 1024]
-        [--methods dense,ours,exact,quest,double] [--tasks single,several,chain,common,code]
-        [--work benchmarks/work] [--report]
+        [--methods dense,ours,exact,quest8,quest16,double] [--work benchmarks/work] [--report]
+        [--tasks single,several,chain,common,code]
 
 MODEL.gguf is of fetch_coder.py. Contexts (long_context.py), two of each length, are read once, by
 the dense model, and saved. A question is read 16 tokens at a time and answered greedily, so that

@@ -3,8 +3,8 @@
 Each chooses for all query heads of a kv head at once, as ours does: it estimates every head's
 softmax weights, sums them over the group, and takes the largest. What differs is the estimate:
 
-- Exact: of the keys themselves, in float32. It bounds what any choice of k keys gains this way,
-  and reads all keys for it.
+- Exact: of the keys themselves, in float32: the best choice of k keys by this measure, for which
+  it reads all of them.
 - Quest (arXiv 2406.10774): of pages, by the elementwise minimum and maximum of their keys, which
   bound a query's product with any key of the page from above. It reads whole pages.
 - Double Sparsity (arXiv 2408.07092): of the channels that weigh most, in 4 bits. They are found
@@ -16,23 +16,25 @@ scales are 80. What a rival reads less of all tokens it may read more of chosen 
 
     bytes per token                                            keys at 8,192  16,384  32,768
     ours       128 x 4 bits, 4 x float32                   80          1,024   1,024   1,024
-    Quest      2 rows of 256 bytes per page of 8 tokens    64          1,280   1,536   2,048
+    Quest 8    2 rows of 256 bytes per page of 8 tokens    64          1,280   1,536   2,048
+    Quest 16   the same, in pages of 16, as its paper has  32          1,792   2,560   4,096
     Double     64 channels x 4 bits, 2 x bfloat16          36          1,728   2,432   3,840
 
-that is k + (80 - bytes) L / 512. Of the sizes that were tried these served the rivals best. Exact
-has k = 1,024 as ours, whatever it reads.
+that is k + (80 - bytes) L / 512. Of 32, 64 and 96 channels in 4 bits, and 8 to 40 in bfloat16,
+these 64 were nearest to dense on some of the questions. Exact has k = 1,024 as ours.
 
 Query [B,H,S,D], key [B,K,L,D]; the last query stands at the last key. Choices are int32
 [B,K,S,T], positions in ascending order, then -1; the first `sinks` and last `recent` keys are
 always among them.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-PAGE = 8
 CHANNELS, LEVELS = 64, 15
 SCALE_BYTES = 4  # of the smallest number and the step of a key's channels
 SKETCH_BYTES = 80  # of ours, per token and kv head
@@ -105,7 +107,8 @@ class Quest:
     the cache was cropped since.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, page: int) -> None:
+        self.page = page
         self.bounds = torch.empty(0)  # [2,B,K,pages,D]: minima and maxima
         self.length = 0
 
@@ -116,20 +119,20 @@ class Quest:
         low, high = self.known(key, count)
         heads = grouped(query, key.shape[1]) * scale
         scores = products(heads.clamp(min=0), high) + products(heads.clamp(max=0), low)
-        first = PAGE * torch.arange(low.shape[2])
+        first = self.page * torch.arange(low.shape[2])
         at = positions(count, length)
-        always = (first < sinks) | (first + PAGE > at - recent + 1)
-        keys = affordable(most, length, 2 * low.shape[3] * key.element_size() / PAGE)
-        pages = largest(summed(scores, first, length), always, keys // PAGE)
-        found = pages[..., None] * PAGE + torch.arange(PAGE, dtype=torch.int32)
+        always = (first < sinks) | (first + self.page > at - recent + 1)
+        keys = affordable(most, length, 2 * low.shape[3] * key.element_size() / self.page)
+        pages = largest(summed(scores, first, length), always, keys // self.page)
+        found = pages[..., None] * self.page + torch.arange(self.page, dtype=torch.int32)
         found = found.masked_fill((pages[..., None] < 0) | (found > at[..., None]), length)
         found = found.flatten(-2).sort().values  # what is not there, behind the rest
         return found.masked_fill(found == length, -1)
 
     def known(self, key: Tensor, new: int) -> Tensor:
         """The bounds of all pages, [2,B,K,pages,D]."""
-        whole = min(self.length, key.shape[2] - new) // PAGE
-        rest = key[:, :, whole * PAGE :].split(PAGE, dim=2)
+        whole = min(self.length, key.shape[2] - new) // self.page
+        rest = key[:, :, whole * self.page :].split(self.page, dim=2)
         added = torch.stack([torch.stack([page.amin(2), page.amax(2)]) for page in rest], dim=3)
         self.bounds = torch.cat([self.bounds[:, :, :, :whole], added], dim=3) if whole else added
         self.length = key.shape[2]
@@ -185,9 +188,10 @@ class DoubleSparsity:
         return self.labels
 
 
-RIVALS: dict[str, type[Exact | Quest | DoubleSparsity]] = {
+RIVALS: dict[str, Callable[[], Exact | Quest | DoubleSparsity]] = {
     "exact": Exact,
-    "quest": Quest,
+    "quest8": partial(Quest, 8),
+    "quest16": partial(Quest, 16),
     "double": DoubleSparsity,
 }
 
