@@ -101,13 +101,16 @@ def answer(
 @contextmanager
 def chosen_by(layers: Layers) -> Iterator[None]:
     """A rival chooses in the place of ours."""
+    from headwise.caches import Sketch
     from headwise.hf import sparse
 
     def chosen_keys(kv: Any, query: Tensor, options: Any, mask: Tensor | None) -> Tensor:
         key, rule = kv.dense(query.dtype)[0], kv.rule
         return layers.choose(query, key, options.scale, rule.most, rule.sinks, rule.recent)
 
-    with patch.object(sparse, "chosen_keys", chosen_keys):
+    # a decoder layer in one operator would choose by the sketch
+    alone = patch.object(Sketch, "room", lambda *given: None)
+    with alone, patch.object(sparse, "chosen_keys", chosen_keys):
         yield
 
 

@@ -63,8 +63,14 @@ def summed(scores: Tensor, first: Tensor, length: int) -> Tensor:
     first: [N], the position of the first key of every column. The scores are written to.
     """
     hidden = first > positions(scores.shape[3], length)
-    weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1).sum(2)
-    return weights.masked_fill_(hidden, -1)
+    # what is hidden from some query is at the end
+    some = slice(int((~hidden.any(0)).sum()), None)
+    scores[..., some].masked_fill_(hidden[:, some], -torch.inf)
+    scores -= scores.amax(-1, keepdim=True)
+    powers = scores.exp_()
+    weights = torch.einsum("bkgsn,bkgs->bksn", powers, 1 / powers.sum(-1))
+    weights[..., some].masked_fill_(hidden[:, some], -1)
+    return weights
 
 
 def positions(count: int, length: int) -> Tensor:
@@ -83,12 +89,24 @@ def largest(weights: Tensor, always: Tensor, most: int) -> Tensor:
 
 
 class Exact:
-    """The keys with the largest weights."""
+    """The keys with the largest weights. Holds a layer's keys in float32, as `Quest` its bounds."""
+
+    def __init__(self) -> None:
+        self.keys = torch.empty(0)
+        self.length = 0
 
     def choose(
         self, query: Tensor, key: Tensor, scale: float, most: int, sinks: int, recent: int
     ) -> Tensor:
-        scores = products(grouped(query, key.shape[1]) * scale, key)
+        kept = min(self.length, key.shape[2] - query.shape[2])
+        if self.keys.numel() == 0 or key.shape[2] > self.keys.shape[2]:
+            room = torch.empty(*key.shape[:2], key.shape[2] + 1024, key.shape[3])
+            room[:, :, :kept] = self.keys[:, :, :kept] if kept else room[:, :, :0]
+            self.keys = room
+        self.keys[:, :, kept : key.shape[2]] = key[:, :, kept:]
+        self.length = key.shape[2]
+        known = self.keys[:, :, : self.length]
+        scores = products(grouped(query, key.shape[1]) * scale, known)
         return self.best(scores, most, sinks, recent)
 
     @staticmethod
