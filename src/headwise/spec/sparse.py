@@ -85,7 +85,7 @@ class SparseChoice:
         if attention is None:
             return "no attention"
         if attention.mechanism == "MLA":
-            return "latent attention (MLA), whose one choice would be for all heads"
+            return "latent attention (MLA), where one choice for all heads saves little"
         if attention.window is not None:
             kind = "chunks" if attention.chunked else "a window"
             return f"{kind} of {attention.window} tokens"
