@@ -104,9 +104,12 @@ def chosen_by(layers: Layers) -> Iterator[None]:
     from headwise.caches import Sketch
     from headwise.hf import sparse
 
-    def chosen_keys(kv: Any, query: Tensor, options: Any, mask: Tensor | None) -> Tensor:
+    def chosen_keys(
+        kv: Any, query: Tensor, options: Any, mask: Tensor | None
+    ) -> tuple[Tensor, None]:
         key, rule = kv.dense(query.dtype)[0], kv.rule
-        return layers.choose(query, key, options.scale, rule.most, rule.sinks, rule.recent)
+        given = query, key, options.scale, rule.most, rule.sinks, rule.recent
+        return layers.choose(*given), None
 
     # a decoder layer in one operator would choose by the sketch
     alone = patch.object(Sketch, "room", lambda *given: None)

@@ -25,7 +25,7 @@ from headwise.caches import ContiguousCache, Sketch
 from headwise.hf import read_nbytes, use_own_layers
 from headwise.hf.stock_names import CACHE, DynamicCache
 from headwise.measure import Timing, interleaved, ratio
-from headwise.ops import Budget, choose_keys, row_bytes
+from headwise.ops import Budget, add_rest, choose_keys, means_of, row_bytes
 from headwise.spec import SparseChoice
 
 _FEW = "64 tokens"
@@ -57,7 +57,7 @@ def heads(choice: SparseChoice, context: int, rounds: int) -> None:
         key, value = cache.append(*torch.randn(2, 1, KV_HEADS, context, DIM).bfloat16())
         layers.append((key, value, sketch.view(cache), cache))
     query = torch.randn(1, HEADS, 1, DIM).bfloat16()
-    budget = Budget.of(choice)
+    budget, means = Budget.of(choice), means_of(layers[0][1], 1)
 
     def dense() -> None:
         for key, value, _, _ in layers:
@@ -69,8 +69,9 @@ def heads(choice: SparseChoice, context: int, rounds: int) -> None:
 
     def sparse() -> None:
         for key, value, sketch, _ in layers:
-            chosen = choose_keys(query, sketch, budget)
-            headwise.attention(query, key, value, causal=True, indices=chosen)
+            chosen, rest = choose_keys(query, sketch, budget)
+            out = headwise.attention(query, key, value, causal=True, indices=chosen)
+            add_rest(out, rest, means)
 
     rows = KV_HEADS * 4 * DIM
     read = KV_HEADS * context * row_bytes(DIM, 4) + rows * choice.most
@@ -107,7 +108,7 @@ def latents(choice: SparseChoice, context: int, rounds: int, count: int) -> None
     def sparse() -> None:
         for latent, rope, sketch in layers:
             query = torch.cat([torch.einsum("bhsn,hnr->bhsr", nope, up), turned], dim=-1)
-            chosen = choose_keys(query, sketch, budget, scale=(DIM + ROPE) ** -0.5)
+            chosen, _ = choose_keys(query, sketch, budget, scale=(DIM + ROPE) ** -0.5)
             latent_attention(nope, turned, latent, rope, up, down, indices=chosen, **options)
 
     print(f"a layer of latents, {count} heads, {context:,} tokens:")

@@ -203,14 +203,35 @@ struct SketchPart {
 
   int64_t rows(const SketchArgs& args) const { return queries * args.group(); }
 };
+// The softmax weights of a query of a kv head.
+struct SketchWeights {
+  float* sum;     // [pitch]: of all heads of the group
+  float* factor;  // [G][ranges]: by which a part's weights are a head's
+  float* mass;    // [G]: what all keys weigh; the rest is that of a learned sink
+};
 // Bytes of so many queries of a kv head as the products read them.
 inline int64_t taken_bytes(const SketchArgs& args, int64_t queries) {
   return 4 * queries * args.group() * (2 * args.words() + args.groups() + 1);
 }
 // Bytes of a thread's scratch.
 inline int64_t scratch_bytes(const SketchArgs& args) {
-  return 4 * (16 * (args.words() + args.groups() + 32) + args.group() * args.ranges()) + 64 * 4;
+  return 4 * 16 * (args.words() + args.groups() + 32) + 64 * 4;
 }
+
+// The rest of attention to chosen keys: rest.h.
+struct RestArgs {
+  void* out;           // [B,H,S,D], contiguous
+  const float* rest;   // [B,H,S]: the part of the softmax that was not chosen
+  const float* sums;   // [B,K,D]: of the values of the first `summed` tokens
+  const void* values;  // [B,K,L,D], or in pages as in AttendArgs
+  Dtype dtype;         // of out and values
+  int64_t batch, heads, kv_heads, queries, context, dim, summed;
+  int64_t value_batch, value_head, value_row;
+  const int32_t* table;
+  int64_t table_row;
+  int page_shift;
+};
+inline int64_t scratch_bytes(const RestArgs& args) { return 4 * args.dim + 64; }
 
 // Linear attention, token by token: S = exp(decay) S + k u^T, out = scale q S.
 struct StateArgs {
@@ -307,11 +328,13 @@ typedef void (*IndexFunction)(const IndexArgs&, int64_t batch, int64_t query, in
 // The queries of a part, rotated and rounded.
 typedef void (*SketchQueriesFunction)(const SketchArgs&, const SketchPart&, char* scratch);
 // What the keys first..stop weigh for each row of a part, in one range; and the weights of a part's
-// only query, summed over its heads, of the keys before `stop`.
+// only query, of the keys before `stop`.
 typedef void (*SketchScoresFunction)(const SketchArgs&, const SketchPart&, int64_t first,
                                      int64_t stop, char* scratch);
 typedef void (*SketchWeightsFunction)(const SketchArgs&, const SketchPart&, int64_t stop,
-                                      char* scratch);
+                                      const SketchWeights& to);
+// The rest of a kv head of a sequence.
+typedef void (*RestFunction)(const RestArgs&, int64_t batch, int64_t head, char* scratch);
 
 // The largest of groups of scores, and the places of scores that are not below a threshold; both
 // return how many they wrote.
@@ -338,6 +361,7 @@ struct Kernels {
   SketchQueriesFunction sketch_queries;
   SketchScoresFunction sketch_scores;
   SketchWeightsFunction sketch_weights;
+  RestFunction rest;
   GroupMaximaFunction group_maxima;
   AtLeastFunction at_least;
   StateFunction state;

@@ -12,6 +12,7 @@
 #include "packed_rows.h"
 #include "project.h"
 #include "quantize.h"
+#include "rest.h"
 #include "rowwise.h"
 #include "sketch.h"
 #include "tiles.h"
@@ -171,14 +172,18 @@ void convolve(const ConvolutionArgs& args, int64_t task, char* scratch) {
   with_type(args.dtype, [&](auto type) { convolution<decltype(type)>(args, task, scratch); });
 }
 
+void blend_rest(const RestArgs& args, int64_t batch, int64_t head, char* scratch) {
+  with_type(args.dtype, [&](auto type) { add_rest<decltype(type)>(args, batch, head, scratch); });
+}
+
 }  // namespace
 
 extern const Kernels kKernels;
 const Kernels kKernels = {attend_task,   project_head,   take,           linear_outputs,
                           join,          heads_of_layer, place_products, gated_outputs,
                           quantize_rows, unpack_rows,    index_query,    take_sketch_queries,
-                          sketch_scores, sketch_weights, group_maxima,   at_least,
-                          change_state,  convolve,       kHasPairs};
+                          sketch_scores, sketch_weights, blend_rest,     group_maxima,
+                          at_least,      change_state,   convolve,       kHasPairs};
 
 }  // namespace HEADWISE_ISA
 }  // namespace headwise

@@ -391,33 +391,33 @@ inline void sketch_scores(const SketchArgs& args, const SketchPart& part, int64_
   }
 }
 
-// From what sketch_scores found in all ranges to the softmax weights of a part's only query, summed
-// over its heads: at the place of the first one's.
+// From what sketch_scores found in all ranges to the softmax weights of a part's only query.
 inline void sketch_weights(const SketchArgs& args, const SketchPart& part, int64_t stop,
-                           char* memory) {
+                           const SketchWeights& to) {
   const int64_t group = args.group(), ranges = args.ranges(), pitch = args.pitch();
-  float* factor = reinterpret_cast<float*>(memory);  // [group][ranges]
   const auto power = [](float x) HEADWISE_LAMBDA { return exp(splat(x))[0]; };
   for (int64_t g = 0; g < group; ++g) {
     const float* maxima = part.maxima + g * ranges;
     const float sink = args.sinks == nullptr ? -kInfinity : args.sinks[part.head * group + g];
-    float top = sink;
+    float top = sink, all = 0.0f;
     for (int64_t i = 0; i < ranges; ++i) top = maxima[i] > top ? maxima[i] : top;
-    float total = sink > -kInfinity ? power(sink - top) : 0.0f;
     for (int64_t i = 0; i < ranges; ++i) {
       const float own = maxima[i] > -kInfinity ? power(maxima[i] - top) : 0.0f;
-      factor[g * ranges + i] = own;
-      total += own * part.sums[g * ranges + i];
+      to.factor[g * ranges + i] = own;
+      all += own * part.sums[g * ranges + i];
     }
-    for (int64_t i = 0; i < ranges; ++i) factor[g * ranges + i] /= total > 0.0f ? total : 1.0f;
+    const float total = all + (sink > -kInfinity ? power(sink - top) : 0.0f);
+    const float each = total > 0.0f ? 1.0f / total : 1.0f;
+    for (int64_t i = 0; i < ranges; ++i) to.factor[g * ranges + i] *= each;
+    to.mass[g] = all * each;
   }
   for (int64_t first = 0; first < stop; first += kSketchRange) {
     const int64_t end = first + kSketchRange < stop ? first + kSketchRange : stop;
     for (int64_t j = first; j < end; j += W) {
       vf weight = vf{};
       for (int64_t g = 0; g < group; ++g)
-        weight += load(part.weights + g * pitch + j) * factor[g * ranges + first / kSketchRange];
-      store(part.weights + j, weight);
+        weight += load(part.weights + g * pitch + j) * to.factor[g * ranges + first / kSketchRange];
+      store(to.sum + j, weight);
     }
   }
 }

@@ -4,6 +4,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <tuple>
+
 #include "threads.h"
 
 namespace headwise {
@@ -72,7 +74,8 @@ void check_budget(const Budget& budget, const char* operation) {
                   budget.least, ", most ", budget.most, ", mass ", budget.mass);
 }
 
-void choose(const SketchArgs& args, const Budget& budget, const Kernels& kernels, int32_t* chosen) {
+void choose(const SketchArgs& args, const Budget& budget, const Kernels& kernels, int32_t* chosen,
+            float* rest) {
   // as many sequences at once as fit, or as many queries of one
   const int64_t per_query = args.heads * args.pitch();
   int64_t fit = per_query > 0 ? kMostWeights / per_query : args.queries;
@@ -87,7 +90,12 @@ void choose(const SketchArgs& args, const Budget& budget, const Kernels& kernels
   const int64_t head_bytes = aligned(taken_bytes(args, queries));
   const int64_t query_bytes = sequences * args.kv_heads * head_bytes;
   int64_t bytes = scratch_bytes(args);
-  if (bytes < select_bytes(args.context)) bytes = select_bytes(args.context);
+  // of a choice: the sums, factors and masses of its weights, and what selects among them
+  const int64_t sum_bytes = aligned(4 * args.pitch());
+  const int64_t factor_bytes = aligned(4 * group * ranges), mass_bytes = aligned(4 * group);
+  const int64_t own_bytes = sum_bytes + factor_bytes + mass_bytes;
+  if (bytes < own_bytes + select_bytes(args.context))
+    bytes = own_bytes + select_bytes(args.context);
   bytes = aligned(bytes);
   char* memory = keep(weight_bytes + 2 * range_bytes + query_bytes + threads * bytes);
   float* weights = reinterpret_cast<float*>(memory);
@@ -145,12 +153,26 @@ void choose(const SketchArgs& args, const Budget& budget, const Kernels& kernels
                                      ? nullptr
                                      : args.mask.data + at.offset(one.batch, 0, one.query, 0),
                                  at.key};
-              kernels.sketch_weights(args, one, stop, space);
-              select_budget(
-                  kernels, one.weights, stop, seen, budget,
-                  chosen + ((one.batch * args.kv_heads + one.head) * args.queries + one.query) *
-                               budget.most,
-                  space);
+              const SketchWeights found = {
+                  reinterpret_cast<float*>(space), reinterpret_cast<float*>(space + sum_bytes),
+                  reinterpret_cast<float*>(space + sum_bytes + factor_bytes)};
+              kernels.sketch_weights(args, one, stop, found);
+              int32_t* to =
+                  chosen +
+                  ((one.batch * args.kv_heads + one.head) * args.queries + one.query) * budget.most;
+              select_budget(kernels, found.sum, stop, seen, budget, to, space + own_bytes);
+              for (int64_t g = 0; g < group; ++g) {
+                const float* weight = one.weights + g * args.pitch();
+                const float* factor = found.factor + g * ranges;
+                float taken = 0.0f;
+                for (int64_t i = 0; i < budget.most && to[i] >= 0; ++i) {
+                  const float own = weight[to[i]] * factor[to[i] / kSketchRange];
+                  taken += own == own ? own : 0.0f;
+                }
+                const float left = found.mass[g] - taken;
+                rest[(one.batch * args.heads + one.head * group + g) * args.queries + one.query] =
+                    left > 0.0f ? left : 0.0f;
+              }
             });
     }
   }
@@ -160,11 +182,13 @@ namespace {
 
 // query [B,H,S,D]; keys uint8 [B,K,L,D/2] and scales [B,K,L,groups], or pages of them with their
 // table [B,n] and `context`; lengths int64 [B]; mask [B|1,1,S|1,L|1]; sinks float32 [H]:
-// int32 [B,K,S,most], ascending, then -1. mass below 0: the `most` keys that weigh most.
-Tensor choose_keys(Tensor query, Tensor keys, Tensor scales, MaybeTensor table, int64_t context,
-                   MaybeTensor lengths, MaybeTensor mask, MaybeTensor sinks, bool causal,
-                   double scale, double softcap, int64_t first, int64_t recent, int64_t least,
-                   int64_t most, double mass, int64_t level) {
+// int32 [B,K,S,most], ascending, then -1; and float32 [B,H,S], the part of a head's softmax that
+// its keys have which were not chosen. mass below 0: the `most` keys that weigh most.
+std::tuple<Tensor, Tensor> choose_keys(Tensor query, Tensor keys, Tensor scales, MaybeTensor table,
+                                       int64_t context, MaybeTensor lengths, MaybeTensor mask,
+                                       MaybeTensor sinks, bool causal, double scale, double softcap,
+                                       int64_t first, int64_t recent, int64_t least, int64_t most,
+                                       double mass, int64_t level) {
   const Kernels& kernels = kernels_of(level, kChoose);
   const Budget budget = {first, recent, least, most, mass};
   check_budget(budget, kChoose);
@@ -216,8 +240,11 @@ Tensor choose_keys(Tensor query, Tensor keys, Tensor scales, MaybeTensor table, 
   }
   read_sketch(keys, scales, table, kChoose, &args);
   Tensor out = new_tensor({args.batch, args.kv_heads, args.queries, most}, ScalarType::Int);
-  if (out.numel() > 0) choose(args, budget, kernels, static_cast<int32_t*>(out.mutable_data_ptr()));
-  return out;
+  Tensor rest = new_tensor({args.batch, args.heads, args.queries}, ScalarType::Float);
+  if (out.numel() > 0)
+    choose(args, budget, kernels, static_cast<int32_t*>(out.mutable_data_ptr()),
+           static_cast<float*>(rest.mutable_data_ptr()));
+  return {out, rest};
 }
 
 }  // namespace
@@ -226,7 +253,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(headwise, m) {
   m.def(
       "choose_keys(Tensor query, Tensor keys, Tensor scales, Tensor? page_table, int context, "
       "Tensor? lengths, Tensor? mask, Tensor? sinks, bool causal, float scale, float softcap, int "
-      "first, int recent, int least, int most, float mass, int level) -> Tensor");
+      "first, int recent, int least, int most, float mass, int level) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(headwise, CPU, m) { m.impl("choose_keys", TORCH_BOX(&choose_keys)); }

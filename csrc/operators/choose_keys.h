@@ -13,7 +13,9 @@ void read_sketch(const Tensor& keys, const Tensor& scales, const MaybeTensor& ta
 
 void check_budget(const Budget& budget, const char* operation);
 
-// Writes what each query gets, int32 [B,K,S,most] in one piece.
-void choose(const SketchArgs& args, const Budget& budget, const Kernels& kernels, int32_t* chosen);
+// Writes what each query gets, int32 [B,K,S,most], and the part of the softmax that is left,
+// [B,H,S].
+void choose(const SketchArgs& args, const Budget& budget, const Kernels& kernels, int32_t* chosen,
+            float* rest);
 
 }  // namespace headwise

@@ -175,6 +175,7 @@ struct LayerSketch {
   Budget budget;
   unsigned char* keys;  // where the new ones go, of the first sequence and head
   float* scales;
+  RestArgs rest = {};
 
   // The new keys are the last of the context of `attend`.
   LayerSketch(const AttendArgs& attend, const Tensor& sketch, const Tensor& of, Dtype dtype,
@@ -200,6 +201,19 @@ struct LayerSketch {
            first * args.key_row;
     scales = static_cast<float*>(of.mutable_data_ptr()) + page * args.scales.batch +
              first * args.scales.row;
+  }
+
+  // The sums [B,K,D] of the values of so many tokens, of those before the new ones.
+  void read_sums(const MaybeTensor& sums, int64_t summed) {
+    STD_TORCH_CHECK(sums.has_value() && sums->is_cpu() &&
+                        sums->scalar_type() == ScalarType::Float && sums->dim() == 3 &&
+                        sums->is_contiguous() && sums->size(0) == args.batch &&
+                        sums->size(1) == args.kv_heads && sums->size(2) == args.dim &&
+                        summed >= 0 && summed <= args.context - args.queries,
+                    kInputs, ": sums of the values of ", summed, " tokens are not float32 [",
+                    args.batch, ", ", args.kv_heads, ", ", args.dim, "], or of too many");
+    rest.sums = static_cast<const float*>(sums->const_data_ptr());
+    rest.summed = summed;
   }
 
   // Rounds the new keys of a layer, which lie where its products have put them.
@@ -231,10 +245,12 @@ struct LayerSketch {
     args.scale = attend->scale;
     // a choice is a list already: ascending, each key once, none that is hidden
     const int64_t most = budget.most, lists = args.batch * args.kv_heads * args.queries;
-    const Memory memory = allocate(4 * lists * (most + 1));
+    const int64_t of_rest = args.batch * args.heads * args.queries;
+    const Memory memory = allocate(4 * (lists * (most + 1) + of_rest));
     int32_t* numbers = static_cast<int32_t*>(memory.get());
     int32_t* counts = numbers + lists * most;
-    choose(args, budget, kernels, numbers);
+    float* left = reinterpret_cast<float*>(counts + lists);
+    choose(args, budget, kernels, numbers, left);
     // where some are for several queries, those of a query go together
     const bool turns = args.queries > 1 && args.kv_heads > 1;
     const Memory turned = allocate(turns ? 4 * lists * most : 64);
@@ -252,6 +268,19 @@ struct LayerSketch {
     attend->options.causal = false;
     attend->lists = {keys, counts, 0, args.queries, args.kv_heads, most};
     run_attend(*attend, kernels);
+    rest.out = attend->out;
+    rest.rest = left;
+    rest.values = attend->value;
+    rest.dtype = attend->dtype;
+    rest.batch = args.batch, rest.heads = args.heads, rest.kv_heads = args.kv_heads;
+    rest.queries = args.queries, rest.context = args.context, rest.dim = args.dim;
+    rest.value_batch = attend->value_batch, rest.value_head = attend->value_head;
+    rest.value_row = attend->value_row;
+    rest.table = attend->table, rest.table_row = attend->table_row;
+    rest.page_shift = attend->page_shift;
+    char* scratch = keep(aligned(scratch_bytes(rest)));
+    for (int64_t i = 0; i < args.batch * args.kv_heads; ++i)
+      kernels.rest(rest, i / args.kv_heads, i % args.kv_heads, scratch);
   }
 };
 
@@ -259,7 +288,8 @@ struct LayerSketch {
 // buffers keys and values [B,K,capacity,D], and each query sees those up to its own. With a
 // page_table [1,n] the buffers are pages [pages,K,page size,D] of one sequence, and its new tokens
 // lie in one page, which it has. With a sketch [B,K,capacity,D/2] of the keys before, or pages of
-// one, the new keys are put there too, and each query sees what it chooses by it (select.h).
+// one, the new keys are put there too, and each query sees what it chooses by it (select.h); the
+// rest counts by its mean, of which value_sums [B,K,D] has the sums of the first `summed` values.
 Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTensor norm_bias,
                        double eps, std::vector<Tensor> weights, MaybeTensors biases, int64_t heads,
                        int64_t kv_heads, int64_t dim, int64_t head_norm, MaybeTensor query_norm,
@@ -268,7 +298,8 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
                        int64_t before, double scale, int64_t window, double softcap,
                        MaybeTensor sinks, MaybeTensor sketch, MaybeTensor sketch_scales,
                        MaybeTensor sketch_table, int64_t first_keys, int64_t recent, int64_t least,
-                       int64_t most, double mass, int64_t level) {
+                       int64_t most, double mass, MaybeTensor value_sums, int64_t summed,
+                       int64_t level) {
   const Kernels& kernels = kernels_of(level, kInputs);
   Inputs inputs;
   inputs.read_rows(x, norm, norm_weight, norm_bias, eps);
@@ -321,6 +352,7 @@ Tensor layer_attention(Tensor x, int64_t norm, MaybeTensor norm_weight, MaybeTen
     STD_TORCH_CHECK(sketch_scales.has_value(), kInputs, ": a sketch without scales");
     own.emplace(attend, *sketch, *sketch_scales, to.x.dtype, dim, sketch_table,
                 Budget{first_keys, recent, least, most, mass});
+    own->read_sums(value_sums, summed);
   }
   const int64_t size = element_bytes(to.x.dtype);
   to.key = static_cast<char*>(to.key) + key_at * size;
@@ -503,8 +535,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(headwise, m) {
       "int rotation, Tensor(a!) keys, Tensor(b!) values, Tensor? page_table, int before, "
       "float scale, int window, "
       "float softcap, Tensor? sinks, Tensor(c!)? sketch, Tensor(d!)? sketch_scales, "
-      "Tensor? sketch_table, int first, int recent, int least, int most, float mass, int level) "
-      "-> Tensor");
+      "Tensor? sketch_table, int first, int recent, int least, int most, float mass, "
+      "Tensor? value_sums, int summed, int level) -> Tensor");
   m.def(
       "attention_outputs(Tensor x, Tensor attended, Tensor weight, Tensor? bias, "
       "int after_attention, Tensor? after_weight, Tensor? after_bias, float after_eps, "

@@ -63,6 +63,7 @@ void one_sketch(int level) {
   const int64_t taken_each = (taken_bytes(a, a.queries) + 63) / 64 * 64;
   char* taken = static_cast<char*>(aligned_alloc(64, taken_each));
   std::vector<float> weights(rows * a.pitch()), maxima(rows * a.ranges()), sums(maxima.size());
+  std::vector<float> summed(a.pitch()), factor(group * a.ranges()), mass(group);
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t b = part / a.kv_heads, k = part % a.kv_heads, held = a.held(b);
     std::fill(maxima.begin(), maxima.end(), -INFINITY);
@@ -84,7 +85,7 @@ void one_sketch(int level) {
                               weights.data() + row * a.pitch(),
                               maxima.data() + row * a.ranges(),
                               sums.data() + row * a.ranges()};
-      kernels(level)->sketch_weights(a, one, stop, scratch);
+      kernels(level)->sketch_weights(a, one, stop, {summed.data(), factor.data(), mass.data()});
       std::vector<double> expected(stop), slack(stop);
       for (int64_t g = 0; g < group; ++g) {
         std::vector<double> q(a.dim), score(stop), off(stop);
@@ -118,13 +119,19 @@ void one_sketch(int level) {
         double sum = a.sinks == nullptr ? 0 : exp(a.sinks[k * group + g] - most), wide = 0;
         for (int64_t j = 0; j < stop; ++j)
           if (seen(j)) sum += exp(score[j] - most), wide = std::max(wide, off[j]);
+        double all = 0;
         for (int64_t j = 0; j < stop; ++j) {
           const double weight = seen(j) ? exp(score[j] - most) / sum : 0;
-          expected[j] += weight, slack[j] += weight * (exp(2 * wide) - 1 + 1e-4);
+          const double own = weight * (exp(2 * wide) - 1 + 1e-4);
+          const float given =
+              weights[(row + g) * a.pitch() + j] * factor[g * a.ranges() + j / kSketchRange];
+          good = good && fabs(given - weight) <= own + 1e-12;
+          expected[j] += weight, slack[j] += own, all += weight;
         }
+        good = good && fabs(mass[g] - all) <= all * (exp(2 * wide) - 1 + 1e-4) + 1e-12;
       }
       for (int64_t j = 0; j < stop; ++j)
-        good = good && fabs(one.weights[j] - expected[j]) <= slack[j] + 1e-12;
+        good = good && fabs(summed[j] - expected[j]) <= slack[j] + 1e-12;
     }
     if (!good && ++failures < 5)
       printf("level %d dtype %d: weights of %ld keys, D %ld differ\n", level, int(a.dtype),
@@ -132,6 +139,58 @@ void one_sketch(int level) {
   }
   free(scratch);
   free(taken);
+}
+
+// What was not chosen, by the mean of the values that each query sees.
+void one_rest(int level) {
+  RestArgs a = {};
+  a.dtype = Dtype(rng() % 3);
+  a.batch = pick({1, 2}), a.kv_heads = pick({1, 3}), a.heads = a.kv_heads * pick({1, 2, 7});
+  a.queries = pick({1, 1, 3}), a.context = a.queries + pick({0, 1, 70, 300});
+  a.dim = pick({1, 7, 16, 64, 80});
+  a.summed = rng() % (a.context - a.queries + 1);
+  const bool paged = some(4);
+  const int64_t gap = pick({0, 3}), size = paged ? 16 : a.context;
+  a.page_shift = paged ? 4 : 0;
+  const int64_t pages = (a.context + size - 1) / size;
+  std::vector<int32_t> table(a.batch * pages);
+  for (size_t i = 0; i < table.size(); ++i) table[i] = int32_t(i);
+  std::shuffle(table.begin(), table.end(), rng);
+  if (paged) a.table = table.data(), a.table_row = pages;
+  a.value_row = a.dim + gap, a.value_head = size * a.value_row;
+  a.value_batch = a.kv_heads * a.value_head;
+  Numbers values((paged ? a.batch * pages : a.batch) * a.value_batch - gap, a.dtype);
+  Numbers out(a.batch * a.heads * a.queries * a.dim, a.dtype), before = out;
+  std::vector<float> rest(a.batch * a.heads * a.queries), sums(a.batch * a.kv_heads * a.dim);
+  for (float& x : rest) x = float(rng() % 100) / 100;
+  for (float& x : sums) x = normal();
+  a.values = values.data(), a.out = out.data(), a.rest = rest.data(), a.sums = sums.data();
+  char* scratch = static_cast<char*>(aligned_alloc(64, (scratch_bytes(a) + 63) / 64 * 64));
+  for (int64_t i = 0; i < a.batch * a.kv_heads; ++i)
+    kernels(level)->rest(a, i / a.kv_heads, i % a.kv_heads, scratch);
+  free(scratch);
+  bool good = true;
+  const int64_t group = a.heads / a.kv_heads;
+  for (int64_t i = 0; i < a.batch * a.heads * a.queries; ++i) {
+    const int64_t b = i / a.queries / a.heads, h = i / a.queries % a.heads, s = i % a.queries;
+    const int64_t stop = a.context - a.queries + s + 1, k = h / group;
+    for (int64_t d = 0; d < a.dim; ++d) {
+      double sum = sums[(b * a.kv_heads + k) * a.dim + d], all = fabs(sum);
+      for (int64_t j = a.summed; j < stop; ++j) {
+        const int64_t at = paged ? table[b * pages + j / size] : b;
+        const double x =
+            values.at(at * a.value_batch + k * a.value_head + j % size * a.value_row + d);
+        sum += x, all += fabs(x);
+      }
+      const double wanted = (1 - rest[i]) * before.at(i * a.dim + d) + rest[i] * sum / stop;
+      const double size_of = fabs(before.at(i * a.dim + d)) + all / stop;
+      const double unit = a.dtype == kFloat32 ? 1e-6 : a.dtype == kBfloat16 ? 4e-3 : 5e-4;
+      good = good && fabs(out.at(i * a.dim + d) - wanted) <= 2 * unit * size_of + 1e-7;
+    }
+  }
+  if (!good && ++failures < 5)
+    printf("level %d dtype %d: the rest of %ld keys, D %ld differs\n", level, int(a.dtype),
+           long(a.context), long(a.dim));
 }
 
 // What a budget takes of weights with ties, hidden ones among them.
@@ -183,6 +242,7 @@ void one_budget(int level) {
 int main(int argc, char** argv) {
   return run_calls(argc, argv, failures, [](int level, int i) {
     if (i % 4 == 0) one_sketch(level);
+    if (i % 4 == 2) one_rest(level);
     one_budget(level);
   });
 }

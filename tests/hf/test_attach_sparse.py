@@ -22,14 +22,15 @@ ASKED = "topk:24,sinks=2,recent=6,dense=1"
 
 
 def weights_by_hand(query, key, scale, seen):
-    """Softmax weights [B,K,S,L] in float64, those of a kv head's query heads added up."""
+    """Softmax weights [B,K,G,S,L] in float64."""
     score = query.double().unflatten(1, (key.shape[1], -1)) @ key.double().unsqueeze(2).mT * scale
     score = score.masked_fill(~seen.unsqueeze(2), float("-inf"))
-    return score.softmax(-1).nan_to_num(0).sum(2)
+    return score.softmax(-1).nan_to_num(0)
 
 
 def choice_by_hand(weights, seen, budget):
     """What a query gets [B,K,S,L], True where it does, loops over queries."""
+    weights = weights.sum(2)
     taken = torch.zeros_like(weights, dtype=torch.bool)
     for index in torch.cartesian_prod(*map(torch.arange, weights.shape[:3])).tolist():
         b, k, s = index
@@ -42,7 +43,10 @@ def choice_by_hand(weights, seen, budget):
 
 
 class StockSparse:
-    """Stock attention that hides what a query does not get; in calls of up to 16 queries."""
+    """Stock attention that hides what a query does not get; in calls of up to 16 queries.
+
+    What it does not get counts by the mean of all values that it could see.
+    """
 
     def __init__(self, asked, rounded):
         self.rule, self.rounded, self.mass = SparseChoice.parse(asked), rounded, []
@@ -61,11 +65,17 @@ class StockSparse:
         if length <= 16 and context > rule.least and module.layer_idx >= rule.dense:
             sketch = key if self.rounded == 4 else dequantize(*quantize(key, 4), 4)
             weights = weights_by_hand(query, sketch, scaling, mask)
-            mask = choice_by_hand(weights, mask, rule).repeat_interleave(groups, dim=1)
+            taken = choice_by_hand(weights, mask, rule)
+            rest = weights.masked_fill(taken.unsqueeze(2), 0).sum(-1).flatten(1, 2).unsqueeze(-1)
+            shown = mask.double() / mask.sum(-1, keepdim=True).clamp(min=1)
+            means = (shown @ value.double()).repeat_interleave(groups, dim=1)
+            mask = taken.repeat_interleave(groups, dim=1)
         key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
         out = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, scale=scaling
         )
+        if length <= 16 and context > rule.least and module.layer_idx >= rule.dense:
+            out = (out * (1 - rest) + means * rest).to(out.dtype)
         return out.transpose(1, 2).contiguous(), None
 
 
@@ -77,8 +87,9 @@ def exactly(kv, query, options, mask):
     seen = (seen if mask is None else mask).expand(len(query), 1, length, context)
     weights = weights_by_hand(query, key, options.scale, seen)
     taken = choice_by_hand(weights, seen, kv.rule)
+    rest = weights.masked_fill(taken.unsqueeze(2), 0).sum(-1).flatten(1, 2).float()
     order = torch.where(taken, torch.arange(context), context).sort(-1).values[..., : kv.rule.most]
-    return order.masked_fill(order == context, -1).int()
+    return order.masked_fill(order == context, -1).int(), rest
 
 
 def model_of(name="llama-gqa", **changes):

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 import headwise
 from headwise import ShapeError
 from headwise.caches import PagedCache, QuantizedCache
-from headwise.ops import Budget, choose_keys, dequantize, sketch_of
+from headwise.ops import (
+    Budget,
+    add_rest,
+    choose_keys,
+    dequantize,
+    means_of,
+    means_under,
+    sketch_of,
+)
 from headwise.ops.backend import cpu
 from headwise.ops.sketch import reference
 from headwise.ops.sketch.call import ChoiceCall
@@ -20,11 +28,11 @@ assert cpu.available()[0], cpu.available()[1]
 
 
 def weights_of(query, sketch, seen, *, softcap=None, sinks=None):
-    """Weights [B,K,S,L] in float64, loops over heads; `seen` [B,S,L]."""
+    """Weights [B,H,S,L] in float64, loops over heads; `seen` [B,S,L]."""
     batch, heads, length, dim = query.shape
     key = dequantize(sketch.key, sketch.key_scales, 4).double()
     group = heads // key.shape[1]
-    total = torch.zeros(batch, key.shape[1], length, key.shape[2], dtype=torch.float64)
+    total = torch.zeros(batch, heads, length, key.shape[2], dtype=torch.float64)
     for b, h, s in itertools.product(range(batch), range(heads), range(length)):
         score = key[b, h // group] @ query[b, h, s].double() * dim**-0.5
         if softcap:
@@ -32,16 +40,24 @@ def weights_of(query, sketch, seen, *, softcap=None, sinks=None):
         score[~seen[b, s]] = float("-inf")
         powers = torch.exp(score - score.max()) if seen[b, s].any() else torch.zeros_like(score)
         sink = torch.exp(sinks[h].double() - score.max()) if sinks is not None else 0.0
-        total[b, h // group, s] += powers / (powers.sum() + sink) if seen[b, s].any() else 0.0
+        total[b, h, s] = powers / (powers.sum() + sink) if seen[b, s].any() else 0.0
     return total
 
 
-def check(chosen, weights, seen, budget):
+def check(found, weights, seen, budget):
     """A choice holds what it must, and no key that was left out weighs more than one that is in.
+
+    The rest is what each head gives the keys that were left out.
 
     Weights may differ by what rounding queries to 8 bits changes in a score.
     """
-    slack = 1.04
+    slack, (chosen, rest) = 1.04, found
+    each_head = weights
+    weights = weights.unflatten(1, (chosen.shape[1], -1)).sum(dim=2)
+    for b, h, s in itertools.product(*map(range, rest.shape)):
+        own = chosen[b, h // (rest.shape[1] // chosen.shape[1]), s]
+        left = each_head[b, h, s].sum() - each_head[b, h, s, own[own >= 0].long()].sum()
+        assert abs(float(rest[b, h, s]) - float(left)) <= (slack - 1) * float(left) + 0.02
     for b, k, s in itertools.product(*map(range, chosen.shape[:3])):
         visible = seen[b, s].nonzero().flatten().tolist()
         places = [place for place in chosen[b, k, s].tolist() if place >= 0]
@@ -106,20 +122,21 @@ def test_a_long_context_is_chosen_from_in_parts_as_at_once(mass, level, threads)
     sketch = sketch_of(torch.randn(2, 2, 20_000, 128))
     budget = Budget(700, 100, mass, 4, 64)
     threads(2)
-    chosen = choose_keys(query, sketch, budget)
+    chosen, rest = choose_keys(query, sketch, budget)
     threads(1)
-    assert torch.equal(choose_keys(query, sketch, budget), chosen)
+    assert all(map(torch.equal, choose_keys(query, sketch, budget), (chosen, rest)))
     for row in (0, 9, 15):
         stop = 20_000 - 15 + row
         own = sketch_of(torch.zeros(2, 2, stop, 128))
         own.key, own.key_scales = sketch.key[:, :, :stop], sketch.key_scales[:, :, :stop]
         one = choose_keys(query[:, :, row : row + 1], own, budget)
-        assert torch.equal(one, chosen[:, :, row : row + 1])
+        both = chosen[:, :, row : row + 1], rest[:, :, row : row + 1]
+        assert all(map(torch.equal, one, both))
     seen = torch.ones(1, 1, 20_000, dtype=torch.bool)
     first = sketch_of(torch.zeros(1, 1, 20_000, 128))
     first.key, first.key_scales = sketch.key[:1, :1], sketch.key_scales[:1, :1]
     weights = weights_of(query[:1, :3, 15:], first, seen)
-    check(chosen[:1, :1, 15:], weights, seen, budget)
+    check((chosen[:1, :1, 15:], rest[:1, :3, 15:]), weights, seen, budget)
 
 
 def test_pages_and_lengths_choose_as_rows_side_by_side(level):
@@ -129,19 +146,20 @@ def test_pages_and_lengths_choose_as_rows_side_by_side(level):
     pages.append(*tokens, counts=[90, 61])
     rows.append(*tokens)
     query, budget = torch.randn(2, 4, 2, 64), Budget(20, first=2, recent=4)
-    chosen = choose_keys(query, pages.view, budget)
+    chosen, rest = choose_keys(query, pages.view, budget)
     whole = choose_keys(query, rows.view, budget)
-    assert torch.equal(chosen[0], whole[0])
+    assert torch.equal(chosen[0], whole[0][0]) and torch.equal(rest[0], whole[1][0])
     held = QuantizedCache(4)
     held.append(*(each[1:, :, 29:] for each in tokens))
-    assert torch.equal(chosen[1:], choose_keys(query[1:], held.view, budget))
+    alone = choose_keys(query[1:], held.view, budget)
+    assert torch.equal(chosen[1:], alone[0]) and torch.equal(rest[1:], alone[1])
 
 
 def test_what_is_no_number_is_chosen_and_seen():
     torch.manual_seed(2)
     query, key = torch.randn(1, 2, 1, 32), torch.randn(1, 1, 3000, 32)
     key[0, 0, 1234, 3] = float("nan")
-    chosen = choose_keys(query, sketch_of(key), Budget(50))
+    chosen, _ = choose_keys(query, sketch_of(key), Budget(50))
     assert 1234 in chosen[0, 0, 0].tolist()
     out = headwise.attention(query, key, key, causal=True, indices=chosen)
     assert out.isnan().all()
@@ -150,10 +168,35 @@ def test_what_is_no_number_is_chosen_and_seen():
 def test_a_choice_of_every_key_gives_the_attention_of_all():
     torch.manual_seed(3)
     query, key, value = torch.randn(1, 4, 2, 64), *(torch.randn(1, 2, 200, 64) for _ in range(2))
-    chosen = choose_keys(query, sketch_of(key), Budget(200))
+    chosen, rest = choose_keys(query, sketch_of(key), Budget(200))
+    assert rest.max() < 1e-5
     dense = headwise.attention(query, key, value, causal=True)
     sparse = headwise.attention(query, key, value, causal=True, indices=chosen)
     torch.testing.assert_close(sparse, dense)
+
+
+def test_the_rest_counts_by_the_mean_of_all_values():
+    """Where all values that were not chosen are one, the result is that of dense attention."""
+    torch.manual_seed(4)
+    query, key = torch.randn(1, 4, 2, 64), torch.randn(1, 2, 300, 64)
+    exact = sketch_of(key)
+    key = dequantize(exact.key, exact.key_scales, 4)
+    value = torch.randn(1, 2, 1, 8).expand(1, 2, 300, 8)
+    chosen, rest = choose_keys(query, exact, Budget(30))
+    out = headwise.attention(query, key, value, causal=True, indices=chosen)
+    out = add_rest(out, rest, means_of(value, 2))
+    dense = headwise.attention(query, key, value, causal=True)
+    torch.testing.assert_close(out, dense, rtol=1e-4, atol=1e-4)
+    assert rest.min() > 0.05
+    mask = torch.rand(1, 1, 2, 300) < 0.5
+    seen = mask & torch.ones(2, 300, dtype=torch.bool).tril(298)
+    value = torch.randn(1, 2, 300, 8)
+    by_hand = [(value * seen[:, :, s, :, None]).sum(2) / seen[0, 0, s].sum() for s in (0, 1)]
+    torch.testing.assert_close(means_under(seen, value), torch.stack(by_hand, dim=2))
+    plain = torch.stack([value[:, :, :299].mean(2), value.mean(2)], dim=2)
+    torch.testing.assert_close(means_of(value, 2), plain)
+    sums = value[:, :, :200].sum(2)
+    torch.testing.assert_close(means_of(value[:, :, 200:], 2, sums, 200), plain)
 
 
 def test_it_passes_opcheck_and_compiles():
@@ -168,7 +211,7 @@ def test_it_passes_opcheck_and_compiles():
         return choose_keys(query, sketch, Budget(9), mask=mask)
 
     compiled = torch.compile(choose, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(query), choose(query))
+    assert all(map(torch.equal, compiled(query), choose(query)))
 
 
 SKETCH = sketch_of(torch.zeros(1, 2, 20, 8))

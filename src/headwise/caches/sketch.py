@@ -8,11 +8,16 @@ from torch import Tensor
 from headwise.caches.contiguous import ContiguousCache
 from headwise.caches.paged import PagedCache
 from headwise.caches.protocol import Cache
-from headwise.ops import PagedKV, QuantKV, dequantize, keys_alone, quantize
+from headwise.ops import Bits, PagedKV, QuantKV, dequantize, keys_alone, means_of, quantize
+
+# Values of which one sum is kept.
+_BLOCK = 256
 
 
 class Sketch:
     """Keys in 4 bits beside the cache that they are of, read by `headwise.ops.choose_keys`.
+
+    And sums of values, of 256 tokens each, for the mean that what is not chosen counts by.
 
     Example:
         >>> import torch
@@ -32,16 +37,19 @@ class Sketch:
 
     def __init__(self) -> None:
         self._rows: ContiguousCache | PagedCache | None = None
+        # [B, heads, n + 1, dim], float32: of the first 0, 256, 512, ... values
+        self._sums: Tensor | None = None
 
     def __copy__(self) -> "Sketch":
         twin = Sketch()
-        twin._rows = copy(self._rows)
+        twin._rows, twin._sums = copy(self._rows), self._sums
         return twin
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes, beside the cache."""
-        return 0 if self._rows is None else self._rows.nbytes
+        sums = 0 if self._sums is None else self._sums.nbytes
+        return sums + (0 if self._rows is None else self._rows.nbytes)
 
     def view(self, cache: Cache, fresh: Tensor | None = None) -> QuantKV:
         """The sketch of all that the cache holds, as a view without values.
@@ -63,7 +71,7 @@ class Sketch:
         if rows.length < cache.length or rows.batch is None:
             keys = fresh
             if keys is None or isinstance(own, QuantKV) or not _completes(rows, keys, cache):
-                keys = _keys(cache, rows.length)
+                keys = _held(cache, 0, rows.length, cache.length)
             rows.append(*quantize(keys, 4))
         if isinstance(rows, PagedCache):
             view = rows.view
@@ -73,6 +81,27 @@ class Sketch:
         assert integers is not None
         assert scales is not None
         return keys_alone(integers, scales)
+
+    def sums(self, cache: Cache) -> tuple[Tensor, int]:
+        """Sums of the first values of the cache, float32 [B, heads, dim], and of how many."""
+        whole, sums = cache.length // _BLOCK, self._sums
+        done = 0 if sums is None else sums.shape[2] - 1
+        if sums is None or done < whole:
+            values = _held(cache, 1, done * _BLOCK, whole * _BLOCK).float()
+            added = values.unflatten(2, (whole - done, _BLOCK)).sum(dim=3).cumsum(dim=2)
+            if sums is None:
+                sums = values.new_zeros(*values.shape[:2], 1, values.shape[3])
+            sums = self._sums = torch.cat([sums, sums[:, :, -1:] + added], dim=2)
+        return sums[:, :, whole].contiguous(), whole * _BLOCK
+
+    def means(self, cache: Cache, queries: int) -> Tensor:
+        """The mean of all values up to each of the last queries, float32 [B, heads, S, dim]."""
+        sums, summed = self.sums(cache)
+        if summed > cache.length - queries:  # what the first query may not see is among them
+            assert self._sums is not None
+            summed -= _BLOCK
+            sums = self._sums[:, :, summed // _BLOCK]
+        return means_of(_held(cache, 1, summed, cache.length), queries, sums, summed)
 
     def room(
         self, cache: Cache, batch: int, heads: int, count: int
@@ -93,20 +122,26 @@ class Sketch:
 
     def crop(self, length: int) -> None:
         """Keep the first `length` tokens, of those that it has."""
+        if self._sums is not None:
+            self._sums = self._sums[:, :, : length // _BLOCK + 1]
         if self._rows is not None and length < self._rows.length:
             self._rows.crop(length)
 
     def select(self, index: Tensor) -> None:
         """Make sequence i what sequence index[i] was, as `Cache.select`."""
+        if self._sums is not None:
+            self._sums = self._sums.index_select(0, index.to(self._sums.device))
         if self._rows is not None:
             self._rows.select(index)
 
     def reset(self) -> None:
         """Forget everything and release the memory."""
-        self._rows = None
+        self._rows = self._sums = None
 
     def to(self, device: torch.device | str) -> None:
         """Move it to `device`."""
+        if self._sums is not None:
+            self._sums = self._sums.to(device)
         if self._rows is not None:
             self._rows.to(device)
 
@@ -135,6 +170,10 @@ class SketchedCache(ContiguousCache):
         """The keys that it holds, in 4 bits."""
         return self._sketch.view(self)
 
+    def means(self, queries: int) -> Tensor:
+        """As `Sketch.means`."""
+        return self._sketch.means(self, queries)
+
     def crop(self, length: int) -> None:
         """Keep the first `length` tokens."""
         super().crop(length)
@@ -160,14 +199,16 @@ def _completes(rows: Cache, fresh: Tensor, cache: Cache) -> bool:
     return int(rows.length) + fresh.shape[2] == int(cache.length)
 
 
-def _keys(cache: Cache, begin: int) -> Tensor:
-    """The keys of all sequences from token `begin` on, [B, heads, S, dim]."""
+def _held(cache: Cache, which: int, begin: int, end: int) -> Tensor:
+    """The keys (0) or the values (1) of tokens `begin` to `end`, [B, heads, S, dim]."""
     assert cache.batch is not None
-    parts = [cache.rows(sequence, begin, cache.length) for sequence in range(cache.batch)]
-    key = torch.stack([part[0] for part in parts])
-    if "first_scales" not in cache.kept:
-        return key
-    return dequantize(key, torch.stack([part[1] for part in parts]), 8)
+    each = 2 if "first_scales" in cache.kept else 1
+    parts = [cache.rows(sequence, begin, end) for sequence in range(cache.batch)]
+    rows = torch.stack([part[each * which] for part in parts])
+    if each == 1:
+        return rows
+    bits: Bits = 8 if rows.dtype == torch.int8 else 4
+    return dequantize(rows, torch.stack([part[2 * which + 1] for part in parts]), bits)
 
 
 def _in_pages(view: PagedKV) -> QuantKV:

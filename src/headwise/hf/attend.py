@@ -7,7 +7,7 @@ from headwise.hf.dropout import attend_with_dropout, eager_function
 from headwise.hf.latent import absorb, expand, receives_latents
 from headwise.hf.masks import runs_eagerly
 from headwise.hf.request import Request
-from headwise.ops import run_call, weights_of
+from headwise.ops import add_rest, run_call, weights_of
 
 # out [B,S,H,V], and where asked for weights [B,H,S,L] and lse [B,H,S].
 Attended = tuple[Tensor, Tensor | None, Tensor | None]
@@ -44,6 +44,8 @@ def attend_rows(request: Request) -> Attended:
     blocks = request.options.block_indices is not None and request.mask is not None
     request.options.return_lse |= request.sinks is not None or blocks
     out, lse = run_call(request.call())
+    if request.rest is not None:
+        out = add_rest(out, *request.rest)
     if blocks:
         assert lse is not None
         out = _averaged(request, out, lse)

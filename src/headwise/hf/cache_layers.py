@@ -95,7 +95,8 @@ class OwnLayer(CacheLayerMixin):
         if self.sparse is None or not self.chooses(key_states.shape[2], self.cache.length):
             return views
         sketch = self.sketch.view(self.cache, key_states)
-        return rows_of(SparseKV(*views, sketch, self.sparse), key_states.dtype)
+        means = self.sketch.means(self.cache, key_states.shape[2])
+        return rows_of(SparseKV(*views, sketch, means, self.sparse), key_states.dtype)
 
     def chooses(self, queries: int, length: int) -> bool:
         """Whether the last queries of a context of `length` get some of its keys alone."""

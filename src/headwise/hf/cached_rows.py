@@ -50,12 +50,14 @@ class WindowKV:
 class SparseKV:
     """All keys and values of a layer, [B,K,L,D] and [B,K,L,V], as it hands them out otherwise.
 
-    sketch: of the keys, by which each query chooses as many as `rule` says.
+    sketch: of the keys, by which each query chooses as many as `rule` says. means: of the values up
+    to each query, float32 [B,K,S,V].
     """
 
     key: Tensor
     value: Tensor
     sketch: QuantKV
+    means: Tensor
     rule: SparseChoice
 
     @property

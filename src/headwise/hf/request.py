@@ -26,7 +26,8 @@ class Request:
     that stands for both. mask: as it came, or what a window with sinks leaves of it. eager: whether
     the attention before was eager. empty: the rows that average all values. weights: whether the
     attention weights are asked for. columns: the keys' positions where a cache has dropped some.
-    sinks: one per query, [B,H,S,1]; one per head is an option.
+    sinks: one per query, [B,H,S,1]; one per head is an option. rest: beside chosen keys, what the
+    others have of the softmax [B,H,S], and the means of values [B,K,S,V] that these count by.
     """
 
     module: nn.Module
@@ -42,6 +43,7 @@ class Request:
     weights: bool = False
     columns: Tensor | None = None
     sinks: Tensor | None = None
+    rest: tuple[Tensor, Tensor] | None = None
 
     def call(self) -> AttentionCall:
         """The call of our operator."""
@@ -130,7 +132,7 @@ def read_request(
         request.eager = eager
         _read_mask(request)
     if sparse is not None and request.sinks is None and not dropout:
-        options.indices = choose_for(sparse, request.query, options, options.mask)
+        options.indices, request.rest = choose_for(sparse, request.query, options, options.mask)
     return request
 
 

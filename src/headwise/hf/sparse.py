@@ -8,7 +8,7 @@ from torch import Tensor
 from headwise.caches import CacheChoice
 from headwise.errors import UnsupportedError
 from headwise.hf.cached_rows import SparseKV
-from headwise.ops import Budget, Options, choose_keys
+from headwise.ops import Budget, Options, choose_keys, means_under
 from headwise.spec import ModelSpec, SparseChoice
 
 # Queries of a sequence up to which a call is one of decoding; more see all keys.
@@ -72,19 +72,33 @@ def sparse_layers(
     return SparseLayers(choice, dense)
 
 
-def choose_for(kv: SparseKV, query: Tensor, options: Options, mask: Tensor | None) -> Tensor | None:
-    """The keys of each query, int32 [B,K,S,most]; None where the call is one that sees all keys."""
+def choose_for(
+    kv: SparseKV, query: Tensor, options: Options, mask: Tensor | None
+) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+    """The keys of each query, int32 [B,K,S,most], and what the others count: `Request.rest`.
+
+    None where the call is one that sees all keys.
+    """
     plain = (options.bias, options.alibi_slopes, options.window, options.indices)
     if any(each is not None for each in (*plain, options.block_indices)):
-        return None
+        return None, None
     one_for_all = mask is None or (mask.ndim == 4 and mask.shape[1] == 1)
     if query.shape[2] > MOST_QUERIES or not one_for_all or not (options.causal or mask is not None):
-        return None
-    return chosen_keys(kv, query, options, mask)
+        return None, None
+    chosen, rest = chosen_keys(kv, query, options, mask)
+    if rest is None:
+        return chosen, None
+    means = kv.means if mask is None else means_under(mask, kv.dense(query.dtype)[1])
+    return chosen, (rest, means)
 
 
-def chosen_keys(kv: SparseKV, query: Tensor, options: Options, mask: Tensor | None) -> Tensor:
-    """The keys of each query, int32 [B,K,S,most], by the sketch."""
+def chosen_keys(
+    kv: SparseKV, query: Tensor, options: Options, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The keys of each query, int32 [B,K,S,most], by the sketch, and the rest [B,H,S].
+
+    None of a rest stands for one that counts nothing.
+    """
     return choose_keys(
         query,
         kv.sketch,

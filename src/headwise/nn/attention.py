@@ -13,7 +13,15 @@ from headwise.nn.layer import AttentionLayer, append, split_heads
 from headwise.nn.norm import RMSNorm
 from headwise.nn.pretrained import PretrainedLayer
 from headwise.nn.rope import Rope
-from headwise.ops import Budget, attention, choose_keys, sketch_of
+from headwise.ops import (
+    Budget,
+    add_rest,
+    attention,
+    choose_keys,
+    means_of,
+    means_under,
+    sketch_of,
+)
 from headwise.spec import AttentionSpec
 
 
@@ -173,12 +181,13 @@ class Attention(AttentionLayer):
         if spec.window is not None and not spec.causal:
             near = _near(query.shape[2], context, spec.window, hidden.device)
             mask = near if mask is None else mask & near
-        query, indices = query.to(dtype), None
+        query, indices, rest = query.to(dtype), None, None
         one_mask = mask is None or mask.ndim < 4 or mask.shape[1] == 1
         if spec.sparse is not None and not torch.is_grad_enabled() and bias is None and one_mask:
             rows = key if kv is None else kv.dense(dtype)[0]
             if rows is not None and context > spec.sparse.least:
-                indices = self._chosen(query, rows, cache, mask)
+                indices, rest = self._chosen(query, rows, cache, mask)
+                values = value if kv is None else kv.dense(dtype)[1]
         out = attention(
             query,
             key,
@@ -194,12 +203,14 @@ class Attention(AttentionLayer):
             mask=mask,
             indices=indices,
         )
+        if rest is not None:
+            out = add_rest(out, rest, _means(values, query.shape[2], cache, mask))
         return self.finish(out)
 
     def _chosen(
         self, query: Tensor, key: Tensor, cache: Cache | None, mask: Tensor | None
-    ) -> Tensor:
-        """The keys that each query gets, int32 [B, K, S, most]."""
+    ) -> tuple[Tensor, Tensor]:
+        """The keys that each query gets, int32 [B, K, S, most], and the rest [B, H, S]."""
         assert self.spec.sparse is not None
         return choose_keys(
             query,
@@ -259,6 +270,15 @@ class Attention(AttentionLayer):
         if layer.sinks is not None:
             layer.sinks.data.copy_(module.sinks.detach())
         return layer
+
+
+def _means(value: Any, queries: int, cache: Cache | None, mask: Tensor | None) -> Tensor:
+    """The means of the values [B, K, L, V] that each query sees, [B, K, S, V]."""
+    if mask is not None:
+        causal = torch.ones(queries, value.shape[2], dtype=torch.bool, device=value.device)
+        seen = mask & causal.tril(value.shape[2] - queries)
+        return means_under(seen[(None,) * (4 - seen.ndim)], value)
+    return cache.means(queries) if isinstance(cache, SketchedCache) else means_of(value, queries)
 
 
 def _near(length: int, context: int, window: int, device: torch.device) -> Tensor:

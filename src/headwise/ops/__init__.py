@@ -44,6 +44,7 @@ from headwise.ops.packed.formats import (
 from headwise.ops.packed.operator import pack, packed_linear, round_blocks, unpack
 from headwise.ops.sketch.call import Budget
 from headwise.ops.sketch.operator import choose_keys, keys_alone, sketch_of
+from headwise.ops.sketch.rest import add_rest, means_of, means_under
 from headwise.ops.views import KV, PagedKV, QuantKV
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "QuantKV",
     "Rejected",
     "Verdict",
+    "add_rest",
     "are_few",
     "attention",
     "attention_weights",
@@ -92,6 +94,8 @@ __all__ = [
     "latent_attention",
     "layer_offer",
     "linear_attention",
+    "means_of",
+    "means_under",
     "needs_gradients",
     "pack",
     "packed_columns",

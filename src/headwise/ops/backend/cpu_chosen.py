@@ -152,11 +152,11 @@ def _chooses(call: ChoiceCall) -> bool:
     return on_cpu and query.shape[-1] <= _MOST_DIM and not cpu_library.ready()
 
 
-def _choose_keys(call: ChoiceCall) -> Tensor:
+def _choose_keys(call: ChoiceCall) -> tuple[Tensor, Tensor]:
     sketch, budget = call.sketch, call.budget
     table, lengths = sketch.page_table, sketch.lengths
     try:
-        chosen: Tensor = torch.ops.headwise.choose_keys.default(
+        chosen, rest = torch.ops.headwise.choose_keys.default(
             *map(contiguous_rows, (call.query, sketch.key, sketch.key_scales)),
             None if table is None else contiguous_rows(table),
             sketch.context,
@@ -176,7 +176,7 @@ def _choose_keys(call: ChoiceCall) -> Tensor:
     except RuntimeError:
         sketch.check_pages()  # pages that do not exist are found there
         raise
-    return chosen
+    return chosen, rest
 
 
 CHOOSE = Offer(_choose_keys, _chooses)

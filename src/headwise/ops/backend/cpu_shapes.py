@@ -114,9 +114,12 @@ def _index_topk(
     return query.new_empty(*query.shape[:2], top, dtype=torch.int32)
 
 
-def _choose_keys(query: Tensor, keys: Tensor, *arguments: Any) -> Tensor:
-    most = arguments[-3]
-    return query.new_empty(query.shape[0], keys.shape[1], query.shape[2], most, dtype=torch.int32)
+def _choose_keys(query: Tensor, keys: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    most, rest = arguments[-3], query.new_empty(query.shape[:3], dtype=torch.float32)
+    chosen = query.new_empty(
+        *query.shape[:1], keys.shape[1], query.shape[2], most, dtype=torch.int32
+    )
+    return chosen, rest
 
 
 def _linear_attention(

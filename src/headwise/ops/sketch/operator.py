@@ -21,7 +21,7 @@ def choose_keys(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     mask: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The keys with the largest attention weights by a sketch of them: one choice per kv head.
 
     Example:
@@ -29,11 +29,12 @@ def choose_keys(
         >>> from headwise.ops import Budget, choose_keys, sketch_of
         >>> query = torch.randn(1, 8, 1, 64)
         >>> key, value = torch.randn(1, 2, 1000, 64), torch.randn(1, 2, 1000, 64)
-        >>> chosen = choose_keys(query, sketch_of(key), Budget(most=100, first=4, recent=32))
-        >>> chosen.shape
-        torch.Size([1, 2, 1, 100])
-        >>> headwise.attention(query, key, value, causal=True, indices=chosen).shape
-        torch.Size([1, 8, 1, 64])
+        >>> budget = Budget(most=100, first=4, recent=32)
+        >>> chosen, rest = choose_keys(query, sketch_of(key), budget)
+        >>> chosen.shape, rest.shape
+        (torch.Size([1, 2, 1, 100]), torch.Size([1, 8, 1]))
+        >>> out = headwise.attention(query, key, value, causal=True, indices=chosen)
+        >>> out = headwise.ops.add_rest(out, rest, headwise.ops.means_of(value, queries=1))
 
     Each query head gives its keys softmax weights by the sketch; those of a kv head's query heads
     are added up, and the largest sums win. The sketch is read once. It has no gradient.
@@ -48,7 +49,8 @@ def choose_keys(
 
     Returns:
         int32 [B, K, S, most]: positions, ascending; of equal weights the first; then -1. What
-        `indices` of `attention` takes.
+        `indices` of `attention` takes. And float32 [B, H, S]: the part of each head's softmax that
+        the other keys have, what `add_rest` takes.
 
     Raises:
         ShapeError: shapes, dtypes or devices that do not fit together, or a budget that cannot be.
@@ -86,8 +88,8 @@ def choose_keys(
         causal,
         mask,
     )
-    chosen: Tensor = choose_offer("choose", None, call)(call)
-    return chosen
+    chosen, rest = choose_offer("choose", None, call)(call)
+    return chosen, rest
 
 
 def sketch_of(key: Tensor) -> QuantKV:

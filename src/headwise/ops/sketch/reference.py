@@ -10,8 +10,8 @@ from headwise.ops.sketch.call import ChoiceCall
 _MOST = 2**24
 
 
-def choose_keys(call: ChoiceCall) -> Tensor:
-    """int32 [B,K,S,most], ascending, then -1; as `headwise.ops.choose_keys`."""
+def choose_keys(call: ChoiceCall) -> tuple[Tensor, Tensor]:
+    """int32 [B,K,S,most], ascending, then -1, and the rest [B,H,S]: `headwise.ops.choose_keys`."""
     query, budget = call.query, call.budget
     batch, heads, length, _ = query.shape
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -22,7 +22,7 @@ def choose_keys(call: ChoiceCall) -> Tensor:
     lengths = call.sketch.lengths
     ends = torch.tensor([context]) if lengths is None else lengths
     ends = ends.to(query.device).view(-1, 1, 1, 1)
-    chosen = []
+    chosen, rests = [], []
     for first in range(0, length, each):
         rows = slice(first, min(first + each, length))
         own = query[:, :, rows].to(exact).unflatten(1, (kv_heads, -1))  # [B,K,G,s,D]
@@ -43,7 +43,8 @@ def choose_keys(call: ChoiceCall) -> Tensor:
         if call.sinks is not None:
             sink = call.sinks.to(exact).view(1, kv_heads, -1, 1, 1)
             score = torch.cat([score, sink.expand(*score.shape[:4], 1)], dim=-1)
-        weights = score.softmax(dim=-1)[..., :context].nan_to_num(0).sum(dim=2)  # [B,K,s,L]
+        each_head = score.softmax(dim=-1)[..., :context].nan_to_num(0)  # [B,K,G,s,L]
+        weights = each_head.sum(dim=2)
         certain = _in_any_case(seen, budget.first, budget.recent) | unknown.any(dim=2)
         rank = weights.masked_fill(certain, float("inf"))
         order = rank.masked_fill(~seen, -1.0).sort(dim=-1, descending=True, stable=True).indices
@@ -56,11 +57,14 @@ def choose_keys(call: ChoiceCall) -> Tensor:
             kept = torch.isinf(rank.gather(-1, order))
             at_least = torch.arange(order.shape[-1], device=key.device) < budget.least
             taken = taken & (more | kept | at_least)
+        held = torch.zeros_like(weights, dtype=torch.bool).scatter(-1, order, taken)
+        rests.append(each_head.masked_fill(held.unsqueeze(2), 0).sum(dim=-1).flatten(1, 2))
         order = order.masked_fill(~taken, context).sort(dim=-1).values
         chosen.append(order.masked_fill(order == context, -1).int())
     missing = budget.most - min(budget.most, context)
     found = torch.cat(chosen, dim=2) if chosen else query.new_empty(batch, kv_heads, 0, 0).int()
-    return torch.nn.functional.pad(found, (0, missing), value=-1)
+    rest = torch.cat(rests, dim=2) if rests else query.new_empty(batch, heads, 0)
+    return torch.nn.functional.pad(found, (0, missing), value=-1), rest.float()
 
 
 def _in_any_case(seen: Tensor, first: int, recent: int) -> Tensor:

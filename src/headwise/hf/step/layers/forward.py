@@ -134,7 +134,9 @@ def run(
             room = None if sketch is None else room
     if layer is not None and room is not None:
         sinks = None if made.sinks is None else made.sinks.float()
-        choice = _DENSE if sketch is None else (*sketch, *_budget(layer.sparse))
+        choice = _DENSE
+        if sketch is not None:
+            choice = (*sketch, *_budget(layer.sparse), *layer.sketch.sums(layer.cache))
         asked = (*made.options, sinks, *choice)
         attended = offer.attention(x, *before, *room, layer.cache.length, *asked)
         layer.cache.wrote(count)
@@ -178,7 +180,7 @@ def _own_layer(cache: Any, attention: Any) -> Any:
 
 
 # No sketch, and no choice by one.
-_DENSE = (None, None, None, 0, 0, 0, 0, -1.0)
+_DENSE: tuple[Any, ...] = (None, None, None, 0, 0, 0, 0, -1.0, None, 0)
 
 
 def _budget(rule: Any) -> tuple[int, int, int, int, float]:
