@@ -77,8 +77,9 @@ def attach(
             those 1,024 that weigh most by a sketch of the keys in 4 bits, or
             "topp:0.95,min=256,max=4096", as few as have 0.95 of the weight. Behind either
             "sinks=4,recent=64,dense=2", which are the defaults: the first 4 and the last 64 tokens
-            are always among them, and the first 2 layers see all. Up to so many tokens the results
-            have the bits of dense attention. None: every query sees all.
+            are always among them, and the first 2 layers see all. What is not chosen counts by the
+            mean of all values. Up to so many tokens the results have the bits of dense attention.
+            None: every query sees all.
         weights: "int8" or "int4" round the weights of products and embeddings to so many bits, in
             blocks of 32 (embedding, head and routers to 8 bits), in which they stay: a step reads
             less. None leaves them. Rows are rounded to 8 bits before a product.
