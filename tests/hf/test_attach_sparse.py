@@ -316,6 +316,43 @@ def test_a_model_none_of_whose_layers_can_choose_is_refused(family):
     assert "_headwise" not in model.__dict__
 
 
+def test_a_family_without_a_reader_is_refused():
+    """Its layers may have latents, indexers or biases, of which nothing is known."""
+    import sweep_families
+
+    for family in ("sarvam_mla", "dots3_note_text", "diffllama"):
+        model = sweep_families.make(family)
+        with pytest.raises(UnsupportedError, match="no spec reader says which layers"):
+            headwise.attach(model, sparse="topk:100")
+
+
+def test_layers_that_share_keys_do_as_the_layer_that_has_them():
+    model = model_of("gemma3n")  # layer 4 reads the keys of layer 1
+    with pytest.raises(UnsupportedError, match="one of the first 2 layers"):
+        headwise.attach(model, sparse="topk:12,sinks=1,recent=3")
+    report = headwise.attach(model, sparse="topk:12,sinks=1,recent=3,dense=1")
+    assert "decoder.4: a query of a step that has read more than 12 tokens gets" in str(report)
+
+
+@pytest.mark.parametrize("cache", ["contiguous", "paged:16", "int8"])
+def test_the_mean_under_padding_is_of_what_is_seen_in_any_dtype(cache):
+    """Sums of float16 would be infinite."""
+    model = model_of(attention_bias=True, max_position_embeddings=4096)
+    for layer in model.model.layers:
+        layer.self_attn.v_proj.bias.data.fill_(20.0)
+    ids = torch.randint(2, 90, (2, 4000))
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    logits = []
+    for dtype in (torch.float16, torch.float32):
+        headwise.attach(model.to(dtype), cache=cache, sparse="topk:100,dense=0")
+        read_all = read(model, ids, (3990, 1, 9), mask)[0][:, 3990:]
+        assert read_all.isfinite().all()
+        logits.append(read_all.float())
+    apart = (logits[0] - logits[1]).norm() / logits[1].norm()
+    assert apart < 0.05
+
+
 def test_a_cache_that_drops_tokens_and_an_encoder_are_refused():
     with pytest.raises(UnsupportedError, match="cache='window:64' drops some"):
         headwise.attach(model_of(), cache="window:64", sparse="topk:100")

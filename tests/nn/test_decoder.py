@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 import headwise
 from headwise import AttentionSpec, ModelSpec
-from headwise.caches import ContiguousCache, StateCache
-from headwise.nn import Decoder
+from headwise.caches import ContiguousCache, PagedCache, StateCache
+from headwise.nn import Attention, Decoder
 from headwise.spec import LayerSpec, SparseChoice, StateSpec
 
 GQA = AttentionSpec(heads=4, kv_heads=2, head_dim=8, value_dim=8)
@@ -102,6 +102,21 @@ def test_a_layer_that_may_choose_every_key_is_dense_and_one_that_may_not_differs
     torch.testing.assert_close(logits[0], logits[3], rtol=1e-4, atol=1e-4)
     assert torch.equal(logits[1][:, :29], logits[0][:, :29])
     assert (logits[2] - logits[3]).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_sequences_of_different_lengths_see_all_keys() -> None:
+    spec = replace(GQA, sparse=SparseChoice(12, 12, sinks=2, recent=6, dense=0))
+    torch.manual_seed(0)
+    layer, hidden = Attention(spec, 32), torch.randn(2, 31, 32)
+    cache, alone = PagedCache(16), PagedCache(16)
+    layer(hidden[:, :30], cache=cache)
+    cache.share(0, 20, [1])
+    dense = Attention(GQA, 32)
+    dense.load_state_dict(layer.state_dict())
+    dense(hidden[:1, :20], cache=alone)
+    given = layer(hidden[:, 30:], cache=cache)[1:]
+    torch.testing.assert_close(given, dense(hidden[1:, 30:], cache=alone), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -52,6 +52,7 @@ def check(found, weights, seen, budget):
     Weights may differ by what rounding queries to 8 bits changes in a score.
     """
     slack, (chosen, rest) = 1.04, found
+    assert chosen.shape[3] == min(budget.most, seen.shape[2])
     each_head = weights
     weights = weights.unflatten(1, (chosen.shape[1], -1)).sum(dim=2)
     for b, h, s in itertools.product(*map(range, rest.shape)):
@@ -111,6 +112,7 @@ def test_the_choice_is_that_of_weights_in_float64(data):
     options = {"causal": causal, "mask": mask, "sinks": sinks, "softcap": softcap}
     weights = weights_of(query, sketch, seen, softcap=softcap, sinks=sinks)
     check(choose_keys(query, sketch, budget, **options), weights, seen, budget)
+    budget = budget.within(context)
     call = ChoiceCall(query, sketch, budget, dim**-0.5, softcap, sinks, causal, mask)
     check(reference.choose_keys(call), weights, seen, budget)
 

@@ -71,7 +71,7 @@ class Sketch:
         if rows.length < cache.length or rows.batch is None:
             keys = fresh
             if keys is None or isinstance(own, QuantKV) or not _completes(rows, keys, cache):
-                keys = _held(cache, 0, rows.length, cache.length)
+                keys = held_rows(cache, 0, rows.length, cache.length)
             rows.append(*quantize(keys, 4))
         if isinstance(rows, PagedCache):
             view = rows.view
@@ -87,7 +87,7 @@ class Sketch:
         whole, sums = cache.length // _BLOCK, self._sums
         done = 0 if sums is None else sums.shape[2] - 1
         if sums is None or done < whole:
-            values = _held(cache, 1, done * _BLOCK, whole * _BLOCK).float()
+            values = held_rows(cache, 1, done * _BLOCK, whole * _BLOCK).float()
             added = values.unflatten(2, (whole - done, _BLOCK)).sum(dim=3).cumsum(dim=2)
             if sums is None:
                 sums = values.new_zeros(*values.shape[:2], 1, values.shape[3])
@@ -101,7 +101,7 @@ class Sketch:
             assert self._sums is not None
             summed -= _BLOCK
             sums = self._sums[:, :, summed // _BLOCK]
-        return means_of(_held(cache, 1, summed, cache.length), queries, sums, summed)
+        return means_of(held_rows(cache, 1, summed, cache.length), queries, sums, summed)
 
     def room(
         self, cache: Cache, batch: int, heads: int, count: int
@@ -199,7 +199,7 @@ def _completes(rows: Cache, fresh: Tensor, cache: Cache) -> bool:
     return int(rows.length) + fresh.shape[2] == int(cache.length)
 
 
-def _held(cache: Cache, which: int, begin: int, end: int) -> Tensor:
+def held_rows(cache: Cache, which: int, begin: int, end: int) -> Tensor:
     """The keys (0) or the values (1) of tokens `begin` to `end`, [B, heads, S, dim]."""
     assert cache.batch is not None
     each = 2 if "first_scales" in cache.kept else 1

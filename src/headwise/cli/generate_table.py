@@ -102,8 +102,8 @@ def _verdict(session: Session, runs: list[Answer]) -> str:
     kl = session.kl(runs)
     if kl is not None:
         how += (
-            f"; KL {kl['nats']:.2g} from {runs[1].attention}, the mean of the first "
-            f"{kl['tokens']:,} tokens, which both read alike"
+            f"; KL {kl['nats']:.2g} from {runs[1].attention} (mean of the first {kl['tokens']:,} "
+            "tokens, before which both have read the same)"
         )
     if same:
         return f"Tokens identical: yes, all {len(runs[0].tokens)}{how}"

@@ -41,8 +41,6 @@ def report_of(
         for said in dict.fromkeys(map(_latent_note, coverage.latents.values())):
             note += f"; {said}"
         own = tuple(name for name in caches if name != "none")
-        if sparse is not None:
-            note += f"; {sparse.words(None)}"
         every = LayerReport("all", None, (), (), note, cache=_joined(own))
         words = _words(caches, choice, True)
         return AttachReport(type(model).__name__, (every, *left), words, step)

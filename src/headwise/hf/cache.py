@@ -84,7 +84,8 @@ class _NextLayer:
 
 def _make_sparse(layer: Any, index: int, sparse: SparseLayers | None) -> None:
     """Have a layer that holds every token choose among them, where it is one of those that do."""
-    if sparse is not None and isinstance(layer, ContiguousLayer):
+    whole = isinstance(layer, ContiguousLayer) and not isinstance(layer, IndexKeys)
+    if sparse is not None and whole:
         layer.sparse = sparse.of(index)
 
 

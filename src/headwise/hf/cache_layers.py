@@ -2,6 +2,7 @@
 
 import copy
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from headwise.caches import (
     Sketch,
     WindowCache,
 )
+from headwise.caches.sketch import held_rows
 from headwise.errors import ShapeError, UnsupportedError
 from headwise.hf.cached_rows import CachedRows, SparseKV, WindowKV, rows_of
 from headwise.hf.sparse import MOST_QUERIES
@@ -96,7 +98,9 @@ class OwnLayer(CacheLayerMixin):
             return views
         sketch = self.sketch.view(self.cache, key_states)
         means = self.sketch.means(self.cache, key_states.shape[2])
-        return rows_of(SparseKV(*views, sketch, means, self.sparse), key_states.dtype)
+        values = partial(held_rows, self.cache, 1)
+        kv = SparseKV(*views, sketch, means, values, self.sparse)
+        return rows_of(kv, key_states.dtype)
 
     def chooses(self, queries: int, length: int) -> bool:
         """Whether the last queries of a context of `length` get some of its keys alone."""

@@ -1,6 +1,7 @@
 """What a cache layer gives the attention function where keys and values are not two tensors."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,13 +52,14 @@ class SparseKV:
     """All keys and values of a layer, [B,K,L,D] and [B,K,L,V], as it hands them out otherwise.
 
     sketch: of the keys, by which each query chooses as many as `rule` says. means: of the values up
-    to each query, float32 [B,K,S,V].
+    to each query, float32 [B,K,S,V]. values: those of tokens `begin` to `end`, [B,K,end-begin,V].
     """
 
     key: Tensor
     value: Tensor
     sketch: QuantKV
     means: Tensor
+    values: Callable[[int, int], Tensor]
     rule: SparseChoice
 
     @property

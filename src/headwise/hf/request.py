@@ -132,7 +132,9 @@ def read_request(
         request.eager = eager
         _read_mask(request)
     if sparse is not None and request.sinks is None and not dropout:
-        options.indices, request.rest = choose_for(sparse, request.query, options, options.mask)
+        choice = choose_for(sparse, request.query, options, options.mask)
+        if choice is not None:
+            options.indices, request.rest = choice
     return request
 
 

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from headwise.caches import CacheChoice
 from headwise.errors import UnsupportedError
 from headwise.hf.cached_rows import SparseKV
-from headwise.ops import Budget, Options, choose_keys, means_under
+from headwise.ops import Budget, Options, choose_keys
 from headwise.spec import ModelSpec, SparseChoice
 
 # Queries of a sequence up to which a call is one of decoding; more see all keys.
@@ -19,23 +20,24 @@ MOST_QUERIES = 16
 class SparseLayers:
     """What `attach` was asked for, and the layers that see all keys all the same, with the reason.
 
-    dense: by the layer's index. Where the family has no reader, nothing is known before a call.
+    dense: by the layer's index.
     """
 
     choice: SparseChoice
     dense: dict[int, str] = field(default_factory=dict)
 
-    def words(self, index: int | None) -> str:
-        """What a layer does, for a report; None stands for all layers of an unknown model."""
-        if index is not None and index in self.dense:
+    def words(self, index: int) -> str:
+        """What a layer does, for a report."""
+        if index in self.dense:
             return f"a query sees all keys: {self.dense[index]}"
-        words = f"a query of a step that has read more than {self.choice.least:,} tokens gets "
-        words += self.choice.words
-        return words if index is not None else f"{words}, where a call can"
+        least = self.choice.least
+        return (
+            f"a query of a step that has read more than {least:,} tokens gets {self.choice.words}"
+        )
 
     def of(self, index: int) -> SparseChoice | None:
         """The choice of a layer, None where it sees all keys."""
-        return None if index in self.dense or index < self.choice.dense else self.choice
+        return None if index in self.dense else self.choice
 
 
 def sparse_layers(
@@ -57,10 +59,16 @@ def sparse_layers(
             "some: leave one of them out"
         )
     if spec is None:
-        return SparseLayers(choice)
+        family = model.config.get_text_config(decoder=True).model_type
+        raise UnsupportedError(
+            f"sparse={str(choice)!r}, and no spec reader says which layers of {name} (model_type "
+            f"{family!r}) can choose their keys: leave it out"
+        )
     dense = dict[int, str]()
     for layer in spec.layers:
-        reason = choice.obstacle(layer.attention, layer.index)
+        # what reads the keys of an earlier layer does as that one does
+        index = layer.index if layer.shares is None else layer.shares
+        reason = dense.get(index) or choice.obstacle(layer.attention, index)
         if reason is not None:
             dense[layer.index] = reason
     if len(dense) == len(spec.layers):
@@ -74,22 +82,38 @@ def sparse_layers(
 
 def choose_for(
     kv: SparseKV, query: Tensor, options: Options, mask: Tensor | None
-) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None] | None:
     """The keys of each query, int32 [B,K,S,most], and what the others count: `Request.rest`.
 
     None where the call is one that sees all keys.
     """
     plain = (options.bias, options.alibi_slopes, options.window, options.indices)
     if any(each is not None for each in (*plain, options.block_indices)):
-        return None, None
+        return None
     one_for_all = mask is None or (mask.ndim == 4 and mask.shape[1] == 1)
     if query.shape[2] > MOST_QUERIES or not one_for_all or not (options.causal or mask is not None):
-        return None, None
+        return None
     chosen, rest = chosen_keys(kv, query, options, mask)
     if rest is None:
         return chosen, None
-    means = kv.means if mask is None else means_under(mask, kv.dense(query.dtype)[1])
-    return chosen, (rest, means)
+    return chosen, (rest, kv.means if mask is None else _means_under(mask, kv))
+
+
+def _means_under(mask: Tensor, kv: SparseKV) -> Tensor:
+    """The means of the values that a mask [B|1,1,S,L] shows, float32 [B,K,S,V].
+
+    What it hides is subtracted from the means of all: a little, where that is padding.
+    """
+    queries, context = mask.shape[2], mask.shape[3]
+    counts = torch.arange(context - queries + 1, context + 1, device=mask.device).view(-1, 1)
+    hidden = ~mask & (torch.arange(context, device=mask.device) < counts)
+    columns = hidden.flatten(0, 2).any(dim=0).nonzero()
+    if not len(columns):
+        return kv.means
+    begin, end = int(columns[0]), int(columns[-1]) + 1
+    hidden = hidden[..., begin:end].float()
+    total = kv.means * counts - hidden @ kv.values(begin, end).float()
+    return total / (counts - hidden.sum(dim=-1, keepdim=True)).clamp(min=1)
 
 
 def chosen_keys(

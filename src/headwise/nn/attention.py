@@ -183,7 +183,8 @@ class Attention(AttentionLayer):
             mask = near if mask is None else mask & near
         query, indices, rest = query.to(dtype), None, None
         one_mask = mask is None or mask.ndim < 4 or mask.shape[1] == 1
-        if spec.sparse is not None and not torch.is_grad_enabled() and bias is None and one_mask:
+        plain = one_mask and bias is None and (kv is None or kv.lengths is None)
+        if spec.sparse is not None and not torch.is_grad_enabled() and plain:
             rows = key if kv is None else kv.dense(dtype)[0]
             if rows is not None and context > spec.sparse.least:
                 indices, rest = self._chosen(query, rows, cache, mask)

@@ -190,10 +190,12 @@ def _choosing(model: PlannedModel, choice: SparseChoice) -> ModelSpec:
     Raises:
         OptionError: none can.
     """
-    layers, reason = [], "it has no decoder"
+    layers, dense, reason = [], dict[int, str](), "it has no decoder"
     for layer in model.spec.layers:
-        said = choice.obstacle(layer.attention, layer.index)
-        reason = said or reason
+        index = layer.index if layer.shares is None else layer.shares
+        said = dense.get(index) or choice.obstacle(layer.attention, index)
+        if said is not None:
+            reason = dense[layer.index] = said
         if layer.attention is not None and said is None:
             layer = replace(layer, mixer=replace(layer.attention, sparse=choice))
         layers.append(layer)

@@ -70,7 +70,10 @@ class SparseChoice:
     def _checked(self, text: str) -> "SparseChoice":
         certain = self.sinks + self.recent
         if self.least > self.most:
-            raise OptionError(f"sparse is {text!r}: min is above max")
+            raise OptionError(
+                f"sparse is {text!r}: min is {self.least} and max {self.most}, expected min to be "
+                "at most max"
+            )
         if self.least < certain + 1:
             raise OptionError(
                 f"sparse is {text!r}: {self.least} keys leave none to choose beside {self.sinks} "

@@ -26,6 +26,17 @@ class Budget:
     first: int = 0
     recent: int = 0
 
+    def within(self, context: int) -> "Budget":
+        """The same for so many keys: counts that are no larger.
+
+        >>> Budget(most=100, least=20, first=4, recent=64).within(30)
+        Budget(most=30, least=20, mass=None, first=4, recent=26)
+        """
+        most = max(1, min(self.most, context))
+        first = min(self.first, most)
+        recent = min(self.recent, most - first)
+        return Budget(most, min(self.least, most), self.mass, first, recent)
+
     @classmethod
     def of(cls, choice: SparseChoice) -> "Budget":
         """What a layer's choice allows."""

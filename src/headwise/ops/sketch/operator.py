@@ -48,9 +48,9 @@ def choose_keys(
         mask: boolean, True = may be chosen; broadcasts to [B, 1, S, L].
 
     Returns:
-        int32 [B, K, S, most]: positions, ascending; of equal weights the first; then -1. What
-        `indices` of `attention` takes. And float32 [B, H, S]: the part of each head's softmax that
-        the other keys have, what `add_rest` takes.
+        int32 [B, K, S, min(most, L)]: positions, ascending; of equal weights the first; then -1.
+        What `indices` of `attention` takes. And float32 [B, H, S]: the part of each head's softmax
+        that the other keys have, what `add_rest` takes.
 
     Raises:
         ShapeError: shapes, dtypes or devices that do not fit together, or a budget that cannot be.
@@ -72,6 +72,7 @@ def choose_keys(
             f"{[sequences, kv_heads, context, key_dim]}: B and D must agree, and K divide H"
         )
     _check_budget(budget)
+    budget = budget.within(context)
     if sinks is not None:
         require_tensor("sinks", sinks, 1)
         if sinks.shape[0] != heads or not sinks.is_floating_point():

@@ -61,10 +61,9 @@ def choose_keys(call: ChoiceCall) -> tuple[Tensor, Tensor]:
         rests.append(each_head.masked_fill(held.unsqueeze(2), 0).sum(dim=-1).flatten(1, 2))
         order = order.masked_fill(~taken, context).sort(dim=-1).values
         chosen.append(order.masked_fill(order == context, -1).int())
-    missing = budget.most - min(budget.most, context)
     found = torch.cat(chosen, dim=2) if chosen else query.new_empty(batch, kv_heads, 0, 0).int()
     rest = torch.cat(rests, dim=2) if rests else query.new_empty(batch, heads, 0)
-    return torch.nn.functional.pad(found, (0, missing), value=-1), rest.float()
+    return found, rest.float()
 
 
 def _in_any_case(seen: Tensor, first: int, recent: int) -> Tensor:

@@ -51,5 +51,4 @@ def means_under(mask: Tensor, value: Tensor) -> Tensor:
     >>> means_under(mask, torch.arange(3.0).view(1, 1, 3, 1)).item()
     1.0
     """
-    count = mask.sum(dim=-1, keepdim=True).clamp(min=1)
-    return (mask.to(value.dtype) @ value).float() / count
+    return (mask.float() @ value.float()) / mask.sum(dim=-1, keepdim=True).clamp(min=1)

@@ -136,7 +136,8 @@ def run(
         sinks = None if made.sinks is None else made.sinks.float()
         choice = _DENSE
         if sketch is not None:
-            choice = (*sketch, *_budget(layer.sparse), *layer.sketch.sums(layer.cache))
+            budget = _budget(layer.sparse, layer.cache.length + count)
+            choice = (*sketch, *budget, *layer.sketch.sums(layer.cache))
         asked = (*made.options, sinks, *choice)
         attended = offer.attention(x, *before, *room, layer.cache.length, *asked)
         layer.cache.wrote(count)
@@ -183,10 +184,10 @@ def _own_layer(cache: Any, attention: Any) -> Any:
 _DENSE: tuple[Any, ...] = (None, None, None, 0, 0, 0, 0, -1.0, None, 0)
 
 
-def _budget(rule: Any) -> tuple[int, int, int, int, float]:
-    """A layer's choice as the operator takes it."""
+def _budget(rule: Any, context: int) -> tuple[int, int, int, int, float]:
+    """A layer's choice among so many keys, as the operator takes it."""
     mass = -1.0 if rule.mass is None else rule.mass
-    return rule.sinks, rule.recent, rule.least, rule.most, mass
+    return rule.sinks, rule.recent, rule.least, min(rule.most, context), mass
 
 
 def _rotates(x: Tensor, given: Any, angles: int) -> bool:
