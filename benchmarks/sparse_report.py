@@ -134,7 +134,7 @@ def print_beside(rows: list[Row], method: str) -> None:
 
 
 def draw(rows: list[Row], file: Path) -> None:
-    """The mean score of all tasks, and the mean KL, over the length."""
+    """The mean score of all tasks, and the mean KL, where a method has all questions."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -144,8 +144,13 @@ def draw(rows: list[Row], file: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for index, method in enumerate(ordered(asked, "method")):
         colour, marker = style(index)
-        lengths = sorted(set(ordered(of(asked, method=method), "length")))
-        for axes, key in ((left, "score"), (right, "kl")):
+        lengths = [
+            length
+            for length in sorted(set(ordered(of(asked, method=method), "length")))
+            if len(of(asked, method=method, length=length))
+            == len(of(asked, method="dense", length=length))
+        ]
+        for axes, key in ((left, "score"), (right, "kl")) if lengths else ():
             each = [[row[key] for row in of(asked, method=method, length=at)] for at in lengths]
             ends = [INTERVALS[key](values) for values in each]
             if key == "score" or not method.startswith("dense"):
