@@ -64,13 +64,7 @@ def sparse_layers(
             f"sparse={str(choice)!r}, and no spec reader says which layers of {name} (model_type "
             f"{family!r}) can choose their keys: leave it out"
         )
-    dense = dict[int, str]()
-    for layer in spec.layers:
-        # what reads the keys of an earlier layer does as that one does
-        index = layer.index if layer.shares is None else layer.shares
-        reason = dense.get(index) or choice.obstacle(layer.attention, index)
-        if reason is not None:
-            dense[layer.index] = reason
+    dense = choice.obstacles(spec.layers)
     if len(dense) == len(spec.layers):
         attending = [dense[at.index] for at in spec.layers if at.attention is not None]
         reason = attending[-1] if attending else "it has no attention"

@@ -190,16 +190,13 @@ def _choosing(model: PlannedModel, choice: SparseChoice) -> ModelSpec:
     Raises:
         OptionError: none can.
     """
-    layers, dense, reason = [], dict[int, str](), "it has no decoder"
+    dense, layers = choice.obstacles(model.spec.layers), []
     for layer in model.spec.layers:
-        index = layer.index if layer.shares is None else layer.shares
-        said = dense.get(index) or choice.obstacle(layer.attention, index)
-        if said is not None:
-            reason = dense[layer.index] = said
-        if layer.attention is not None and said is None:
+        if layer.attention is not None and layer.index not in dense:
             layer = replace(layer, mixer=replace(layer.attention, sparse=choice))
         layers.append(layer)
     if tuple(layers) == model.spec.layers:
+        reason = list(dense.values())[-1] if dense else "it has no decoder"
         raise OptionError(
             f"sparse is {str(choice)!r}, and no layer of {model.name} can choose its keys: {reason}"
         )

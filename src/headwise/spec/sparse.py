@@ -1,6 +1,7 @@
 """Which keys a query of a decoding step gets, by a short text: "topk:1024,sinks=4,recent=64"."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from headwise.errors import OptionError
 
 if TYPE_CHECKING:
     from headwise.spec.attention import AttentionSpec
+    from headwise.spec.layer import LayerSpec
 
 _OWN = {"topk": ("topk:K", ()), "topp": ("topp:P", ("min", "max"))}
 _SHARED = ("sinks", "recent", "dense")
@@ -103,6 +105,19 @@ class SparseChoice:
         if index < self.dense:
             return f"one of the first {self.dense} layers"
         return None
+
+    def obstacles(self, layers: "Iterable[LayerSpec]") -> dict[int, str]:
+        """Why layers see all keys, by their index; those that choose are not in it.
+
+        What reads the keys of an earlier layer does as that one does.
+        """
+        dense = dict[int, str]()
+        for layer in layers:
+            index = layer.index if layer.shares is None else layer.shares
+            reason = dense.get(index) or self.obstacle(layer.attention, index)
+            if reason is not None:
+                dense[layer.index] = reason
+        return dense
 
     def read_at(self, context: int) -> int:
         """The keys that a query of a context gets, at most."""
