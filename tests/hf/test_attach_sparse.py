@@ -190,13 +190,19 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "cache"), PAIRS)
-def test_below_the_budget_everything_has_the_bits_of_dense_attention(mode, cache):
+def in_mode(mode):
+    """A model and its copy, a prompt, and what `generate` takes for a mode."""
     dense, ids = model_of(), torch.randint(2, 90, (1, 30))
     own = copy.deepcopy(dense)
     how = dict(MODES[mode])
     if mode == "assisted":
         how["assistant_model"] = model_of("mistral", sliding_window=None)
+    return dense, own, ids, how
+
+
+@pytest.mark.parametrize(("mode", "cache"), PAIRS)
+def test_below_the_budget_everything_has_the_bits_of_dense_attention(mode, cache):
+    dense, own, ids, how = in_mode(mode)
     headwise.attach(dense, cache=cache)
     headwise.attach(own, cache=cache, sparse="topk:64,dense=0,sinks=2,recent=6")
     expected, given = generated(dense, ids, **how), generated(own, ids, **how)
@@ -207,11 +213,7 @@ def test_below_the_budget_everything_has_the_bits_of_dense_attention(mode, cache
 @pytest.mark.parametrize(("mode", "cache"), PAIRS)
 def test_the_sketch_follows_what_happens_to_the_cache(mode, cache):
     """Above the budget, with every key chosen all the same, the tokens are those of dense."""
-    dense, ids = model_of(), torch.randint(2, 90, (1, 30))
-    own = copy.deepcopy(dense)
-    how = dict(MODES[mode])
-    if mode == "assisted":
-        how["assistant_model"] = model_of("mistral", sliding_window=None)
+    dense, own, ids, how = in_mode(mode)
     headwise.attach(dense, cache=cache)
     expected = generated(dense, ids, **how)
     asked = "topp:1,min=9,max=200,dense=0,sinks=2,recent=6"
