@@ -21,7 +21,7 @@ from headwise.hf.packed import Packing, check_request, pack_model, unpack_model
 from headwise.hf.report import AttachReport
 from headwise.hf.sparse import SparseLayers, sparse_layers
 from headwise.hf.stored.remembered import LIMIT, Remembered
-from headwise.spec import SparseChoice
+from headwise.spec import ModelSpec, SparseChoice
 
 # How much of a decoding step is run: attention alone, or all that can be.
 STEPS = ("all", "attention")
@@ -122,12 +122,12 @@ def attach(
                 set_remembered(model, remembered)
             report: AttachReport = attachment.report
             return report
-        _choosers(model, choice, asked)
+        _choosers(model, choice, asked, *require_cache(model, choice))
         # another attention was set since, or another cache, step or weights are asked for
         take_off(model, model.__dict__.pop("_headwise"))
     try:
         coverage = cover(model, choice, step=step, strict=strict)
-        choosers = _choosers(model, choice, asked)
+        choosers = _choosers(model, choice, asked, coverage.spec, coverage.grows_cache)
         if fresh:
             assert weights is not None
             packing = pack_model(model, weights, keep=keep)
@@ -148,14 +148,17 @@ def attach(
 
 
 def _choosers(
-    model: PreTrainedModel, choice: CacheChoice, asked: SparseChoice | None
+    model: PreTrainedModel,
+    choice: CacheChoice,
+    asked: SparseChoice | None,
+    spec: ModelSpec | None,
+    grows_cache: bool,
 ) -> SparseLayers | None:
-    """The layers that choose their keys; None where nobody asked. Checks the cache as well.
+    """The layers that choose their keys; None where nobody asked.
 
     Raises:
-        UnsupportedError: the model cannot use the cache, or none of its layers can choose.
+        UnsupportedError: none can choose.
     """
-    spec, grows_cache = require_cache(model, choice)
     return None if asked is None else sparse_layers(model, spec, choice, asked, grows_cache)
 
 
