@@ -7,6 +7,7 @@ own rows. In the others what nobody may look at is spoilt.
 
 import copy
 import random
+import tempfile
 from collections import Counter
 from contextlib import nullcontext
 
@@ -14,15 +15,17 @@ import pytest
 import torch
 
 from headwise import UnsupportedError, attention
-from headwise.caches import ContiguousCache, PagedCache, QuantizedCache, WindowCache
+from headwise.caches import ContiguousCache, DiskCache, PagedCache, QuantizedCache, WindowCache
+from headwise.caches.resident import Resident
 from headwise.ops import QuantKV, dequantize, quantize
 
 KINDS = (
     *("contiguous", "window", "sinks", "paged-1", "paged-4", "paged-16", "int8", "int4"),
-    *("int8-4", "int4-4", "int4-16"),
+    *("int8-4", "int4-4", "int4-16", "disk-4"),
 )
-SEQUENCES, STEPS = 200, 12  # of each kind; 2,200 in all
+SEQUENCES, STEPS = 200, 12  # of each kind; 2,400 in all
 MOST_COPIES = 3
+FOLDER = tempfile.gettempdir()
 H, K = 6, 3
 # rotated in blocks of 4, of which sums of integers are exact; 36 are a whole group of 32 and a part
 DIMS = {"int4": (36, 12)}
@@ -479,6 +482,25 @@ class FuzzPaged(Fuzz):
     spoil_behind = spoil
 
 
+class FuzzDisk(FuzzPaged):
+    """In a file, of which as much as one layer's rows at a time may be in memory."""
+
+    def make(self):
+        resident = Resident(self.random.choice((None, 200_000)))
+        return DiskCache(FOLDER, self.page_size, resident)
+
+    def spoil(self):
+        super().spoil()
+        if self.random.random() < 0.5:
+            self.cache.let_go()
+        if self.random.random() < 0.2:  # as after pages that came from the disk
+            self.cache._resident._cold = 3
+
+    def attend(self, result, count):
+        self.cache.read_ahead()
+        super().attend(result, count)
+
+
 class Rounded:
     """What is the same of both caches that round: the rows that go in, and what they come to."""
 
@@ -537,7 +559,13 @@ class FuzzPagedRounded(Rounded, FuzzPaged):
 
 
 def fuzz_of(kind):
-    families = {"paged": FuzzPaged, "int": FuzzQuantized, "window": FuzzWindow, "sinks": FuzzSinks}
+    families = {
+        "paged": FuzzPaged,
+        "disk": FuzzDisk,
+        "int": FuzzQuantized,
+        "window": FuzzWindow,
+        "sinks": FuzzSinks,
+    }
     if kind.startswith("int") and "-" in kind:
         return FuzzPagedRounded
     return families.get(kind.rstrip("0123456789-"), FuzzContiguous)

@@ -5,13 +5,14 @@ Random sequences of calls are in test_fuzz.py; here are the cases that say why.
 
 import copy
 import pickle
+import tempfile
 import threading
 
 import pytest
 import torch
 
 from headwise import attention
-from headwise.caches import ContiguousCache, PagedCache, QuantizedCache, WindowCache
+from headwise.caches import ContiguousCache, DiskCache, PagedCache, QuantizedCache, WindowCache
 from headwise.ops import dequantize, quantize
 
 MAKE = {
@@ -21,6 +22,7 @@ MAKE = {
     "paged": lambda: PagedCache(4),
     "int8": lambda: QuantizedCache(8),
     "int4": lambda: QuantizedCache(4),
+    "disk": lambda: DiskCache(tempfile.gettempdir(), 4),
     "int8:4": lambda: PagedCache(4, bits=8),
     "int4:4": lambda: PagedCache(4, bits=4),
 }

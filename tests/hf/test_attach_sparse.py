@@ -391,7 +391,9 @@ FAMILIES = [
     "family", families.all_but_sweep(FAMILIES, {name for name in FAMILIES if name not in OFTEN})
 )
 def test_every_family_attends_to_all_keys_where_all_are_chosen(family):
-    dense, ids = model_of(family), torch.randint(2, 90, (2, 40))
+    # layers with windows see all of those
+    changes = {"sliding_window": None} if family in ("mixtral", "phi3") else {}
+    dense, ids = model_of(family, **changes), torch.randint(2, 90, (2, 40))
     own = copy.deepcopy(dense)
     headwise.attach(dense)
     expected = read(dense, ids, (30, 1, 4, 1, 1))[0]

@@ -57,6 +57,22 @@ def size(option: str, text: str) -> int:
     return int(Decimal(match[1]) * base ** _POWERS[match[2]])
 
 
+def limit(option: str, value: str | int) -> int:
+    """A number of bytes above 0, as a number or as `size` reads it.
+
+    >>> limit("cache_limit", "4GB"), limit("cache_limit", 2**20)
+    (4000000000, 1048576)
+
+    Raises:
+        OptionError: anything else.
+    """
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        most = value if isinstance(value, int) else size(option, value)
+        if most > 0:
+            return most
+    raise OptionError(f"{option} is {value!r}, expected a size, as 10GB")
+
+
 def bandwidth(option: str, text: str) -> float:
     """Bytes per second.
 

@@ -2,6 +2,7 @@
 
 from headwise.caches.choice import CacheChoice
 from headwise.caches.contiguous import ContiguousCache
+from headwise.caches.disk import DiskCache
 from headwise.caches.paged import PagedCache
 from headwise.caches.protocol import Cache, CacheKind
 from headwise.caches.quantized import QuantizedCache
@@ -14,6 +15,7 @@ __all__ = [
     "CacheChoice",
     "CacheKind",
     "ContiguousCache",
+    "DiskCache",
     "PagedCache",
     "QuantizedCache",
     "Sketch",

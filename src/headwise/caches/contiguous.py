@@ -299,6 +299,6 @@ def _check_fits(buffer: Tensor, tokens: Tensor) -> None:
 KIND = CacheKind(
     "contiguous",
     ("contiguous",),
-    lambda size, sinks: ContiguousCache(),
-    lambda size, sinks: "contiguous, grown in place",
+    lambda choice: ContiguousCache(),
+    lambda choice: "contiguous, grown in place",
 )

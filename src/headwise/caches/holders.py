@@ -15,10 +15,11 @@ _storage_use_count = getattr(torch._C, "_storage_Use_Count", None)
 _HANDLE = "_cdata"
 
 
-def others_hold(tensor: Tensor) -> bool:
+def others_hold(tensor: Tensor, own: int = 1) -> bool:
     """Whether anything but `tensor` itself looks at its memory: views, arrays, a graph's operands.
 
-    Where that cannot be told, yes: then the caller copies, which is right and slower.
+    Where that cannot be told, yes: then the caller copies, which is right and slower. own: tensors
+    over that memory which are the caller's, this one among them.
 
     >>> buffer = torch.empty(2, 3)
     >>> others_hold(buffer)
@@ -33,7 +34,8 @@ def others_hold(tensor: Tensor) -> bool:
         return False  # no memory
     if _storage_use_count is None or type(tensor) is not Tensor:
         return True  # a subclass may keep its rows elsewhere
-    return _counts(tensor) != _counts_alone()
+    (held, handles), (alone, handles_alone) = _counts(tensor), _counts_alone()
+    return (held - own, handles) != (alone - 1, handles_alone)
 
 
 def alias(tensor: Tensor) -> Tensor:

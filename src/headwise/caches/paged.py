@@ -34,8 +34,8 @@ class PagedCache(Cache):
 
     What sequences have in common is held once: `select`, `reorder` and `share` copy page tables,
     not pages. A page that others read too is copied before the first token is written into it.
-    Pages that no sequence uses are free for others. Where somebody still holds a view and an append
-    would write over tokens that were dropped since, the pool is copied first.
+    Where somebody still holds a view and an append would write over tokens that were dropped since,
+    the pool is copied first.
 
     Args:
         page_size: tokens of a page, a power of two.
@@ -324,10 +324,12 @@ class PagedCache(Cache):
 
     def to(self, device: torch.device | str) -> None:
         """Move what is held to `device`."""
-        if self._pools is not None:
-            with torch.inference_mode(False):
-                self._pools = self._pools.to(device)
-                self._pages.table = self._pages.table.to(device)
+        with torch.inference_mode(False):
+            self._pools = self._pools and self._pools.to(device)
+            self._pages.table = self._pages.table.to(device)
+
+    def _new_pools(self, tokens: tuple[Tensor, ...]) -> Pools:
+        return Pools.empty(tokens, self.page_size)
 
     def _check_fits(self, first: Tensor, second: Tensor) -> None:
         """Raise unless the tokens fit the pools; those of integers take any dtype."""
@@ -362,7 +364,7 @@ class PagedCache(Cache):
             held = pages.cut()
             missing = max(0, step.pages - len(pages.free))
         if pools is None:
-            pools = Pools.empty(tokens, self.page_size)
+            pools = self._new_pools(tokens)
         per_token = pools.bytes_per_token
         wanted = pages.of(grown_capacity((held + missing) * self.page_size, per_token))
         if self.capacity is not None:
@@ -383,16 +385,15 @@ class PagedCache(Cache):
 
 def _is_pool(pool: Any) -> bool:
     """Whether it is a tensor [K, pages, page size, dim] with every row together."""
-    if not isinstance(pool, Tensor) or pool.ndim != 4:
-        return False
-    return pool.stride(3) == 1 or pool.shape[3] <= 1
+    four = isinstance(pool, Tensor) and pool.ndim == 4
+    return four and (pool.stride(3) == 1 or pool.shape[3] <= 1)
 
 
 KIND = CacheKind(
     "paged",
     ("paged", "paged:PAGE_SIZE"),
-    lambda size, sinks: PagedCache(size),
-    lambda size, sinks: f"paged, {size} tokens per page",
+    lambda choice: PagedCache(choice.size),
+    lambda choice: f"paged, {choice.size} tokens per page",
     size=64,
     obstacle=size_obstacle,
     layout=lambda size: "paged",

@@ -84,6 +84,11 @@ class Pages:
         return max(self.lengths, default=0)
 
     @property
+    def used(self) -> int:
+        """Pages that sequences use."""
+        return len(self.users) - len(self.free)
+
+    @property
     def tokens(self) -> int:
         """Tokens held, those that sequences share once."""
         held: dict[int, int] = {}

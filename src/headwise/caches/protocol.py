@@ -90,6 +90,12 @@ class Cache(ABC):
         """
         raise UnsupportedError(f"a cache of kind {self.name} does not hold every token")
 
+    def read_ahead(self, indices: Tensor | None = None) -> None:  # noqa: B027 - most hold all
+        """Be told which tokens are about to be read: indices int32 [B, K, S, T], -1 for none.
+
+        None stands for all. What comes from a disk can be asked for early.
+        """
+
     def reorder(self, index: Tensor) -> None:
         """`select` that keeps the batch size, as beam search does at every step.
 
@@ -111,27 +117,31 @@ class Cache(ABC):
 
 @dataclass(frozen=True)
 class CacheKind:
-    """One kind of cache, as it is asked for by name: `name`, `name:SIZE` or `name:SIZE,sinks=S`.
+    """One kind of cache, as it is asked for by name: `name`, `name:SIZE`, `name:SIZE,sinks=S`.
+
+    Or `name:FOLDER`, where it lies in a folder.
 
     Args:
         name: of the kind.
         forms: what people may write, as "window:W,sinks=S"; what none of them has cannot be given.
-        make: an empty cache of (size, sinks).
-        words: what it is, for a report, of (size, sinks).
+        make: an empty cache, of a `CacheChoice`.
+        words: what it is, for a report, of a `CacheChoice`.
         size: where none is given.
         obstacle: why it cannot be of the size that is given; None if it can.
         layout: of what it gives at a size, as a `Problem` names it.
         bits: of the integers that rows are rounded to; None where they keep their dtype.
+        in_folder: whether a folder is given for the size.
     """
 
     name: str
     forms: tuple[str, ...]
-    make: Callable[[int, int], Cache]
-    words: Callable[[int, int], str]
+    make: Callable[[Any], Cache]
+    words: Callable[[Any], str]
     size: int = 0
     obstacle: Callable[[int], str | None] = lambda size: None
     layout: Callable[[int], str] = lambda size: "dense"
     bits: Bits | None = None
+    in_folder: bool = False
 
 
 def check_index(index: Tensor, batch: int | None = None) -> None:

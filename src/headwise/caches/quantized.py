@@ -1,6 +1,7 @@
 """A quantised cache for one layer: rows as integers with scales, in 8 or in 4 bits."""
 
 from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -176,14 +177,17 @@ class QuantizedCache(Cache):
 def _kind(bits: Bits, words: str) -> CacheKind:
     name = f"int{bits}"
 
-    def make(size: int, sinks: int) -> Cache:
-        return PagedCache(size, bits=bits) if size else QuantizedCache(bits)
+    def make(choice: Any) -> Cache:
+        return PagedCache(choice.size, bits=bits) if choice.size else QuantizedCache(bits)
+
+    def says(choice: Any) -> str:
+        return f"{name}, {words}" + (f", {choice.size} tokens per page" if choice.size else "")
 
     return CacheKind(
         name,
         (name, f"{name}:PAGE_SIZE"),
         make,
-        lambda size, sinks: f"{name}, {words}" + (f", {size} tokens per page" if size else ""),
+        says,
         obstacle=size_obstacle,
         layout=lambda size: f"paged {name}" if size else name,
         bits=bits,

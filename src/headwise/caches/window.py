@@ -5,6 +5,7 @@ go on making sense (StreamingLLM, Xiao et al. 2023, arXiv 2309.17453).
 """
 
 from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -283,8 +284,9 @@ class WindowCache(Cache):
         self._lead = self.sinks
 
 
-def _words(size: int, sinks: int) -> str:
-    return f"the last {size} tokens" + (f" and the first {sinks}" if sinks else "")
+def _words(choice: Any) -> str:
+    first = f" and the first {choice.sinks}" if choice.sinks else ""
+    return f"the last {choice.size} tokens{first}"
 
 
 def _obstacle(size: int) -> str | None:
@@ -294,7 +296,7 @@ def _obstacle(size: int) -> str | None:
 KIND = CacheKind(
     "window",
     ("window:W", "window:W,sinks=S"),
-    WindowCache,
+    lambda choice: WindowCache(choice.size, choice.sinks),
     _words,
     obstacle=_obstacle,
 )

@@ -5,7 +5,7 @@ import secrets
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from headwise.base.console import harmless
 from headwise.cli import options
@@ -38,6 +38,7 @@ def generate(
     device: options.Device = "auto",
     attention: Attention = "headwise",
     cache: str = "contiguous",
+    cache_limit: str | None = None,
     sparse: str | None = None,
     remember: bool = False,
     weights: Weights = "auto",
@@ -57,15 +58,19 @@ def generate(
         seed: Seed of the sampling. Default: a new one.
         attention: What computes the attention.
         cache: headwise's cache: contiguous, paged, paged:64, int8, int8:64, int4, int4:64,
-            window:2048 or window:2048,sinks=4.
+            window:2048, window:2048,sinks=4, or disk:FOLDER, in files there, for contexts that are
+            larger than memory.
+        cache_limit: What a cache on disk may have in memory, as 4GB. Default: what the system has.
         sparse: Have a query of a step see those keys alone that weigh most: topk:1024, or
-            topp:0.95,min=256,max=4096; behind either sinks=4, recent=64, dense=2.
+            topp:0.95,min=256,max=4096; behind either sinks=4, recent=64, dense=2. Of a cache on
+            disk topk:1024 is the default, and all has a query see all keys.
         remember: Go on from what was read before, and store what is read now, in the user's cache
             folder: see headwise remember. Stored text can be read by whoever reads that folder.
         weights: Of a .gguf file: packed, which are multiplied in the file's own blocks, or float,
             dequantised. auto packs them where headwise runs alone on a CPU.
         against: Run the prompt again with this one and compare; dense is headwise without --sparse.
     """
+    from headwise.base.units import limit
     from headwise.caches import CacheChoice
     from headwise.errors import OptionError
     from headwise.generation.options import Sampling
@@ -83,13 +88,17 @@ def generate(
     )
     if against == attention:
         raise OptionError(f"--against {against} is what --attention is; choose another")
-    if CacheChoice.parse(cache) != CacheChoice() and "headwise" not in (attention, against):
+    most = None if cache_limit is None else limit("cache_limit", cache_limit)
+    if CacheChoice.parse(cache, most) != CacheChoice() and "headwise" not in (
+        attention,
+        against,
+    ):
         raise OptionError(f"--cache {cache} is for headwise, and only {attention} was to run")
     if sparse is not None and attention != "headwise":
         raise OptionError(f"--sparse is for headwise, and --attention is {attention}")
     if against == "dense" and sparse is None:
         raise OptionError("--against dense is headwise without --sparse, which is not given")
-    if sparse is not None:
+    if sparse not in (None, "all"):
         SparseChoice.parse(sparse)
     if remember and attention != "headwise":
         raise OptionError(f"--remember is for headwise, and --attention is {attention}")
@@ -116,7 +125,8 @@ def generate(
             chat=chat,
         )
     with quiet_transformers():
-        run = partial(_run, session, cache=cache, sparse=sparse, compared=bool(sparse and against))
+        how: dict[str, Any] = {"cache": cache, "cache_limit": cache_limit, "sparse": sparse}
+        run = partial(_run, session, how, compared=bool(sparse and against))
         runs = [run(attention, stream=not as_json, remember=remember)]
         if against is not None and not runs[0].interrupted:
             runs.append(run(against, stream=False))
@@ -131,10 +141,9 @@ def generate(
 
 def _run(
     session: "Session",
+    how: "dict[str, Any]",
     attention: str,
     *,
-    cache: str,
-    sparse: str | None,
     compared: bool,
     stream: bool,
     remember: bool = False,
@@ -156,8 +165,7 @@ def _run(
 
         run = session.run(
             attention,
-            cache=cache,
-            sparse=sparse,
+            **how,
             remember=remember,
             keep_logits=compared and session.sampling.greedy,
             on_prefill=on_prefill,

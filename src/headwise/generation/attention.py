@@ -46,12 +46,13 @@ def select_attention(
     attention: str,
     cache: str = "contiguous",
     *,
+    cache_limit: str | int | None = None,
     sparse: str | None = None,
     remember: Remember = None,
 ) -> tuple[BackendLayers, ...]:
     """Make a model run with one of ATTENTIONS, whatever it ran with before.
 
-    `cache`, `sparse` and `remember` are for headwise, as `headwise.attach` takes them.
+    `cache` and what follows are for headwise, as `headwise.attach` takes them.
 
     Raises:
         OptionError: another name.
@@ -62,8 +63,10 @@ def select_attention(
         raise OptionError(f"attention {attention!r} is unknown; use one of {names}")
     detach(model)
     if attention in ("headwise", "dense"):
-        sparse = sparse if attention == "headwise" else None
-        report = attach(model, cache=cache, sparse=sparse, remember=remember)
+        sparse = sparse if attention == "headwise" else "all"
+        report = attach(
+            model, cache=cache, cache_limit=cache_limit, sparse=sparse, remember=remember
+        )
         layers = Counter(map(_attached, report.layers))
         return tuple(replace(layer, count=count) for layer, count in layers.items())
     try:

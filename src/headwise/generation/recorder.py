@@ -30,6 +30,7 @@ def generate(
     *,
     attention: str = "headwise",
     cache: str = "contiguous",
+    cache_limit: str | int | None = None,
     sparse: str | None = None,
     remember: Remember = None,
     sampling: Sampling | None = None,
@@ -44,8 +45,8 @@ def generate(
 
     `on_prefill(done, total)` is called as the prompt is read, `on_token(token)` with each new token
     as it comes. A KeyboardInterrupt ends the answer, which keeps what it has so far. `cache`,
-    `sparse` and `remember` are for headwise, as `headwise.attach` takes them. `keep_logits`: the
-    answer keeps the logits of its tokens, as far as they fit.
+    `cache_limit`, `sparse` and `remember` are for headwise, as `headwise.attach` takes them.
+    `keep_logits`: the answer keeps the logits of its tokens, as far as they fit.
 
     Raises:
         ShapeError: an empty prompt.
@@ -54,7 +55,8 @@ def generate(
     """
     if not prompt:
         raise ShapeError("the prompt has no tokens; give some text")
-    layers = select_attention(model, attention, cache, sparse=sparse, remember=remember)
+    how: dict[str, Any] = {"cache_limit": cache_limit, "sparse": sparse, "remember": remember}
+    layers = select_attention(model, attention, cache, **how)
     attachment = model.__dict__.get("_headwise")
     layout = None if attachment is None else attachment.sparse
     said = "" if layout is None else str(layout.choice)

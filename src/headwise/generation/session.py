@@ -82,6 +82,7 @@ class Session:
         attention: str,
         *,
         cache: str = "contiguous",
+        cache_limit: str | None = None,
         sparse: str | None = None,
         remember: Remember = None,
         keep_logits: bool = False,
@@ -90,8 +91,8 @@ class Session:
     ) -> Answer:
         """Run the prompt with one attention; `on_text` gets the answer's text, one piece per token.
 
-        `cache`, `sparse` and `remember` are for headwise, as `headwise.attach` takes them.
-        `keep_logits`: as `divergence` needs them.
+        `cache`, `cache_limit`, `sparse` and `remember` are for headwise, as `headwise.attach` takes
+        them. `keep_logits`: as `divergence` needs them.
         """
         stream = TextStream(self.tokenizer)
 
@@ -104,6 +105,7 @@ class Session:
             self.prompt,
             attention=attention,
             cache=cache,
+            cache_limit=cache_limit,
             sparse=sparse,
             remember=remember,
             keep_logits=keep_logits,

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from headwise.base.units import limit as limit_of
 from headwise.caches import CacheChoice
 from headwise.errors import OptionError
 from headwise.hf.attach_report import report_of
@@ -19,7 +20,7 @@ from headwise.hf.inner_model import inner_model
 from headwise.hf.module_hook import NAME
 from headwise.hf.packed import Packing, check_request, pack_model, unpack_model
 from headwise.hf.report import AttachReport
-from headwise.hf.sparse import SparseLayers, sparse_layers
+from headwise.hf.sparse import SparseLayers, choice_of, sparse_layers
 from headwise.hf.stored.remembered import LIMIT, Remembered
 from headwise.spec import ModelSpec, SparseChoice
 
@@ -31,6 +32,7 @@ def attach(
     model: PreTrainedModel | Any,
     *,
     cache: str = "contiguous",
+    cache_limit: str | int | None = None,
     step: str = "all",
     sparse: str | None = None,
     weights: str | None = None,
@@ -69,8 +71,11 @@ def attach(
         cache: what holds the tokens of the layers that see all of them: "contiguous"; "paged" or
             "paged:16", pages of 64 or 16 tokens, which beams share; "int8" or "int4", rounded, or
             "int8:64", rounded and in pages; "window:2048" or "window:2048,sinks=4", the last 2048
-            tokens and the first 4 only. Layers with a sliding window hold what it reaches, whatever
+            tokens and the first 4 only; "disk:FOLDER", in files in that folder, of which steps
+            read what `sparse` chooses. Layers with a sliding window hold what it reaches, whatever
             is chosen.
+        cache_limit: what a cache on disk may have in memory, as "4GB", with the sketches by which
+            keys are chosen: of all caches of the model together. None leaves it to the system.
         step: "all": decoder layers, and products with weights, of up to 16 rows run on headwise as
             well, where that is faster; "attention": attention and its cache alone.
         sparse: how many keys a query of a decoding step (of up to 16 queries) gets: "topk:1024",
@@ -79,7 +84,7 @@ def attach(
             "sinks=4,recent=64,dense=2", which are the defaults: the first 4 and the last 64 tokens
             are always among them, and the first 2 layers see all. What is not chosen counts by the
             mean of all values. Up to so many tokens the results have the bits of dense attention.
-            None: every query sees all.
+            None or "all": every query sees all; of a cache on disk None is "topk:1024".
         weights: "int8" or "int4" round the weights of products and embeddings to so many bits, in
             blocks of 32 (embedding, head and routers to 8 bits), in which they stay: a step reads
             less. None leaves them. Rows are rounded to 8 bits before a product.
@@ -99,16 +104,22 @@ def attach(
         UnsupportedError: not a Transformers model, nor what holds one; or one of whose attention
             nothing (with `strict`: not everything) can be replaced; or a cache, or a
             sparse attention, that the model cannot use; or weights none of which can be packed.
-        OptionError: no such cache, step, sparse attention or weights, or the model's are packed
-            otherwise already; or `keep` without weights to keep; or `remember` is no folder.
+        OptionError: no such cache, step, sparse attention or weights, or a limit of a cache that
+            has none, or the model's are packed otherwise already; or `keep` without weights to
+            keep; or `remember` is no folder, or beside a cache on disk.
         SpecError: the model's config contradicts itself.
     """
     model = inner_model("attach", model)
-    choice = CacheChoice.parse(cache)
+    limit = None if cache_limit is None else limit_of("cache_limit", cache_limit)
+    choice = CacheChoice.parse(cache, limit)
     if step not in STEPS:
         raise OptionError(f"step is {step!r}, expected one of {', '.join(map(repr, STEPS))}")
-    asked = None if sparse is None else SparseChoice.parse(sparse)
+    asked = choice_of(sparse, choice)
     remembered = Remembered.parse(remember, remember_limit) if remember else None
+    if remembered is not None and choice.folder:
+        raise OptionError(
+            f"remember= keeps what was read in memory, and cache={cache!r} on disk: leave one out"
+        )
     attachment = model.__dict__.get("_headwise")
     packing: Packing | None = None if attachment is None else attachment.packing
     check_request(weights, keep, packing)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headwise.caches import CacheChoice
+from headwise.caches import CacheChoice, DiskCache
 from headwise.hf.cache_layers import (
     ContiguousLayer,
     OwnLayer,
@@ -87,6 +87,8 @@ def _make_sparse(layer: Any, index: int, sparse: SparseLayers | None) -> None:
     whole = isinstance(layer, ContiguousLayer) and not isinstance(layer, IndexKeys)
     if sparse is not None and whole:
         layer.sparse = sparse.of(index)
+    if isinstance(layer, OwnLayer) and isinstance(layer.cache, DiskCache):
+        layer.cache.sketched = layer.sparse is not None
 
 
 def _full_layer(choice: CacheChoice) -> OwnLayer:

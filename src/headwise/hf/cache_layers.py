@@ -95,11 +95,12 @@ class OwnLayer(CacheLayerMixin):
         self.device = key_states.device
         views = self._append(key_states, value_states)
         if self.sparse is None or not self.chooses(key_states.shape[2], self.cache.length):
+            self.cache.read_ahead()
             return views
         sketch = self.sketch.view(self.cache, key_states)
         means = self.sketch.means(self.cache, key_states.shape[2])
         values = partial(held_rows, self.cache, 1)
-        kv = SparseKV(*views, sketch, means, values, self.sparse)
+        kv = SparseKV(*views, sketch, means, values, self.cache.read_ahead, self.sparse)
         return rows_of(kv, key_states.dtype)
 
     def chooses(self, queries: int, length: int) -> bool:

@@ -53,6 +53,7 @@ class SparseKV:
 
     sketch: of the keys, by which each query chooses as many as `rule` says. means: of the values up
     to each query, float32 [B,K,S,V]. values: those of tokens `begin` to `end`, [B,K,end-begin,V].
+    read_ahead: is told which are chosen, int32 [B,K,S,T].
     """
 
     key: Tensor
@@ -60,6 +61,7 @@ class SparseKV:
     sketch: QuantKV
     means: Tensor
     values: Callable[[int, int], Tensor]
+    read_ahead: Callable[[Tensor], None]
     rule: SparseChoice
 
     @property

@@ -14,6 +14,19 @@ from headwise.spec import ModelSpec, SparseChoice
 
 # Queries of a sequence up to which a call is one of decoding; more see all keys.
 MOST_QUERIES = 16
+# Of a cache on disk, unless something else is asked for.
+_ON_DISK = "topk:1024"
+
+
+def choice_of(sparse: str | None, cache: CacheChoice) -> SparseChoice | None:
+    """What `attach` was asked for: None where queries see all keys.
+
+    Raises:
+        OptionError: no such sparse attention.
+    """
+    if sparse is None and not cache.folder:
+        return None
+    return None if sparse == "all" else SparseChoice.parse(_ON_DISK if sparse is None else sparse)
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,7 @@ def choose_for(
     if query.shape[2] > MOST_QUERIES or not one_for_all or not (options.causal or mask is not None):
         return None
     chosen, rest = chosen_keys(kv, query, options, mask)
+    kv.read_ahead(chosen)
     if rest is None:
         return chosen, None
     return chosen, (rest, kv.means if mask is None else _means_under(mask, kv))

@@ -45,7 +45,8 @@ def attached(model: Any, sparse: str | None = None) -> Iterator[dict[str, Any]]:
     model.eval()
     try:
         now = model._headwise
-        yield {"cache": str(now.choice), "sparse": now.sparse and str(now.sparse.choice)}
+        sparse = "all" if now.sparse is None else str(now.sparse.choice)
+        yield {"cache": str(now.choice), "cache_limit": now.choice.limit, "sparse": sparse}
     finally:
         model.train(training)
         if attachment is None:

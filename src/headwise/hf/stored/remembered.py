@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headwise.base.files import FAULTS, local_path, reason
 from headwise.base.mapped import reserve
-from headwise.base.units import size
+from headwise.base.units import limit as limit_of
 from headwise.errors import HeadwiseError, LoadError, OptionError, UnsupportedError
 from headwise.hf.cache import use_own_layers
 from headwise.hf.continued import obstacle_to_continue
@@ -78,15 +78,11 @@ class Remembered:
             raise OptionError(
                 f"remember is a {kind}, expected a folder, or True for the user's own"
             )
-        if isinstance(limit, bool) or not isinstance(limit, int | str):
-            raise OptionError(f"remember_limit is {limit!r}, expected a size, as 10GB")
+        most = limit_of("remember_limit", limit)
         own = isinstance(folder, bool)
         place = own_folder() if own else local_path(str(folder), kind=OptionError)
         if place.exists() and not place.is_dir():
             raise OptionError(f"remember is {str(folder)!r}, which is a file; give a folder")
-        most = limit if isinstance(limit, int) else size("remember_limit", limit)
-        if most <= 0:
-            raise OptionError(f"remember_limit is {limit!r}, expected a size, as 10GB")
         return cls(place.absolute(), most)
 
     def __str__(self) -> str:

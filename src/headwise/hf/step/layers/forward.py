@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwise.caches import ContiguousCache, PagedCache
+from headwise.caches import ContiguousCache, DiskCache, PagedCache
 from headwise.hf.cache_layers import OwnLayer
 from headwise.hf.interface import headwise_attention_forward
 from headwise.hf.module_hook import NAME, ModuleHook, is_touched
@@ -176,10 +176,16 @@ def _own_layer(cache: Any, attention: Any) -> Any:
         return None
     layers, index = cache.layers, attention.layer_idx
     layer = layers[index] if index < len(layers) else None
-    own = isinstance(layer, OwnLayer) and type(layer.cache) in (ContiguousCache, PagedCache)
+    own = isinstance(layer, OwnLayer) and type(layer.cache) in (
+        ContiguousCache,
+        DiskCache,
+        PagedCache,
+    )
     return layer if own else None
 
 
+# Caches whose rows the operator puts where they belong.
+_APPENDED = (ContiguousCache, DiskCache, PagedCache)
 # No sketch, and no choice by one.
 _DENSE: tuple[Any, ...] = (None, None, None, 0, 0, 0, 0, -1.0, None, 0)
 
