@@ -58,11 +58,15 @@ inline int64_t taken_bytes(const LinearArgs& args) {
 constexpr int64_t kManyRows = 8;
 // Bytes of a thread's scratch while it reads x.
 inline int64_t take_bytes(const LinearArgs& args) { return 4 * padded(args.width) + 64; }
+// Rows of x in bf16 from which on tile registers multiply, where there are any.
+constexpr int64_t kTileRows = 5;
 // Bytes of a thread's scratch for up to `outputs` at once.
 inline int64_t scratch_bytes(const LinearArgs& args, int64_t outputs) {
   if (args.packed)
     return 4 * args.rows * kBlock + (args.rows < kManyRows ? 0 : 20 * args.width) + 128;
-  return 4 * args.rows * (padded(outputs) + 2 * kBlock) + 64 * 8;
+  const bool tiles = args.dtype == kBfloat16 && args.rows >= kTileRows;
+  const int64_t of_tiles = tiles ? 32 * padded(args.width) + 8 * 16 * (kBlock + 16) + 192 : 0;
+  return 4 * args.rows * (padded(outputs) + 2 * kBlock) + 64 * 8 + of_tiles;
 }
 
 // How a row is normalised: by its root mean square, times the weight or 1 + the weight; or to mean

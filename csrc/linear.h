@@ -8,6 +8,9 @@
 #include "packed.h"
 #include "rowwise_float.h"
 #include "rowwise_pairs.h"
+#if defined(HEADWISE_AMX)
+#include "tiles_amx.h"
+#endif
 
 namespace headwise {
 namespace HEADWISE_ISA {
@@ -124,6 +127,46 @@ HEADWISE_INLINE void linear_by_columns(const typename Taken<T>::Type* x, int64_t
   for (int64_t row = 0; row < rows; ++row) emit(row, first, int(count), sum + row * out_pitch);
 }
 
+#if defined(HEADWISE_AMX)
+// The same as by rows, by the tile registers: four tiles of 16 rows of W at a time, of `all` there
+// are, with all rows of x as pairs. Rows behind the last whole tile are read with some before them.
+template <class Emit>
+HEADWISE_INLINE void linear_by_tiles(const bf16* x, int64_t rows, int64_t width,
+                                     const StridedRows<bf16>& weight, int64_t all, int64_t first,
+                                     int64_t count, Scratch scratch, const Emit& emit) {
+  constexpr int64_t kPitch = kBlock + 16;  // a tile may begin up to 15 rows before a block
+  const int64_t line = weight.stride * 2, end = first + count;
+  bf16* pairs = scratch.take<bf16>(16 * padded(width));
+  float* sums = scratch.take<float>(16 * kBlock);
+  float* product = scratch.take<float>(16 * kPitch) + 16;
+  int64_t begin[16];
+  for (int64_t row = 0; row < rows; ++row) begin[row] = row * padded(width);
+  PairLayout::pack_queries({}, x, begin, int(rows), width, pairs);
+  const PairEngine registers;
+  for (int64_t block = first; block < end; block += kBlock) {
+    const int n = int(end - block < kBlock ? end - block : kBlock);
+    const int64_t next = block + kBlock;
+    Ahead ahead;
+    ahead.add(weight, next, end - next < kBlock ? end - next : kBlock, width);
+    int64_t at[4];  // behind the last tile it stands in
+    for (int t = 0; t < 4; ++t) {
+      const int64_t from = block + (16 * t < n ? 16 * t : (n - 1) / 16 * 16);
+      at[t] = from < all - 16 ? from : all - 16;
+    }
+    multiply_tiles(pairs, weight.row(at[0]), weight.row(at[1]), weight.row(at[2]),
+                   weight.row(at[3]), line, width, sums, ahead);
+    for (int t = 0; t < (n + 15) / 16; ++t) {
+      __m512i out[16];
+      for (int j = 0; j < 16; ++j) out[j] = _mm512_load_si512(sums + t * 256 + j * 16);
+      transpose(out);
+      for (int64_t row = 0; row < rows; ++row)
+        _mm512_storeu_si512(product + row * kPitch + at[t] - block, out[row]);
+    }
+    for (int64_t row = 0; row < rows; ++row) emit(row, block, n, product + row * kPitch);
+  }
+}
+#endif
+
 // Any of them; x as `take_row` made it.
 template <class T, class Emit>
 HEADWISE_INLINE void linear_as_stored(const void* taken, const LinearArgs& args,
@@ -135,10 +178,18 @@ HEADWISE_INLINE void linear_as_stored(const void* taken, const LinearArgs& args,
   }
   const auto* x = static_cast<const typename Taken<T>::Type*>(taken);
   const StridedRows<T> rows = {static_cast<const T*>(weight.data), weight.stride};
-  if (weight.transposed)
+  if (weight.transposed) {
     linear_by_columns<T>(x, args.rows, args.width, rows, first, count, scratch, emit);
-  else
-    linear_by_rows<T>(x, args.rows, args.width, rows, first, count, scratch, emit);
+    return;
+  }
+#if defined(HEADWISE_AMX)
+  if constexpr (Same<T, bf16>::value)
+    if (args.rows >= kTileRows && args.width % 32 == 0 && weight.rows >= 16) {
+      linear_by_tiles(x, args.rows, args.width, rows, weight.rows, first, count, scratch, emit);
+      return;
+    }
+#endif
+  linear_by_rows<T>(x, args.rows, args.width, rows, first, count, scratch, emit);
 }
 
 // Numbers as T holds them, in place.

@@ -11,9 +11,10 @@ template <bool LOW>
 HEADWISE_INLINE void scaled_integers(const int8_t* integers, int count, float scale, float low,
                                      float* to) {
   for (int i = 0; i < count; i += W) {
-    vf x;
-    for (int k = 0; k < W; ++k) x[k] = float(integers[i + k]);
-    x = rounded(x * scale);
+    vb bytes;
+    __builtin_memcpy(&bytes, integers + i, sizeof bytes);
+    const vi whole = __builtin_convertvector(bytes, vi);
+    const vf x = rounded(__builtin_convertvector(whole, vf) * scale);
     store(to + i, LOW ? x + low : x);
   }
 }
@@ -27,8 +28,8 @@ HEADWISE_INLINE float half_at(const unsigned char* from) {
 // Calls what(column, count, scale, low) for each run of columns that share them, and writes the
 // integers of a block as the file has it.
 template <class What>
-HEADWISE_INLINE void read_block(Format format, const unsigned char* block, int8_t* integers,
-                                const What& what) {
+HEADWISE_INLINE void read_block(Format format, const unsigned char* __restrict block,
+                                int8_t* __restrict integers, const What& what) {
   switch (format) {
     case kQ4_0:
     case kQ4_1:
@@ -58,15 +59,23 @@ HEADWISE_INLINE void read_block(Format format, const unsigned char* block, int8_
       const float scale = half_at(block), low = half_at(block + 2);
       const unsigned char *s = block + 4, *fifth = block + 16;
       const unsigned char* at = block + (format == kQ5_K ? 48 : 16);
+      for (int part = 0; part < 8; part += 2) {
+        const unsigned char* both = at + 16 * part;
+        int8_t* to = integers + 32 * part;
+        for (int i = 0; i < 32; ++i) {
+          to[i] = int8_t(both[i] & 15);
+          to[32 + i] = int8_t(both[i] >> 4);
+        }
+        if (format == kQ5_K)
+          for (int i = 0; i < 32; ++i) {
+            to[i] = int8_t(to[i] | ((fifth[i] >> part & 1) << 4));
+            to[32 + i] = int8_t(to[32 + i] | ((fifth[i] >> part & 2) << 3));
+          }
+      }
       for (int part = 0; part < 8; ++part) {
         const int j = part & 3;
         const int of_scale = part < 4 ? s[j] & 63 : (s[8 + j] & 15) | (s[j] >> 6) << 4;
         const int of_low = part < 4 ? s[4 + j] & 63 : (s[8 + j] >> 4) | (s[4 + j] >> 6) << 4;
-        for (int i = 0; i < 32; ++i) {
-          const int both = at[32 * (part / 2) + i];
-          const int bit = format == kQ5_K ? fifth[i] >> part & 1 : 0;
-          integers[32 * part + i] = int8_t((part & 1 ? both >> 4 : both & 15) + (bit << 4));
-        }
         what(32 * part, 32, scale * float(of_scale), -(low * float(of_low)));
       }
       return;
@@ -76,10 +85,10 @@ HEADWISE_INLINE void read_block(Format format, const unsigned char* block, int8_
       for (int part = 0; part < 8; ++part) {
         const unsigned char* low = block + 64 * (part / 4) + 32 * (part & 1);
         const unsigned char* high = block + 128 + 32 * (part / 4);
-        for (int i = 0; i < 32; ++i) {
-          const int four = part & 2 ? low[i] >> 4 : low[i] & 15;
-          integers[32 * part + i] = int8_t((four | (high[i] >> (2 * (part & 3)) & 3) << 4) - 32);
-        }
+        const int of_low = part & 2 ? 4 : 0, of_high = 2 * (part & 3);
+        int8_t* to = integers + 32 * part;
+        for (int i = 0; i < 32; ++i)
+          to[i] = int8_t(((low[i] >> of_low & 15) | (high[i] >> of_high & 3) << 4) - 32);
         for (int half = 0; half < 2; ++half)
           what(32 * part + 16 * half, 16, scale * float(int8_t(block[192 + 2 * part + half])),
                0.0f);
@@ -110,7 +119,7 @@ void unpack_row(const PackedMatrix& matrix, int64_t row, T* to) {
                  else
                    scaled_integers<false>(integers + column, count, scale, low, numbers + column);
                });
-    for (int64_t i = 0; i < sizes.columns; ++i) from_float(numbers[i], to + i);
+    for (int64_t i = 0; i < sizes.columns; i += W) store_as(to + i, load(numbers + i));
     to += sizes.columns;
   }
 }

@@ -243,6 +243,18 @@ struct Held<bf16> {
     return (vi)(x != x) ? x : bits_of<vf>(up);
   }
 };
+// A vector as T holds it, to memory.
+HEADWISE_INLINE void store_as(float* to, vf x) { store(to, x); }
+HEADWISE_INLINE void store_as(bf16* to, vf x) {
+  const vu u = bits_of<vu>(x);
+  const vu up = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+  const vh narrow = __builtin_convertvector((vi)(x != x) ? (vu{} + 0x7fc0u) : up, vh);
+  __builtin_memcpy(to, &narrow, sizeof narrow);
+}
+HEADWISE_INLINE void store_as(f16* to, vf x) {
+  for (int i = 0; i < W; ++i) from_float(x[i], to + i);
+}
+
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
 template <>
 struct Held<f16> {

@@ -15,6 +15,39 @@ namespace HEADWISE_ISA {
 #define HEADWISE_TILE_DOT(c, a, b) \
   asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
 
+// Four tiles of 16 rows of a matrix, `line` bytes apart, by 16 rows of pairs [width/2][16][2]: to
+// [tile][16 rows of the matrix][16].
+HEADWISE_INLINE void multiply_tiles(const bf16* pairs, const bf16* a, const bf16* b, const bf16* c,
+                                    const bf16* d, int64_t line, int64_t width, float* to,
+                                    Ahead& ahead) {
+  HEADWISE_TILE_ZERO(0);
+  HEADWISE_TILE_ZERO(1);
+  HEADWISE_TILE_ZERO(2);
+  HEADWISE_TILE_ZERO(3);
+  const auto ask = [&]() HEADWISE_LAMBDA {
+    for (int i = 0; i < 16; ++i) ahead.tick();
+  };
+  for (int64_t at = 0; at < width; at += 32) {
+    HEADWISE_TILE_LOAD(6, pairs + at * 16, 64);
+    HEADWISE_TILE_LOAD(4, a + at, line);
+    ask();
+    HEADWISE_TILE_DOT(0, 4, 6);
+    HEADWISE_TILE_LOAD(5, b + at, line);
+    ask();
+    HEADWISE_TILE_DOT(1, 5, 6);
+    HEADWISE_TILE_LOAD(4, c + at, line);
+    ask();
+    HEADWISE_TILE_DOT(2, 4, 6);
+    HEADWISE_TILE_LOAD(5, d + at, line);
+    ask();
+    HEADWISE_TILE_DOT(3, 5, 6);
+  }
+  HEADWISE_TILE_STORE(0, to, 64);
+  HEADWISE_TILE_STORE(1, to + 256, 64);
+  HEADWISE_TILE_STORE(2, to + 512, 64);
+  HEADWISE_TILE_STORE(3, to + 768, 64);
+}
+
 // Weights: [row tile][kBlock/32][16][32]. O: [row tile][16 columns][16][16].
 struct PairEngine : PairLayout {
   PairEngine() {

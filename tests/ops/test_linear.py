@@ -22,6 +22,9 @@ SHAPES = [
     (16, 33, (577,)),
     (2, 576, (192, 64, 64)),
     (1, 3001, (70,)),
+    # whole lines of tile registers: few outputs, a last tile that is cut, more than a block
+    (5, 320, (15, 16, 17, 40, 1000)),
+    (16, 64, (77,)),
 ]
 
 
@@ -50,9 +53,10 @@ def test_products_with_weights_as_they_are_stored(shape, transposed, dtype, leve
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_any_number_of_threads_gives_the_same_bits(transposed, dtype, level, threads):
-    x = torch.randn(5, 300).to(dtype)
-    weights = [stored(each, 300, dtype, transposed) for each in (1000, 70)]
+@pytest.mark.parametrize("width", [300, 320])
+def test_any_number_of_threads_gives_the_same_bits(width, transposed, dtype, level, threads):
+    x = torch.randn(5, width).to(dtype)
+    weights = [stored(each, width, dtype, transposed) for each in (1000, 70)]
     threads(1)
     expected = cpu.linear(x, weights, [None, None])
     for count in (2, 3, 7):

@@ -1,6 +1,6 @@
 """Modules whose weights stay in the blocks of a GGUF file, and how a model gets them."""
 
-from headwise.hf.packed.modules import PackedEmbedding, PackedLinear, weight_of
+from headwise.hf.packed.modules import PackedEmbedding, PackedLinear, makes_numbers, weight_of
 from headwise.hf.packed.packing import (
     Packing,
     check_request,
@@ -17,6 +17,7 @@ __all__ = [
     "Packing",
     "check_request",
     "holders",
+    "makes_numbers",
     "pack_model",
     "packed_formats",
     "packed_words",

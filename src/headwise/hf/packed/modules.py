@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import UnsupportedError
-from headwise.ops import format_of, packed_columns, packed_linear, unpack
+from headwise.ops import faster, format_of, packed_columns, packed_linear, unpack
+from headwise.ops.modes import FEW_ROWS
 
 _FLOAT = 'load the model with weights="float" for weights that can be changed'
 
@@ -138,3 +139,13 @@ def weight_of(module: Any) -> Tensor:
     """What a product multiplies by: a weight, or a packed matrix."""
     weight: Tensor = module.packed if type(module) is PackedLinear else module.weight
     return weight
+
+
+def makes_numbers(model: nn.Module) -> bool:
+    """Whether a prompt is multiplied by packed weights as numbers, which are made for each call."""
+    packed = next((each for each in model.modules() if isinstance(each, PackedLinear)), None)
+    if packed is None:
+        return False
+    many = packed.like.new_empty(FEW_ROWS + 1, packed.in_features)
+    with torch.no_grad():
+        return faster("linear", many, (packed.packed,), (None,)) is None

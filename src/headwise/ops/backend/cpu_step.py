@@ -100,8 +100,6 @@ def _are_plain(x: Tensor, tensors: Sequence[Tensor], most: int | None = FEW_ROWS
     All are plain tensors of its dtype, but for packed matrices.
     """
     same = [tensor for tensor in tensors if tensor.dtype is not torch.uint8]
-    if len(same) == len(tensors) and _has_tiles(x):
-        most = 4  # PyTorch multiplies more by AMX, in tiles of 16, and these kernels one by one
 
     def is_served(x: Tensor) -> bool:
         return x.dtype in DTYPES and x.numel() > 0 and (most is None or are_few(x, most))
