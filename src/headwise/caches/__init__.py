@@ -6,6 +6,7 @@ from headwise.caches.paged import PagedCache
 from headwise.caches.protocol import Cache, CacheKind
 from headwise.caches.quantized import QuantizedCache
 from headwise.caches.sketch import Sketch, SketchedCache
+from headwise.caches.split import Share, SplitCache
 from headwise.caches.state import StateCache
 from headwise.caches.window import WindowCache
 
@@ -16,8 +17,10 @@ __all__ = [
     "ContiguousCache",
     "PagedCache",
     "QuantizedCache",
+    "Share",
     "Sketch",
     "SketchedCache",
+    "SplitCache",
     "StateCache",
     "WindowCache",
 ]
