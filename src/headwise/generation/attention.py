@@ -48,10 +48,12 @@ def select_attention(
     *,
     sparse: str | None = None,
     remember: Remember = None,
+    context_parallel: Any = None,
 ) -> tuple[BackendLayers, ...]:
     """Make a model run with one of ATTENTIONS, whatever it ran with before.
 
-    `cache`, `sparse` and `remember` are for headwise, as `headwise.attach` takes them.
+    `cache`, `sparse`, `remember` and `context_parallel` are for headwise, as `headwise.attach`
+    takes them.
 
     Raises:
         OptionError: another name.
@@ -63,7 +65,13 @@ def select_attention(
     detach(model)
     if attention in ("headwise", "dense"):
         sparse = sparse if attention == "headwise" else None
-        report = attach(model, cache=cache, sparse=sparse, remember=remember)
+        report = attach(
+            model,
+            cache=cache,
+            sparse=sparse,
+            context_parallel=context_parallel,
+            remember=remember,
+        )
         layers = Counter(map(_attached, report.layers))
         return tuple(replace(layer, count=count) for layer, count in layers.items())
     try:
