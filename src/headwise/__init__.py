@@ -11,6 +11,7 @@ from headwise.errors import (
     HeadwiseError,
     LoadError,
     OptionError,
+    RankError,
     ShapeError,
     SpecError,
     UnsupportedError,
@@ -23,6 +24,7 @@ from headwise.ops import (
     explain,
     latent_attention,
     linear_attention,
+    merge_attention,
 )
 from headwise.spec import AttentionSpec, LayerSpec, ModelSpec
 
@@ -49,6 +51,7 @@ __all__ = [
     "OptionError",
     "PagedKV",
     "QuantKV",
+    "RankError",
     "ShapeError",
     "SpecError",
     "UnsupportedError",
@@ -63,6 +66,7 @@ __all__ = [
     "linear_attention",
     "load",
     "load_cache",
+    "merge_attention",
     "nn",
     "plan",
     "recall",

@@ -35,3 +35,7 @@ class LoadError(HeadwiseError, OSError):
 
 class OptionError(HeadwiseError, ValueError):
     """An option outside the values that it can have."""
+
+
+class RankError(HeadwiseError, RuntimeError):
+    """Processes that share a context and do not agree, or of which one has ended or stalls."""

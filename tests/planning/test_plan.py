@@ -56,6 +56,39 @@ def test_a_decode_step_reads_the_weights_once_and_each_cache(tmp_path: Path) -> 
     assert found.decode.bound == "bandwidth"
 
 
+def test_ranks_hold_their_blocks_and_pay_where_attention_gains_more(tmp_path: Path) -> None:
+    found = planned(tmp_path, context=1000, batch=3, ranks=4, link=1e9).ranks
+    assert found.cache_bytes == 3 * 256 * TOKEN  # four blocks of 64, of sixteen
+    step = 3 * (3 * 8 * (32 * 2 + 4) + 1000 * 2) + 32
+    assert found.sent_bytes == 3 * step
+    assert found.seconds == pytest.approx(5e-4 + 3 * step / 1e9)
+
+    def gained(context: int) -> float:
+        most = context // 256 * 64 + min(context % 256, 64)
+        return 3 * TOKEN * (context - most) / 1e9
+
+    assert gained(found.pays_from - 1) < found.seconds <= gained(found.pays_from)
+    shown = re.sub(r"[\s│]+", " ", str(planned(tmp_path, context=1000, ranks=2)))
+    assert "over 2 ranks (estimate)" in shown
+    assert planned(tmp_path, context=1000).ranks is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ranks": 1}, "ranks is 1, expected an int from 2 on"),
+        ({"ranks": True}, "ranks is True"),
+        ({"ranks": 2, "link": -1.0}, "link is -1.0"),
+        ({"link": "2GB/s"}, "give their number"),
+    ],
+)
+def test_ranks_that_are_none_are_refused(
+    tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(OptionError, match=words):
+        planned(tmp_path, context=1000, **options)
+
+
 def test_a_step_that_chooses_reads_the_sketch_and_what_it_chose(tmp_path: Path) -> None:
     asked = "topk:100,sinks=4,recent=16,dense=1"
     found = planned(tmp_path, context=1000, batch=3, sparse=asked)

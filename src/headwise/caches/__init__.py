@@ -7,6 +7,7 @@ from headwise.caches.paged import PagedCache
 from headwise.caches.protocol import Cache, CacheKind
 from headwise.caches.quantized import QuantizedCache
 from headwise.caches.sketch import Sketch, SketchedCache
+from headwise.caches.split import Share, SplitCache
 from headwise.caches.state import StateCache
 from headwise.caches.window import WindowCache
 
@@ -18,8 +19,10 @@ __all__ = [
     "DiskCache",
     "PagedCache",
     "QuantizedCache",
+    "Share",
     "Sketch",
     "SketchedCache",
+    "SplitCache",
     "StateCache",
     "WindowCache",
 ]

@@ -11,8 +11,9 @@ from torch import Tensor
 from headwise.errors import ShapeError, UnsupportedError
 from headwise.ops import KV, Bits
 
-# What `append` returns: all rows, a view of all, or those rows alone that the new tokens may see.
-Gives = Literal["rows", "view", "part"]
+# What `append` returns: all rows, a view of all, those rows alone that the new tokens may see, or
+# those that one of several processes has.
+Gives = Literal["rows", "view", "part", "split"]
 
 
 class Cache(ABC):

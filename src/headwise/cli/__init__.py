@@ -6,6 +6,8 @@ Every error that a user can cause is one line on stderr and exit code 2; Ctrl-C 
 import errno
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from headwise.errors import HeadwiseError
 
@@ -18,15 +20,23 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with `arguments` (the process's own by default); returns its exit code."""
+    from headwise.cli.app import command
+
+    return guarded(
+        lambda: command()(arguments, prog_name="headwise", standalone_mode=False), arguments
+    )
+
+
+def guarded(run: Callable[[], Any], arguments: list[str] | None = None) -> int:
+    """What a command returns, or the exit code of its error, of which one line is said."""
     import typer
 
     from headwise.base.console import one_line
-    from headwise.cli.app import command
     from headwise.cli.terminal import interrupted, show_any_text
 
     show_any_text()
     try:
-        code = command()(arguments, prog_name="headwise", standalone_mode=False)
+        code = run()
         if sys.stdout is not None:  # where it was closed before we began
             sys.stdout.flush()
         return code if isinstance(code, int) else 0

@@ -15,6 +15,7 @@ from headwise.cli.terminal import screen
 
 if TYPE_CHECKING:
     from headwise.generation import Answer
+    from headwise.generation.options import Sampling
     from headwise.generation.session import Session
 
 Attention = Literal["headwise", "sdpa", "eager"]
@@ -42,6 +43,7 @@ def generate(
     sparse: str | None = None,
     remember: bool = False,
     weights: Weights = "auto",
+    context_parallel: int = 1,
     against: Other | None = None,
     as_json: options.Json = False,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -68,16 +70,16 @@ def generate(
             folder: see headwise remember. Stored text can be read by whoever reads that folder.
         weights: Of a .gguf file: packed, which are multiplied in the file's own blocks, or float,
             dequantised. auto packs them where headwise runs alone on a CPU.
+        context_parallel: Processes of this machine that share the context, each with a part of the
+            cache and of the cores.
         against: Run the prompt again with this one and compare; dense is headwise without --sparse.
     """
     from headwise.base.units import limit
     from headwise.caches import CacheChoice
     from headwise.errors import OptionError
     from headwise.generation.options import Sampling
-    from headwise.generation.session import Session
     from headwise.generation.text import read_document
-    from headwise.loading.options import LoadOptions
-    from headwise.loading.progress import quiet_transformers
+    from headwise.loading.options import find_device
     from headwise.spec import SparseChoice
 
     sampling = Sampling(
@@ -102,32 +104,78 @@ def generate(
         SparseChoice.parse(sparse)
     if remember and attention != "headwise":
         raise OptionError(f"--remember is for headwise, and --attention is {attention}")
+    if context_parallel > 1 and attention != "headwise":
+        raise OptionError(f"--context-parallel is for headwise, and --attention is {attention}")
+    if context_parallel > 1 and (sparse is not None or remember):
+        raise OptionError("--sparse and --remember need whole contexts: no --context-parallel")
+    if context_parallel != 1 and find_device(device).type != "cpu":
+        raise OptionError(
+            "--context-parallel shares the cores of this machine: give --device cpu; for GPUs "
+            "start a script of yours with torchrun, and attach with context_parallel"
+        )
     file = options.the_document(document, context)
-    text = read_document(file) if file is not None else ""
     model = options.the_model(model, named)
     weights = weights_of(
         weights, model, device, alone=attention == "headwise" and against in (None, "dense")
     )
-    with quiet_transformers(), screen(animated=True) as loading:
-        loading("starting", 0, 0)
+    work: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt,
+        "document": read_document(file) if file is not None else "",
+        "chat": chat,
+        "loading": {
+            "dtype": dtype,
+            "device": device,
+            "trust_remote_code": trust_remote_code,
+            "weights": weights,
+        },
+        "sampling": sampling,
+        "attention": attention,
+        "against": against,
+        "as_json": as_json,
+        "remember": remember,
+        "how": {"cache": cache, "cache_limit": cache_limit, "sparse": sparse},
+    }
+    if context_parallel == 1:
+        return _generate(**work)
+    from headwise.cli.ranks import run_ranks
+
+    return run_ranks(context_parallel, _generate, work)
+
+
+def _generate(
+    *,
+    model: str | None,
+    prompt: str,
+    document: str,
+    chat: bool,
+    loading: dict[str, Any],
+    sampling: "Sampling",
+    attention: Attention,
+    against: Other | None,
+    as_json: bool,
+    remember: bool,
+    how: dict[str, Any],
+    ranks: Any = None,
+) -> int:
+    """Load, run and show; in each of several processes, where `ranks` is their group."""
+    from headwise.generation.session import Session
+    from headwise.loading.options import LoadOptions
+    from headwise.loading.progress import quiet_transformers
+
+    with quiet_transformers(), screen(animated=True) as shown:
+        shown("starting", 0, 0)
         session = Session.open(
             model,
             prompt,
-            LoadOptions(
-                dtype=dtype,
-                device=device,
-                trust_remote_code=trust_remote_code,
-                weights=weights,
-                progress=loading,
-            ),
+            LoadOptions(**loading, progress=shown),
             sampling,
-            document=text,
+            document=document,
             chat=chat,
         )
     with quiet_transformers():
-        how: dict[str, Any] = {"cache": cache, "cache_limit": cache_limit, "sparse": sparse}
-        run = partial(_run, session, how, compared=bool(sparse and against))
-        runs = [run(attention, stream=not as_json, remember=remember)]
+        run = partial(_run, session, how, compared=bool(how["sparse"] and against))
+        runs = [run(attention, stream=not as_json, remember=remember, context_parallel=ranks)]
         if against is not None and not runs[0].interrupted:
             runs.append(run(against, stream=False))
     if as_json:
@@ -147,6 +195,7 @@ def _run(
     compared: bool,
     stream: bool,
     remember: bool = False,
+    context_parallel: Any = None,
 ) -> "Answer":
     """One measured run; its text goes to stdout as it comes, or its progress to stderr."""
     most, pieces = session.sampling.max_new_tokens, itertools.count(1)
@@ -167,6 +216,7 @@ def _run(
             attention,
             **how,
             remember=remember,
+            context_parallel=context_parallel,
             keep_logits=compared and session.sampling.greedy,
             on_prefill=on_prefill,
             on_text=on_text,

@@ -39,6 +39,7 @@ def table(session: Session, runs: list[Answer]) -> Table:
         "per token (median)": lambda run: _figure(run.decode_median, "{:,.1f} ms", 1000),
         "sparse": lambda run: run.sparse,
         "cache": _caches,
+        "shared by": lambda run: f"{run.ranks} processes; what one has:" if run.ranks > 1 else "",
         "cache per token": lambda run: _figure(run.cache_bytes_per_token, "{:,.0f} bytes"),
         "cache in total": _total,
         "read per token": lambda run: _read(run) if any(each.sparse for each in runs) else "",

@@ -21,6 +21,8 @@ def plan(
     dtype: str | None = None,
     cache_dtype: str | None = None,
     sparse: str | None = None,
+    ranks: int | None = None,
+    link: str | None = None,
     memory: str | None = None,
     device: str | None = None,
     bandwidth: str | None = None,
@@ -44,6 +46,8 @@ def plan(
             config's, else bfloat16.
         cache_dtype: Of the cache alone; int8 and int4 are headwise's own.
         sparse: How many keys a query of a step gets, as topk:1024 or topp:0.95,min=256,max=4096.
+        ranks: Estimate a context that is spread over so many processes, each on such a device.
+        link: Between them, as 10GB/s. Default: 2GB/s, which processes of one machine have.
         memory: What has to hold it, as 24GiB. Default: the device's.
         device: A device by name (see --list). Default: this machine, measured once as by headwise
             bench machine.
@@ -79,6 +83,7 @@ def plan(
             ("context", context, units.tokens),
             ("encoder-context", encoder_context, units.tokens),
             ("memory", memory, units.size),
+            ("link", link, units.bandwidth),
             ("bandwidth", bandwidth, units.bandwidth),
             ("peak", peak, units.flops),
         )
@@ -90,6 +95,7 @@ def plan(
             dtype=dtype,
             cache_dtype=cache_dtype,
             sparse=sparse,
+            ranks=ranks,
             device=device,
             progress=shown,
             **options,

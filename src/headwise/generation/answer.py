@@ -25,6 +25,7 @@ class Answer:
     `sparse`: how a step chooses its keys, "" where it sees all. `prefill_seconds` is what the model
     took to read the prompt, which gives the logits of the first token too. `decode_seconds` has one
     entry per token; the first counts from the beginning, with the reading of the prompt.
+    `ranks`: processes that shared the context, of whose caches this one's is counted.
     `known_tokens` of the prompt were remembered, and not read. `read_bytes`: what the last step
     read of the cache. `logits`: of the first tokens, where they were to be kept. `interrupted`: by
     the user, so that tokens may lack.
@@ -34,6 +35,7 @@ class Answer:
     layers: tuple[BackendLayers, ...]
     prompt_tokens: int
     sparse: str = ""
+    ranks: int = 1
     tokens: list[int] = field(default_factory=list)
     margins: list[Margin] = field(default_factory=list)
     known_tokens: int = 0
@@ -72,6 +74,7 @@ class Answer:
         return {
             "attention": self.attention,
             "sparse": self.sparse or None,
+            "ranks": self.ranks,
             "layers": [asdict(group) for group in self.layers],
             "text": text,
             "tokens": self.tokens,

@@ -49,6 +49,7 @@ def select_attention(
     cache_limit: str | int | None = None,
     sparse: str | None = None,
     remember: Remember = None,
+    context_parallel: Any = None,
 ) -> tuple[BackendLayers, ...]:
     """Make a model run with one of ATTENTIONS, whatever it ran with before.
 
@@ -63,9 +64,13 @@ def select_attention(
         raise OptionError(f"attention {attention!r} is unknown; use one of {names}")
     detach(model)
     if attention in ("headwise", "dense"):
-        sparse = sparse if attention == "headwise" else "all"
         report = attach(
-            model, cache=cache, cache_limit=cache_limit, sparse=sparse, remember=remember
+            model,
+            cache=cache,
+            cache_limit=cache_limit,
+            sparse=sparse if attention == "headwise" else "all",
+            context_parallel=context_parallel,
+            remember=remember,
         )
         layers = Counter(map(_attached, report.layers))
         return tuple(replace(layer, count=count) for layer, count in layers.items())

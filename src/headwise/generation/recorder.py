@@ -33,6 +33,7 @@ def generate(
     cache_limit: str | int | None = None,
     sparse: str | None = None,
     remember: Remember = None,
+    context_parallel: Any = None,
     sampling: Sampling | None = None,
     keep_logits: bool = False,
     on_prefill: OnPrefill | None = None,
@@ -45,7 +46,8 @@ def generate(
 
     `on_prefill(done, total)` is called as the prompt is read, `on_token(token)` with each new token
     as it comes. A KeyboardInterrupt ends the answer, which keeps what it has so far. `cache`,
-    `cache_limit`, `sparse` and `remember` are for headwise, as `headwise.attach` takes them.
+    `cache_limit`, `sparse`, `remember` and `context_parallel` are for headwise, as
+    `headwise.attach` takes them.
     `keep_logits`: the answer keeps the logits of its tokens, as far as they fit.
 
     Raises:
@@ -55,12 +57,20 @@ def generate(
     """
     if not prompt:
         raise ShapeError("the prompt has no tokens; give some text")
-    how: dict[str, Any] = {"cache_limit": cache_limit, "sparse": sparse, "remember": remember}
-    layers = select_attention(model, attention, cache, **how)
+    layers = select_attention(
+        model,
+        attention,
+        cache,
+        cache_limit=cache_limit,
+        sparse=sparse,
+        remember=remember,
+        context_parallel=context_parallel,
+    )
     attachment = model.__dict__.get("_headwise")
     layout = None if attachment is None else attachment.sparse
     said = "" if layout is None else str(layout.choice)
-    answer = Answer(attention, layers, len(prompt), said)
+    ranks = getattr(attachment and attachment.choice, "ranks", None)
+    answer = Answer(attention, layers, len(prompt), said, 1 if ranks is None else ranks.count)
     recorder = _Recorder(answer, on_prefill, on_token, keep_logits)
     forget_length(model)
     try:

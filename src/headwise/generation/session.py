@@ -85,14 +85,15 @@ class Session:
         cache_limit: str | None = None,
         sparse: str | None = None,
         remember: Remember = None,
+        context_parallel: Any = None,
         keep_logits: bool = False,
         on_prefill: OnPrefill | None = None,
         on_text: OnText | None = None,
     ) -> Answer:
         """Run the prompt with one attention; `on_text` gets the answer's text, one piece per token.
 
-        `cache`, `cache_limit`, `sparse` and `remember` are for headwise, as `headwise.attach` takes
-        them. `keep_logits`: as `divergence` needs them.
+        `cache`, `cache_limit`, `sparse`, `remember` and `context_parallel` are for headwise, as
+        `headwise.attach` takes them. `keep_logits`: as `divergence` needs them.
         """
         stream = TextStream(self.tokenizer)
 
@@ -108,6 +109,7 @@ class Session:
             cache_limit=cache_limit,
             sparse=sparse,
             remember=remember,
+            context_parallel=context_parallel,
             keep_logits=keep_logits,
             sampling=self.sampling,
             on_prefill=on_prefill,

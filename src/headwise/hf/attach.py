@@ -19,6 +19,8 @@ from headwise.hf.coverage import cover, require_cache
 from headwise.hf.inner_model import inner_model
 from headwise.hf.module_hook import NAME
 from headwise.hf.packed import Packing, check_request, pack_model, unpack_model
+from headwise.hf.parallel.attached import require_split, split_choice
+from headwise.hf.parallel.ranks import SplitChoice
 from headwise.hf.report import AttachReport
 from headwise.hf.sparse import SparseLayers, choice_of, sparse_layers
 from headwise.hf.stored.remembered import LIMIT, Remembered
@@ -35,6 +37,7 @@ def attach(
     cache_limit: str | int | None = None,
     step: str = "all",
     sparse: str | None = None,
+    context_parallel: Any = None,
     weights: str | None = None,
     keep: bool = False,
     remember: str | Path | bool | Remembered | None = None,
@@ -85,6 +88,10 @@ def attach(
             are always among them, and the first 2 layers see all. What is not chosen counts by the
             mean of all values. Up to so many tokens the results have the bits of dense attention.
             None or "all": every query sees all; of a cache on disk None is "topk:1024".
+        context_parallel: a DeviceMesh of one dim, or a ProcessGroup, whose processes call this
+            alike, each with the whole model: the tokens of layers that see all of them are spread
+            over the ranks in blocks of 64, and every rank gives the same results. Sliding windows
+            and states are on every rank. See the guide.
         weights: "int8" or "int4" round the weights of products and embeddings to so many bits, in
             blocks of 32 (embedding, head and routers to 8 bits), in which they stay: a step reads
             less. None leaves them. Rows are rounded to 8 bits before a product.
@@ -103,10 +110,13 @@ def attach(
     Raises:
         UnsupportedError: not a Transformers model, nor what holds one; or one of whose attention
             nothing (with `strict`: not everything) can be replaced; or a cache, or a
-            sparse attention, that the model cannot use; or weights none of which can be packed.
+            sparse attention, or ranks, that the model cannot use; or weights none of which can be
+            packed.
         OptionError: no such cache, step, sparse attention or weights, or a limit of a cache that
             has none, or the model's are packed otherwise already; or `keep` without weights to
-            keep; or `remember` is no folder, or beside a cache on disk.
+            keep; or `remember` is no folder, or beside a cache on disk; or `context_parallel` is
+            no group, or beside an option that needs whole contexts.
+        RankError: another rank has another model or other options, has ended, or stalls.
         SpecError: the model's config contradicts itself.
     """
     model = inner_model("attach", model)
@@ -115,6 +125,9 @@ def attach(
     if step not in STEPS:
         raise OptionError(f"step is {step!r}, expected one of {', '.join(map(repr, STEPS))}")
     asked = choice_of(sparse, choice)
+    if context_parallel is not None:
+        said, others = f"step={step}, weights={weights}", {"sparse": asked, "remember": remember}
+        choice = split_choice(model, choice, context_parallel, said, **others)
     remembered = Remembered.parse(remember, remember_limit) if remember else None
     if remembered is not None and choice.folder:
         raise OptionError(
@@ -138,6 +151,8 @@ def attach(
         take_off(model, model.__dict__.pop("_headwise"))
     try:
         coverage = cover(model, choice, step=step, strict=strict)
+        if isinstance(choice, SplitChoice):
+            require_split(coverage, choice)
         choosers = _choosers(model, choice, asked, coverage.spec, coverage.grows_cache)
         if fresh:
             assert weights is not None

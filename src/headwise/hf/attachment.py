@@ -18,6 +18,8 @@ from headwise.hf.latent import LatentPassthrough
 from headwise.hf.linear import Kind, LinearModule
 from headwise.hf.module_hook import ATTACHED, NAME, ModuleHook, StockConfig
 from headwise.hf.packed import Packing
+from headwise.hf.parallel.attached import put_hooks, take_hooks
+from headwise.hf.parallel.ranks import SplitChoice
 from headwise.hf.report import AttachReport
 from headwise.hf.sparse import SparseLayers
 from headwise.hf.stored.generate import CheckedInputs, RememberingGenerate
@@ -138,6 +140,8 @@ def put_on(
         model.register_forward_pre_hook(ForwardCache(model, choice, sparse), with_kwargs=True)
         model._prepare_model_inputs = CheckedInputs(model)
         attachment.mark(model, "_prepare_model_inputs")
+    if isinstance(choice, SplitChoice):
+        put_hooks(model, choice)
     set_remembered(model, remembered)
 
 
@@ -189,6 +193,7 @@ def take_off(model: PreTrainedModel, attachment: Attachment) -> None:
         if isinstance(hook, ForwardCache):
             del model._forward_pre_hooks[key]
             model._forward_pre_hooks_with_kwargs.pop(key, None)
+    take_hooks(model)
 
 
 def _name_configs(coverage: Coverage, previous: list[tuple[Any, str | None]]) -> None:

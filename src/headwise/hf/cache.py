@@ -17,6 +17,7 @@ from headwise.hf.cache_layers import (
 from headwise.hf.hybrid_layers import HybridLayer, HybridSinksLayer, HybridViewLayer
 from headwise.hf.indexed_layers import IndexedLayer, IndexedViewLayer, IndexKeys
 from headwise.hf.own_cache import OwnCache, TokensRead
+from headwise.hf.parallel.layer import SplitLayer
 from headwise.hf.sparse import SparseLayers
 from headwise.hf.stock_names import (
     Cache,
@@ -30,7 +31,12 @@ from headwise.ops import row_bytes
 
 _DEFAULT = CacheChoice()
 # The layer for a cache, by what the cache gives.
-_LAYERS: dict[str, Any] = {"rows": ContiguousLayer, "view": ViewLayer, "part": SinksLayer}
+_LAYERS: dict[str, Any] = {
+    "rows": ContiguousLayer,
+    "view": ViewLayer,
+    "part": SinksLayer,
+    "split": SplitLayer,
+}
 _INDEXED = (
     "transformers.cache_utils.DynamicIndexedLayer",
     "transformers.models.minimax_m3_vl.modeling_minimax_m3_vl.MiniMaxM3VLSparseCacheLayer",
@@ -108,7 +114,9 @@ def _own_layer(layer: Any, choice: CacheChoice) -> Any:
         return layer if kind is None else kind(cache, type(layer))
     if type(layer) is LinearAttentionAndFullAttentionLayer:
         cache = choice.make()
-        return _HYBRID_LAYERS[cache.gives](cache, layer.number_of_states)
+        made = _HYBRID_LAYERS.get(cache.gives)
+        # with a state, the tokens of every rank are all of them
+        return layer if made is None else made(cache, layer.number_of_states)
     return layer
 
 

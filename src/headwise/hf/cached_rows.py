@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from headwise.caches import SplitCache
 from headwise.errors import UnsupportedError
 from headwise.ops import PagedKV, QuantKV
 from headwise.spec import SparseChoice
@@ -76,7 +77,56 @@ class SparseKV:
         return (self.key, self.value) if view is None else view.dense(dtype)
 
 
-Rows = PagedKV | QuantKV | WindowKV | SparseKV
+@dataclass(frozen=True, eq=False)
+class SplitKV:
+    """A rank's part of the keys and values of a layer, [B,K,L',D] and [B,K,L',V], or their view.
+
+    cache: which holds them, of `length` tokens of all ranks. gather: from a tensor of this rank to
+    those of all, [N, ...].
+    """
+
+    own: tuple[Tensor, Tensor] | PagedKV | QuantKV
+    cache: SplitCache
+    length: int
+    gather: Callable[[Tensor], Tensor]
+
+    @property
+    def key(self) -> Tensor:
+        """Something that is where the keys are."""
+        return self.own[0] if isinstance(self.own, tuple) else self.own.key
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """B, K, L, D and V, of all tokens."""
+        if isinstance(self.own, tuple):
+            key, value = self.own
+            return key.shape[0], key.shape[1], self.length, key.shape[3], value.shape[3]
+        batch, heads, _, dim, value_dim = self.own.shape
+        return batch, heads, self.length, dim, value_dim
+
+    @property
+    def positions(self) -> Tensor:
+        """Where the rank's keys are, [L'], on the CPU."""
+        return self.cache.positions_of(self.length)
+
+    def dense(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """All of them, as plain tensors: every rank has to ask for them."""
+        own = self.own if isinstance(self.own, tuple) else self.own.dense(dtype)
+        return self._whole(own[0]), self._whole(own[1])
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        shares = [replace(self.cache.share, rank=rank) for rank in range(self.cache.share.ranks)]
+        counts = [share.held(self.length) for share in shares]
+        padding = max(counts) - rows.shape[2]
+        parts = self.gather(torch.nn.functional.pad(rows, (0, 0, 0, padding)))
+        whole = rows.new_empty(*rows.shape[:2], self.length, rows.shape[3])
+        for share, count, part in zip(shares, counts, parts, strict=True):
+            at = share.positions(self.length).to(rows.device)
+            whole.index_copy_(2, at, part[:, :, :count])
+        return whole
+
+
+Rows = PagedKV | QuantKV | WindowKV | SparseKV | SplitKV
 
 
 class CachedRows(Tensor):

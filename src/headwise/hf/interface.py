@@ -6,10 +6,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from headwise.hf.attend import attend_latents, attend_rows
+from headwise.hf.cached_rows import SplitKV
 from headwise.hf.latent import require_latents
 from headwise.hf.masks import headwise_mask
 from headwise.hf.module_hook import NAME
 from headwise.hf.observer import current_observer, observed
+from headwise.hf.parallel.attend import attend_split
 from headwise.hf.request import read_request
 from headwise.hf.stock_names import AttentionMaskInterface
 
@@ -44,6 +46,10 @@ def headwise_attention_forward(
     require_latents(module, key, value)
     request = read_request(module, query, key, value, attention_mask, dropout, scaling, **asked)
     observer = current_observer()
+    if isinstance(request.kv, SplitKV):
+        merged = attend_split(request, observed=observer is not None)
+        if merged is not None:
+            return merged, None
     if observer is not None:
         return observed(observer, request)
     out, weights, _ = attend_latents(request) or attend_rows(request)

@@ -140,6 +140,7 @@ def absorb(request: Request) -> tuple[Tensor, Tensor | None] | None:
         paradigm=paradigm,
         causal=options.causal,
         scale=options.scale,
+        key_positions=options.key_positions,
         window=options.window,
         sinks=options.sinks,
         mask=options.mask,

@@ -66,6 +66,11 @@ def check_cache(cache: Any, window: int | None, *, cross: bool = False) -> None:
         raise ShapeError(
             f"cross-attention was given a {type(cache).__name__}, expected a contiguous one"
         )
+    if cache.gives == "split":
+        raise ShapeError(
+            f"cache is a {type(cache).__name__}, which gives a part of the tokens: headwise.attach "
+            "with context_parallel spreads those of a model"
+        )
     if cache.sinks:
         raise ShapeError(
             f"the cache keeps {cache.sinks} first tokens, this layer does not see them"

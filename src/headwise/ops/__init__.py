@@ -7,6 +7,7 @@ function. What runs it is a backend, a file in backend.
 from headwise.ops.attend.call import AttentionCall, Options, Problem
 from headwise.ops.attend.checks import check_mask_and_bias, require_tensor
 from headwise.ops.attend.chosen import chosen_mask, masked_options
+from headwise.ops.attend.merge import merge_attention
 from headwise.ops.attend.operator import attention, explain, explain_call, run_call
 from headwise.ops.attend.visible import visible_keys
 from headwise.ops.attend.weights import attention_weights, score_rows, weights_of
@@ -96,6 +97,7 @@ __all__ = [
     "linear_attention",
     "means_of",
     "means_under",
+    "merge_attention",
     "needs_gradients",
     "pack",
     "packed_columns",

@@ -28,7 +28,7 @@ def decode_cost(spec: ModelSpec, weights: Weights, workload: Workload) -> Cost:
     Each weight is read once for the batch, of a mixture of experts those that are expected to be
     chosen; each cached token once for its sequence. MLA counts as it is decoded, absorbed.
     """
-    layers, batch = [_decode_layer(layer, workload) for layer in spec.layers], workload.batch
+    layers, batch = [layer_cost(layer, workload) for layer in spec.layers], workload.batch
     read = sum(nbytes for nbytes, _ in layers)
     flops = 2 * weights.active + sum(operations for _, operations in layers)
     weight_bytes = weights.read(batch) * bytes_per_element(workload.cache.dtype)
@@ -52,8 +52,8 @@ def prefill_cost(spec: ModelSpec, weights: Weights, workload: Workload) -> Cost:
     return Cost(read * bytes_per_element(workload.cache.dtype), written, batch * flops)
 
 
-def _decode_layer(layer: LayerSpec, workload: Workload) -> tuple[float, float]:
-    """Bytes and operations of one layer for one sequence."""
+def layer_cost(layer: LayerSpec, workload: Workload) -> tuple[float, float]:
+    """Bytes and operations of one layer in a decode step of one sequence."""
     mixer, cache, context = layer.mixer, workload.cache, workload.context
     read = flops = 0.0
     if not isinstance(mixer, AttentionSpec):  # a state is read and written

@@ -16,6 +16,7 @@ from headwise.planning.devices import Device, find_device
 from headwise.planning.estimates import Estimator, Step
 from headwise.planning.layer_groups import LayerGroup, layer_groups
 from headwise.planning.model import PlannedModel, find_model
+from headwise.planning.ranks import LINK, Ranks, plan_ranks
 from headwise.planning.weights import Weights, count_weights
 from headwise.planning.workload import Workload
 from headwise.spec import ModelSpec, SparseChoice
@@ -40,6 +41,7 @@ class Plan:
     dtype: str
     cache: CacheFormat
     sparse: str | None
+    ranks: Ranks | None
     device: Device
     memory: int
     groups: tuple[LayerGroup, ...]
@@ -98,6 +100,8 @@ def plan(
     dtype: str | None = None,
     cache_dtype: str | None = None,
     sparse: str | None = None,
+    ranks: int | None = None,
+    link: float | str | None = None,
     memory: int | str | None = None,
     device: str | None = None,
     bandwidth: float | str | None = None,
@@ -124,6 +128,8 @@ def plan(
         dtype: of weights and cache; the config's by default, bfloat16 where it has none.
         cache_dtype: another dtype for the cache, or int8 or int4 for headwise's own.
         sparse: how many keys a query of a step gets, as `headwise.attach` takes it.
+        ranks: estimate a context that is spread over so many processes, each such a device.
+        link: bytes per second between them, or "10GB/s"; 2 GB/s by default, one machine's own.
         memory: bytes to fit into, as a number or "24GiB"; the device's by default.
         device: one of `headwise.planning.DEVICES`; None is this machine, measured once.
         bandwidth: bytes per second, or "50GB/s", instead of the device's.
@@ -136,6 +142,8 @@ def plan(
         OptionError: a value that is out of range.
     """
     choice = None if sparse is None else SparseChoice.parse(sparse)
+    if link is not None and ranks is None:
+        raise OptionError("link is that between ranks: give their number")
     planned = find_model(model, progress)
     if choice is not None:
         planned = replace(planned, spec=_choosing(planned, choice))
@@ -156,6 +164,7 @@ def plan(
         memory=_number("memory", memory, units.size),
         progress=progress,
     )
+    rate = _number("link", link, units.bandwidth)
     progress("counting weights", 0, 0)
     estimator = Estimator(machine, count_weights(planned), workload)
     largest = estimator.largest_context(spec)
@@ -167,6 +176,9 @@ def plan(
         dtype=dtype,
         cache=workload.cache,
         sparse=None if choice is None else str(choice),
+        ranks=None
+        if ranks is None
+        else plan_ranks(ranks, planned, workload, machine, rate or LINK),
         device=machine,
         memory=machine.memory,
         groups=layer_groups(spec, replace(workload, batch=1)),

@@ -118,6 +118,7 @@ def _answers(plan: Plan) -> Iterable[tuple[str, str]]:
     yield from _indexers(plan)
     yield from _sparse(plan)
     yield from _states(plan)
+    yield from _ranks(plan)
     weights = plan.weights
     chosen = f", {_count(weights.active)} for one token" if weights.experts else ""
     yield "weights", f"{gib(plan.weight_bytes)}: {_count(weights.total)} parameters{chosen}"
@@ -186,6 +187,21 @@ def _states(plan: Plan) -> Iterator[tuple[str, str]]:
         more = max(kept) // max(rows) + 1
         said += f"; a layer of attention caches more from {more:,} tokens on"
     yield "states", said
+
+
+def _ranks(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What one of several processes holds and sends."""
+    ranks = plan.ranks
+    if ranks is None:
+        return
+    pays = "at no context"
+    if ranks.pays_from is not None:
+        pays = f"from about {ranks.pays_from:,} tokens on"
+    yield (
+        f"over {ranks.count} ranks (estimate)",
+        f"{gib(ranks.cache_bytes)} of cache in each, beside all weights; {ranks.sent_bytes:,} "
+        f"bytes sent for a token, {_seconds(ranks.seconds)}; faster {pays}",
+    )
 
 
 def _allocated(plan: Plan) -> str:

@@ -41,6 +41,11 @@ def kept_by(layer: Any, index: int) -> Kept:
     """
     states = isinstance(layer, LinearAttentionCacheLayerMixin)
     if isinstance(layer, OwnLayer):
+        if layer.cache.gives == "split":
+            raise UnsupportedError(
+                f"layer {index} of the cache is spread over {layer.cache.share.ranks} processes, "
+                "of which each holds a part: save one that was made without context_parallel"
+            )
         kept = _of_tokens(layer, index)
     elif getattr(layer, "keys", None) is None and (
         states or next(held_tensors(layer), None) is None

@@ -17,6 +17,7 @@ from headwise.errors import ShapeError
 from headwise.ops.attend.checks import (
     check_chosen,
     check_mask_and_bias,
+    check_positions,
     require_lengths,
     require_like,
     require_per_head,
@@ -44,6 +45,7 @@ class Options:
     bias: Tensor | None = None
     mask: Tensor | None = None
     kv_lengths: Tensor | None = None
+    key_positions: Tensor | None = None
     indices: Tensor | None = None
     block_indices: Tensor | None = None
     block_size: int | None = None
@@ -86,6 +88,13 @@ class Options:
         if self.chooses or self.block_size is not None:
             given = (self.indices, self.block_indices, self.block_size)
             check_chosen(*given, query, full, kv_heads)
+        if self.key_positions is not None:
+            others = {
+                "alibi_slopes": self.alibi_slopes,
+                "kv_lengths": self.kv_lengths,
+                "chosen keys": self.chosen,
+            }
+            check_positions(self.key_positions, full[3], self.causal, others)
 
     def native(self) -> tuple[object, ...]:
         """What a native operator takes, in the order of csrc/options.h; 0 where there is none."""
@@ -250,6 +259,7 @@ class AttentionCall:
         """The facts that backends decide by."""
         batch, heads, length, dim, kv_heads, context, value_dim = sizes or self.sizes()
         query, tail, options = self.query, self.query_tail, self.options
+        placed = options.key_positions is not None  # such keys come as a mask: by_position.py
         return Problem(
             batch=batch,
             heads=heads,
@@ -260,13 +270,13 @@ class AttentionCall:
             value_dim=value_dim,
             dtype=query.dtype,
             device=query.device.type,
-            causal=options.causal,
-            window=options.window,
+            causal=options.causal and not placed,
+            window=None if placed else options.window,
             sinks=options.sinks is not None,
             softcap=options.softcap is not None,
             alibi=options.alibi_slopes is not None,
             bias=None if options.bias is None else options.bias.dtype,
-            mask=options.mask is not None,
+            mask=options.mask is not None or placed,
             ragged=options.kv_lengths is not None,
             chosen=_most_chosen(options, context) if options.chooses else None,
             lse=options.return_lse,

@@ -158,3 +158,25 @@ def require_lengths(
                 f"{'L' if name == 'kv_lengths' else 'S'}={context}, the "
                 f"{'keys' if name == 'kv_lengths' else 'tokens'} given"
             )
+
+
+def check_positions(
+    positions: Any, context: int, causal: bool, others: dict[str, Tensor | None]
+) -> None:
+    """Raise `ShapeError` unless these are the positions of `context` keys, one after the other.
+
+    others: options that count from the first key, by name, and have to be None.
+    """
+    require_tensor("key_positions", positions, 1)
+    if positions.shape[0] != context or positions.dtype != torch.int64:
+        raise ShapeError(
+            f"key_positions has shape {list(positions.shape)} and dtype {positions.dtype}, "
+            f"expected [{context}] (one per key) of int64"
+        )
+    if not causal:
+        raise ShapeError("key_positions needs causal=True: without it positions hide nothing")
+    beside = next((name for name, option in others.items() if option is not None), None)
+    if beside is not None:
+        raise ShapeError(f"key_positions beside {beside}: give a mask or a bias in its place")
+    if positions.device.type == "cpu" and not bool((positions[1:] > positions[:-1]).all()):
+        raise ShapeError("key_positions do not increase: sort the keys by position, each once")

@@ -4,6 +4,7 @@ from typing import Any, Literal, overload
 
 from torch import Tensor
 
+from headwise.ops.attend.by_position import attend_by_position
 from headwise.ops.attend.call import AttentionCall, Options, check, default_scale
 from headwise.ops.attend.checks import keys_and_values
 from headwise.ops.backend import choose, explain_problem
@@ -27,6 +28,7 @@ def attention(
     bias: Tensor | None = ...,
     mask: Tensor | None = ...,
     kv_lengths: Tensor | None = ...,
+    key_positions: Tensor | None = ...,
     indices: Tensor | None = ...,
     block_indices: Tensor | None = ...,
     block_size: int | None = ...,
@@ -51,6 +53,7 @@ def attention(
     bias: Tensor | None = ...,
     mask: Tensor | None = ...,
     kv_lengths: Tensor | None = ...,
+    key_positions: Tensor | None = ...,
     indices: Tensor | None = ...,
     block_indices: Tensor | None = ...,
     block_size: int | None = ...,
@@ -74,6 +77,7 @@ def attention(
     bias: Tensor | None = None,
     mask: Tensor | None = None,
     kv_lengths: Tensor | None = None,
+    key_positions: Tensor | None = None,
     indices: Tensor | None = None,
     block_indices: Tensor | None = None,
     block_size: int | None = None,
@@ -106,6 +110,9 @@ def attention(
         mask: boolean, True = attend; broadcasts to [B, H, S, L].
         kv_lengths: [B] int, tokens held by each sequence; keys past them are never read, and
             causality aligns with each sequence's own last key. A view brings its own.
+        key_positions: [L] int64, with causal: where the keys are, counted from the last query,
+            which is at 0 and the one before at -1; in increasing order, on the CPU best. For keys
+            that are not all, as `merge_attention` puts together; by default the last key is at 0.
         indices: [B, 1 or K, S, T] int32, the keys that each query attends to, for all kv heads or
             for each; what causality, window, mask or lengths hide stays hidden. -1 is no key; a
             key that is named twice counts once. Under a compiler, and on other devices, a key that
@@ -139,6 +146,7 @@ def attention(
         bias=bias,
         mask=mask,
         kv_lengths=kv_lengths,
+        key_positions=key_positions,
         indices=indices,
         block_indices=block_indices,
         block_size=block_size,
@@ -155,7 +163,10 @@ def run_call(call: AttentionCall, backend: str | None = None) -> tuple[Tensor, T
     Raises:
         ShapeError, UnsupportedError: as `attention`.
     """
-    return choose(check(call), backend).attend(call)
+    chosen = choose(check(call), backend)
+    if call.options.key_positions is not None and chosen.name != "reference":
+        return attend_by_position(call, lambda part: run_call(part, backend))
+    return chosen.attend(call)
 
 
 def explain(

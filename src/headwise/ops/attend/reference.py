@@ -50,9 +50,15 @@ def scores(call: AttentionCall) -> Tensor:
 
 
 def positions(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """Positions of queries [B|1,1,S,1] and keys [1,1,1,L]: the last query sits on the last key."""
+    """Positions of queries [B|1,1,S,1] and keys [1,1,1,L]: the last query sits on the last key.
+
+    Where the keys' are given, it is at 0.
+    """
     length, context = call.query.shape[2], call.key.shape[2]
     device, lengths = call.query.device, call.options.kv_lengths
+    if call.options.key_positions is not None:
+        query_position = torch.arange(1 - length, 1, device=device).view(1, 1, -1, 1)
+        return query_position, call.options.key_positions.to(device).view(1, 1, 1, -1)
     last = torch.tensor([context]) if lengths is None else lengths
     start = last.to(device).view(-1, 1, 1, 1) - length
     query_position = start + torch.arange(length, device=device).view(1, 1, -1, 1)

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from headwise.errors import ShapeError
-from headwise.ops.attend.call import AttentionCall, Options, check
+from headwise.ops.attend.call import AttentionCall, Options
 from headwise.ops.attend.checks import (
     keys_and_values,
     require_lengths,
     require_like,
     require_tensor,
 )
-from headwise.ops.backend import choose, choose_offer
+from headwise.ops.attend.operator import run_call
+from headwise.ops.backend import choose_offer
 from headwise.ops.latent import reference
 from headwise.ops.latent.paradigm import Paradigm, choose_paradigm
 from headwise.ops.latent.parts import LatentCall, parts
@@ -42,6 +43,7 @@ def latent_attention(
     causal: bool = False,
     scale: float | None = None,
     kv_lengths: Tensor | None = None,
+    key_positions: Tensor | None = None,
     window: int | None = None,
     sinks: Tensor | None = None,
     mask: Tensor | None = None,
@@ -77,7 +79,8 @@ def latent_attention(
             both. "expanded" takes the latents out of it first.
         paradigm: "expanded" (up-project the latents, run as MHA), "absorbed" (fold w_uk into the
             query and w_uv after, run as MQA), or "auto": the one with less counted work.
-        causal, kv_lengths, window, sinks, mask, return_lse, backend: as in `attention`.
+        causal, kv_lengths, key_positions, window, sinks, mask, return_lse, backend: as in
+            `attention`.
         indices: [B, 1, S, T] int32, as in `attention`: the tokens that each query attends to.
         scale: factor of the scores, (N + P)^-0.5 by default.
 
@@ -119,7 +122,7 @@ def latent_attention(
         )
     if query_nope.shape[2] > 1:  # a prompt, which may be large
         given = {"causal": causal, "window": window, "scale": scale, "return_lse": return_lse}
-        given |= {"paradigm": paradigm, "backend": backend}
+        given |= {"paradigm": paradigm, "backend": backend, "key_positions": key_positions}
         whole = LatentCall(
             *(query_nope, query_rope, None if kv else latent, None if kv else key_rope, w_uk, w_uv),
             kv,
@@ -140,6 +143,7 @@ def latent_attention(
         window=window,
         sinks=sinks,
         kv_lengths=kv_lengths,
+        key_positions=key_positions,
         mask=mask,
         indices=indices,
         return_lse=return_lse,
@@ -163,7 +167,7 @@ def latent_attention(
     else:
         query = _project(query_nope, w_uk, backend, up=True)
         call = AttentionCall(query, latent, latent, options, query_rope, key_rope, kv)
-    out, lse = choose(check(call), backend).attend(call)
+    out, lse = run_call(call, backend)
     if paradigm == "absorbed":
         out = _project(out, w_uv, backend, up=False)
     return out if lse is None else (out, lse)

@@ -66,8 +66,11 @@ def _of_queries(call: LatentCall, rows: int, context: int) -> Iterator[LatentCal
     batch, _, length, _ = call.query_nope.shape
     for first in range(0, length, rows):
         part = slice(first, min(first + rows, length))
-        lengths, kv = call.kv_lengths, call.kv
-        if call.options["causal"]:
+        lengths, kv, options = call.kv_lengths, call.kv, call.options
+        if options["key_positions"] is not None:
+            moved = options["key_positions"] + (length - part.stop)
+            options = {**options, "key_positions": moved}
+        elif options["causal"]:
             device = call.query_nope.device
             if kv is not None and kv.lengths is not None:
                 lengths = kv.lengths
@@ -83,6 +86,7 @@ def _of_queries(call: LatentCall, rows: int, context: int) -> Iterator[LatentCal
             kv_lengths=lengths,
             mask=None if call.mask is None else part_of(call.mask, 2, part),
             indices=None if call.indices is None else call.indices[:, :, part],
+            options=options,
         )
 
 
