@@ -61,7 +61,8 @@ sweep: .venv/.dev
 # More threads than cores must not spin.
 nightly: export OMP_WAIT_POLICY = PASSIVE
 nightly: .venv/.dev
-	HEADWISE_TRIALS=10000 $(BIN)/python -m pytest -q tests/hf/test_stored_trials.py
+	HEADWISE_TRIALS=10000 $(BIN)/python -m pytest -q tests/hf/test_stored_trials.py \
+	    tests/hf/test_disk_cache.py
 	for threads in 1 2; do \
 	    HEADWISE_TEST_THREADS=$$threads $(BIN)/python -m pytest -q -n $(JOBS) || exit 1; done
 	for level in $$($(BIN)/python -c $(LEVELS)); do \
