@@ -32,6 +32,7 @@ from headwise.hf import use_own_layers
 from headwise.hf.parallel.attend import gathered
 from headwise.hf.parallel.ranks import Ranks
 from headwise.hf.stock_names import CACHE, DynamicCache
+from headwise.ops import AttentionCall, Options, run_call
 
 RANKS, HEADS, KV_HEADS, DIM, RANK, ROPE, LATENT_HEADS = 2, 32, 8, 128, 512, 64, 128
 Call = Callable[[], Any]
@@ -89,13 +90,14 @@ def bandwidth(ranks: Ranks, rounds: int) -> None:
         print(f"  {one / 1e9:.1f} GB/s by one core, {2 * two / 1e9:.1f} GB/s by both")
 
 
-def exchange(ranks: Ranks, rounds: int, heads: int) -> None:
-    """A gather of what one layer sends for one token."""
-    sent = torch.randn(1, heads, 1, DIM + 2).bfloat16()
-    taken = turns(rounds, lambda: None, lambda: [ranks.gather(sent) for _ in range(50)], 50)
-    if ranks.rank == 0:
-        middle, low, high = quartiles([1e6 * both for _, both in taken])
-        print(f"a gather of {sent.nbytes:,} bytes: {middle:.0f} us ({low:.0f}-{high:.0f})")
+def exchange(ranks: Ranks, rounds: int) -> None:
+    """A gather of what one layer sends for a token, and of 4 MiB."""
+    for heads in (HEADS, LATENT_HEADS, 16_132):
+        sent = torch.randn(1, heads, 1, DIM + 2).bfloat16()
+        taken = [seconds(lambda sent=sent: ranks.gather(sent)) for _ in range(20 * rounds)]
+        if ranks.rank == 0:
+            middle, low, high = quartiles([1e6 * each for each in taken])
+            print(f"a gather of {sent.nbytes:,} bytes: {middle:.0f} us ({low:.0f}-{high:.0f})")
 
 
 def layers(sizes: tuple[tuple[int, int], ...], context: int, count: int) -> tuple[Any, Any]:
@@ -111,26 +113,38 @@ def layers(sizes: tuple[tuple[int, int], ...], context: int, count: int) -> tupl
 
 
 def latents(ranks: Ranks, context: int, rounds: int) -> None:
-    """MLA, absorbed, with its projections, which every rank does in full."""
+    """MLA, absorbed: the attention, and then with its projections, which every rank does in full.
+
+    A rank sends results that are projected to 128 dims; without projections, as many of the 512.
+    """
     count = 4
     whole, parts = layers(((1, RANK), (1, ROPE)), context, count)
     torch.manual_seed(9)
     nope, turned = (torch.randn(1, LATENT_HEADS, 1, dim).bfloat16() for dim in (DIM, ROPE))
     up, down = (0.05 * torch.randn(2, LATENT_HEADS, DIM, RANK)).bfloat16()
+    absorbed = torch.randn(1, LATENT_HEADS, 1, RANK).bfloat16()
 
-    def attend(rows: Any, **options: Any) -> Any:
-        first, second = (each.squeeze(1) for each in rows)
-        options["paradigm"] = "absorbed"
-        return headwise.latent_attention(nope, turned, first, second, up, down, **options)
+    def attend(rows: Any) -> tuple[Tensor, Tensor]:
+        options = Options(scale=(DIM + ROPE) ** -0.5, return_lse=True)
+        out, lse = run_call(AttentionCall(absorbed, rows[0], rows[0], options, turned, rows[1]))
+        assert lse is not None
+        return out[..., :DIM], lse
 
-    def alone() -> list[Tensor]:
-        return [attend(rows) for rows in whole]
+    def project(rows: Any) -> Any:
+        given = (nope, turned, rows[0].squeeze(1), rows[1].squeeze(1), up, down)
+        return headwise.latent_attention(*given, paradigm="absorbed", return_lse=True)
 
-    def both() -> list[Tensor]:
-        return [merged(ranks, *attend(rows, return_lse=True)) for rows in parts]
+    for name, call in (("", attend), (" with projections", project)):
 
-    check(alone, both)
-    show(f"MLA, {LATENT_HEADS} heads, {context:,} tokens", turns(rounds, alone, both, count))
+        def alone(call: Any = call) -> list[Tensor]:
+            return [call(rows)[0] for rows in whole]
+
+        def both(call: Any = call) -> list[Tensor]:
+            return [merged(ranks, *call(rows)) for rows in parts]
+
+        check(alone, both)
+        taken = turns(rounds, alone, both, count)
+        show(f"MLA, {LATENT_HEADS} heads{name}, {context:,} tokens", taken)
 
 
 def groups(ranks: Ranks, context: int, rounds: int) -> None:
@@ -209,8 +223,7 @@ def main(rank: int, store: str, arguments: argparse.Namespace) -> None:
         print(environment())
     with torch.no_grad():
         bandwidth(ranks, arguments.rounds)
-        exchange(ranks, arguments.rounds, HEADS)
-        exchange(ranks, arguments.rounds, LATENT_HEADS)
+        exchange(ranks, arguments.rounds)
         latents(ranks, arguments.context, arguments.rounds)
         groups(ranks, arguments.context, arguments.rounds)
         step(ranks, arguments.context, arguments.rounds)

@@ -47,7 +47,7 @@ def plan(
         cache_dtype: Of the cache alone; int8 and int4 are headwise's own.
         sparse: How many keys a query of a step gets, as topk:1024 or topp:0.95,min=256,max=4096.
         ranks: Estimate a context that is spread over so many processes, each on such a device.
-        link: Between them, as 10GB/s. Default: 2GB/s, which processes of one machine have.
+        link: Between them, as 10GB/s. Default: 0.6GB/s, which processes of one machine have.
         memory: What has to hold it, as 24GiB. Default: the device's.
         device: A device by name (see --list). Default: this machine, measured once as by headwise
             bench machine.

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -51,8 +52,8 @@ def run_ranks(
                 )
                 ranks.append(started)
                 assert started.stdin is not None
-                with started.stdin as into:
-                    pickle.dump((rank, *place, command, arguments), into)
+                pickle.dump((rank, *place, command, arguments), started.stdin)
+                started.stdin.flush()  # and stays open: it ends when this process does
             return _wait_for(ranks)
         finally:
             for process in ranks:
@@ -82,12 +83,13 @@ def _wait_for(ranks: list[subprocess.Popen[bytes]]) -> int:
 
 
 def run_rank() -> None:
-    """One of the processes: what it runs comes on stdin."""
+    """One of the processes: what it runs comes on stdin, at whose end it ends."""
     from headwise.cli import guarded
 
     rank, count, threads, store, timeout, command, arguments = pickle.load(sys.stdin.buffer)
     if rank:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the first one
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
     import torch
     import torch.distributed as dist
 
@@ -102,10 +104,17 @@ def run_rank() -> None:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise RankError(f"the {count} processes did not come together: {reason}") from error
-        try:
-            code: int = command(**arguments, ranks=dist.group.WORLD)
-            return code
-        finally:
+        code: int = command(**arguments, ranks=dist.group.WORLD)
+        if code == 0:  # else the others may not answer, and it would wait for them
             dist.destroy_process_group()
+        return code
 
-    sys.exit(guarded(joined))
+    code = guarded(joined)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)

@@ -129,7 +129,7 @@ def plan(
         cache_dtype: another dtype for the cache, or int8 or int4 for headwise's own.
         sparse: how many keys a query of a step gets, as `headwise.attach` takes it.
         ranks: estimate a context that is spread over so many processes, each such a device.
-        link: bytes per second between them, or "10GB/s"; 2 GB/s by default, one machine's own.
+        link: bytes per second between them, or "10GB/s"; 0.6 GB/s by default, one machine's.
         memory: bytes to fit into, as a number or "24GiB"; the device's by default.
         device: one of `headwise.planning.DEVICES`; None is this machine, measured once.
         bandwidth: bytes per second, or "50GB/s", instead of the device's.

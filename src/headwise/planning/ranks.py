@@ -15,8 +15,8 @@ from headwise.spec.dtypes import bytes_per_element
 
 # What gloo takes on the loopback of one machine (benchmarks/context_parallel.py): seconds of a
 # collective, whatever it carries, and bytes per second. A figure of the order, not of a machine.
-LATENCY = 1e-4
-LINK = 2e9
+LATENCY = 2e-4
+LINK = 6e8
 # What the ranks compare at each call: numbers of 8 bytes.
 _COMPARED = 4 * 8
 

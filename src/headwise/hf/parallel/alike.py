@@ -7,7 +7,6 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from headwise.errors import UnsupportedError
 from headwise.hf.parallel.ranks import Ranks
 from headwise.hf.stock_names import Cache
 
@@ -44,10 +43,6 @@ class SameInputs:
         self.names = list(inspect.signature(type(model).forward).parameters)[1:]
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling():
-            raise UnsupportedError(
-                "context_parallel does not run under torch.compile: call headwise.detach(model)"
-            )
         given = dict(zip(self.names, args, strict=False)) | kwargs
         named = ("input_ids", "attention_mask")
         parts = {name: _digest({name: given.pop(name, None)}) for name in named}

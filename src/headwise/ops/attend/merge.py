@@ -41,13 +41,19 @@ def merge_attention(
     Source: Milakov and Gimelshein 2018 (arXiv 1805.02867), section 3.1, over V columns.
     """
     _check(out, lse, sinks)
-    total = lse.logsumexp(dim=0)
+    peak = lse.amax(dim=0)
     if sinks is not None:
-        total = torch.logaddexp(total, sinks.to(lse.dtype).view(1, -1, 1))
-    # a row that sees nothing anywhere has no share to give: 0, not exp(-inf + inf)
-    share = torch.exp(lse - total.masked_fill(torch.isneginf(total), 0.0))
-    merged = (share.unsqueeze(-1) * out.to(lse.dtype)).sum(dim=0)
-    return merged.to(out.dtype), total
+        sink = sinks.to(lse.dtype).view(1, -1, 1)
+        peak = torch.maximum(peak, sink)
+    # a row that sees nothing anywhere: 0 and -inf, not NaN
+    peak = peak.masked_fill(torch.isneginf(peak), 0.0)
+    share = torch.exp(lse - peak)
+    total = share.sum(dim=0)
+    if sinks is not None:
+        total = total + torch.exp(sink - peak)
+    whole = (share.unsqueeze(-1) * out.to(lse.dtype)).sum(dim=0)
+    merged = whole / total.masked_fill(total == 0, 1.0).unsqueeze(-1)
+    return merged.to(out.dtype), peak + torch.log(total)
 
 
 def _check(out: Any, lse: Any, sinks: Any) -> None:
