@@ -165,6 +165,44 @@ inline int64_t scratch_bytes(const IndexArgs& args) {
   return 4 * (rows * (1 + dim + kBlock) + kBlock * dim) + 64 * 4;
 }
 
+// Some rows of a kv head, and the list of each: the keys above its threshold. Row g * S + s is
+// query s of the g-th head.
+struct TopPart {
+  int64_t batch, head, row, rows;  // rows from `row` on
+  int64_t room;                    // of a list
+  float* scores;                   // [rows][room]
+  int32_t* places;
+  int32_t* counts;    // [rows]
+  float* thresholds;  // [rows], filled up to a whole vector
+};
+// The keys with the largest scores q . k, for each row of a kv head.
+struct TopArgs {
+  const void *query, *key;  // [B,H,S,D] and [B,K,L,D], the last dim of each contiguous
+  Dtype dtype;              // of both
+  int64_t batch, heads, kv_heads, queries, context, dim;
+  int64_t query_batch, query_head, query_row, key_batch, key_head, key_row;
+  Mask mask;  // [B,L]: the same for all heads and queries
+
+  int64_t rows() const { return heads / kv_heads * queries; }
+  int64_t keys_of(const TopPart& part) const {
+    return part.batch * key_batch + part.head * key_head;
+  }
+  int64_t query_of(const TopPart& part, int64_t row) const {
+    const int64_t own = part.row + row, head = part.head * (heads / kv_heads) + own / queries;
+    return part.batch * query_batch + head * query_head + own % queries * query_row;
+  }
+  bool seen(const TopPart& part, int64_t key) const {
+    return mask.data == nullptr || mask.data[mask.strides.offset(part.batch, 0, 0, key)] != 0;
+  }
+};
+// Rows of a part at most.
+constexpr int64_t kTopRows = 128;
+// Bytes of a thread's scratch for so many rows.
+inline int64_t scratch_bytes(const TopArgs& args, int64_t rows) {
+  const int64_t all = (rows + 15) / 16 * 16, dim = padded(args.dim);
+  return 4 * (all * (dim + kBlock) + kBlock * dim) + 64 * 4;
+}
+
 // Keys that a query finds by a sketch of them: in 4 bits, as rounded rows are.
 constexpr int64_t kSketchRange = 1024;  // keys that a task scores
 struct SketchArgs {
@@ -329,6 +367,10 @@ typedef void (*QuantizeFunction)(const QuantizeArgs&, int64_t first, int64_t cou
 typedef void (*IndexFunction)(const IndexArgs&, int64_t batch, int64_t query, int64_t first,
                               int64_t stop, float* out, char* scratch);
 
+// Adds the keys first..stop to the lists of a part, and returns where a list had no room for more.
+typedef int64_t (*TopFunction)(const TopArgs&, const TopPart&, int64_t first, int64_t stop,
+                               char* scratch);
+
 // The queries of a part, rotated and rounded.
 typedef void (*SketchQueriesFunction)(const SketchArgs&, const SketchPart&, char* scratch);
 // What the keys first..stop weigh for each row of a part, in one range; and the weights of a part's
@@ -362,6 +404,7 @@ struct Kernels {
   QuantizeFunction quantize;
   UnpackFunction unpack;
   IndexFunction index;
+  TopFunction top;
   SketchQueriesFunction sketch_queries;
   SketchScoresFunction sketch_scores;
   SketchWeightsFunction sketch_weights;

@@ -16,6 +16,7 @@
 #include "rowwise.h"
 #include "sketch.h"
 #include "tiles.h"
+#include "top_keys.h"
 
 namespace headwise {
 namespace HEADWISE_ISA {
@@ -164,6 +165,26 @@ void index_query(const IndexArgs& args, int64_t batch, int64_t query, int64_t fi
   });
 }
 
+// Rows from which tiles are faster: where they read the keys in place, and where not.
+constexpr int64_t kTiledInPlace = 8, kTiled = 16;
+
+int64_t top_keys(const TopArgs& args, const TopPart& part, int64_t first, int64_t stop,
+                 char* scratch) {
+#if defined(HEADWISE_PAIRS)
+  if (args.dtype == kBfloat16 && part.rows >= kTiledInPlace)
+    return top_by_tiles<PairEngine, bf16>(args, part, first, stop, scratch);
+#endif
+  int64_t at = first;
+  with_type(args.dtype, [&](auto type) {
+    typedef decltype(type) T;
+    if (part.rows < (Same<T, float>::value ? kTiledInPlace : kTiled))
+      at = top_by_rows<T>(args, part, first, stop, scratch);
+    else
+      at = top_by_tiles<FloatEngine, T>(args, part, first, stop, scratch);
+  });
+  return at;
+}
+
 void change_state(const StateArgs& args, int64_t task, char* scratch) {
   with_type(args.dtype, [&](auto type) { linear_attention<decltype(type)>(args, task, scratch); });
 }
@@ -179,11 +200,13 @@ void blend_rest(const RestArgs& args, int64_t batch, int64_t head, char* scratch
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {attend_task,   project_head,   take,           linear_outputs,
-                          join,          heads_of_layer, place_products, gated_outputs,
-                          quantize_rows, unpack_rows,    index_query,    take_sketch_queries,
-                          sketch_scores, sketch_weights, blend_rest,     group_maxima,
-                          at_least,      change_state,   convolve,       kHasPairs};
+const Kernels kKernels = {attend_task,         project_head,  take,
+                          linear_outputs,      join,          heads_of_layer,
+                          place_products,      gated_outputs, quantize_rows,
+                          unpack_rows,         index_query,   top_keys,
+                          take_sketch_queries, sketch_scores, sketch_weights,
+                          blend_rest,          group_maxima,  at_least,
+                          change_state,        convolve,      kHasPairs};
 
 }  // namespace HEADWISE_ISA
 }  // namespace headwise

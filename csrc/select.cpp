@@ -4,6 +4,9 @@
 
 #include <string.h>
 
+#include <algorithm>
+#include <functional>
+
 namespace headwise {
 
 namespace {
@@ -65,6 +68,19 @@ End end_of(const Each& each, int64_t wanted, double weight, double mass) {
   return end;
 }
 
+// Scores up to which sorting a part of them takes less than counting.
+constexpr int64_t kFew = 1024;
+
+// The end of the `top` largest of a few scores.
+End end_of_few(const float* scores, const int32_t* places, int64_t count, int64_t top,
+               uint32_t* numbers) {
+  for (int64_t i = 0; i < count; ++i) numbers[i] = ordered(scores[places[i]]);
+  std::nth_element(numbers, numbers + top - 1, numbers + count, std::greater<uint32_t>());
+  End end = {numbers[top - 1], 1};
+  for (int64_t i = 0; i < top - 1; ++i) end.equal += numbers[i] == end.least;
+  return end;
+}
+
 // The places among `count` of them that an end leaves, at most `most`.
 int64_t keep(const float* scores, const int32_t* places, int64_t count, End end, int64_t most,
              int32_t* to) {
@@ -115,7 +131,10 @@ int64_t select_largest(const Kernels& kernels, const float* scores, int64_t stop
   const auto each = [&](const auto& visit) {
     for (int64_t i = 0; i < count; ++i) visit(scores[places[i]]);
   };
-  if (count > top) end = end_of(each, top, 0.0, -1.0);
+  if (count > top && count <= kFew)
+    end = end_of_few(scores, places, count, top, reinterpret_cast<uint32_t*>(maxima));
+  else if (count > top)
+    end = end_of(each, top, 0.0, -1.0);
   const int64_t taken = keep(scores, places, count, end, top, to);
   for (int64_t i = taken; i < top; ++i) to[i] = -1;
   return taken;

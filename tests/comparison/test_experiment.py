@@ -258,7 +258,7 @@ def test_another_text_is_another_comparison(tmp_path: Path) -> None:
         ({"vocabulary": 11}, "vocabulary is 11, and 5 pairs need at least 12"),
         ({"batch": 19}, "batch is 19 tokens, expected at least the 20 of a sequence"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0, expected between 0 and 1"),
-        ({"task": "sum"}, "task is 'sum', expected recall or text"),
+        ({"task": "sum"}, "task is 'sum', expected recall, beyond or text"),
         ({"task": "text"}, "task is text without a text file"),
         ({"text": "a hash"}, "task is recall with a text file"),
     ],

@@ -9,6 +9,7 @@ from headwise import AttentionSpec, OptionError
 from headwise.comparison import Configuration
 from headwise.comparison.models import build, feed_forward
 from headwise.comparison.speed import bytes_per_token, filled
+from headwise.nn import Memory
 from headwise.spec.mechanism import mechanism_name, with_mechanism
 
 
@@ -149,7 +150,7 @@ def test_equal_bytes_that_cannot_be_are_refused(changed: dict, message: str) -> 
 def test_a_state_holds_nothing_for_a_token(name: str, grows: int) -> None:
     asked = Configuration(mechanisms=(name,))
     model = build(asked, name, seed=0)
-    assert bytes_per_token(filled(model, 9)) == grows
+    assert bytes_per_token(model, filled(model, 9)) == grows
     assert sum(cache.nbytes for cache in filled(model, 128)) == asked.sequence_bytes(name)
 
 
@@ -199,3 +200,31 @@ def test_what_cannot_be_compared_says_what_to_give(settings, message) -> None:
     with pytest.raises(OptionError, match=message) as caught:
         Configuration(**settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["window", "window:3", "memory", "memory:3"])
+def test_a_window_and_a_memory_have_the_tokens_that_they_say(name: str) -> None:
+    asked = Configuration(task="beyond", mechanisms=(name,))
+    model = build(asked, name, seed=0)
+    window = 3 if name.endswith("3") else 128 // 8
+    assert {spec.window for spec in model.specs} == {window}
+    held = sum(cache.nbytes for cache in filled(model, 128))
+    token = 2 * 64 * 4  # a key and a value of 64 float32
+    memories = [each for each in model.modules() if isinstance(each, Memory)]
+    assert held == 2 * (window - 1) * token
+    assert [each.rows for each in memories] == ([128] * 2 if "memory" in name else [])
+    assert held + sum(each.nbytes for each in memories) == asked.sequence_bytes(name)
+    grows = 2 * token if memories else 0
+    assert bytes_per_token(model, filled(model, 9)) == grows
+
+
+def test_a_window_is_an_eighth_of_the_longest_sequence_by_default() -> None:
+    asked = Configuration(mechanisms=("window", "memory"), pairs=16)
+    assert asked.mixers("window") == asked.mixers("window:8")
+    assert asked.mixers("memory") == asked.mixers("memory:8") != asked.mixers("window")
+    with pytest.raises(OptionError, match="window:8 is the same as window"):
+        Configuration(mechanisms=("window", "window:8"), pairs=16)
+    with pytest.raises(OptionError, match="memory at equal bytes"):
+        Configuration(mechanisms=("memory",), equal="bytes")
+    with pytest.raises(OptionError, match="mechanism 'window:0' is unknown"):
+        Configuration(mechanisms=("window:0",))

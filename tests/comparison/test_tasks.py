@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from headwise import OptionError
 from headwise.comparison import Configuration
+from headwise.comparison.beyond import BeyondTask
 from headwise.comparison.recall import RecallTask, sequences
 from headwise.comparison.task import IGNORED
 from headwise.comparison.text import TextTask, read
@@ -56,6 +57,49 @@ def test_held_out_recall_is_the_same_each_time_and_has_all_pairs() -> None:
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(first, again))
     assert sum(len(batch.tokens) for batch in first) == 512
     assert task.baseline == 1 / 6
+
+
+@given(pairs=st.integers(1, 9), more=st.integers(0, 99), seed=st.integers(0, 99))
+@settings(max_examples=30)
+def test_what_is_asked_beyond_lies_five_eighths_of_the_sequence_away(
+    pairs: int, more: int, seed: int
+) -> None:
+    asked = Configuration(task="beyond", pairs=pairs, length=16 * pairs + more, vocabulary=40)
+    task = BeyondTask(asked)
+    batch = task.sequences(3, pairs, asked.length, torch.Generator().manual_seed(seed))
+    for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist()):
+        given_pairs = dict(zip(tokens[0 : 4 * pairs : 2], tokens[1 : 4 * pairs : 2]))
+        assert len(given_pairs) == pairs == len(set(given_pairs.values()))
+        places = [at for at, target in enumerate(targets) if target != IGNORED]
+        near, far = places[:pairs], places[pairs:]
+        for group in (near, far):
+            assert {tokens[at]: targets[at] for at in group} == given_pairs
+        assert max(near) < 4 * pairs <= asked.length - 2 * pairs <= min(far)
+        assert min(far) - 4 * pairs >= asked.length * 5 // 8 - 1
+        # no key stands between with another value
+        assert not set(given_pairs) & set(tokens[4 * pairs : -2 * pairs])
+        # a few are shown twice within an eighth of the sequence
+        for at in near:
+            first = tokens.index(tokens[at])
+            assert at - first < max(4, asked.length // 8)
+
+
+def test_beyond_is_trained_near_and_judged_far_alone() -> None:
+    task = BeyondTask(Configuration(task="beyond", steps=12, batch=256))
+    generator = torch.Generator().manual_seed(0)
+    shapes = [tuple(task.batch(step, generator).tokens.shape) for step in range(12)]
+    assert (shapes[0], shapes[5], shapes[-1]) == ((16, 16), (16, 16), (2, 128))
+    assert {rows * length for rows, length in shapes} == {256}
+    first, again = task.held_out(), task.held_out()
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(first, again))
+    assert sum(len(batch.tokens) for batch in first) == 512
+    assert all((batch.targets[:, :-16] == IGNORED).all() for batch in first)
+    assert task.baseline == 1 / 8
+
+
+def test_a_sequence_too_short_for_its_pairs_is_refused() -> None:
+    with pytest.raises(OptionError, match="length is 127, and 8 pairs need at least 128"):
+        Configuration(task="beyond", length=127)
 
 
 def asked(length: int = 10, batch: int = 40) -> Configuration:

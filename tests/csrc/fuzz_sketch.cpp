@@ -193,6 +193,93 @@ void one_rest(int level) {
            long(a.context), long(a.dim));
 }
 
+// The keys above the thresholds of some rows, cut by hand, beside scores of double.
+void one_search(int level) {
+  TopArgs a = {};
+  a.dtype = Dtype(rng() % 3);
+  a.batch = pick({1, 2}), a.kv_heads = pick({1, 3}), a.heads = a.kv_heads * pick({1, 2, 7});
+  a.queries = pick({1, 1, 3, 8, 19});
+  a.context = pick({1, 15, 63, 64, 65, 130, 700});
+  a.dim = pick({1, 7, 16, 33, 64, 80, 576});
+  if (a.rows() * a.dim > 2000) a.context = pick({1, 65, 130});
+  const int64_t gap = pick({0, 0, 3});
+  a.query_row = a.dim + gap, a.query_head = a.queries * a.query_row;
+  a.query_batch = a.heads * a.query_head;
+  a.key_row = a.dim + gap, a.key_head = a.context * a.key_row;
+  a.key_batch = a.kv_heads * a.key_head;
+  Numbers query(a.batch * a.query_batch - gap, a.dtype), key(a.batch * a.key_batch - gap, a.dtype);
+  a.query = query.data(), a.key = key.data();
+  std::vector<unsigned char> mask(a.batch * a.context);
+  for (auto& x : mask) x = some(7);
+  if (some(4)) a.mask = {mask.data(), {a.context, 0, 0, 1}};
+  const int64_t tile = std::min(a.rows(), kTopRows), top = pick({1, 5, 64});
+  const int64_t room = top + kBlock + pick({0, 100});
+  char* scratch = static_cast<char*>(aligned_alloc(64, (scratch_bytes(a, tile) + 63) / 64 * 64));
+  std::vector<float> scores(tile * room), thresholds(tile + 16, INFINITY);
+  std::vector<int32_t> places(tile * room), counts(tile), kept(top);
+  std::vector<char> space(select_bytes(room));
+  bool good = true;
+  for (int64_t head = 0; head < a.batch * a.kv_heads; ++head)
+    for (int64_t row = 0; row < a.rows(); row += tile) {
+      const TopPart part = {head / a.kv_heads,
+                            head % a.kv_heads,
+                            row,
+                            std::min(tile, a.rows() - row),
+                            room,
+                            scores.data(),
+                            places.data(),
+                            counts.data(),
+                            thresholds.data()};
+      std::fill(counts.begin(), counts.end(), 0);
+      std::fill(thresholds.begin(), thresholds.end(), INFINITY);
+      std::fill(thresholds.begin(), thresholds.begin() + part.rows, -INFINITY);
+      for (int64_t at = 0; at < a.context;) {
+        at = kernels(level)->top(a, part, at, a.context, scratch);
+        for (int64_t i = 0; i < part.rows; ++i) {
+          if (counts[i] <= top) continue;
+          float* own = &scores[i * room];
+          int32_t* list = &places[i * room];
+          select_largest(*kernels(level), own, counts[i], {nullptr, 1}, top, kept.data(),
+                         space.data());
+          thresholds[i] = INFINITY;
+          for (int64_t j = 0; j < top; ++j) {
+            own[j] = own[kept[j]], list[j] = list[kept[j]];
+            thresholds[i] = std::min(thresholds[i], own[j]);
+          }
+          counts[i] = int32_t(top);
+        }
+      }
+      for (int64_t i = 0; i < part.rows; ++i) {
+        std::vector<double> expected;
+        double slack = 0;
+        for (int64_t j = 0; j < a.context; ++j) {
+          double dot = 0, size = 0;
+          for (int64_t d = 0; d < a.dim; ++d) {
+            const double x =
+                query.at(a.query_of(part, i) + d) * key.at(a.keys_of(part) + j * a.key_row + d);
+            dot += x, size += fabs(x);
+          }
+          if (!a.seen(part, j)) continue;
+          expected.push_back(dot), slack = std::max(slack, 1e-5 * size);
+          for (int64_t n = 0; n < counts[i]; ++n)
+            if (places[i * room + n] == j) good = good && fabs(scores[i * room + n] - dot) <= slack;
+        }
+        std::sort(expected.rbegin(), expected.rend());
+        const int64_t most = std::min(top, int64_t(expected.size()));
+        good = good && counts[i] == most;
+        for (int64_t n = 0; n < counts[i] && good; ++n) {
+          good = a.seen(part, places[i * room + n]);
+          good = good && (n == 0 || places[i * room + n] > places[i * room + n - 1]);
+          good = good && scores[i * room + n] >= expected[most - 1] - slack;
+        }
+      }
+    }
+  free(scratch);
+  if (!good && ++failures < 5)
+    printf("level %d dtype %d: the largest of %ld keys, D %ld differ\n", level, int(a.dtype),
+           long(a.context), long(a.dim));
+}
+
 // What a budget takes of weights with ties, hidden ones among them.
 void one_budget(int level) {
   const int64_t count = pick({1, 7, 64, 300, 3000});
@@ -242,6 +329,7 @@ void one_budget(int level) {
 int main(int argc, char** argv) {
   return run_calls(argc, argv, failures, [](int level, int i) {
     if (i % 4 == 0) one_sketch(level);
+    if (i % 4 == 1) one_search(level);
     if (i % 4 == 2) one_rest(level);
     one_budget(level);
   });

@@ -197,6 +197,8 @@ def test_which_dtypes_are_slow_is_pytorchs_own_word():
     assert not by_torch._slow(torch.float64)
 
 
-@pytest.mark.parametrize("name", ["_tracing", "_functions", "_dispatches", "_transforms"])
+@pytest.mark.parametrize(
+    "name", ["_tracing", "_functions", "_dispatches", "_transforms", "in_backward"]
+)
 def test_private_names_of_pytorch_are_there(name):
     assert not getattr(modes, name)()

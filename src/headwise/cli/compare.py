@@ -14,7 +14,7 @@ from headwise.cli.terminal import interrupted, screen
 def compare(
     *,
     mechanisms: str = "mha,gqa:2,mqa,mla",
-    task: Literal["recall", "text"] = "recall",
+    task: Literal["recall", "beyond", "text"] = "recall",
     document: Path | None = None,
     text: Annotated[Path | None, typer.Option(hidden=True)] = None,  # the old name of --document
     steps: int = 1600,
@@ -22,7 +22,7 @@ def compare(
     width: int = 64,
     heads: int = 8,
     layers: int = 2,
-    pairs: int = 32,
+    pairs: int | None = None,
     vocabulary: int = 128,
     length: int = 128,
     batch: int = 2048,
@@ -38,18 +38,19 @@ def compare(
 
     Args:
         mechanisms: mha, gqa:2 (2 kv heads), mqa, mla, mla:24 (a latent of 24), gated-delta, kda,
-            ssd, retention, topk:16 (mha whose queries get 16 keys), hybrid:3-1 (three of
-            gated-delta, one of mha), joined by commas.
-        task: Associative recall, or the bytes of a text file.
+            ssd, retention, topk:16 (mha whose queries get 16 keys), window:16 (mha in a window;
+            window: of an eighth of the tokens), memory:16 (the same and a memory), hybrid:3-1
+            (three of gated-delta, one of mha), joined by commas.
+        task: Associative recall, the same over a distance, or the bytes of a text file.
         document: The text file for --task text.
         steps: Training steps of each run.
         seeds: Runs of each mechanism.
         width: Hidden size of the decoders.
         heads: Query heads.
         layers: Blocks of a decoder.
-        pairs: For recall: pairs in a sequence.
-        vocabulary: For recall: half are keys, half values.
-        length: For text: bytes of a training sequence.
+        pairs: For recall and beyond: pairs in a sequence, 32 and 8 if not given.
+        vocabulary: For recall and beyond: half are keys, half values.
+        length: Tokens of a sequence: for beyond the longest, for text in training.
         batch: Tokens of a training step.
         learning_rate: The highest of its schedule.
         threads: Of PyTorch, in training and timing.
@@ -80,7 +81,7 @@ def compare(
         width=width,
         heads=heads,
         layers=layers,
-        pairs=pairs,
+        pairs=pairs,  # type: ignore[arg-type]
         vocabulary=vocabulary,
         length=length,
         batch=batch,

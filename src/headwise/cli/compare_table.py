@@ -18,6 +18,7 @@ def show(comparison: Comparison, out: Path) -> None:
     """Print what is finished to stdout."""
     asked = comparison.configuration
     what = "text" if asked.task == "text" else f"recall of {asked.pairs} pairs"
+    what += f" over {asked.length} tokens" if asked.task == "beyond" else ""
     done = f"{len(comparison.runs)} of {len(asked.mechanisms) * asked.seeds} runs"
     title = f"{what}, {asked.layers} layers of {asked.heads} x {asked.head_dim} dims, {done}"
     table = columns(["", *asked.mechanisms], _rows(comparison), no_wrap=("",))
@@ -56,7 +57,7 @@ def _rows(comparison: Comparison) -> Iterable[list[str]]:
 
 def _lines(comparison: Comparison, out: Path) -> Iterable[str]:
     asked = comparison.configuration
-    plain = "any value of the sequence" if asked.task == "recall" else "the frequency of each byte"
+    plain = "any value of the sequence" if asked.task != "text" else "the frequency of each byte"
     yield f"{comparison.metric} by {plain}: {comparison.baseline:.3f}"
     if comparison.speeds:
         threads = counted(asked.threads, "thread")

@@ -3,15 +3,18 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from headwise.comparison.mixers import mixers
+from headwise.comparison.mixers import Mixer, mixers
 from headwise.errors import OptionError
-from headwise.nn.decoder import Mixing
 from headwise.spec import AttentionSpec
 from headwise.spec.mechanism import mechanism_name
 
 DEFAULT = ("mha", "gqa:2", "mqa", "mla")
-TaskName = Literal["recall", "text"]
+TaskName = Literal["recall", "beyond", "text"]
 Equal = Literal["parameters", "bytes"]
+# Pairs in a sequence, where none are given.
+_PAIRS = {"recall": 32, "beyond": 8, "text": 32}
+# Of how many tokens of the longest sequence a window is one, where its name does not say.
+_WINDOWS = 8
 # The least that an integer of the configuration can be.
 _LEAST = dict.fromkeys(("steps", "seeds", "width", "heads", "layers", "pairs"), 1)
 _LEAST |= {"vocabulary": 4, "length": 2, "batch": 1, "threads": 1}
@@ -27,16 +30,18 @@ class Configuration:
     Args:
         mechanisms: names of attention as `with_mechanism` takes them ("gqa-2" becomes "gqa:2"), of
             states ("gated-delta", "kda", "ssd", "retention"), "topk:16" (mha whose queries get 16
-            keys) and "hybrid:3-1", three layers of gated-delta and one of mha, repeated.
-        task: "recall" or "text".
+            keys), "window:16" (mha in a window; "window": an eighth of the longest sequence),
+            "memory:16" (the same and a memory of the rest) and "hybrid:3-1", three layers of
+            gated-delta and one of mha, repeated.
+        task: "recall", "beyond" (the same over a distance) or "text".
         steps: of training, a run.
         seeds: runs of each mechanism, with the seeds 0, 1, ...
         width: E of the decoder.
         heads: query heads of E / heads dims each.
         layers: blocks of the decoder.
-        pairs: of a key and its value in a sequence of recall.
-        vocabulary: tokens of recall, half of them keys and half values.
-        length: tokens of a training sequence of text.
+        pairs: of a key and its value in a sequence of recall (32 by default) or beyond (8).
+        vocabulary: tokens of recall and beyond, half of them keys and half values.
+        length: tokens of a training sequence of text, or of the longest of beyond.
         text: SHA-256 of the file's bytes, for the task text.
         batch: tokens of a training step.
         learning_rate: its highest.
@@ -55,7 +60,8 @@ class Configuration:
     width: int = 64
     heads: int = 8
     layers: int = 2
-    pairs: int = 32
+    # Typed as what readers see: None never outlives __post_init__.
+    pairs: int = None  # type: ignore[assignment]
     vocabulary: int = 128
     length: int = 128
     text: str | None = None
@@ -66,7 +72,7 @@ class Configuration:
 
     def __post_init__(self) -> None:
         if self.task not in get_args(TaskName):
-            raise OptionError(f"task is {self.task!r}, expected recall or text")
+            raise OptionError(f"task is {self.task!r}, expected recall, beyond or text")
         if self.equal not in get_args(Equal):
             raise OptionError(f"equal is {self.equal!r}, expected parameters or bytes")
         if (self.task == "text") != (self.text is not None):
@@ -74,6 +80,8 @@ class Configuration:
                 f"task is {self.task} {'without' if self.text is None else 'with'} a text file; "
                 "a text file goes with the task text, and with it only"
             )
+        if self.pairs is None:
+            object.__setattr__(self, "pairs", _PAIRS[self.task])
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -88,7 +96,7 @@ class Configuration:
         object.__setattr__(self, "mechanisms", tuple(map(mechanism_name, self.mechanisms)))
         if not self.mechanisms:
             raise OptionError("mechanisms is empty; expected some, as mha,gqa:2,mqa,mla")
-        names: dict[tuple[Mixing, ...], str] = {}
+        names: dict[tuple[Mixer, ...], str] = {}
         for name in self.mechanisms:
             layers = self.mixers(name)
             if layers in names:
@@ -97,10 +105,15 @@ class Configuration:
         self._check_sequences()
 
     def _check_sequences(self) -> None:
-        if self.task == "recall" and self.vocabulary < 2 * self.pairs + 2:
+        if self.task != "text" and self.vocabulary < 2 * self.pairs + 2:
             raise OptionError(
                 f"vocabulary is {self.vocabulary}, and {self.pairs} pairs need at least "
                 f"{2 * self.pairs + 2}: half of it are keys, which differ within a sequence"
+            )
+        if self.task == "beyond" and self.length < 16 * self.pairs:
+            raise OptionError(
+                f"length is {self.length}, and {self.pairs} pairs need at least {16 * self.pairs}: "
+                "most of a sequence lies between the pairs and the questions"
             )
         if self.batch < self.tokens:
             raise OptionError(
@@ -123,14 +136,15 @@ class Configuration:
         heads, dim = self.heads, self.head_dim
         return AttentionSpec(heads=heads, kv_heads=heads, head_dim=dim, value_dim=dim)
 
-    def mixers(self, mechanism: str) -> tuple[Mixing, ...]:
+    def mixers(self, mechanism: str) -> tuple[Mixer, ...]:
         """What each layer mixes its tokens by.
 
         Raises:
             OptionError: an unknown mechanism, or one that these heads and layers cannot have.
         """
         tokens = self.tokens if self.equal == "bytes" else None
-        return mixers(self.plain, mechanism, self.layers, tokens)
+        window = max(1, self.tokens // _WINDOWS)
+        return mixers(self.plain, mechanism, self.layers, tokens, window)
 
     def sequence_bytes(self, mechanism: str) -> int:
         """Bytes that all layers hold of the longest sequence, in float32."""
@@ -139,6 +153,10 @@ class Configuration:
 
     def settings(self) -> dict[str, Any]:
         """What this task reads, as JSON has it."""
-        unread = ("length", "text") if self.task == "recall" else ("pairs", "vocabulary")
+        unread = {
+            "recall": ("length", "text"),
+            "beyond": ("text",),
+            "text": ("pairs", "vocabulary"),
+        }[self.task]
         read = {name: value for name, value in asdict(self).items() if name not in unread}
         return read | {"mechanisms": list(self.mechanisms)}

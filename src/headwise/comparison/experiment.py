@@ -8,6 +8,7 @@ from typing import Any
 from headwise.base.figure import write_figure
 from headwise.base.files import local_path
 from headwise.base.progress import Progress, silent
+from headwise.comparison.beyond import BeyondTask
 from headwise.comparison.configuration import DEFAULT, Configuration
 from headwise.comparison.folder import ComparisonFolder
 from headwise.comparison.models import feed_forward
@@ -56,8 +57,9 @@ def compare(
     Args:
         mechanisms: "mha", "gqa:2" (2 kv heads), "mqa", "mla", "mla:24" (a latent of 24),
             "gated-delta", "kda", "ssd", "retention", "hybrid:3-1" (three layers of gated-delta, one
-            of mha), ...
-        text: a file to learn, byte by byte; None: associative recall.
+            of mha), "memory" (a window, and a memory), ...
+        text: a file to learn, byte by byte; None: associative recall, or with task="beyond" recall
+            over a distance.
         out: a folder for the results; a finished run that it holds is not done again.
         contexts: tokens in the cache when decoding is timed.
         rounds: how often each mechanism is timed.
@@ -103,9 +105,13 @@ class Experiment:
         for name in configuration.mechanisms:
             feed_forward(configuration, name)
         self.contexts, self.rounds = check_contexts(configuration, contexts), rounds
-        self.task: Task = (
-            RecallTask(configuration) if content is None else TextTask(content, configuration)
-        )
+        self.task: Task
+        if content is not None:
+            self.task = TextTask(content, configuration)
+        else:
+            self.task = (BeyondTask if configuration.task == "beyond" else RecallTask)(
+                configuration
+            )
         self.folder: ComparisonFolder | None = None
         if out is not None:
             self.folder = ComparisonFolder(local_path(out, kind=OptionError), configuration)

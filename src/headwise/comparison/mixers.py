@@ -1,8 +1,8 @@
 """What each mechanism has in its layers: attention, states, or a pattern of both."""
 
 import re
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from headwise.errors import OptionError
 from headwise.nn.decoder import Mixing
@@ -10,8 +10,9 @@ from headwise.spec import AttentionSpec, SparseChoice, StateSpec
 from headwise.spec.mechanism import with_mechanism
 
 # Beside the mechanisms of attention.
-NAMES = ("gated-delta", "kda", "ssd", "retention", "topk:K", "hybrid:A-B")
+NAMES = ("gated-delta", "kda", "ssd", "retention", "topk:K", "window:W", "memory:W", "hybrid:A-B")
 _TOPK = re.compile(r"topk:([1-9][0-9]{0,8})")
+_WINDOW = re.compile(r"(window|memory)(?::([1-9][0-9]{0,8}))?")
 _HYBRID = re.compile(r"hybrid:([1-9][0-9]?)-([1-9][0-9]?)")
 _CONVOLUTION = 4
 # What each layer holds at equal bytes, of what MHA does.
@@ -20,14 +21,35 @@ _SHARE = 4
 _APART = 1 / 8
 
 
-def mixers(plain: AttentionSpec, name: str, layers: int, tokens: int | None) -> tuple[Mixing, ...]:
+@dataclass(frozen=True)
+class Remembering:
+    """Attention in a window, and a memory of all that it has read."""
+
+    attention: AttentionSpec
+
+    def cache_bytes(self, context: int, *, dtype: str) -> int:
+        """What the window holds, and the memory besides."""
+        remembered = replace(self.attention, window=None)
+        return sum(each.cache_bytes(context, dtype=dtype) for each in (self.attention, remembered))
+
+    def __str__(self) -> str:
+        return f"{self.attention}, and a memory"
+
+
+Mixer: TypeAlias = Mixing | Remembering
+
+
+def mixers(
+    plain: AttentionSpec, name: str, layers: int, tokens: int | None, window: int = 16
+) -> tuple[Mixer, ...]:
     """The layers of a decoder; with `tokens`, each holds a quarter of what MHA holds after those.
 
     States have the heads of `plain` and their dims: "gated-delta" and "kda" D x D, "ssd" 2 D x D
     with one key for all heads, as Mamba-2. RetNet's heads are fewer and larger: "retention" has
     half of them, 2 D x 4 D. "topk:16" is mha, trained as such, whose queries otherwise get the 16
-    keys alone that weigh most by a sketch. "hybrid:3-1" is three layers of gated-delta and one of
-    mha, repeated; the last repeat may be cut off.
+    keys alone that weigh most by a sketch. "window:16" is mha in a window of 16, or without a
+    number of `window`, and "memory:16" the same with a memory of the rest. "hybrid:3-1" is three
+    layers of gated-delta and one of mha, repeated; the last repeat may be cut off.
 
     At equal bytes the dims of attention's heads change, the rank of MLA's latent, and the rows of a
     state.
@@ -48,7 +70,7 @@ def mixers(plain: AttentionSpec, name: str, layers: int, tokens: int | None) -> 
             hold as many bytes.
     """
     if not name.startswith("hybrid"):
-        return (_layer(plain, name, tokens),) * layers
+        return (_layer(plain, name, tokens, window),) * layers
     match = _HYBRID.fullmatch(name)
     if match is None:
         raise OptionError(
@@ -61,11 +83,16 @@ def mixers(plain: AttentionSpec, name: str, layers: int, tokens: int | None) -> 
             "more"
         )
     pattern = ["gated-delta"] * states + ["mha"] * attentions
-    each = {kind: _layer(plain, kind, tokens) for kind in set(pattern)}
+    each = {kind: _layer(plain, kind, tokens, window) for kind in set(pattern)}
     return tuple(each[pattern[index % len(pattern)]] for index in range(layers))
 
 
-def _layer(plain: AttentionSpec, name: str, tokens: int | None) -> Mixing:
+def _layer(plain: AttentionSpec, name: str, tokens: int | None, window: int) -> Mixer:
+    if match := _WINDOW.fullmatch(name):
+        if tokens is not None:
+            raise OptionError(f"{name} at equal bytes: what it holds is its window's; leave it out")
+        near = replace(plain, window=int(match[2] or window))
+        return near if match[1] == "window" else Remembering(near)
     if match := _TOPK.fullmatch(name):
         if tokens is not None:
             raise OptionError(f"{name} at equal bytes: it holds what mha holds; leave it out")

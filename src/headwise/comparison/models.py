@@ -3,8 +3,9 @@
 import torch
 
 from headwise.comparison.configuration import Configuration
+from headwise.comparison.mixers import Remembering
 from headwise.errors import OptionError
-from headwise.nn import Decoder
+from headwise.nn import Decoder, Memory
 from headwise.spec import LayerSpec, ModelSpec
 
 _TEXT_VOCABULARY = 256
@@ -76,13 +77,15 @@ def parameters(configuration: Configuration, mechanism: str | None, inner: int |
 def _decoder(configuration: Configuration, mechanism: str | None, inner: int | None) -> Decoder:
     text = configuration.task == "text"
     plain = (configuration.plain,) * configuration.layers
-    layers = plain if mechanism is None else configuration.mixers(mechanism)
+    mixers = plain if mechanism is None else configuration.mixers(mechanism)
+    layers = [each.attention if isinstance(each, Remembering) else each for each in mixers]
     return Decoder(
         ModelSpec(
             family=mechanism or "mha",
             layers=tuple(LayerSpec(index, mixer) for index, mixer in enumerate(layers)),
             max_context=None,
         ),
+        memory=Memory() if any(isinstance(each, Remembering) for each in mixers) else None,
         vocabulary=_TEXT_VOCABULARY if text else configuration.vocabulary,
         hidden_size=configuration.width,
         feed_forward=inner,

@@ -71,16 +71,16 @@ def sequences(count: int, pairs: int, vocabulary: int, generator: torch.Generato
     (torch.Size([2, 12]), tensor([3, 3]))
     """
     half = vocabulary // 2
-    keys = _draw(count, half, pairs, generator)
-    values = half + _draw(count, vocabulary - half, pairs, generator)
+    keys = different(count, half, pairs, generator)
+    values = half + different(count, vocabulary - half, pairs, generator)
     tokens = torch.randint(vocabulary, (count, 4 * pairs), generator=generator)
     tokens[:, 0 : 2 * pairs : 2], tokens[:, 1 : 2 * pairs : 2] = keys, values
-    asked = 2 * pairs + 2 * _draw(count, pairs, pairs, generator)
+    asked = 2 * pairs + 2 * different(count, pairs, pairs, generator)
     tokens.scatter_(1, asked, keys)
     targets = torch.full_like(tokens, IGNORED).scatter_(1, asked, values)
     return Batch(tokens, targets)
 
 
-def _draw(count: int, among: int, number: int, generator: torch.Generator) -> Tensor:
-    """[count, number]: different integers below `among` in each row."""
+def different(count: int, among: int, number: int, generator: torch.Generator) -> Tensor:
+    """[count, number]: different integers below `among` in each row, in random order."""
     return torch.rand(count, among, generator=generator).topk(number, dim=1).indices

@@ -21,8 +21,8 @@ class Comparison:
     """All that was asked and found; `runs` and `speeds` are those that are finished.
 
     `metric` is what the mechanisms are judged by and `baseline` that of a model which has not
-    learnt what the task is about: 1 / pairs for recall (any value of the sequence), the loss by the
-    frequency of bytes for text.
+    learnt what the task is about: 1 / pairs for recall and beyond (any value of the sequence), the
+    loss by the frequency of bytes for text.
     """
 
     configuration: Configuration

@@ -12,10 +12,11 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from headwise.base.memory import check_memory
 from headwise.base.progress import Progress, silent
-from headwise.caches import ContiguousCache
+from headwise.caches import ContiguousCache, StateCache
 from headwise.comparison.configuration import Configuration
 from headwise.comparison.models import build
 from headwise.comparison.task import Task
@@ -23,7 +24,7 @@ from headwise.comparison.training import new_optimizer, train_step
 from headwise.errors import OptionError
 from headwise.measure.memory import peak_memory
 from headwise.measure.timing import Timing, interleaved
-from headwise.nn import Decoder
+from headwise.nn import Decoder, Memory
 from headwise.nn.decoder import LayerCache
 
 ROUNDS = 21
@@ -63,7 +64,7 @@ class Speed:
     """What one mechanism's decoder costs, in float32.
 
     `cache_bytes_per_token` is what the caches of all layers hold for each token, as they say it (a
-    state: nothing);
+    state and a window: nothing), and their memories;
     `peak_memory` the bytes that a training step takes above the weights and the optimizer's state,
     None where the system does not tell; `error` the largest difference of a logit between decoding
     with the cache and reading the whole sequence, relative to the largest logit.
@@ -140,7 +141,7 @@ def measure_speed(
     for index, context in enumerate(contexts):
         progress("timing the decoding", index, len(contexts))
         caches = {name: filled(model, context) for name, model in models.items()}
-        sizes = {name: bytes_per_token(some) for name, some in caches.items()}
+        sizes = {name: bytes_per_token(models[name], some) for name, some in caches.items()}
         turns = {name: partial(_decode, models[name], caches[name]) for name in names}
         timings = interleaved(turns, rounds=rounds, before=partial(_crop, caches, context))
         for name, timing in timings.items():
@@ -162,30 +163,47 @@ def measure_speed(
 def filled(model: Decoder, context: int) -> list[LayerCache]:
     """Caches that hold `context` tokens of one sequence; random numbers, which take as long.
 
-    A state is as large after one token.
+    A state is as large after one token. A memory holds all of them, none of which waits.
     """
     caches = model.new_caches()
+    model.clear_memory()
     model(torch.zeros(1, 1, dtype=torch.int64), caches=caches)
-    for cache in _growing(caches):
-        rows = [each for each in (cache.first, cache.second) if each is not None]
-        cache.append(*(torch.randn(*each.shape[:2], context - 1, each.shape[3]) for each in rows))
+    for cache in caches:
+        if not isinstance(cache, StateCache):
+            cache.append(*(_random(cache.first, context - 1), _random(cache.second, context - 1)))
+    for memory in _memories(model):
+        one = (memory.waiting_keys, memory.waiting_values)
+        one = (memory.keys, memory.values) if one[0] is None else one
+        rows = _random(one[0], context), _random(one[1], context)
+        memory.clear()
+        memory.remember(*rows)
     return caches
 
 
-def bytes_per_token(caches: Sequence[LayerCache]) -> int:
-    """Bytes that all caches together hold per token; a state holds none.
+def _random(like: Tensor | None, rows: int) -> Tensor:
+    assert like is not None
+    return torch.randn(*like.shape[:2], rows, like.shape[3])
+
+
+def _memories(model: Decoder) -> list[Memory]:
+    return [each for each in model.modules() if isinstance(each, Memory)]
+
+
+def bytes_per_token(model: Decoder, caches: Sequence[LayerCache]) -> int:
+    """Bytes that all caches and memories together hold per token; a state or a window holds none.
 
     >>> model = build(Configuration(width=64, heads=8), "mqa", seed=0)
-    >>> bytes_per_token(filled(model, 7))  # 2 layers, key and value of 8 float32
+    >>> bytes_per_token(model, filled(model, 7))  # 2 layers, key and value of 8 float32
     128
     """
     per_token = [divmod(cache.nbytes, cache.length) for cache in _growing(caches)]
+    per_token += [divmod(memory.nbytes, memory.rows) for memory in _memories(model)]
     assert not any(rest for _, rest in per_token)
     return sum(each for each, _ in per_token)
 
 
 def _growing(caches: Sequence[LayerCache]) -> list[ContiguousCache]:
-    """Those of keys and values."""
+    """Those of all keys and values."""
     return [cache for cache in caches if isinstance(cache, ContiguousCache)]
 
 
@@ -195,7 +213,9 @@ def _checked(name: str, model: Decoder) -> float:
     tokens = torch.randint(
         model.embedding.num_embeddings, (2, _CHECKED), generator=torch.Generator().manual_seed(0)
     )
+    model.clear_memory()
     logits, caches = model(tokens), model.new_caches()
+    model.clear_memory()
     steps = torch.cat([model(token, caches=caches) for token in tokens.split(1, dim=1)], dim=1)
     error = ((steps - logits).abs().max() / logits.abs().max()).item()
     assert error < _TOLERANCE, f"{name} decodes other logits than it computes: {error}"

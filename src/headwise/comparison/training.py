@@ -83,6 +83,7 @@ def new_optimizer(model: Decoder, learning_rate: float) -> torch.optim.Optimizer
 def train_step(model: Decoder, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
     """Forward, backward and one step of the optimizer."""
     optimizer.zero_grad()
+    model.clear_memory()
     _loss(model(batch.tokens), batch.targets, "mean").backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -93,6 +94,7 @@ def judge(model: Decoder, batches: Iterable[Batch]) -> tuple[float, float]:
     """Mean loss and accuracy over the tokens that are asked."""
     loss, right, asked = 0.0, 0, 0
     for batch in batches:
+        model.clear_memory()
         logits = model(batch.tokens)
         loss += _loss(logits, batch.targets, "sum").item()
         wanted = batch.targets != IGNORED

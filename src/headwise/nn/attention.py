@@ -10,6 +10,7 @@ from headwise.caches import Cache, ContiguousCache, SketchedCache
 from headwise.errors import OptionError, ShapeError, UnsupportedError
 from headwise.nn import checks
 from headwise.nn.layer import AttentionLayer, append, split_heads
+from headwise.nn.memory import Memory
 from headwise.nn.norm import RMSNorm
 from headwise.nn.pretrained import PretrainedLayer
 from headwise.nn.rope import Rope
@@ -54,6 +55,7 @@ class Attention(AttentionLayer):
         qkv_bias, out_bias: whether the projections have biases.
         source_size: width of what a `cross` layer attends to, E by default.
         norm_eps: of the norms of queries and keys, where the spec has qk_norm.
+        memory: a new `Memory`, which keeps keys and values of past segments for later ones.
         device, dtype: of the weights.
 
     Raises:
@@ -74,6 +76,7 @@ class Attention(AttentionLayer):
         out_bias: bool = False,
         source_size: int | None = None,
         norm_eps: float = 1e-6,
+        memory: Memory | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -107,6 +110,11 @@ class Attention(AttentionLayer):
         self.q_norm = RMSNorm(spec.head_dim, eps=norm_eps, **where) if norm else None
         self.k_norm = RMSNorm(spec.head_dim, eps=norm_eps, **where) if norm else None
         self.sinks = nn.Parameter(torch.zeros(spec.heads, **where)) if spec.sinks else None
+        if memory is not None:
+            if not isinstance(memory, Memory):
+                raise OptionError(f"memory is a {type(memory).__name__}, expected a Memory")
+            memory.serve(spec, **where)
+        self.memory = memory
 
     def forward(
         self,
@@ -137,9 +145,9 @@ class Attention(AttentionLayer):
         Raises:
             ShapeError: a cross layer without, or another one with a `source`; shapes that do not
                 fit. The cache is as it was.
-            UnsupportedError: a cache while gradients are needed.
+            UnsupportedError: a cache while gradients are needed; with a memory, what it refuses.
         """
-        spec = self.spec
+        spec, memory = self.spec, self.memory
         checks.check_hidden("hidden", hidden, self.hidden_size)
         checks.check_cache(cache, spec.window, cross=spec.cross)
         filled = spec.cross and cache is not None and cache.length > 0
@@ -168,11 +176,17 @@ class Attention(AttentionLayer):
         query = split_heads(self.q_proj(hidden), spec.heads)
         if self.q_norm is not None:
             query = self.q_norm(query)
+        plain_query = query
         if self.rope is not None:
             query = self.rope(query, positions)
         if not filled:
-            new_key, new_value = self._keys(source, positions)
-            dtype = new_value.dtype
+            plain_key, new_value = self._keys(source)
+            new_key, dtype = self._rotated(plain_key, positions), new_value.dtype
+            # norms and rotations stay in float32 under autocast
+            plain_key, new_key = plain_key.to(dtype), new_key.to(dtype)
+            if memory is not None:
+                seen = _seen(mask, bias, cache, hidden)
+                memory.check(plain_key, new_value, cached=cache is not None)
             key, value, kv = append(cache, new_key, new_value)
         else:
             assert isinstance(cache, ContiguousCache)
@@ -182,6 +196,10 @@ class Attention(AttentionLayer):
             near = _near(query.shape[2], context, spec.window, hidden.device)
             mask = near if mask is None else mask & near
         query, indices, rest = query.to(dtype), None, None
+        reads = memory is not None and memory.reads(query.shape[2])
+        also: dict[str, Any] = {}
+        if reads and memory is not None and memory.gate is None:
+            also["return_lse"] = True  # not where nothing reads it: it takes SDPA away
         one_mask = mask is None or mask.ndim < 4 or mask.shape[1] == 1
         plain = one_mask and bias is None and (kv is None or kv.lengths is None)
         if spec.sparse is not None and not torch.is_grad_enabled() and plain:
@@ -189,7 +207,7 @@ class Attention(AttentionLayer):
             if rows is not None and context > spec.sparse.least:
                 indices, rest = self._chosen(query, rows, cache, mask)
                 values = value if kv is None else kv.dense(dtype)[1]
-        out = attention(
+        attended: Any = attention(
             query,
             key,
             value,
@@ -203,7 +221,20 @@ class Attention(AttentionLayer):
             bias=bias,
             mask=mask,
             indices=indices,
+            **also,
         )
+        out, lse = attended if isinstance(attended, tuple) else (attended, None)
+        if memory is not None and hidden.shape[1] > 0:
+            found = memory.attend(
+                plain_query.to(dtype),
+                plain_key,
+                new_value,
+                seen,
+                scale=spec.scale,
+                softcap=spec.softcap,
+                cached=cache is not None,
+            )
+            out = memory.join(out, lse, *found) if reads else out
         if rest is not None:
             out = add_rest(out, rest, _means(values, query.shape[2], cache, mask))
         return self.finish(out)
@@ -223,17 +254,21 @@ class Attention(AttentionLayer):
             mask=mask,
         )
 
-    def _keys(self, source: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [B, K, L, D], not rotated, and values [B, K, L, V]."""
         key = split_heads(self.k_proj(source), self.spec.kv_heads)
         value = split_heads(self.v_proj(source), self.spec.kv_heads)
         if self.k_norm is not None:
             key = self.k_norm(key)
-        if self.rope is not None:
-            if self.spec.cross:
-                positions = torch.arange(key.shape[2], device=key.device)
-            key = self.rope(key, positions)
-        # norms stay in float32 under autocast
-        return key.to(value.dtype), value
+        return key, value
+
+    def _rotated(self, key: Tensor, positions: Tensor) -> Tensor:
+        if self.rope is None:
+            return key
+        if self.spec.cross:
+            positions = torch.arange(key.shape[2], device=key.device)
+        rotated: Tensor = self.rope(key, positions)
+        return rotated
 
     @classmethod
     def from_pretrained_layer(cls, module: Any) -> "Attention":
@@ -280,6 +315,28 @@ def _means(value: Any, queries: int, cache: Cache | None, mask: Tensor | None) -
         seen = mask & causal.tril(value.shape[2] - queries)
         return means_under(seen[(None,) * (4 - seen.ndim)], value)
     return cache.means(queries) if isinstance(cache, SketchedCache) else means_of(value, queries)
+
+
+def _seen(mask: Tensor | None, bias: Tensor | None, cache: Cache | None, hidden: Tensor) -> Tensor:
+    """[B, S]: whether some query of the call may attend to the token.
+
+    Raises:
+        UnsupportedError: the tokens' columns differ from sequence to sequence.
+    """
+    batch, length = hidden.shape[:2]
+    seen = torch.ones(batch, length, dtype=torch.bool, device=hidden.device)
+    shown = [
+        each for each in (mask, None if bias is None else ~bias.isneginf()) if each is not None
+    ]
+    if shown and cache is not None and cache.starts is not None:
+        raise UnsupportedError(
+            "a mask or a bias over a cache of sequences of different lengths: a memory cannot tell "
+            "which of the new tokens it hides"
+        )
+    for each in shown:
+        own = each[(None,) * (4 - each.ndim)].any(dim=2).any(dim=1)
+        seen = seen & own[:, -length:]
+    return seen
 
 
 def _near(length: int, context: int, window: int, device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """A small decoder around the specs of its layers, to compare mechanisms with and to learn from."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, TypeAlias
 
 import torch
@@ -8,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from headwise.caches import ContiguousCache, SketchedCache, StateCache
+from headwise.caches import ContiguousCache, SketchedCache, StateCache, WindowCache
 from headwise.errors import OptionError, ShapeError, UnsupportedError
 from headwise.nn.attention import Attention
 from headwise.nn.checks import check_state_spec, size_or
 from headwise.nn.latent_attention import LatentAttention
 from headwise.nn.linear_attention import LinearAttention
+from headwise.nn.memory import Memory
 from headwise.nn.norm import RMSNorm
 from headwise.nn.rope import Rope
 from headwise.ops import require_tensor
@@ -22,7 +24,7 @@ from headwise.spec.checks import positive_int
 
 # What a decoder has in its layers, and what these keep.
 Mixing: TypeAlias = AttentionSpec | StateSpec
-LayerCache: TypeAlias = ContiguousCache | StateCache
+LayerCache: TypeAlias = ContiguousCache | WindowCache | StateCache
 
 
 class Decoder(nn.Module):
@@ -48,13 +50,16 @@ class Decoder(nn.Module):
         feed_forward: inner width of the SwiGLU, 8/3 E rounded up to a multiple of 32 by default.
         theta: base of the rotary embedding, which layers with ALiBi and states do without;
             retention has one.
+        memory: a new `Memory`; every layer of attention gets one like it. They keep what they have
+            read until `clear_memory`.
         checkpointing: compute each block again in the backward pass instead of keeping its
             activations.
 
     Raises:
         OptionError: `layers` is missing or given twice, `spec` no kind of spec.
         SpecError: a size below 1.
-        UnsupportedError: a layer that this decoder cannot have.
+        UnsupportedError: a layer that this decoder cannot have; a memory with checkpointing, or
+            without a layer that can have one.
     """
 
     def __init__(
@@ -66,10 +71,13 @@ class Decoder(nn.Module):
         hidden_size: int | None = None,
         feed_forward: int | None = None,
         theta: float = 10_000.0,
+        memory: Memory | None = None,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         specs = _mixers(spec, layers)
+        if memory is not None:
+            _check_memory(specs, checkpointing)
         self.specs, self.checkpointing = specs, checkpointing
         positive_int("vocabulary", vocabulary)
         size = size_or("hidden_size", hidden_size, specs[0].heads * specs[0].value_dim)
@@ -78,7 +86,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary, size)
         nn.init.normal_(self.embedding.weight, std=size**-0.5)
         self.blocks = nn.ModuleList(
-            _Block(each, size, inner, ropes.get(_rotated(each))) for each in specs
+            _Block(each, size, inner, ropes.get(_rotated(each)), memory) for each in specs
         )
         self.norm = RMSNorm(size, eps=1e-6)
 
@@ -131,8 +139,15 @@ class Decoder(nn.Module):
                 )
 
     def new_caches(self) -> list[LayerCache]:
-        """An empty cache for each block: of keys and values, or of a state."""
+        """An empty cache for each block: of keys and values (in a window), or of a state."""
         return list(map(_cache_for, self.specs))
+
+    def clear_memory(self, sequences: int | Sequence[int] | None = None) -> None:
+        """Let the memories of all blocks forget all, or a sequence of the batch, or some."""
+        for block in self.blocks:
+            memory = getattr(block.attention, "memory", None)
+            if memory is not None:
+                memory.clear(sequences)
 
     @torch.no_grad()
     def generate(
@@ -156,6 +171,7 @@ class Decoder(nn.Module):
         Raises:
             OptionError: `max_new_tokens` is negative or `temperature` not above 0.
             ShapeError: there is no token to begin with.
+            UnsupportedError: no cache, and a memory, which would read each token many times.
         """
         if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
             raise OptionError(
@@ -166,6 +182,10 @@ class Decoder(nn.Module):
         require_tensor("tokens", tokens, 2)
         if tokens.shape[1] == 0:
             raise ShapeError(f"tokens have shape {list(tokens.shape)}, expected [B, S], S from 1")
+        if not use_cache and any(isinstance(each, Memory) for each in self.modules()):
+            raise UnsupportedError(
+                "use_cache=False, and a memory, which would read each token many times: leave it"
+            )
         caches = self.new_caches() if use_cache else None
         read = tokens
         for _ in range(max_new_tokens):
@@ -184,19 +204,37 @@ class Decoder(nn.Module):
 def _cache_for(spec: Mixing) -> LayerCache:
     if isinstance(spec, StateSpec):
         return StateCache()
+    if spec.window is not None and not spec.chunked:
+        return WindowCache(spec.window)
     return ContiguousCache() if spec.sparse is None else SketchedCache()
+
+
+def _check_memory(specs: Sequence[Mixing], checkpointing: bool) -> None:
+    able = [isinstance(spec, AttentionSpec) for spec in specs]
+    latent = [spec for spec in specs if isinstance(spec, AttentionSpec) and spec.mechanism == "MLA"]
+    if latent or not any(able):
+        raise UnsupportedError(f"memory is given, and {(latent or specs)[0]} cannot have one")
+    if checkpointing:
+        raise UnsupportedError(
+            "memory and checkpointing: a block that runs again in the backward pass finds another "
+            "memory; leave one out"
+        )
 
 
 class _Block(nn.Module):
     """Attention and a SwiGLU (Shazeer 2020, arXiv 2002.05202), each added to what it reads."""
 
-    def __init__(self, spec: Mixing, size: int, inner: int, rope: Rope | None) -> None:
+    def __init__(
+        self, spec: Mixing, size: int, inner: int, rope: Rope | None, memory: Memory | None
+    ) -> None:
         super().__init__()
         kind: Any = LinearAttention
+        options: dict[str, Any] = {}
         if isinstance(spec, AttentionSpec):
             kind = LatentAttention if spec.mechanism == "MLA" else Attention
+            options = {} if memory is None else {"memory": deepcopy(memory)}
         self.attention_norm = RMSNorm(size, eps=1e-6)
-        self.attention = kind(spec, size, rope=rope)
+        self.attention = kind(spec, size, rope=rope, **options)
         self.feed_norm = RMSNorm(size, eps=1e-6)
         self.gate_up = nn.Linear(size, 2 * inner, bias=False)
         self.down = nn.Linear(inner, size, bias=False)

@@ -31,7 +31,7 @@ from headwise.ops.latent.operator import latent_attention
 from headwise.ops.latent.paradigm import Paradigm, choose_paradigm
 from headwise.ops.linear_attention.call import LinearCall
 from headwise.ops.linear_attention.operator import change_state, linear_attention
-from headwise.ops.modes import are_few, needs_gradients, watched
+from headwise.ops.modes import are_few, in_backward, needs_gradients, watched
 from headwise.ops.packed.formats import (
     FORMATS as BLOCK_FORMATS,
 )
@@ -46,6 +46,7 @@ from headwise.ops.packed.operator import pack, packed_linear, round_blocks, unpa
 from headwise.ops.sketch.call import Budget
 from headwise.ops.sketch.operator import choose_keys, keys_alone, sketch_of
 from headwise.ops.sketch.rest import add_rest, means_of, means_under
+from headwise.ops.top_keys.operator import top_keys
 from headwise.ops.views import KV, PagedKV, QuantKV
 
 __all__ = [
@@ -89,6 +90,7 @@ __all__ = [
     "explain_problem",
     "faster",
     "format_of",
+    "in_backward",
     "index_topk",
     "is_packed",
     "keys_alone",
@@ -110,6 +112,7 @@ __all__ = [
     "run_call",
     "score_rows",
     "sketch_of",
+    "top_keys",
     "unpack",
     "visible_keys",
     "watched",

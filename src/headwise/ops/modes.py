@@ -13,6 +13,7 @@ _tracing = torch._C._get_tracing_state
 _functions = torch._C._len_torch_function_stack
 _dispatches = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._are_functorch_transforms_active
+_backward = torch._C._current_graph_task_id
 
 
 def forward_mode() -> bool:
@@ -36,6 +37,11 @@ def watched() -> bool:
 def needs_gradients(*tensors: Tensor) -> bool:
     """Whether what is made of these tensors is differentiated."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running, as where checkpointing computes a part again."""
+    return bool(_backward() != -1)
 
 
 # Rows of x up to which a product takes what reading its weight takes.

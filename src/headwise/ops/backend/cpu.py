@@ -147,6 +147,7 @@ BACKEND = Backend(
     quantize=Offer(quantize, _quantizes),
     index=cpu_chosen.INDEX,
     choose=cpu_chosen.CHOOSE,
+    top_keys=cpu_chosen.TOP_KEYS,
     linear_attention=cpu_state.LINEAR_ATTENTION,
     causal_conv1d=cpu_state.CONVOLUTION,
 )

@@ -24,7 +24,7 @@ _MASK_BYTES = 2**24
 # and where it is hidden or seen: measured, head dims of 128 and 512, 1 to 128 heads.
 _GATHERED, _MASKED = (15.0, 1.0), (3.0, 1.2)
 
-# What csrc/operators/index_topk.cpp and choose_keys.cpp accept.
+# What csrc/operators/index_topk.cpp, choose_keys.cpp and top_keys.cpp accept.
 _MOST_DIM = 576
 
 Attend = Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
@@ -144,6 +144,16 @@ def _index_topk(
 
 
 INDEX = Offer(_index_topk, _indexes)
+
+
+def _top_keys(query: Tensor, key: Tensor, top: int, *, mask: Tensor | None) -> Tensor:
+    chosen: Tensor = torch.ops.headwise.top_keys.default(
+        contiguous_rows(query), contiguous_rows(key), mask, top, cpu_library.chosen_level()
+    )
+    return chosen
+
+
+TOP_KEYS = Offer(_top_keys, _indexes)
 
 
 def _chooses(call: ChoiceCall) -> bool:

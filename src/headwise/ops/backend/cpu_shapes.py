@@ -17,6 +17,7 @@ def register_shapes() -> None:
         *(
             _index_topk,
             _choose_keys,
+            _top_keys,
             _linear_attention,
             _linear_attention_,
             _causal_conv1d,
@@ -112,6 +113,10 @@ def _index_topk(
     query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None, causal: bool, top: int, *_: Any
 ) -> Tensor:
     return query.new_empty(*query.shape[:2], top, dtype=torch.int32)
+
+
+def _top_keys(query: Tensor, key: Tensor, mask: Tensor | None, top: int, level: int) -> Tensor:
+    return query.new_empty(*query.shape[:3], top, dtype=torch.int32)
 
 
 def _choose_keys(query: Tensor, keys: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:

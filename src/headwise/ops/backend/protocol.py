@@ -74,6 +74,7 @@ class Backend:
     quantize(rows, bits): integers and scales of rows, see `headwise.ops.quantize`.
     index(query, key, weights, top, causal=, mask=): see `headwise.ops.index_topk`.
     choose(call): see `headwise.ops.choose_keys`.
+    top_keys(query, key, top, mask=): see `headwise.ops.top_keys`.
     linear_attention(call): out and state, see `headwise.linear_attention`.
     causal_conv1d(call): out and state, see `headwise.causal_conv1d`.
     pack(rows, order), unpack(packed, dtype, rows): packed matrices, see `headwise.ops.packed`.
@@ -94,6 +95,7 @@ class Backend:
     unpack: Offer | None = None
     index: Offer | None = None
     choose: Offer | None = None
+    top_keys: Offer | None = None
     linear_attention: Offer | None = None
     causal_conv1d: Offer | None = None
 

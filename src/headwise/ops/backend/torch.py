@@ -25,6 +25,7 @@ from headwise.ops.linear_attention.call import LinearCall
 from headwise.ops.modes import FEW_ROWS, are_plain, fit
 from headwise.ops.packed import reference as packed
 from headwise.ops.sketch import reference as sketch
+from headwise.ops.top_keys import reference as search
 
 
 def _how(problem: Problem) -> str:
@@ -143,6 +144,7 @@ BACKEND = Backend(
     unpack=Offer(packed.unpack),
     index=Offer(indexer.index_topk),
     choose=Offer(sketch.choose_keys),
+    top_keys=Offer(search.top_keys),
     linear_attention=Offer(_linear_attention),
     causal_conv1d=Offer(convolution.run),
 )
