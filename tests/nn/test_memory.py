@@ -366,6 +366,9 @@ def test_stored_rows_of_another_memory_are_refused() -> None:
         other = build(GQA, Memory(size=size, top=4, persistent=True))
         with pytest.raises(ShapeError, match=f"expected a memory of this size, {size}"):
             other.load_state_dict(stored)
+    one = {name: rows[:1] if name == "memory.values" else rows for name, rows in stored.items()}
+    with pytest.raises(ShapeError, match="differ in their sequences or rows"):
+        full.load_state_dict(one)
     del stored["memory.values"]
     with pytest.raises(ShapeError, match="without the others"):
         full.load_state_dict(stored)
@@ -396,6 +399,12 @@ def test_a_second_forward_for_the_backward_is_refused(reentrant: bool) -> None:
     out = checkpoint(layer, x, use_reentrant=reentrant)
     with pytest.raises(UnsupportedError, match="leave it out of checkpointing"):
         out.sum().backward()
+
+
+def filled() -> Memory:
+    memory = Memory()
+    memory.remember(torch.zeros(2, 1, 3, 8), torch.zeros(2, 1, 3, 8))
+    return memory
 
 
 BAD: dict[str, tuple[Any, type[HeadwiseError], str]] = {
@@ -431,6 +440,7 @@ BAD: dict[str, tuple[Any, type[HeadwiseError], str]] = {
         ShapeError,
         "key [1, 2, 5, 8], value [1, 2, 4, 8] and seen [1, 5] in torch.bool: expected",
     ),
+    "cleared by a mask": (lambda: filled().clear(True), ShapeError, "clear(True): expected"),
     "cleared too far": (lambda: Memory().clear([0]), ShapeError, "of the 0 held"),
     "MLA in a decoder": (
         lambda: Decoder(

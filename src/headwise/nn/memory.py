@@ -126,7 +126,7 @@ class Memory(nn.Module):
         there = [held for held in (self.held, self.waiting_held) if held is not None]
         batch = there[0].shape[0] if there else 0
         for index in listed:
-            if not isinstance(index, int) or not 0 <= index < batch:
+            if type(index) is not int or not 0 <= index < batch:
                 raise ShapeError(f"clear({index!r}): expected sequences of the {batch} held")
         for held in there:
             held[listed] = False
@@ -372,8 +372,8 @@ def _check_stored(stored: dict[str, Any], prefix: str, size: int) -> None:
         if not there:
             continue
         keys, values, held = (stored[name] for name in names[:3])
-        rows = keys.shape[2]
-        if values.shape[2] != rows or held.shape != (keys.shape[0], rows):
+        batch, _, rows, _ = keys.shape
+        if values.shape[:3] != keys.shape[:3] or held.shape != (batch, rows):
             raise ShapeError(f"{prefix}: {list(names)} differ in their sequences or rows")
         if names is _WAITING:
             continue
