@@ -18,7 +18,8 @@ import torch
 import headwise
 from families import VOCABULARY, make
 from headwise.caches import DiskCache
-from headwise.hf import cache_nbytes
+from headwise.hf import cache_nbytes, use_own_layers
+from headwise.hf.stock_names import DynamicCache
 from hf.test_attach_caches import MODELS, MODES, TEXT, _logits, _modes
 
 PIECES: tuple[tuple[int, ...], ...] = ((), (19, 1, 7))
@@ -145,6 +146,37 @@ def test_a_full_disk_is_told_in_one_line_and_the_cache_goes_on(
         headwise.attach(model)
         expected = _logits(model, text, (50, 350))[:, 50:]
     assert torch.equal(given, expected)
+
+
+@pytest.mark.parametrize("before", [0, 50])
+def test_a_disk_that_is_full_at_a_later_layer_spoils_the_cache(
+    before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, text, left = make("llama-gqa"), long_text(400), [1]
+    headwise.attach(model, cache=f"disk:{tmp_path}", sparse="all")
+    real = os.posix_fallocate
+
+    def nearly_full(*arguments: int) -> None:
+        if not left.pop():
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    with torch.no_grad():
+        held: Any = use_own_layers(DynamicCache(config=model.config), model._headwise.choice)
+        if before:
+            model(text[:, :before], cache=held)
+        left[:] = [0, 1]  # the second layer has no room
+        monkeypatch.setattr(os, "posix_fallocate", nearly_full)
+        with pytest.raises(headwise.CapacityError, match=r"need .* more, and .* are free"):
+            model(text[:, before:], cache=held)
+        monkeypatch.undo()
+        # the first layer holds what the others do not
+        with pytest.raises(headwise.CapacityError, match=r"no room for .* make a new one"):
+            model(text[:, before:], cache=held)
+        held.reset()
+        given = model(text, cache=held).logits
+        headwise.attach(model)
+        assert torch.equal(given, model(text).logits)
 
 
 def test_a_file_that_the_system_does_not_let_grow(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from headwise.caches.paged import PagedCache
 from headwise.caches.pools import Pools
 from headwise.caches.protocol import CacheKind, check_pair
 from headwise.caches.resident import Resident
-from headwise.errors import OptionError, UnsupportedError
+from headwise.errors import CapacityError, OptionError, UnsupportedError
 from headwise.ops import KV, row_bytes
 
 
@@ -74,8 +74,11 @@ class DiskCache(PagedCache):
         if self._resident.reads_ahead:
             return None
         room = super().room(batch, heads, count, like)
-        if room is not None:
-            self._enter(*room[:2], self._pages.used)
+        try:
+            if room is not None:
+                self._enter(*room[:2], self._pages.used)
+        except CapacityError:
+            return None  # an append says it
         return room
 
     def read_ahead(self, indices: Tensor | None = None) -> None:

@@ -104,6 +104,7 @@ class ForwardCache:
         kwargs: dict[str, Any],
     ) -> None:
         """Have a cache know what is about to be read into it."""
+        cache.check_whole()
         counts = any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
         before = int(cache.get_seq_length()) if counts or not cache.layers else None
         inputs = dict(zip(self.positions, args, strict=False)) | kwargs

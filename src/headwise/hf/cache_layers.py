@@ -16,7 +16,7 @@ from headwise.caches import (
     WindowCache,
 )
 from headwise.caches.sketch import held_rows
-from headwise.errors import ShapeError, UnsupportedError
+from headwise.errors import CapacityError, ShapeError, UnsupportedError
 from headwise.hf.cached_rows import CachedRows, SparseKV, WindowKV, rows_of
 from headwise.hf.sparse import MOST_QUERIES
 from headwise.hf.stock_names import (
@@ -40,6 +40,7 @@ class OwnLayer(CacheLayerMixin):
     is_croppable = True
     cache: Any
     sparse: SparseChoice | None = None  # how queries of few tokens choose their keys
+    failed = False  # whether there was no room for tokens that layers before it may hold
     sketch: Sketch
 
     def __init__(self, cache: Any) -> None:
@@ -93,7 +94,11 @@ class OwnLayer(CacheLayerMixin):
             self._become_stock()
             return self.update(key_states, value_states, *args, **kwargs)
         self.device = key_states.device
-        views = self._append(key_states, value_states)
+        try:
+            views = self._append(key_states, value_states)
+        except CapacityError:
+            self.failed = True
+            raise
         if self.sparse is None or not self.chooses(key_states.shape[2], self.cache.length):
             self.cache.read_ahead()
             return views
@@ -132,6 +137,7 @@ class OwnLayer(CacheLayerMixin):
         """Forget everything and release the memory."""
         self.cache.reset()
         self.sketch.reset()
+        self.failed = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Make sequence i what sequence beam_idx[i] was."""

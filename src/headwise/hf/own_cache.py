@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headwise.base.files import FAULTS, reason
-from headwise.errors import UnsupportedError
+from headwise.errors import CapacityError, UnsupportedError
 from headwise.hf.stock_names import DynamicCache
 
 # What models call their cache: since Transformers 5.24; before, and until 5.40.
@@ -206,6 +206,26 @@ class OwnCache(DynamicCache):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.read = TokensRead()
+
+    def check_whole(self) -> None:
+        """Refuse a cache some of whose layers hold what others had no room for.
+
+        Raises:
+            CapacityError: it is one.
+        """
+        failed = [layer for layer in self.layers if getattr(layer, "failed", False)]
+        if not failed:
+            return
+        lengths = {layer.get_seq_length() for layer in self.layers}
+        if len(lengths) == 1:  # it was the first layer: nothing was read
+            self.read.crop(lengths.pop() - self.read.length)
+            for layer in failed:
+                layer.failed = False
+        else:
+            raise CapacityError(
+                "the cache had no room for the tokens of an earlier call, which some of its layers "
+                "hold: make a new one"
+            )
 
     def save(self, path: str | Path) -> None:
         """Write it to a file: see `headwise.save_cache`."""
