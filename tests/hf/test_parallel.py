@@ -15,7 +15,7 @@ from parallel_cases import BATCH, FAMILIES, MASK, MODES, PROMPT
 from ranks import Group
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.sweep)])
 def group(request: pytest.FixtureRequest) -> Iterator[Group]:
     with Group(request.param, block=4) as made:
         yield made
