@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headwise import attention, latent_attention
 from headwise.ops import choose_paradigm
-from headwise.ops.latent import operator as latent_operator
+from headwise.ops.attend import operator as attend_operator
 from headwise.ops.latent import parts as latent_parts
 from ops.calls import Call, assert_agree
 from ops.test_views import as_integers, in_integer_pages, in_pages
@@ -309,13 +309,13 @@ def test_in_parts_it_is_what_it_is_at_once(name, paradigm, kind, monkeypatch):
     call = {**rows, **weights, **options, "paradigm": paradigm}
     whole = latent_attention(*query, **call)
     sizes = []
-    attend = latent_operator.choose
+    attend = attend_operator.choose
 
     def seen(problem, backend):
         sizes.append((problem.heads, problem.query_length))
         return attend(problem, backend)
 
-    monkeypatch.setattr(latent_operator, "choose", seen)
+    monkeypatch.setattr(attend_operator, "choose", seen)
     # of 3 heads and 9 queries: two heads, or four queries, at a time
     at_once = 4 * 2 * 2 * (19 * (7 + 5 + 11) if paradigm == "expanded" else 4 * 3 * 17)
     monkeypatch.setattr(latent_parts, "_MOST", at_once)
