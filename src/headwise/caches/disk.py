@@ -1,7 +1,6 @@
 """A paged cache whose pages lie on disk: a context may be larger than memory."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,11 +8,12 @@ from torch import Tensor
 
 from headwise.caches.disk_pools import DiskPools
 from headwise.caches.paged import PagedCache
+from headwise.caches.pages import Step
 from headwise.caches.pools import Pools
-from headwise.caches.protocol import CacheKind, check_pair
+from headwise.caches.protocol import CacheKind
 from headwise.caches.resident import Resident
 from headwise.errors import CapacityError, OptionError, UnsupportedError
-from headwise.ops import KV, row_bytes
+from headwise.ops import row_bytes
 
 
 class DiskCache(PagedCache):
@@ -53,19 +53,6 @@ class DiskCache(PagedCache):
     def name(self) -> str:
         """As "disk:FOLDER"."""
         return f"{KIND.name}:{self.folder}"
-
-    def append(self, first: Tensor, second: Tensor, counts: Sequence[int] | None = None) -> KV:
-        """As `PagedCache.append`.
-
-        Raises:
-            CapacityError: the disk is full, or the sketches are more than may be in memory; the
-                cache is unchanged.
-        """
-        check_pair(first, second)
-        self._check_fits(first, second)
-        added = [first.shape[2]] * len(first) if counts is None else list(counts)
-        self._enter(first, second, self._pages.used + self._pages.step(added).pages)
-        return super().append(first, second, counts)
 
     def room(
         self, batch: int, heads: int, count: int, like: Tensor | None
@@ -108,6 +95,10 @@ class DiskCache(PagedCache):
         rows = sum(heads * each.shape[3] * each.element_size() for each in (first, second))
         sketch = heads * row_bytes(first.shape[3], 4) if self.sketched else 0
         self._resident.enter(self, tokens * rows, tokens * sketch)
+
+    def _make_room(self, step: Step, tokens: tuple[Tensor, ...]) -> None:
+        self._enter(tokens[0], tokens[1], self._pages.used + step.pages)
+        super()._make_room(step, tokens)
 
     def _new_pools(self, tokens: tuple[Tensor, ...]) -> Pools:
         return DiskPools.make(self.folder, tokens, self.page_size)
