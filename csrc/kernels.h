@@ -382,8 +382,25 @@ typedef void (*SketchWeightsFunction)(const SketchArgs&, const SketchPart&, int6
 // The rest of a kv head of a sequence.
 typedef void (*RestFunction)(const RestArgs&, int64_t batch, int64_t head, char* scratch);
 
-// The largest of groups of scores, and the places of scores that are not below a threshold; both
-// return how many they wrote.
+// Numbers in the order of the floats; -0 is 0, and NaN the largest.
+inline uint32_t ordered(float score) {
+  uint32_t bits;
+  score += 0.0f;
+  __builtin_memcpy(&bits, &score, sizeof bits);
+  if ((bits & 0x7fffffff) > 0x7f800000) return ~uint32_t(0);
+  return bits >> 31 ? ~bits : bits | 0x80000000;
+}
+
+// Where a selection ends: the smallest number that is taken, and how many of those equal to it.
+struct End {
+  uint32_t least;
+  int64_t equal;
+};
+
+// The end of the largest of some scores (largest.h); the largest of groups of scores, and the
+// places of scores that are not below a threshold: both return how many they wrote.
+typedef End (*EndOfLargestFunction)(const float* scores, const int32_t* places, int64_t count,
+                                    int64_t top, uint32_t* numbers);
 typedef int64_t (*GroupMaximaFunction)(const float* scores, int64_t stop, int64_t group, float* to);
 typedef int64_t (*AtLeastFunction)(const float* scores, int64_t stop, float threshold, int32_t* to);
 
@@ -409,6 +426,7 @@ struct Kernels {
   SketchScoresFunction sketch_scores;
   SketchWeightsFunction sketch_weights;
   RestFunction rest;
+  EndOfLargestFunction end_of_largest;
   GroupMaximaFunction group_maxima;
   AtLeastFunction at_least;
   StateFunction state;

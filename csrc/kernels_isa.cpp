@@ -6,8 +6,8 @@
 
 #include "convolution.h"
 #include "decoder_layer.h"
-#include "group_maxima.h"
 #include "index_scores.h"
+#include "largest.h"
 #include "linear_attention.h"
 #include "packed_rows.h"
 #include "project.h"
@@ -200,13 +200,28 @@ void blend_rest(const RestArgs& args, int64_t batch, int64_t head, char* scratch
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {attend_task,         project_head,  take,
-                          linear_outputs,      join,          heads_of_layer,
-                          place_products,      gated_outputs, quantize_rows,
-                          unpack_rows,         index_query,   top_keys,
-                          take_sketch_queries, sketch_scores, sketch_weights,
-                          blend_rest,          group_maxima,  at_least,
-                          change_state,        convolve,      kHasPairs};
+const Kernels kKernels = {attend_task,
+                          project_head,
+                          take,
+                          linear_outputs,
+                          join,
+                          heads_of_layer,
+                          place_products,
+                          gated_outputs,
+                          quantize_rows,
+                          unpack_rows,
+                          index_query,
+                          top_keys,
+                          take_sketch_queries,
+                          sketch_scores,
+                          sketch_weights,
+                          blend_rest,
+                          end_of_largest,
+                          group_maxima,
+                          at_least,
+                          change_state,
+                          convolve,
+                          kHasPairs};
 
 }  // namespace HEADWISE_ISA
 }  // namespace headwise

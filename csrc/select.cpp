@@ -1,11 +1,8 @@
-// Selection by a histogram of the leading bits of the scores, three times.
+// Selection by the number at which it ends.
 
 #include "select.h"
 
 #include <string.h>
-
-#include <algorithm>
-#include <functional>
 
 namespace headwise {
 
@@ -13,71 +10,41 @@ namespace {
 
 constexpr float kInfinite = __builtin_inff();
 
-// Numbers in the order of the floats; -0 is 0.
-inline uint32_t ordered(float score) {
-  uint32_t bits;
-  score += 0.0f;
-  memcpy(&bits, &score, sizeof bits);
-  if ((bits & 0x7fffffff) > 0x7f800000) return ~uint32_t(0);
-  return bits >> 31 ? ~bits : bits | 0x80000000;
-}
-
-// Where a selection ends: the smallest number that is taken, and how many of those equal to it.
-struct End {
-  uint32_t least;
-  int64_t equal;
-};
-
 // The end of as few of the largest as are `wanted` and weigh, with `weight` besides, `mass`; of all
-// where they are less. mass below 0: whatever they weigh. each(visit) visits every score.
+// where they are less. By a histogram of the leading bits, three times. each(visit) visits every
+// weight.
 template <class Each>
-End end_of(const Each& each, int64_t wanted, double weight, double mass) {
+End end_of_mass(const Each& each, int64_t wanted, double weight, double mass) {
   End end = {0, 0};
   uint32_t known = 0;  // the bits of `least` that are found
-  int64_t above = 0;   // scores larger than what those bits allow
+  int64_t above = 0;   // weights larger than what those bits allow
   for (int shift = 21; shift >= 0; shift = shift == 21 ? 10 : shift - 10) {
     const uint32_t digit = shift == 0 ? 1023 : 2047;
     int64_t count[2048] = {};
-    double sum[2048];
-    if (mass >= 0.0) memset(sum, 0, sizeof sum);
+    double sum[2048] = {};
     each([&](float score) {
       const uint32_t number = ordered(score);
       if ((number & known) != (end.least & known)) return;
       const uint32_t bin = number >> shift & digit;
       ++count[bin];
-      if (mass >= 0.0 && score < kInfinite) sum[bin] += score;
+      if (score < kInfinite) sum[bin] += score;
     });
     uint32_t last = 0, bin = digit;
     while (last < digit && count[last] == 0) ++last;
-    const auto ends = [&] {
-      return above + count[bin] >= wanted && (mass < 0.0 || weight + sum[bin] >= mass);
-    };
+    const auto ends = [&] { return above + count[bin] >= wanted && weight + sum[bin] >= mass; };
     for (; bin > last && !ends(); --bin) {
       above += count[bin];
-      if (mass >= 0.0) weight += sum[bin];
+      weight += sum[bin];
     }
     end.least |= bin << shift;
     known |= digit << shift;
     end.equal = wanted - above < count[bin] ? wanted - above : count[bin];
-    if (shift > 0 || mass < 0.0) continue;
+    if (shift > 0) continue;
     if (end.equal < 1) end.equal = 1;
-    // the scores of the last bin are equal
+    // the weights of the last bin are equal
     const double each_weighs = count[bin] > 0 ? sum[bin] / double(count[bin]) : 0.0;
     while (end.equal < count[bin] && weight + double(end.equal) * each_weighs < mass) ++end.equal;
   }
-  return end;
-}
-
-// Scores up to which sorting a part of them takes less than counting.
-constexpr int64_t kFew = 1024;
-
-// The end of the `top` largest of a few scores.
-End end_of_few(const float* scores, const int32_t* places, int64_t count, int64_t top,
-               uint32_t* numbers) {
-  for (int64_t i = 0; i < count; ++i) numbers[i] = ordered(scores[places[i]]);
-  std::nth_element(numbers, numbers + top - 1, numbers + count, std::greater<uint32_t>());
-  End end = {numbers[top - 1], 1};
-  for (int64_t i = 0; i < top - 1; ++i) end.equal += numbers[i] == end.least;
   return end;
 }
 
@@ -97,16 +64,14 @@ int64_t keep(const float* scores, const int32_t* places, int64_t count, End end,
 // Places among which the `top` largest are, ascending: all that are seen, or, where nothing is
 // hidden and there are many, those that are as large as the largest of some groups.
 int64_t candidates(const Kernels& kernels, const float* scores, int64_t stop, Seen seen,
-                   int64_t top, int32_t* to, float* scratch) {
+                   int64_t top, int32_t* to, float* maxima) {
   const int64_t group = stop / (2 * (top > 32 ? top : 32));
   if (seen.data == nullptr && group >= 4) {
-    const int64_t groups = kernels.group_maxima(scores, stop, group, scratch);
-    const auto each = [&](const auto& visit) {
-      for (int64_t i = 0; i < groups; ++i) visit(scratch[i]);
-    };
+    const int64_t groups = kernels.group_maxima(scores, stop, group, maxima);
     if (groups >= top) {
       // as many groups, and so scores at least, reach the top-th of the maxima
-      const uint32_t least = end_of(each, top, 0.0, -1.0).least;
+      uint32_t* numbers = reinterpret_cast<uint32_t*>(to);  // of a fourth of the scores at most
+      const uint32_t least = kernels.end_of_largest(maxima, nullptr, groups, top, numbers).least;
       const uint32_t bits = least >> 31 ? least & 0x7fffffff : ~least;
       float threshold;
       memcpy(&threshold, &bits, sizeof threshold);
@@ -124,17 +89,13 @@ int64_t candidates(const Kernels& kernels, const float* scores, int64_t stop, Se
 int64_t select_largest(const Kernels& kernels, const float* scores, int64_t stop, Seen seen,
                        int64_t top, int32_t* to, char* scratch) {
   int32_t* places = reinterpret_cast<int32_t*>(scratch);
-  float* maxima = reinterpret_cast<float*>(scratch + 4 * (stop > 0 ? stop : 0));
+  char* rest = scratch + 4 * (stop > 0 ? stop : 0);
+  float* maxima = reinterpret_cast<float*>(rest);
   const int64_t count =
       stop > 0 && top > 0 ? candidates(kernels, scores, stop, seen, top, places, maxima) : 0;
-  End end = {0, count};
-  const auto each = [&](const auto& visit) {
-    for (int64_t i = 0; i < count; ++i) visit(scores[places[i]]);
-  };
-  if (count > top && count <= kFew)
-    end = end_of_few(scores, places, count, top, reinterpret_cast<uint32_t*>(maxima));
-  else if (count > top)
-    end = end_of(each, top, 0.0, -1.0);
+  uint32_t* numbers = reinterpret_cast<uint32_t*>(rest);
+  const End end =
+      count > top ? kernels.end_of_largest(scores, places, count, top, numbers) : End{0, count};
   const int64_t taken = keep(scores, places, count, end, top, to);
   for (int64_t i = taken; i < top; ++i) to[i] = -1;
   return taken;
@@ -165,7 +126,7 @@ void select_budget(const Kernels& kernels, float* weights, int64_t stop, Seen se
   int64_t wanted = 0;  // what is chosen in any case
   each([&](float weight) { wanted += !(weight < kInfinite); });
   if (wanted < budget.least) wanted = budget.least;
-  const End end = end_of(each, wanted, kept, budget.mass * all);
+  const End end = end_of_mass(each, wanted, kept, budget.mass * all);
   for (int64_t i = keep(weights, to, taken, end, taken, to); i < most; ++i) to[i] = -1;
 }
 

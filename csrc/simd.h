@@ -325,15 +325,20 @@ HEADWISE_INLINE vf exp_near(vf x) {
 #endif
 }
 
-HEADWISE_INLINE bool all(vi condition) {
+// A bit for each lane where the condition holds.
+HEADWISE_INLINE uint32_t lanes(vi condition) {
 #if defined(__AVX512F__)
-  return _mm512_movepi32_mask((__m512i)condition) == 0xffff;
+  return _mm512_movepi32_mask((__m512i)condition);
 #elif defined(__AVX2__)
-  return _mm256_movemask_ps((__m256)condition) == 0xff;
+  return uint32_t(_mm256_movemask_ps((__m256)condition));
 #else
-  return (condition[0] & condition[1] & condition[2] & condition[3]) != 0;
+  uint32_t bits = 0;
+  for (int i = 0; i < W; ++i) bits |= uint32_t(condition[i] & 1) << i;
+  return bits;
 #endif
 }
+
+HEADWISE_INLINE bool all(vi condition) { return lanes(condition) == (uint32_t(1) << W) - 1; }
 
 // Cephes' tanhf: a polynomial near 0, where 1 - 2 / (e^2x + 1) would cancel.
 HEADWISE_INLINE vf tanh(vf x) {

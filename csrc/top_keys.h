@@ -12,11 +12,14 @@
 namespace headwise {
 namespace HEADWISE_ISA {
 
-// What is not above the threshold of its lane, NaN is.
-HEADWISE_INLINE bool none_above(vf score, vf threshold) { return all((vi)(score <= threshold)); }
+// what(lane) for each score above the threshold of its lane, as NaN is.
+template <class What>
+HEADWISE_INLINE void each_above(vf score, vf threshold, const What& what) {
+  uint32_t above = lanes(~(vi)(score <= threshold));
+  for (; above != 0; above &= above - 1) what(__builtin_ctz(above));
+}
 
 HEADWISE_INLINE void list_key(const TopPart& part, int64_t row, float score, int64_t place) {
-  if (score <= part.thresholds[row]) return;
   const int64_t at = row * part.room + part.counts[row]++;
   part.scores[at] = score;
   part.places[at] = int32_t(place);
@@ -81,11 +84,11 @@ int64_t top_by_rows(const TopArgs& args, const TopPart& part, int64_t first, int
       float* own = score + row * kBlock;
       for (int j = count; j < kBlock; ++j) own[j] = -kInfinity;
       const vf threshold = splat(part.thresholds[row]);
-      for (int j = 0; j < count; j += W) {
-        if (none_above(load(own + j), threshold)) continue;
-        for (int i = j; i < j + W && i < count; ++i)
-          if (args.seen(part, block + i)) list_key(part, row, own[i], block + i);
-      }
+      for (int j = 0; j < count; j += W)
+        each_above(load(own + j), threshold, [&](int lane) HEADWISE_LAMBDA {
+          const int64_t place = block + j + lane;
+          if (args.seen(part, place)) list_key(part, row, own[j + lane], place);
+        });
     }
   };
   return over_blocks(part, keys, dim, first, stop, products, list);
@@ -124,9 +127,11 @@ int64_t top_by_tiles(const TopArgs& args, const TopPart& part, int64_t first, in
       const vf threshold = load(part.thresholds + t * W);
       for (int j = 0; j < count; ++j) {
         for (int line = 0; t == 0 && line < lines; ++line) ahead.tick();
-        if (none_above(load(own + j * W), threshold) || !args.seen(part, block + j)) continue;
-        for (int64_t row = t * W; row < (t + 1) * W && row < rows; ++row)
-          list_key(part, row, own[j * W + row % W], block + j);
+        each_above(load(own + j * W), threshold, [&](int lane) HEADWISE_LAMBDA {
+          const int64_t row = t * W + lane;
+          if (row < rows && args.seen(part, block + j))
+            list_key(part, row, own[j * W + lane], block + j);
+        });
       }
     }
   };

@@ -11,9 +11,9 @@ namespace {
 
 constexpr const char* kTop = "headwise::top_keys";
 // Keys that a task reads at least, and tasks that a thread gets where there are enough of those.
-constexpr int64_t kLeastKeys = 4096, kTasksPerThread = 4;
+constexpr int64_t kLeastKeys = 4096, kTasksPerThread = 2;
 // Keys that a list has room for beside twice the largest, and bytes of the lists of a task.
-constexpr int64_t kRoom = 8 * kBlock, kMostBytes = int64_t(1) << 24;
+constexpr int64_t kRoom = 2 * kBlock, kMostBytes = int64_t(1) << 24;
 // Products of pairs of numbers for which waking one more thread pays.
 constexpr int64_t kLeastWork = int64_t(1) << 19;
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from headwise.errors import OptionError, ShapeError, UnsupportedError
-from headwise.ops import in_backward, require_tensor, top_keys
+from headwise.ops import attention, in_backward, require_tensor, top_keys
 from headwise.spec import AttentionSpec
 from headwise.spec.checks import positive_int
 
@@ -248,6 +248,20 @@ class Memory(nn.Module):
         mask = None if bool(held.all()) else held
         # a scale is above 0, so the largest q . k are the largest scores
         chosen = top_keys(query, keys, self.top, mask=mask)
+        learns = torch.is_grad_enabled() and query.requires_grad
+        if query.is_cpu and exact == torch.float32 and not learns:
+            # one operator: elsewhere, and for gradients, attention scores all keys
+            kv_heads = keys.shape[1]
+            found, lse = attention(
+                query.reshape(batch, kv_heads, -1, query.shape[3]),
+                keys,
+                self.values[:, :, :rows],
+                scale=scale,
+                softcap=softcap,
+                indices=chosen.view(batch, kv_heads, -1, chosen.shape[3]),
+                return_lse=True,
+            )
+            return found.view(batch, heads, length, -1).to(exact), lse.view(batch, heads, length)
         # whole rows are copied, not element by element as `gather` does
         first = torch.arange(batch * keys.shape[1], device=keys.device) * self.keys.shape[2]
         index = chosen.long().clamp(min=0).view(first.shape[0], -1) + first[:, None]

@@ -1,4 +1,4 @@
-// What of many scores may be among the largest: the selection itself is in select.cpp.
+// What of many scores is, or may be, among the largest: the selection itself is in select.cpp.
 #pragma once
 
 #include "simd.h"
@@ -36,6 +36,33 @@ inline int64_t at_least(const float* scores, int64_t stop, float threshold, int3
     count += !(scores[i] < threshold);
   }
   return count;
+}
+
+// The end of the `top` largest of the scores at some places (null: of all), 1 to `count`, by one
+// bit of it after another. `numbers` has room for `count` and a vector.
+inline End end_of_largest(const float* scores, const int32_t* places, int64_t count, int64_t top,
+                          uint32_t* numbers) {
+  for (int64_t i = 0; i < count; ++i)
+    numbers[i] = ordered(scores[places == nullptr ? i : places[i]]);
+  for (int64_t i = count; i % W != 0; ++i) numbers[i] = 0;
+  const auto reach = [&](uint32_t least) HEADWISE_LAMBDA {
+    vu found = vu{};
+    for (int64_t i = 0; i < count; i += W) {
+      vu some;
+      __builtin_memcpy(&some, numbers + i, sizeof some);
+      found -= (vu)(some >= least);
+    }
+    int64_t all = 0;
+    for (int lane = 0; lane < W; ++lane) all += found[lane];
+    return all;
+  };
+  uint32_t least = 0;
+  for (uint32_t bit = uint32_t(1) << 31; bit != 0; bit >>= 1) {
+    const int64_t reached = reach(least | bit);
+    if (reached >= top) least |= bit;
+    if (reached == top) break;
+  }
+  return {least, least == ~uint32_t(0) ? top : top - reach(least + 1)};
 }
 
 }  // namespace HEADWISE_ISA
