@@ -15,6 +15,8 @@ from headwise import AttentionSpec, CapacityError, ShapeError, UnsupportedError
 from headwise.caches import ContiguousCache
 from headwise.caches import contiguous as module
 from headwise.caches.contiguous import grown_capacity
+from headwise.ops.backend import torch as torch_backend
+from headwise.ops.backend.cpu_library import ready
 
 LIMIT = 64 * 2**20
 B, K, D, V = 2, 3, 5, 7
@@ -126,6 +128,61 @@ def test_an_append_that_fits_moves_nothing():
     assert (cache.first.data_ptr(), cache.second.data_ptr()) == before
     assert (cache.first[:, :, 0] == 99.0).all()
     assert torch.equal(cache.first[:, :, 1:20], held[0][:, :, 1:])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("backend", ["fastest", "torch"])
+def test_sequences_change_places_where_they_lie_unless_somebody_looks(
+    backend, threads, monkeypatch
+):
+    if backend == "torch":
+        monkeypatch.setattr(
+            module, "choose_offer", lambda *given: torch_backend.BACKEND.reorder.run
+        )
+    many = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for index in ([0, 0, 0, 0], [1, 2, 3, 0], [0, 1, 2, 3], [3, 1, 1, 2]):
+            # rows of 5 and 7 numbers, more of them than one block has
+            cache, held = ContiguousCache(), tokens(1500, batch=4)
+            cache.append(*held)
+            before = cache.first.data_ptr()
+            cache.reorder(torch.tensor(index))
+            assert cache.first.data_ptr() == before
+            assert torch.equal(cache.first, held[0][index])
+            assert torch.equal(cache.second, held[1][index])
+            view = cache.append(*tokens(1, batch=4))[1]
+            seen = view.clone()
+            cache.reorder(torch.tensor(index))
+            assert torch.equal(view, seen)
+            assert torch.equal(cache.second, seen[index])
+    finally:
+        torch.set_num_threads(many)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"index": torch.tensor([0, 2])}, "sequence 2 of 2"),
+        ({"index": torch.tensor([0, -1])}, "sequence -1 of 2"),
+        ({"index": torch.tensor([0])}, "index is not a contiguous CPU tensor of 2 int64"),
+        ({"index": torch.tensor([0, 1]).int()}, "index is not a contiguous CPU tensor"),
+        ({"length": 5}, "first does not have 2 sequences of 3 heads and at least 5 rows"),
+        ({"length": -1}, "first does not have 2 sequences"),
+        ({"second": torch.zeros(2, 2, 4, 6)}, "second does not have 2 sequences of 3 heads"),
+        ({"second": torch.zeros(2, 3, 4)}, "second is not a CPU tensor of 4 dims"),
+        ({"first": torch.zeros(2, 3, 8, 4).mT}, "first is not a CPU tensor of 4 dims"),
+    ],
+)
+def test_the_operator_checks_what_it_is_given_before_it_moves_anything(changes, message):
+    if ready():
+        pytest.skip(ready())
+    given = {"first": torch.randn(2, 3, 4, 6), "second": torch.randn(2, 3, 4, 6)}
+    given |= {"index": torch.tensor([1, 0]), "length": 4, **changes}
+    before = given["first"].clone()
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        torch.ops.headwise.reorder_(*given.values())
+    assert torch.equal(given["first"], before)
 
 
 def test_5000_tokens_one_by_one_are_moved_a_logarithmic_number_of_times():

@@ -46,7 +46,9 @@ def _unknown(backend: str | None) -> UnsupportedError:
 
 
 def choose_offer(
-    operator: Literal["project", "quantize", "pack", "unpack", "index", "choose", "top_keys"],
+    operator: Literal[
+        "project", "reorder", "quantize", "pack", "unpack", "index", "choose", "top_keys"
+    ],
     backend: str | None,
     *arguments: Any,
 ) -> Callable[..., Any]:

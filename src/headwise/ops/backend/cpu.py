@@ -136,6 +136,15 @@ def quantize(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return integers.view(*before, integers.shape[-1]), scales.view(*before, scales.shape[-1])
 
 
+def _reorders(first: Tensor, *rest: Tensor | int) -> bool:
+    return first.device.type == "cpu" and not ready()
+
+
+def reorder(first: Tensor, second: Tensor, index: Tensor, length: int) -> None:
+    """Sequence i of two buffers [B,heads,capacity,dim] becomes what index[i] was."""
+    torch.ops.headwise.reorder_.default(first, second, index.long().contiguous(), length)
+
+
 BACKEND = Backend(
     "cpu",
     available,
@@ -144,6 +153,7 @@ BACKEND = Backend(
     **cpu_step.OFFERS,
     **cpu_packed.OFFERS,
     project=Offer(project, _projects),
+    reorder=Offer(reorder, _reorders),
     quantize=Offer(quantize, _quantizes),
     index=cpu_chosen.INDEX,
     choose=cpu_chosen.CHOOSE,

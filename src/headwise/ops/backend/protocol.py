@@ -71,6 +71,7 @@ class Backend:
     mlp(x, weights, biases, gates, activation): products with an activation between them.
     layer: norms, products, rotation and residuals of a decoder layer.
     project(x, weight, up=): [B,H,S,N] by [H,N,R], or by the transpose of [H,V,R] without `up`.
+    reorder(first, second, index, length): sequences of two buffers in the places of others.
     quantize(rows, bits): integers and scales of rows, see `headwise.ops.quantize`.
     index(query, key, weights, top, causal=, mask=): see `headwise.ops.index_topk`.
     choose(call): see `headwise.ops.choose_keys`.
@@ -90,6 +91,7 @@ class Backend:
     mlp: Offer | None = None
     layer: LayerOffer | None = None
     project: Offer | None = None
+    reorder: Offer | None = None
     quantize: Offer | None = None
     pack: Offer | None = None
     unpack: Offer | None = None

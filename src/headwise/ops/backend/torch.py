@@ -123,6 +123,13 @@ def linear(
     return tuple(out.view(*x.shape[:-1], -1) for out in outs)
 
 
+def _reorder(first: Tensor, second: Tensor, index: Tensor, length: int) -> None:
+    held = [buffer[:, :, :length] for buffer in (first, second)]
+    rows = [each.index_select(0, index) for each in held]
+    for each, new in zip(held, rows, strict=True):
+        each.copy_(new)
+
+
 # Tokens up to which one after the other is faster than a chunk.
 _FEW_TOKENS = 4
 
@@ -139,6 +146,7 @@ BACKEND = Backend(
     attend,
     linear=Offer(linear, _widens),
     project=Offer(_project),
+    reorder=Offer(_reorder),
     quantize=Offer(rounding.quantize),
     pack=Offer(packed.pack),
     unpack=Offer(packed.unpack),
