@@ -21,6 +21,7 @@ from headwise.hf.packed import Packing
 from headwise.hf.parallel.attached import put_hooks, take_hooks
 from headwise.hf.parallel.ranks import SplitChoice
 from headwise.hf.report import AttachReport
+from headwise.hf.shared_prompt import SharedPrefill
 from headwise.hf.sparse import SparseLayers
 from headwise.hf.stored.generate import CheckedInputs, RememberingGenerate
 from headwise.hf.stored.identity import Identity
@@ -140,6 +141,8 @@ def put_on(
         model.register_forward_pre_hook(ForwardCache(model, choice, sparse), with_kwargs=True)
         model._prepare_model_inputs = CheckedInputs(model)
         attachment.mark(model, "_prepare_model_inputs")
+        model._prefill = SharedPrefill(model)
+        attachment.mark(model, "_prefill")
     if isinstance(choice, SplitChoice):
         put_hooks(model, choice)
     set_remembered(model, remembered)

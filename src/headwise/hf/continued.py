@@ -85,6 +85,23 @@ def _read(model: Any, parts: list[Tensor]) -> list[Tensor]:
     return logits
 
 
+def read_part(model: Any, cache: Any, ids: Tensor, begin: int, end: int) -> None:
+    """Read tokens `begin` to `end` of ids [B, L] into a cache of those before them.
+
+    Through the model itself, hooks and all, as its `generate` reads a prompt without padding.
+    """
+    options: dict[str, Any] = {CACHE: cache, "use_cache": True}
+    if model._supports_logits_to_keep():
+        options["logits_to_keep"] = 1
+    if "position_ids" in inspect.signature(type(model).forward).parameters:
+        positions = torch.arange(begin, end, device=ids.device)
+        options["position_ids"] = positions.expand(len(ids), -1)
+    inputs = model.prepare_inputs_for_generation(
+        ids[:, :end], next_sequence_length=end - begin, is_first_iteration=not begin, **options
+    )
+    model(**inputs, return_dict=True)
+
+
 def _is_plain(model: Any) -> bool:
     """Whether it is known to be so but for rotations."""
     config = model.config

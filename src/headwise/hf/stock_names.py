@@ -136,6 +136,7 @@ ASKED: Mapping[str, Mapping[str, str]] = {
         "set_attn_implementation": "our name, given to a model's parts",
     },
     "transformers.generation.GenerationMixin": {
+        "_prefill": "replaced by `attach`, so that sequences of one prompt share what is read",
         "_prepare_cache_for_generation": "replaced by `attach`, so that `generate` takes our cache",
         "_prepare_position_ids_for_generation": "the positions of a single step",
         "_supports_default_dynamic_cache": "whether a family without a reader makes a DynamicCache",

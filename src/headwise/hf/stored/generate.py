@@ -9,9 +9,9 @@ from torch import Tensor
 
 from headwise.errors import ShapeError
 from headwise.hf.cache_hooks import REQUEST
+from headwise.hf.continued import read_part
 from headwise.hf.module_hook import ModuleHook
 from headwise.hf.own_cache import CACHE_ARGUMENTS, OwnCache
-from headwise.hf.stock_names import CACHE
 from headwise.hf.stored.remembered import Remembered, has_fixed, points_of
 
 # The ways of generating that begin with a pass over what the cache does not hold.
@@ -115,16 +115,8 @@ def _read_ahead(
     model: Any, cache: OwnCache, ids: Tensor, begin: int, remembered: Remembered
 ) -> None:
     """Read a prompt up to its last token, in parts after which what layers keep is stored."""
-    options = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
     for end in points_of(begin, ids.shape[1] - 1):
-        positions = torch.arange(begin, end, device=ids.device).expand(len(ids), -1)
-        inputs = model.prepare_inputs_for_generation(
-            ids[:, :end],
-            next_sequence_length=end - begin,
-            is_first_iteration=not begin,
-            **{CACHE: cache, "use_cache": True, "position_ids": positions, **options},
-        )
-        model(**inputs, return_dict=True)
+        read_part(model, cache, ids, begin, end)
         remembered.keep(model, cache)
         begin = end
 
