@@ -148,6 +148,30 @@ def test_a_full_disk_is_told_in_one_line_and_the_cache_goes_on(
     assert torch.equal(given, expected)
 
 
+def test_a_disk_is_full_when_it_is_and_not_when_what_is_taken_ahead_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, text, taken = make("llama-gqa"), long_text(400), list[int]()
+    headwise.attach(model, cache=f"disk:{tmp_path}", sparse="all")
+    page = 64 * 2 * 2 * 8 * 4  # tokens, keys and values, heads, their size, bytes
+    real = os.posix_fallocate
+
+    def small(file: int, offset: int, size: int) -> None:
+        if offset + size > 7 * page:
+            raise OSError(28, "No space left on device")
+        taken.append(offset + size)
+        real(file, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", small)
+    with torch.no_grad():
+        held = model(text[:, :300], use_cache=True).cache  # 5 pages, which would be doubled
+        given = [model(text[:, at : at + 1], cache=held).logits for at in range(300, 400)]
+        assert max(taken) == 7 * page
+        headwise.attach(model)
+        expected = _logits(model, text, (300, *[1] * 100))[:, 300:]
+        assert torch.equal(torch.cat(given, dim=1), expected)
+
+
 @pytest.mark.parametrize("before", [0, 50])
 def test_a_disk_that_is_full_at_a_later_layer_spoils_the_cache(
     before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -165,7 +189,7 @@ def test_a_disk_that_is_full_at_a_later_layer_spoils_the_cache(
         held: Any = use_own_layers(DynamicCache(config=model.config), model._headwise.choice)
         if before:
             model(text[:, :before], cache=held)
-        left[:] = [0, 1]  # the second layer has no room
+        left[:] = [0, 0, 1]  # the second layer has no room, not even for what it must have
         monkeypatch.setattr(os, "posix_fallocate", nearly_full)
         with pytest.raises(headwise.CapacityError, match=r"need .* more, and .* are free"):
             model(text[:, before:], cache=held)

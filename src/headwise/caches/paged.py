@@ -378,8 +378,8 @@ class PagedCache(Cache):
             wanted = most if self._pools is None else min(wanted, most)
         # normal tensors even under inference mode, so that appends go on working outside it
         with torch.inference_mode(False), torch.no_grad():
-            self._pools = pools.grown(wanted, held)
-        pages.add(wanted - held)
+            self._pools = pools.to_fit(wanted, held, wanted if self.capacity else held + missing)
+        pages.add(self._pools.tensors[0].shape[1] - held)
         self._pages = pages
 
 

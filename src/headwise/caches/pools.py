@@ -61,6 +61,19 @@ class Pools:
             new[:, :held].copy_(old[:, :held])
         return Pools(fresh)
 
+    def to_fit(self, pages: int, held: int, least: int) -> "Pools":
+        """As `grown`, and where there is no room for as many, with `least` pages.
+
+        Raises:
+            CapacityError: as `grown` with `least`.
+        """
+        try:
+            return self.grown(pages, held)
+        except CapacityError:
+            if least == pages:
+                raise
+        return self.grown(least, held)
+
     def first(self, pages: int) -> "Pools":
         """Copies of the first pages, in memory of their own."""
         return Pools(
