@@ -34,7 +34,8 @@ from sparse_work import Work
 from torch import Tensor
 
 import headwise
-from headwise.hf.stock_names import CACHE
+from headwise.hf import use_own_layers
+from headwise.hf.stock_names import CACHE, DynamicCache
 
 METHODS = ("dense", "ours", *RIVALS)
 TASKS = ("single", "several", "chain", "common", "code")
@@ -117,6 +118,16 @@ def chosen_by(layers: Layers) -> Iterator[None]:
         yield
 
 
+def in_one_piece(cache: Any, model: Any) -> Any:
+    """A loaded cache without its pages, of which a rival would gather all keys at every call."""
+    held = model._headwise
+    whole = use_own_layers(DynamicCache(config=model.config), held.choice, held.sparse)
+    for index, layer in enumerate(cache.layers):
+        rows = layer.cache.rows(0, 0, layer.cache.length)
+        whole.update(*(each.unsqueeze(0) for each in rows), index)
+    return whole
+
+
 @contextmanager
 def method_on(model: Any, method: str, file: Path, tokens: list[int]) -> Iterator[Any]:
     """The cache of a context, while the method chooses."""
@@ -131,7 +142,7 @@ def method_on(model: Any, method: str, file: Path, tokens: list[int]) -> Iterato
             read(model, tokens[LEARNED_FROM:LEARNED_TO], cache, AT_ONCE)
             layers.learned()
             cache = headwise.load_cache(file, model)
-        yield cache
+        yield in_one_piece(cache, model)
 
 
 class Run:

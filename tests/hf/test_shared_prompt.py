@@ -88,6 +88,7 @@ AS_STOCK: dict[str, Callable[[Any], dict[str, Any]]] = {
         "output_hidden_states": True,
         "return_dict_in_generate": True,
     },
+    "positions": lambda model: {"position_ids": 2 * torch.arange(47).expand(2, -1)},
     "chunks": lambda model: {"prefill_chunk_size": 20},
     "a static cache": lambda model: {"cache_implementation": "static"},
     "no cache": lambda model: {"use_cache": False},

@@ -251,6 +251,28 @@ def test_a_hidden_row_of_nan_reaches_nothing() -> None:
     assert bool(out.isfinite().all() and x.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "queries"), [(12, 1), (12, 9), (400, 1), (400, 9)])
+def test_what_is_read_does_not_depend_on_whether_anything_is_learnt(
+    rows: int, queries: int, dtype: torch.dtype
+) -> None:
+    memory = Memory(size=rows, top=8)
+    memory.serve(GQA)
+    key, value = torch.randn(2, 2, GQA.kv_heads, rows, GQA.head_dim, dtype=dtype)
+    seen = torch.rand(2, rows) > 0.2
+    # neither what is hidden nor the values of what is not found
+    key[~seen[:, None].expand_as(key[..., 0])] = torch.nan
+    value[:, :, rows // 2] = torch.nan
+    key[:, :, rows // 2] = 0
+    memory.remember(key, value, seen)
+    x = torch.randn(2, queries, GQA.heads, GQA.head_dim, dtype=dtype).transpose(1, 2)
+    given = memory._read(x, value, 0.5, 3.0)
+    learning = memory._read(x.clone().requires_grad_(), value, 0.5, 3.0)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for one, other in zip(given, learning, strict=True):
+        torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance, equal_nan=True)
+
+
 def test_rows_that_wait_are_cleared_too() -> None:
     spec = replace(GQA, window=6)
     layer, caches = build(spec, Memory()), [ContiguousCache(), ContiguousCache()]

@@ -49,5 +49,8 @@ def _may_share(
     others = {name for name, value in given.items() if value is not None} - _PLAIN
     if asked or others - {"attention_mask"} or model.training or torch.is_grad_enabled():
         return False
+    at = given.get("position_ids")
+    if at is not None and not torch.equal(at, torch.arange(at.shape[-1]).to(at).expand_as(at)):
+        return False
     same = ids.unflatten(0, (-1, repeats))
     return bool((same == same[:, :1]).all()) and reads_in_chunks(model) and touched(model) is None

@@ -248,10 +248,10 @@ class Memory(nn.Module):
         mask = None if bool(held.all()) else held
         # a scale is above 0, so the largest q . k are the largest scores
         chosen = top_keys(query, keys, self.top, mask=mask)
-        learns = torch.is_grad_enabled() and query.requires_grad
-        if query.is_cpu and exact == torch.float32 and not learns:
+        learns, kv_heads = torch.is_grad_enabled() and query.requires_grad, keys.shape[1]
+        few = 4 * (self.top + heads // kv_heads * length) < rows
+        if query.is_cpu and exact == torch.float32 and few and not learns:
             # one operator: elsewhere, and for gradients, attention scores all keys
-            kv_heads = keys.shape[1]
             found, lse = attention(
                 query.reshape(batch, kv_heads, -1, query.shape[3]),
                 keys,
