@@ -3,6 +3,7 @@
 import copy
 import gc
 import os
+import pickle
 import random
 import re
 import signal
@@ -195,12 +196,100 @@ def test_a_disk_that_is_full_at_a_later_layer_spoils_the_cache(
             model(text[:, before:], cache=held)
         monkeypatch.undo()
         # the first layer holds what the others do not
-        with pytest.raises(headwise.CapacityError, match=r"no room for .* make a new one"):
+        with pytest.raises(headwise.CapacityError, match=r"failed after .* make a new one"):
             model(text[:, before:], cache=held)
         held.reset()
         given = model(text, cache=held).logits
         headwise.attach(model)
         assert torch.equal(given, model(text).logits)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "kimi_linear"])
+def test_a_folder_that_is_gone_and_a_state_that_has_read_are_no_way_round(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, text, folder = make(family), long_text(400), tmp_path / "cache"
+    headwise.attach(model, cache=f"disk:{folder}", sparse="all")
+    with torch.no_grad():
+        held = model(text[:, :50], use_cache=True).cache
+        folder.rmdir()
+
+        def full(*arguments: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(headwise.CapacityError, match=r"need .* more, and .* are free"):
+            model(text[:, 50:], cache=held)
+        monkeypatch.undo()
+        if family == "kimi_linear":  # layers before it have a state
+            with pytest.raises(headwise.CapacityError, match=r"failed after .* make a new one"):
+                model(text[:, 50:], cache=held)
+            return
+        given = model(text[:, 50:], cache=held).logits
+        headwise.attach(model)
+        assert torch.equal(given, _logits(model, text, (50, 350))[:, 50:])
+
+
+def test_a_sketch_without_room_spoils_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, text = make("llama-gqa"), long_text(150)
+    headwise.attach(model, cache="paged", sparse="topk:24,sinks=2,recent=4,dense=0")
+    with torch.no_grad():
+        held = model(text[:, :-1], use_cache=True).cache
+        monkeypatch.setattr(type(held.layers[1].sketch), "means", None)
+        with pytest.raises(TypeError):
+            model(text[:, -1:], cache=held)
+        monkeypatch.undo()
+        with pytest.raises(headwise.CapacityError, match=r"failed after .* make a new one"):
+            model(text[:, -1:], cache=held)
+
+
+def test_a_fork_does_not_write_into_the_rows_of_its_parent(tmp_path: Path) -> None:
+    cache, row = DiskCache(tmp_path), torch.ones(1, 2, 70, 16)
+    cache.append(row, row)
+    process = os.fork()
+    if not process:
+        status = 1
+        try:
+            cache.crop(60)
+            cache.append(0 * row, 0 * row)
+        except headwise.UnsupportedError as error:
+            status = 0 if "the process that made it alone" in str(error) else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(process, 0)[1] == 0
+    assert bool((cache.rows(0, 0, 70)[0] == 1).all())
+    cache.append(row, row)
+
+
+def test_a_view_can_be_copied_and_pickled(tmp_path: Path) -> None:
+    cache, rows = DiskCache(tmp_path), torch.randn(2, 1, 2, 70, 16)
+    empty = cache.append(*rows[..., :0, :])
+    kv = cache.append(*rows)
+    for twin in (copy.deepcopy(kv), pickle.loads(pickle.dumps(kv))):
+        assert all(map(torch.equal, twin.dense(torch.float32), kv.dense(torch.float32)))
+    assert pickle.loads(pickle.dumps(empty)).shape == empty.shape
+
+
+def test_pages_of_one_row_hold_tokens_of_two_dtypes(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, page_size=1)
+    key, value = torch.randn(1, 3, 9, 5).half(), torch.randn(1, 3, 9, 3)
+    cache.append(key, value)
+    assert all(map(torch.equal, cache.rows(0, 0, 9), (key[0], value[0])))
+
+
+def test_saving_and_copying_keep_to_the_limit(tmp_path: Path) -> None:
+    model, text = make("llama-gqa", max_position_embeddings=9000), long_text(6000)
+    headwise.attach(model, cache=f"disk:{tmp_path}", cache_limit="1.2MB", sparse="all")
+    with torch.no_grad():
+        held = model(text[:, :5990], use_cache=True).cache
+        held.save(tmp_path / "kept.safetensors")
+        assert resident_bytes(tmp_path) <= 1_200_000
+        twin = copy.deepcopy(held)
+        assert resident_bytes(tmp_path) <= 1_200_000
+        model(text[:, 5990:], cache=twin)
+        assert resident_bytes(tmp_path) <= 1_200_000
 
 
 def test_a_file_that_the_system_does_not_let_grow(tmp_path: Path) -> None:

@@ -82,6 +82,36 @@ def replaced(model: Any) -> dict[str, Any]:
     return {}
 
 
+def open_both_ways(model: Any) -> dict[str, Any]:
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+    return {}
+
+
+def prepared(model: Any) -> dict[str, Any]:
+    stock = model.prepare_inputs_for_generation
+    model.prepare_inputs_for_generation = lambda *args, **given: stock(*args, **given)
+    return {}
+
+
+def rounded(model: Any) -> dict[str, Any]:
+    from torch.ao.nn.quantized.dynamic import Linear
+
+    class Alike(Linear):  # what rounds by all tokens of a call, on any machine
+        def __init__(self, weight: torch.Tensor) -> None:
+            torch.nn.Module.__init__(self)
+            self.own = torch.nn.Parameter(weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scale = x.abs().amax() / 15
+            return (x / scale).round() * scale @ self.own.mT
+
+    Alike.__module__ = Linear.__module__
+    for layer in model.model.layers:
+        layer.mlp.down_proj = Alike(layer.mlp.down_proj.weight.detach())
+    return {}
+
+
 AS_STOCK: dict[str, Callable[[Any], dict[str, Any]]] = {
     "padding": lambda model: {"attention_mask": PADDED},
     "hidden states": lambda model: {
@@ -97,6 +127,9 @@ AS_STOCK: dict[str, Callable[[Any], dict[str, Any]]] = {
     "one sequence each": lambda model: {"num_beams": 1},
     "a hook": hooked,
     "another forward": replaced,
+    "attention to both sides": open_both_ways,
+    "inputs of the caller's": prepared,
+    "modules that round by the call": rounded,
 }
 
 
@@ -117,6 +150,23 @@ def test_what_may_differ_is_read_as_stock_reads_it(name: str, read: list[Any]) -
         tokens, expected = tokens.sequences, expected.sequences
     assert torch.equal(tokens, expected)
     assert not read
+
+
+@pytest.mark.parametrize("name", ["_prefill", "_prepare_model_inputs"])
+def test_a_method_of_somebodys_own_stays(name: str, read: list[Any]) -> None:
+    model, calls = make("llama-gqa"), list[int]()
+    stock = getattr(model, name)
+
+    def own(*args: Any, **given: Any) -> Any:
+        calls.append(1)
+        return stock(*args, **given)
+
+    setattr(model, name, own)
+    headwise.attach(model)
+    generate(model, num_beams=3)
+    headwise.detach(model)
+    assert (len(calls), vars(model)[name]) == (1, own)
+    assert bool(read) == (name != "_prefill")
 
 
 def test_states_and_choices_among_keys_read_as_stock_does(read: list[Any]) -> None:

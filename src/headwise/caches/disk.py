@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from headwise.base.files import reason
 from headwise.caches.disk_pools import DiskPools
 from headwise.caches.paged import PagedCache
 from headwise.caches.pages import Step
@@ -58,7 +59,7 @@ class DiskCache(PagedCache):
         self, batch: int, heads: int, count: int, like: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """As `PagedCache.room`; None while rows come from the disk: they are asked for early."""
-        if self._resident.reads_ahead:
+        if self._resident.reads_ahead or self._is_of_another_process():
             return None
         room = super().room(batch, heads, count, like)
         try:
@@ -96,7 +97,23 @@ class DiskCache(PagedCache):
         sketch = heads * row_bytes(first.shape[3], 4) if self.sketched else 0
         self._resident.enter(self, tokens * rows, tokens * sketch)
 
+    def rows(self, sequence: int, begin: int, end: int) -> tuple[Tensor, ...]:
+        """As `PagedCache.rows`; what is read counts."""
+        assert self._pools is not None
+        first, second = (pool.transpose(0, 1) for pool in self._pools.tensors)
+        self._enter(first, second, self._pages.used)
+        return super().rows(sequence, begin, end)
+
+    def _is_of_another_process(self) -> bool:
+        """Whether a fork made this a copy of a cache whose file the first process goes on with."""
+        return isinstance(self._pools, DiskPools) and self._pools.file.process != os.getpid()
+
     def _make_room(self, step: Step, tokens: tuple[Tensor, ...]) -> None:
+        if self._is_of_another_process():
+            raise UnsupportedError(
+                "a cache on disk is written by the process that made it alone: make a new one "
+                "after a fork"
+            )
         self._enter(tokens[0], tokens[1], self._pages.used + step.pages)
         super()._make_room(step, tokens)
 
@@ -113,13 +130,15 @@ def check_folder(folder: str) -> Path:
     """
     if not hasattr(os, "posix_fallocate") or not hasattr(os, "posix_fadvise"):
         raise UnsupportedError("a cache on disk needs Linux: take another cache")
-    path = Path(folder).expanduser()
     try:
+        path = Path(folder).expanduser().absolute()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError("it is not writable")
-    except OSError as error:
-        raise OptionError(f"cache is 'disk:{folder}': {error.strerror or error}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise OptionError(
+            f"cache is {f'disk:{folder}'!r}: {reason(error)}, expected a folder that takes files"
+        ) from error
     return path
 
 

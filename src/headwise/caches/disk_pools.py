@@ -18,8 +18,10 @@ from headwise.caches.holders import alias, others_hold
 from headwise.caches.pools import Pools
 from headwise.errors import CapacityError, UnsupportedError
 
-# Address space of a file, to which it may grow; it costs nothing.
-_MOST = 1 << 40
+# Address space of a file, to which it may grow: a process has some 2,000 times as much.
+_MOST = 1 << 36
+# The rows of a pool begin in a page at a multiple of so many bytes.
+_LINE = 64
 
 
 class PageFile:
@@ -37,7 +39,7 @@ class PageFile:
     def __init__(self, folder: Path) -> None:
         import resource  # which Windows does not have
 
-        self.folder, self.size = folder, 0
+        self.folder, self.size, self.process = folder, 0, os.getpid()
         try:
             with tempfile.TemporaryFile(dir=folder) as stream:
                 self._file = os.dup(stream.fileno())
@@ -68,7 +70,8 @@ class PageFile:
             os.posix_fallocate(self._file, self.size, more)
         except OSError as error:
             os.ftruncate(self._file, self.size)
-            free = shutil.disk_usage(self.folder).free
+            disk = os.fstatvfs(self._file)  # the folder may be gone
+            free = disk.f_bavail * disk.f_frsize
             raise CapacityError(
                 f"a layer's rows in {self.folder} need {more:,} bytes more, and {free:,} are free: "
                 f"{reason(error)}"
@@ -105,15 +108,17 @@ class DiskPools(Pools):
                     f"a cache on disk takes tokens on the CPU, and these are on {own.device}: "
                     "take another cache"
                 )
-        file = PageFile(folder)
-        storage = torch.frombuffer(file.memory, dtype=torch.uint8).untyped_storage()
-        lines = [(own.shape[1], page_size, own.shape[3], own.element_size()) for own in tokens]
-        page = sum(heads * size * dim * item for heads, size, dim, item in lines)
+        file, storage = PageFile(folder), torch.empty(0).untyped_storage()
+        # the rows of each begin where its numbers may
+        parts = [own.shape[1] * page_size * own.shape[3] * own.element_size() for own in tokens]
+        parts = [-(-size // _LINE) * _LINE for size in parts]
         tensors, begin = [], 0
-        for own, (heads, size, dim, item) in zip(tokens, lines, strict=True):
-            strides = size * dim, page // item, dim, 1
-            tensors.append(_over(storage, own.dtype, begin // item, (heads, 0, size, dim), strides))
-            begin += heads * size * dim * item
+        for own, size in zip(tokens, parts, strict=True):
+            heads, dim, item = own.shape[1], own.shape[3], own.element_size()
+            strides = page_size * dim, sum(parts) // item, dim, 1
+            shape = heads, 0, page_size, dim
+            tensors.append(_over(storage, own.dtype, begin // item, shape, strides))
+            begin += size
         return cls(file, tensors)
 
     @classmethod
@@ -127,6 +132,7 @@ class DiskPools(Pools):
         pools = cls.make(folder, like, rows[0].shape[2]).grown(pages, 0)
         for new, old in zip(pools.tensors, rows, strict=True):
             new[:, : old.shape[1]].copy_(old)
+        pools.file.let_go()  # who reads them counts them
         return pools
 
     def __copy__(self) -> "DiskPools":
@@ -146,8 +152,8 @@ class DiskPools(Pools):
 
     @property
     def bytes_per_page(self) -> int:
-        """Of all of them."""
-        return self.bytes_per_token * self.tensors[0].shape[2]
+        """Of all of them, in the file."""
+        return self.tensors[0].stride(1) * self.tensors[0].element_size()
 
     def to(self, device: torch.device | str) -> "DiskPools":
         """The same, which are on the CPU.
@@ -166,18 +172,32 @@ class DiskPools(Pools):
             CapacityError: the disk has no room for them.
         """
         if self.viewed:
-            return self.holding(self.file.folder, [pool[:, :held] for pool in self.tensors], pages)
-        self.file.grow(pages * self.bytes_per_page)
+            return self._moved(pages, held)
+        size = pages * self.bytes_per_page
+        self.file.grow(size)
+        # of the file's size, not of the address space: a view that is saved takes its storage along
+        storage = torch.empty(0).untyped_storage()
+        if size > 0:
+            storage = torch.frombuffer(
+                self.file.memory, dtype=torch.uint8, count=size
+            ).untyped_storage()
         tensors = []
         for pool in self.tensors:
             shape = len(pool), pages, *pool.shape[2:]
             begin = int(pool.storage_offset())
-            tensors.append(_over(pool.untyped_storage(), pool.dtype, begin, shape, pool.stride()))
+            tensors.append(_over(storage, pool.dtype, begin, shape, pool.stride()))
         return DiskPools(self.file, tensors)
 
     def first(self, pages: int) -> "DiskPools":
         """Copies of the first pages, in a file of their own."""
-        return self.holding(self.file.folder, [pool[:, :pages] for pool in self.tensors], pages)
+        return self._moved(pages, pages)
+
+    def _moved(self, pages: int, held: int) -> "DiskPools":
+        rows = [pool[:, :held] for pool in self.tensors]
+        try:
+            return self.holding(self.file.folder, rows, pages)
+        finally:
+            self.file.let_go()
 
     def read_ahead(self, pages: Sequence[int]) -> None:
         """Have the system read these pages, in ascending order, without waiting for them."""

@@ -1,5 +1,6 @@
 """How much of what lies in files is in memory: what the caches of one model share."""
 
+from threading import Lock
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -32,6 +33,7 @@ class Resident:
         self._rows = WeakKeyDictionary[Mapped, int]()  # bytes, in the order in which they came
         self._sketches = WeakKeyDictionary[Mapped, int]()
         self._faults, self._cold = _major_faults(), 0
+        self._lock = Lock()  # two generations may run at once
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Resident":
         return self  # copies of a cache are in the same memory
@@ -62,17 +64,21 @@ class Resident:
         self._faults = faults
         if self.limit is None:
             return
+        with self._lock:
+            self._count(cache, rows, sketch, self.limit)
+
+    def _count(self, cache: Mapped, rows: int, sketch: int, limit: int) -> None:
         sketches = sum(self._sketches.values()) - self._sketches.get(cache, 0) + sketch
-        if sketches + rows > self.limit:
+        if sketches + rows > limit:
             raise CapacityError(
-                f"cache_limit is {self.limit:,} bytes, and sketches of {sketches:,} with a layer's "
+                f"cache_limit is {limit:,} bytes, and sketches of {sketches:,} with a layer's "
                 f"rows of {rows:,} do not fit: expected at least {sketches + rows:,}"
             )
         self._sketches[cache] = sketch
         self._rows[cache] = rows
         taken = sketches + sum(self._rows.values())
         for other in reversed(list(self._rows)):
-            if taken <= self.limit:
+            if taken <= limit:
                 break
             if other is not cache:
                 other.let_go()

@@ -139,10 +139,10 @@ def put_on(
     if coverage.grows_cache:
         model._prepare_cache_for_generation = PrepareCache(model, choice, sparse)
         model.register_forward_pre_hook(ForwardCache(model, choice, sparse), with_kwargs=True)
-        model._prepare_model_inputs = CheckedInputs(model)
-        attachment.mark(model, "_prepare_model_inputs")
-        model._prefill = SharedPrefill(model)
-        attachment.mark(model, "_prefill")
+        for name, hook in (("_prepare_model_inputs", CheckedInputs), ("_prefill", SharedPrefill)):
+            if name not in model.__dict__:  # else it is somebody's own
+                setattr(model, name, hook(model))
+                attachment.mark(model, name)
     if isinstance(choice, SplitChoice):
         put_hooks(model, choice)
     set_remembered(model, remembered)

@@ -16,7 +16,7 @@ from headwise.caches import (
     WindowCache,
 )
 from headwise.caches.sketch import held_rows
-from headwise.errors import CapacityError, ShapeError, UnsupportedError
+from headwise.errors import ShapeError, UnsupportedError
 from headwise.hf.cached_rows import CachedRows, SparseKV, WindowKV, rows_of
 from headwise.hf.sparse import MOST_QUERIES
 from headwise.hf.stock_names import (
@@ -40,7 +40,7 @@ class OwnLayer(CacheLayerMixin):
     is_croppable = True
     cache: Any
     sparse: SparseChoice | None = None  # how queries of few tokens choose their keys
-    failed = False  # whether there was no room for tokens that layers before it may hold
+    failed = False  # whether it did not take tokens that layers before it may hold
     sketch: Sketch
 
     def __init__(self, cache: Any) -> None:
@@ -95,10 +95,13 @@ class OwnLayer(CacheLayerMixin):
             return self.update(key_states, value_states, *args, **kwargs)
         self.device = key_states.device
         try:
-            views = self._append(key_states, value_states)
-        except CapacityError:
+            return self._updated(key_states, value_states)
+        except Exception:
             self.failed = True
             raise
+
+    def _updated(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        views = self._append(key_states, value_states)
         if self.sparse is None or not self.chooses(key_states.shape[2], self.cache.length):
             self.cache.read_ahead()
             return views

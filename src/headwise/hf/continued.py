@@ -111,6 +111,8 @@ def _is_plain(model: Any) -> bool:
     text_alone = config.get_text_config(decoder=True) is config and not config.is_encoder_decoder
     if not (known and text_alone) or model._is_stateful:
         return False
+    if any(module.__dict__.get("is_causal") is False for module in model.modules()):
+        return False
     try:
         layers = ModelSpec.from_config(config).layers
     except SpecError:

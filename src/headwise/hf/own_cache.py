@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headwise.base.files import FAULTS, reason
 from headwise.errors import CapacityError, UnsupportedError
-from headwise.hf.stock_names import DynamicCache
+from headwise.hf.stock_names import DynamicCache, LinearAttentionLayer
 
 # What models call their cache: since Transformers 5.24; before, and until 5.40.
 CACHE_ARGUMENTS = ("cache", "past_key_values")
@@ -208,23 +208,26 @@ class OwnCache(DynamicCache):
         self.read = TokensRead()
 
     def check_whole(self) -> None:
-        """Refuse a cache some of whose layers hold what others had no room for.
+        """Refuse a cache some of whose layers have read what others failed to hold.
 
         Raises:
-            CapacityError: it is one.
+            CapacityError: it is one, or may be.
         """
         failed = [layer for layer in self.layers if getattr(layer, "failed", False)]
         if not failed:
             return
-        lengths = {layer.get_seq_length() for layer in self.layers}
+        states = any(isinstance(layer, LinearAttentionLayer) for layer in self.layers)
+        lengths = set[int]()
+        if not states:  # they do not tell what they have read
+            lengths = {layer.get_seq_length() for layer in self.layers}
         if len(lengths) == 1:  # it was the first layer: nothing was read
             self.read.crop(lengths.pop() - self.read.length)
             for layer in failed:
                 layer.failed = False
         else:
             raise CapacityError(
-                "the cache had no room for the tokens of an earlier call, which some of its layers "
-                "hold: make a new one"
+                "an earlier call failed after some layers of the cache had read its tokens, as "
+                "where one had no room for them: make a new one"
             )
 
     def save(self, path: str | Path) -> None:

@@ -47,7 +47,8 @@ def _may_share(
         return False
     asked = config.output_hidden_states or config.output_attentions or config.prefill_chunk_size
     others = {name for name, value in given.items() if value is not None} - _PLAIN
-    if asked or others - {"attention_mask"} or model.training or torch.is_grad_enabled():
+    own = "prepare_inputs_for_generation" in model.__dict__
+    if asked or own or others - {"attention_mask"} or model.training or torch.is_grad_enabled():
         return False
     at = given.get("position_ids")
     if at is not None and not torch.equal(at, torch.arange(at.shape[-1]).to(at).expand_as(at)):

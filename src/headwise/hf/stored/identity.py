@@ -155,6 +155,8 @@ def _touched(module: nn.Module) -> str | None:
 @cache
 def _foreign(kind: Any, forward: Any) -> str | None:
     """What of a class or its forward was not written in one of the libraries."""
+    if kind.__module__.startswith("torch.ao."):
+        return "may round by all tokens of a call"
     if not kind.__module__.startswith((*_KNOWN, "peft.")):
         return f"is a module of {kind.__module__}, and what it does is not known"
     code = getattr(inspect.unwrap(forward), "__code__", None)
