@@ -96,7 +96,7 @@ class OwnLayer(CacheLayerMixin):
         self.device = key_states.device
         try:
             return self._updated(key_states, value_states)
-        except Exception:
+        except Exception:  # whatever it is: layers before this one have read the tokens
             self.failed = True
             raise
 
